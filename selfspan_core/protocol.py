@@ -10,10 +10,9 @@ alike; it knows token ids only and asks the tracker who sees what. No torch here
 Source: "Self-Selected Attention Span", arXiv 2404.09336, section 3.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from selfspan_core.intervals import Interval
+from selfspan_core.intervals import Interval, merge
 
 NUM_ANCHORS = 256
 REF, GO, RES, END = "<|ref|>", "<|go|>", "<|res|>", "<|end|>"
@@ -101,6 +100,15 @@ class PromptLayout:
     segments: dict[int, Interval]
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive queries, from `first` up to the next run's, that see `context` and `[own_start, themselves]`."""
+
+    first: int
+    context: tuple[Interval, ...]
+    own_start: int
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A laid-out example.
@@ -109,13 +117,23 @@ class Rendered:
         ids: all token ids, the prompt first.
         prompt: where the prompt's pieces lie.
         loss_mask: 1 where a token is to be learned (as a prediction target), 0 on the prompt.
-        visibility: for every position, the intervals that its query may see (itself included).
+        runs: who sees what, one entry wherever it changes; the first starts at position 0.
     """
 
     ids: list[int]
     prompt: PromptLayout
     loss_mask: list[int]
-    visibility: list[tuple[Interval, ...]]
+    runs: list[Run]
+
+    @property
+    def visibility(self) -> list[tuple[Interval, ...]]:
+        """For every position, the intervals that its query sees: sorted, disjoint, itself included."""
+        ends = [run.first for run in self.runs[1:]] + [len(self.ids)]
+        return [
+            merge([*run.context, (run.own_start, query + 1)])
+            for run, end in zip(self.runs, ends, strict=True)
+            for query in range(run.first, end)
+        ]
 
 
 def layout(example: Example) -> tuple[list[int], PromptLayout]:
@@ -143,34 +161,34 @@ def step_ids(step: Step, markers: Markers) -> list[int]:
     return [*header, *step.work, markers.res, *step.result, markers.end]
 
 
-def render(example: Example, markers: Markers, with_visibility: bool = True) -> Rendered:
+def render(example: Example, markers: Markers) -> Rendered:
     """Lay out an example: the prompt alone for serving, prompt, steps and `<eos>` for training.
 
     Raises:
         ValueError: two segments share a name, or a step's ids are not well formed (reads an unknown name, takes a
             name that is taken, exceeds a bound): training data must never teach malformed steps.
     """
+    # The tracker is the one authority on visibility; it needs Markers and PromptLayout from this module.
     from selfspan_core.tracker import Tracker
 
     ids, prompt = layout(example)
-    visibility: list[tuple[Interval, ...]] = []
-    if with_visibility:
-        visibility = [((0, p + 1),) for p in range(len(ids))]
+    runs = [Run(0, (), 0)]
     if example.steps:
         tracker = Tracker(markers, prompt)
         for step in example.steps:
-            new_ids = step_ids(step, markers)
-            for token in new_ids:
+            for token in step_ids(step, markers):
                 state = tracker.push(token)
-                if with_visibility:
-                    visibility.append(state.visible)
-            ids += new_ids
-            if tracker.num_malformed:
-                raise ValueError(f"malformed step in an example: {tracker.problem}")
+                last = runs[-1]
+                if state.own_start != last.own_start or state.context is not last.context:
+                    runs.append(Run(state.position, state.context, state.own_start))
+                ids.append(token)
+        if tracker.num_malformed:
+            raise ValueError(f"malformed step in an example: {tracker.problem}")
+        if runs[-1].own_start:
+            runs.append(Run(len(ids), (), 0))
         ids.append(markers.eos)
-        visibility += [((0, len(ids)),)] if with_visibility else []
     loss_mask = [0] * prompt.num_tokens + [1] * (len(ids) - prompt.num_tokens)
-    return Rendered(ids, prompt, loss_mask, visibility)
+    return Rendered(ids, prompt, loss_mask, runs)
 
 
 def render_plain(example: Example, markers: Markers, separator: tuple[int, ...]) -> Rendered:
@@ -182,19 +200,4 @@ def render_plain(example: Example, markers: Markers, separator: tuple[int, ...])
     if example.steps:
         ids.append(markers.eos)
     loss_mask = [0] * prompt.num_tokens + [1] * (len(ids) - prompt.num_tokens)
-    return Rendered(ids, prompt, loss_mask, [((0, p + 1),) for p in range(len(ids))])
-
-
-def as_bounds(visibility: Sequence[tuple[Interval, ...]], max_intervals: int) -> list[list[int]]:
-    """Flatten visibility to `max_intervals` (start, end) pairs per query, padded with empty (0, 0) pairs.
-
-    Raises:
-        ValueError: a query sees more intervals than fit.
-    """
-    rows = []
-    for query, intervals in enumerate(visibility):
-        if len(intervals) > max_intervals:
-            raise ValueError(f"query {query} sees {len(intervals)} intervals, more than {max_intervals}")
-        flat = [bound for interval in intervals for bound in interval]
-        rows.append(flat + [0] * (2 * max_intervals - len(flat)))
-    return rows
+    return Rendered(ids, prompt, loss_mask, [Run(0, (), 0)])

@@ -15,6 +15,7 @@ has a length bound: past it a header or body is broken, and a broken step is clo
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from selfspan_core.intervals import Interval, merge
 from selfspan_core.protocol import Markers, PromptLayout
@@ -33,8 +34,7 @@ class Phase(Enum):
     DONE = "done"
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What the tracker knows after one id.
 
     Attributes:
