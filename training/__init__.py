@@ -1,0 +1,1 @@
+"""Tokenizer, base model, adapters and evaluation: everything that makes what `assets/` holds."""

@@ -1,0 +1,75 @@
+"""YAML into dataclasses, strictly: an unknown or mistyped key is an error that names it."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names file, key and what is expected."""
+
+
+def load_config(path: str | Path, kind: type[T]) -> T:
+    """Read a YAML file into the dataclass `kind`.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, or a key is unknown, missing or of the wrong type.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    return build(data, kind, where=str(path))
+
+
+def build(data: Any, kind: type[T], where: str) -> T:
+    """Make the dataclass `kind` out of a mapping; `where` is named in errors."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected a mapping with the keys of {kind.__name__}, got {data!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in data:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(fields))}"
+            raise ConfigError(f"{where}: unknown key '{key}'{hint}")
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _convert(data[name], hints[name], f"{where}: {name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}: the key '{name}' is missing")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(value, hint, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(value, next(arg for arg in args if arg is not type(None)), where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(item, args[0], where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {_convert(k, args[0], where): _convert(v, args[1], where) for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    wanted = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where}: expected {wanted}, got {value!r} ({type(value).__name__})")

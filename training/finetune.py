@@ -1,0 +1,155 @@
+"""Train an adapter: `accelerate launch -m training.finetune --config training/configs/arithmetic-span.yaml`.
+
+PEFT LoRA on any Llama-family base; for span adapters the marker embeddings are trained too
+(`trainable_token_indices`) and the span mask is applied, so that the model learns to write each step from what its
+header names. Saves safetensors in bfloat16.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from selfspan_core.model import load_base
+from selfspan_core.provenance import provenance
+from selfspan_core.tasks import get_task
+from selfspan_core.tokenizer import SpanTokenizer
+from training import metrics, sources
+from training.config import load_config
+from training.loop import LanguageModelLoss, LoopConfig, Trainer
+from training.packing import sample_of
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """PEFT LoRA settings."""
+
+    rank: int = 20
+    alpha: int = 40
+    target_modules: tuple[str, ...] = ALL_LINEAR
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """One adapter.
+
+    Attributes:
+        base: folder or hub id of a Llama-family base (Llama, Mistral, Qwen).
+        task: name of the task.
+        annotated: True for steps with markers and the span mask, False for the same text without either.
+        output: adapter folder; run: folder of metrics and checkpoints.
+        heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each.
+    """
+
+    base: str
+    task: str
+    annotated: bool
+    output: str
+    run: str
+    loop: LoopConfig
+    learning_rate: float
+    lora: LoraShape = LoraShape()
+    heldout_operands: tuple[int, ...] = (8, 24, 48)
+    heldout_problems: int = 96
+
+
+def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConfig) -> PeftModel:
+    """Wrap a base in LoRA; a span adapter also trains the markers' rows of the (un)embedding."""
+    token_rows = None
+    if config.annotated:
+        rows = list(tokenizer.markers.ids)
+        token_rows = {"embed_tokens": rows}
+        if not model.config.tie_word_embeddings:
+            token_rows["lm_head"] = rows
+    lora = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        target_modules=list(config.lora.target_modules),
+        trainable_token_indices=token_rows,
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, lora)
+    adapted.peft_config["default"].base_model_name_or_path = config.base
+    return adapted
+
+
+class Heldout:
+    """Fresh expressions per operand count: loss, and the share whose whole solution greedy decoding reproduces."""
+
+    def __init__(self, config: FinetuneConfig, task, tokenizer: SpanTokenizer) -> None:
+        self._row = (config.loop.row_tokens, config.loop.max_intervals, tokenizer.pad_id)
+        self._samples = {}
+        for operands in config.heldout_operands:
+            problems = task.evaluation_set(operands, config.heldout_problems, seed=2)
+            rendered = [task.render(p, tokenizer, config.annotated, with_steps=True) for p in problems]
+            self._samples[operands] = [sample_of(r) for r in rendered]
+
+    def __call__(self, module: LanguageModelLoss, device: torch.device) -> dict[str, float]:
+        """Figures `exact/<operands>`."""
+        figures = {}
+        for operands, samples in self._samples.items():
+            answers = [[(int(s.loss_mask.argmax()), len(s.ids))] for s in samples]
+            figures[f"exact/{operands}"] = metrics.exact_answers(module, device, samples, answers, self._row)
+        return figures
+
+
+def save_adapter(model: PeftModel, config: FinetuneConfig, report: dict) -> None:
+    """Write the adapter in bfloat16 and the report."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    model.save_pretrained(config.output, safe_serialization=True, save_embedding_layers=False)
+    # PEFT writes a template card; the project's own model card says what there is to say.
+    (Path(config.output) / "README.md").unlink(missing_ok=True)
+    text = json.dumps(report, indent=2) + "\n"
+    (Path(config.output) / "training.json").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, FinetuneConfig)
+    tokenizer, task = SpanTokenizer.load(config.base), get_task(config.task)
+    torch.manual_seed(config.loop.seed)
+    base = load_base(config.base, tokenizer, torch.float32)
+    model = add_adapter(base, tokenizer, config)
+
+    def optimizers(trained: nn.Module) -> list[torch.optim.Optimizer]:
+        parameters = [p for p in trained.parameters() if p.requires_grad]
+        return [torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+
+    trainer = Trainer(
+        model,
+        optimizers,
+        sources.arithmetic_source(task, tokenizer, config.annotated),
+        config.loop,
+        Path(config.run),
+        tokenizer.pad_id,
+        Heldout(config, task, tokenizer),
+    )
+    if arguments.resume:
+        trainer.resume()
+    model = trainer.run()
+    if trainer.accelerator.is_main_process:
+        report = {
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "tokens": trainer.step * config.loop.rows_per_step * config.loop.row_tokens,
+            "heldout": trainer.last_evaluation,
+            "config": asdict(config),
+            **provenance(),
+        }
+        save_adapter(model, config, report)
+        print(f"saved {config.output}")
+
+
+if __name__ == "__main__":
+    main()

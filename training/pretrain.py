@@ -1,0 +1,200 @@
+"""Pre-train the base model from scratch: `accelerate launch -m training.pretrain --config training/configs/base.yaml`.
+
+English prose, article → summary text, exact copying of named sentences, and worked arithmetic without markers, mixed by
+tokens. Writes a transformers Llama folder (safetensors shards) and a report of held-out figures per source.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from selfspan_core.provenance import provenance
+from selfspan_core.tasks import get_task
+from selfspan_core.tokenizer import SpanTokenizer
+from training import metrics, sources
+from training.config import load_config
+from training.copy_data import copy_examples
+from training.loop import LanguageModelLoss, LoopConfig, Trainer
+from training.packing import Row, Sample, pack, plain_sample, sample_of
+from training.text_data import TextShards
+
+HELDOUT_TOKENS = 400_000
+HELDOUT_COPIES = 400
+HELDOUT_PROBLEMS = 64
+HELDOUT_OPERANDS = (8, 24, 48)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the base: Llama, tied embeddings."""
+
+    hidden_size: int = 384
+    num_layers: int = 8
+    num_heads: int = 6
+    num_kv_heads: int = 6
+    intermediate_size: int = 1024
+    max_position_embeddings: int = 4096
+
+    def build(self, tokenizer: SpanTokenizer) -> LlamaForCausalLM:
+        """A freshly initialised model for this tokenizer."""
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=tokenizer.vocab_size,
+                hidden_size=self.hidden_size,
+                num_hidden_layers=self.num_layers,
+                num_attention_heads=self.num_heads,
+                num_key_value_heads=self.num_kv_heads,
+                intermediate_size=self.intermediate_size,
+                max_position_embeddings=self.max_position_embeddings,
+                tie_word_embeddings=True,
+                bos_token_id=tokenizer.markers.bos,
+                eos_token_id=tokenizer.markers.eos,
+                pad_token_id=tokenizer.pad_id,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One pre-training run.
+
+    Attributes:
+        text: folder of token shards (`training.text_data`).
+        tokenizer: tokenizer folder; the model is saved beside it.
+        mixture: source name -> share of the tokens.
+        matrix_lr: Muon's learning rate, for the matrices of the layers; other_lr: AdamW's, for the rest.
+    """
+
+    text: str
+    tokenizer: str
+    output: str
+    run: str
+    mixture: dict[str, float]
+    loop: LoopConfig
+    model: ModelConfig = ModelConfig()
+    matrix_lr: float = 0.02
+    other_lr: float = 0.003
+    weight_decay: float = 0.02
+    shard_megabytes: int = 14
+
+
+def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon on the layers' matrices, AdamW on embeddings and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay, momentum=0.95),
+        torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+class Heldout:
+    """Held-out samples per source, never trained on; calling it gives losses and exact rates."""
+
+    def __init__(self, config: PretrainConfig, tokenizer: SpanTokenizer) -> None:
+        loop, folder = config.loop, Path(config.text)
+        self._row = (loop.row_tokens, loop.max_intervals, tokenizer.pad_id)
+        self._rows: dict[str, list[Row]] = {}
+        for name in sources.TEXT_SOURCES:
+            if name in config.mixture:
+                shards = TextShards(folder, name, "heldout")
+                self._rows[name] = self._pack(plain_sample(shards.document(i)) for i in range(len(shards)))
+        self._copies = []
+        if sources.COPY in config.mixture:
+            stream = copy_examples(folder, tokenizer.markers, seed=1, split="heldout")
+            self._copies = [next(stream) for _ in range(HELDOUT_COPIES)]
+        task = get_task("arithmetic")
+        self._problems: dict[int, list[Sample]] = {}
+        if sources.ARITHMETIC_PLAIN in config.mixture:
+            for operands in HELDOUT_OPERANDS:
+                problems = task.evaluation_set(operands, HELDOUT_PROBLEMS, seed=1)
+                rendered = [task.render(p, tokenizer, annotated=False, with_steps=True) for p in problems]
+                self._problems[operands] = [sample_of(r) for r in rendered]
+
+    def _pack(self, samples) -> list[Row]:
+        rows, tokens = [], 0
+        for row in pack(samples, *self._row):
+            rows.append(row)
+            tokens += row.used
+            if tokens >= HELDOUT_TOKENS:
+                break
+        return rows
+
+    def __call__(self, module: LanguageModelLoss, device: torch.device) -> dict[str, float]:
+        """Figures: `loss/<source>`, `exact_copy`, `exact_copy/<variant>`, `exact_arithmetic/<operands>`."""
+        figures = {f"loss/{name}": metrics.heldout_loss(module, device, rows) for name, rows in self._rows.items()}
+        for operands, samples in self._problems.items():
+            answers = [[(int(s.loss_mask.argmax()), len(s.ids))] for s in samples]
+            figures[f"exact_arithmetic/{operands}"] = metrics.exact_answers(module, device, samples, answers, self._row)
+        if self._copies:
+            variants = sorted({copy.variant for copy in self._copies})
+            for variant in [None, *variants]:
+                chosen = [copy for copy in self._copies if variant in (None, copy.variant)]
+                samples = [plain_sample(copy.ids, copy.loss_mask) for copy in chosen]
+                key = "exact_copy" + (f"/{variant}" if variant else "")
+                answers = [copy.answers for copy in chosen]
+                figures[key] = metrics.exact_answers(module, device, samples, answers, self._row)
+        return figures
+
+
+def stream(config: PretrainConfig, tokenizer: SpanTokenizer):
+    """The mixed training stream."""
+    folder = Path(config.text)
+    known = {name: sources.text_source(folder, name) for name in sources.TEXT_SOURCES}
+    known[sources.COPY] = sources.copy_source(folder, tokenizer.markers)
+    task = get_task("arithmetic")
+    known[sources.ARITHMETIC_PLAIN] = sources.arithmetic_source(task, tokenizer, annotated=False)
+    return sources.mix(known, config.mixture)
+
+
+def save_base(model: LlamaForCausalLM, config: PretrainConfig, report: dict) -> None:
+    """Write bf16 safetensors shards, the configuration and the report beside the tokenizer."""
+    output = Path(config.output)
+    model = model.to(torch.bfloat16)
+    model.set_attn_implementation("sdpa")
+    model.save_pretrained(output, max_shard_size=f"{config.shard_megabytes}MB")
+    (output / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, PretrainConfig)
+    tokenizer = SpanTokenizer.load(config.tokenizer)
+    torch.manual_seed(config.loop.seed)
+    heldout = Heldout(config, tokenizer)
+    trainer = Trainer(
+        config.model.build(tokenizer),
+        lambda model: optimizers(model, config),
+        stream(config, tokenizer),
+        config.loop,
+        Path(config.run),
+        tokenizer.pad_id,
+        heldout,
+    )
+    if arguments.resume:
+        trainer.resume()
+    model = trainer.run()
+    if trainer.accelerator.is_main_process:
+        report = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "tokens": trainer.step * config.loop.rows_per_step * config.loop.row_tokens,
+            "heldout": trainer.last_evaluation,
+            "config": asdict(config),
+            **provenance(),
+        }
+        save_base(model, config, report)
+        print(f"saved {config.output}")
+
+
+if __name__ == "__main__":
+    main()

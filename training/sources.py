@@ -1,0 +1,77 @@
+"""Where training samples come from, by name, and how they are mixed.
+
+A source is an endless iterator of packed-ready samples for one (seed, shard). Mixing is by tokens, not by samples:
+the source that is furthest behind its share comes next.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from selfspan_core.protocol import Markers
+from selfspan_core.tokenizer import SpanTokenizer
+from training.arithmetic_data import examples as arithmetic_problems
+from training.copy_data import copy_examples
+from training.loop import SampleStream
+from training.packing import Sample, plain_sample, sample_of
+from training.text_data import TextShards
+
+TEXT_SOURCES = ("wikipedia", "wikinews", "news", "summaries")
+ARITHMETIC_PLAIN = "arithmetic-plain"
+ARITHMETIC_SPAN = "arithmetic-span"
+COPY = "copy"
+
+ShardedSource = Callable[[int, int, int], Iterator[Sample]]
+
+
+def text_source(folder: Path, name: str) -> ShardedSource:
+    """Documents of one text source, shuffled anew each epoch; shards are disjoint."""
+
+    def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
+        for ids in TextShards(folder, name, "train").stream(seed, shard, num_shards):
+            yield plain_sample(ids)
+
+    return stream
+
+
+def copy_source(folder: Path, markers: Markers) -> ShardedSource:
+    """Word-for-word copying of named sentences (`training.copy_data`)."""
+
+    def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
+        for example in copy_examples(folder, markers, seed, shard, num_shards):
+            yield plain_sample(example.ids, example.loss_mask)
+
+    return stream
+
+
+def arithmetic_source(task, tokenizer: SpanTokenizer, annotated: bool) -> ShardedSource:
+    """Worked arithmetic, with or without markers; names start at a random anchor."""
+
+    def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
+        for problem, offset in arithmetic_problems(seed, shard):
+            yield sample_of(task.render(problem, tokenizer, annotated, offset=offset, with_steps=True))
+
+    return stream
+
+
+def mix(sources: dict[str, ShardedSource], shares: dict[str, float]) -> SampleStream:
+    """One stream out of several, `shares` of the tokens each (any positive numbers).
+
+    Raises:
+        ValueError: a share names no source, or is not positive.
+    """
+    for name, share in shares.items():
+        if name not in sources:
+            raise ValueError(f"the mixture names '{name}'; there are: {', '.join(sorted(sources))}")
+        if share <= 0:
+            raise ValueError(f"the share of '{name}' is {share}, it must be positive")
+
+    def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
+        iterators = {name: sources[name](seed, shard, num_shards) for name in shares}
+        behind = dict.fromkeys(shares, 0.0)
+        while True:
+            name = min(behind, key=behind.get)
+            sample = next(iterators[name])
+            behind[name] += len(sample.ids) / shares[name]
+            yield sample
+
+    return stream
