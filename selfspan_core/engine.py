@@ -1,0 +1,303 @@
+"""The engine: prefill once, then one token per step; yields typed events; knows ids, not text.
+
+A run reads top to bottom in `Engine._run`. Its clock covers its own work only (forward, gather, drawing the token,
+tracker); time that the consumer spends between events is in nobody's figures. Closing the generator frees everything.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from selfspan_core.attention import make_reader, require_impl
+from selfspan_core.intervals import Interval
+from selfspan_core.model import SpanModel
+from selfspan_core.protocol import Markers, Rendered
+from selfspan_core.tracker import Phase, State, StepRecord, Tracker
+
+
+class PromptError(ValueError):
+    """A prompt that this model cannot take; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The prompt is processed and the first token's logits are ready. `seconds`: what that took."""
+
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token, which is the next query.
+
+    Attributes:
+        id: token id.
+        position: its cache position.
+        step_ms: milliseconds of the work that produced it: the forward of the token before (its gather included) and
+            the draw. The first token's forward is the prefill, so its `step_ms` is the draw alone.
+        num_visible: what its own query reads, itself included (everything, in a dense lane).
+        num_context: what dense attention reads: `position + 1`.
+        phase: where in the grammar it stands.
+        step: index of the step that it belongs to, or -1.
+        visible: the intervals that its own query reads.
+        malformed: this token broke its step.
+        logits: `[vocab]` that it was drawn from, if asked for.
+    """
+
+    id: int
+    position: int
+    step_ms: float
+    num_visible: int
+    num_context: int
+    phase: Phase
+    step: int
+    visible: tuple[Interval, ...]
+    malformed: bool = False
+    logits: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderClosed:
+    """A well-formed header ended with the token just reported: what its body may read is known.
+
+    `record` is the tracker's own and fills up as the step goes on.
+    """
+
+    step: int
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """A step ended with the token just reported (or was broken, and cut off by it)."""
+
+    step: int
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over.
+
+    Attributes:
+        reason: "eos", or "length" (token limit, context limit, or no forced token left); "stopped" is for consumers
+            that close the run themselves.
+        seconds: prefill and all steps.
+        num_tokens: tokens generated.
+        attended_tokens, dense_tokens: what all decode queries read, and what dense attention reads. The last token
+            never becomes a query.
+        num_malformed: steps that broke the grammar.
+        steps: the steps as written.
+    """
+
+    reason: Literal["eos", "length", "stopped"]
+    seconds: float
+    num_tokens: int
+    attended_tokens: int
+    dense_tokens: int
+    num_malformed: int
+    steps: tuple[StepRecord, ...] = ()
+
+
+Event = Prefilled | Token | HeaderClosed | StepEnded | Finished
+
+
+class Engine:
+    """Generates with one model, dense or self-selected.
+
+    Args:
+        model: the model; never changed.
+        markers: its tokenizer's marker ids.
+    """
+
+    def __init__(self, model: SpanModel, markers: Markers) -> None:
+        self.model = model
+        self.markers = markers
+
+    def generate(
+        self,
+        prompt: Rendered,
+        attention: Literal["dense", "sparse"] = "dense",
+        impl: str = "gather",
+        annotated: bool = True,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        forced_tokens: Sequence[int] | None = None,
+        with_logits: bool = False,
+    ) -> Iterator[Event]:
+        """Answer a prompt, one event at a time.
+
+        Args:
+            prompt: a rendered prompt; only `ids` up to `prompt.num_tokens` are used.
+            attention: "dense" reads everything, and uses the tracker for reporting only; "sparse" reads what the
+                tracker says.
+            impl: implementation of the sparse lane, one of `attention.IMPLS`.
+            annotated: whether the model is to write steps (a plain adapter does not: its text is not malformed).
+            max_new_tokens: most tokens to write; None: up to the context limit.
+            temperature: 0 is greedy, above it tokens are sampled.
+            seed: of the run's own random generator.
+            forced_tokens: write these ids instead of drawing, for tests and measurements.
+            with_logits: attach to each Token the logits that it was drawn from.
+
+        Returns:
+            The events: Prefilled, then per token Token and its news, then Finished. Arguments are checked before the
+            first event.
+
+        Raises:
+            PromptError: the prompt is empty or leaves no room in the context.
+            ValueError: an argument that makes no sense.
+            ImplUnavailable: `impl` cannot run on the model's device.
+        """
+        if attention not in ("dense", "sparse"):
+            raise ValueError(f"attention is 'dense' or 'sparse', not {attention!r}")
+        if attention == "sparse":
+            require_impl(impl, self.model.device)
+        if temperature < 0:
+            raise ValueError(f"temperature is 0 or more, not {temperature}")
+        room = self._room(prompt.prompt.num_tokens)
+        if max_new_tokens is not None:
+            if max_new_tokens < 1:
+                raise ValueError(f"max_new_tokens is 1 or more, not {max_new_tokens}")
+            room = min(room, max_new_tokens)
+        if forced_tokens is not None:
+            if not forced_tokens:
+                raise ValueError("forced_tokens is empty")
+            room = min(room, len(forced_tokens))
+        draw = _Draw(self.model.device, temperature, seed, forced_tokens)
+        run = _Run(self.model, Tracker(self.markers, prompt.prompt, annotated), attention, impl, draw, with_logits)
+        return run.events(prompt.ids[: prompt.prompt.num_tokens], room, self.markers.eos)
+
+    def _room(self, num_prompt: int) -> int:
+        limit = self.model.max_context
+        if num_prompt < 1:
+            raise PromptError("the prompt is empty")
+        if num_prompt >= limit:
+            raise PromptError(f"the prompt has {num_prompt} tokens, and the model's context holds {limit}")
+        return limit - num_prompt
+
+
+class _Draw:
+    """Logits to the next id: greedy, sampled from an own random generator, or replayed."""
+
+    def __init__(self, device: torch.device, temperature: float, seed: int, forced: Sequence[int] | None) -> None:
+        self._device = device
+        self._temperature = temperature
+        self._forced = iter(forced) if forced is not None else None
+        self._generator = torch.Generator(device).manual_seed(seed) if temperature > 0 else None
+
+    def __call__(self, logits: torch.Tensor) -> tuple[int, torch.Tensor]:
+        """The next id, for the tracker and, int64 `[1, 1]` on the device, for the model. Waits for the device."""
+        if self._forced is not None:
+            token = next(self._forced)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            return token, torch.tensor([[token]], device=self._device)
+        if self._generator is None:
+            ids = logits.argmax().view(1, 1)
+        else:
+            probabilities = torch.softmax(logits.float() / self._temperature, dim=-1)
+            ids = torch.multinomial(probabilities, 1, generator=self._generator).view(1, 1)
+        return ids.item(), ids
+
+
+class _Run:
+    """One generation: cache, tracker, the token that is the next query, and the clock."""
+
+    def __init__(
+        self, model: SpanModel, tracker: Tracker, attention: str, impl: str, draw: _Draw, with_logits: bool
+    ) -> None:
+        self._model = model
+        self._tracker = tracker
+        self._is_dense = attention == "dense"
+        self._attention, self._impl = attention, impl
+        self._draw = draw
+        self._with_logits = with_logits
+        self._seconds = 0.0
+        self._num_ended = 0
+
+    def events(self, prompt_ids: list[int], room: int, eos: int) -> Iterator[Event]:
+        """See Engine.generate. `room`: most tokens to write."""
+        self._prefill(prompt_ids, room)
+        yield Prefilled(len(prompt_ids), self._seconds)
+        token: Token | None = None
+        num_tokens = attended_tokens = dense_tokens = 0
+        reason = "length"
+        while num_tokens < room:
+            if token is not None:
+                attended_tokens += token.num_visible
+                dense_tokens += token.num_context
+            token = self._step()
+            num_tokens += 1
+            yield token
+            yield from self._news()
+            if token.id == eos:
+                reason = "eos"
+                break
+        tracker = self._tracker
+        yield Finished(
+            reason,
+            self._seconds,
+            num_tokens,
+            attended_tokens,
+            dense_tokens,
+            tracker.num_malformed,
+            tuple(tracker.steps),
+        )
+
+    @torch.inference_mode()
+    def _prefill(self, prompt_ids: list[int], room: int) -> None:
+        started = time.perf_counter()
+        model = self._model
+        cache = model.new_cache(len(prompt_ids) + room)
+        self._reader = make_reader(self._attention, self._impl, cache, model.device)
+        self._reader.plan(0, None)
+        ids = torch.tensor([prompt_ids], device=model.device)
+        self._logits = model.forward_logits(ids, 0, self._reader)
+        self._state: State | None = None
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        self._seconds += time.perf_counter() - started
+
+    @torch.inference_mode()
+    def _step(self) -> Token:
+        """Feed the last token, if there is one, and draw the next."""
+        started = time.perf_counter()
+        state = self._state
+        if state is not None:
+            self._reader.plan(state.position, state)
+            self._logits = self._model.forward_logits(self._ids, state.position, self._reader)
+        token, self._ids = self._draw(self._logits)
+        self._state = state = self._tracker.push(token)
+        context = state.position + 1
+        visible = ((0, context),) if self._is_dense else state.visible
+        num_visible = context if self._is_dense else state.num_visible
+        seconds = time.perf_counter() - started
+        self._seconds += seconds
+        logits = self._logits if self._with_logits else None
+        step_ms = 1000 * seconds
+        return Token(
+            token,
+            state.position,
+            step_ms,
+            num_visible,
+            context,
+            state.phase,
+            state.step,
+            visible,
+            state.malformed,
+            logits,
+        )
+
+    def _news(self) -> Iterator[HeaderClosed | StepEnded]:
+        """What the tracker has to say about the token just drawn."""
+        steps = self._tracker.steps
+        if self._state.header_closed:
+            yield HeaderClosed(len(steps) - 1, steps[-1])
+        while self._num_ended < len(steps) and steps[self._num_ended].end is not None:
+            self._num_ended += 1
+            yield StepEnded(self._num_ended - 1, steps[self._num_ended - 1])
