@@ -132,6 +132,24 @@ class SpanModel:
         out = self._body(input_ids=ids, position_ids=positions, use_cache=False, reader=reader)
         return self._head(out.last_hidden_state[0, -1])
 
+    def forward_rows(
+        self, ids: torch.Tensor, positions: torch.Tensor, last: torch.Tensor, reader: Reader
+    ) -> torch.Tensor:
+        """One forward pass over a batch; one position per row goes through the output layer.
+
+        Args:
+            ids: int64 `[B, T]` on the model's device.
+            positions: int64 `[B, T]`, their positions.
+            last: int64 `[B]`, index of each row's token whose logits are wanted.
+            reader: planned for these tokens; its `attend` takes batches.
+
+        Returns:
+            Logits `[B, vocab_size]`.
+        """
+        out = self._body(input_ids=ids, position_ids=positions, use_cache=False, reader=reader)
+        rows = torch.arange(len(last), device=last.device)
+        return self._head(out.last_hidden_state[rows, last])
+
 
 def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """A base model from a folder or by hub id, safetensors only, with a named transformers attention.

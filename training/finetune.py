@@ -14,12 +14,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from selfspan_core.model import load_base
+from selfspan_core.model import load_base, resize_for_tokenizer
 from selfspan_core.provenance import provenance
 from selfspan_core.tasks import get_task
 from selfspan_core.tokenizer import SpanTokenizer
 from training import metrics, sources
-from training.config import load_config
+from training.arithmetic_data import evaluation_set
+from training.config import ConfigError, load_config
 from training.loop import LanguageModelLoss, LoopConfig, Trainer
 from training.packing import sample_of
 
@@ -86,7 +87,7 @@ class Heldout:
         self._row = (config.loop.row_tokens, config.loop.max_intervals, tokenizer.pad_id)
         self._samples = {}
         for operands in config.heldout_operands:
-            problems = task.evaluation_set(operands, config.heldout_problems, seed=2)
+            problems = evaluation_set(operands, config.heldout_problems, seed=2)
             rendered = [task.render(p, tokenizer, config.annotated, with_steps=True) for p in problems]
             self._samples[operands] = [sample_of(r) for r in rendered]
 
@@ -117,10 +118,14 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
     arguments = parser.parse_args()
-    config = load_config(arguments.config, FinetuneConfig)
+    try:
+        config = load_config(arguments.config, FinetuneConfig)
+    except ConfigError as error:
+        parser.error(str(error))
     tokenizer, task = SpanTokenizer.load(config.base), get_task(config.task)
     torch.manual_seed(config.loop.seed)
-    base = load_base(config.base, tokenizer, torch.float32)
+    base = load_base(config.base, torch.float32, "sdpa")
+    resize_for_tokenizer(base, tokenizer)
     model = add_adapter(base, tokenizer, config)
 
     def optimizers(trained: nn.Module) -> list[torch.optim.Optimizer]:
@@ -130,7 +135,7 @@ def main() -> None:
     trainer = Trainer(
         model,
         optimizers,
-        sources.arithmetic_source(task, tokenizer, config.annotated),
+        sources.arithmetic_source(tokenizer, config.annotated),
         config.loop,
         Path(config.run),
         tokenizer.pad_id,

@@ -17,7 +17,8 @@ from selfspan_core.provenance import provenance
 from selfspan_core.tasks import get_task
 from selfspan_core.tokenizer import SpanTokenizer
 from training import metrics, sources
-from training.config import load_config
+from training.arithmetic_data import evaluation_set
+from training.config import ConfigError, load_config
 from training.copy_data import copy_examples
 from training.loop import LanguageModelLoss, LoopConfig, Trainer
 from training.packing import Row, Sample, pack, plain_sample, sample_of
@@ -113,7 +114,7 @@ class Heldout:
         self._problems: dict[int, list[Sample]] = {}
         if sources.ARITHMETIC_PLAIN in config.mixture:
             for operands in HELDOUT_OPERANDS:
-                problems = task.evaluation_set(operands, HELDOUT_PROBLEMS, seed=1)
+                problems = evaluation_set(operands, HELDOUT_PROBLEMS, seed=1)
                 rendered = [task.render(p, tokenizer, annotated=False, with_steps=True) for p in problems]
                 self._problems[operands] = [sample_of(r) for r in rendered]
 
@@ -148,8 +149,7 @@ def stream(config: PretrainConfig, tokenizer: SpanTokenizer):
     folder = Path(config.text)
     known = {name: sources.text_source(folder, name) for name in sources.TEXT_SOURCES}
     known[sources.COPY] = sources.copy_source(folder, tokenizer.markers)
-    task = get_task("arithmetic")
-    known[sources.ARITHMETIC_PLAIN] = sources.arithmetic_source(task, tokenizer, annotated=False)
+    known[sources.ARITHMETIC_PLAIN] = sources.arithmetic_source(tokenizer, annotated=False)
     return sources.mix(known, config.mixture)
 
 
@@ -168,7 +168,10 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of this run")
     arguments = parser.parse_args()
-    config = load_config(arguments.config, PretrainConfig)
+    try:
+        config = load_config(arguments.config, PretrainConfig)
+    except ConfigError as error:
+        parser.error(str(error))
     tokenizer = SpanTokenizer.load(config.tokenizer)
     torch.manual_seed(config.loop.seed)
     heldout = Heldout(config, tokenizer)

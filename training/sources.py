@@ -9,7 +9,7 @@ from pathlib import Path
 
 from selfspan_core.protocol import Markers
 from selfspan_core.tokenizer import SpanTokenizer
-from training.arithmetic_data import examples as arithmetic_problems
+from training.arithmetic_data import examples as arithmetic_examples
 from training.copy_data import copy_examples
 from training.loop import SampleStream
 from training.packing import Sample, plain_sample, sample_of
@@ -43,12 +43,12 @@ def copy_source(folder: Path, markers: Markers) -> ShardedSource:
     return stream
 
 
-def arithmetic_source(task, tokenizer: SpanTokenizer, annotated: bool) -> ShardedSource:
+def arithmetic_source(tokenizer: SpanTokenizer, annotated: bool) -> ShardedSource:
     """Worked arithmetic, with or without markers; names start at a random anchor."""
 
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
-        for problem, offset in arithmetic_problems(seed, shard):
-            yield sample_of(task.render(problem, tokenizer, annotated, offset=offset, with_steps=True))
+        for rendered in arithmetic_examples(seed, shard, tokenizer, annotated):
+            yield sample_of(rendered)
 
     return stream
 

@@ -1,0 +1,87 @@
+"""Where a results file comes from: commit, machine, versions, command. Every benchmark writes this beside its figures."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "gradio", "cupy-cuda13x", "numpy")
+
+
+def provenance() -> dict:
+    """JSON-able facts about this run.
+
+    A machine without a git checkout names the commit in the environment: SELFSPAN_COMMIT, and SELFSPAN_DIRTY=1 if
+    the tree differs from it.
+    """
+    commit, dirty = _commit()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "command": command(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | _versions(),
+    }
+
+
+def command() -> str:
+    """The command line that reproduces this run, without private paths."""
+    module = getattr(sys.modules["__main__"].__spec__, "name", None) if sys.modules["__main__"].__spec__ else None
+    program = ["python", "-m", module.removesuffix(".__main__")] if module else ["python", Path(sys.argv[0]).name]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
+def machine() -> dict:
+    """Processor, cores, threads that PyTorch uses, memory, and the GPU if there is one."""
+    import torch
+
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    facts = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": round(memory_gib, 1),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    if "SELFSPAN_COMMIT" in os.environ:
+        return os.environ["SELFSPAN_COMMIT"], os.environ.get("SELFSPAN_DIRTY") == "1"
+    root = Path(__file__).parent.parent
+    try:
+        commit = _git(root, "rev-parse", "HEAD").strip()
+        # Untracked files count: a module that is not committed yet can change every figure.
+        return commit, bool(_git(root, "status", "--porcelain").strip())
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,190 @@
+"""Training end to end, tiny, on CPU: the same entry points that train the shipped weights."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from selfspan_core.model import SpanModel
+from selfspan_core.tasks import get_task
+from selfspan_core.tokenizer import SpanTokenizer
+from training.arithmetic_data import evaluation_set
+from training.batch_decode import decode_greedily
+from training.loop import LanguageModelLoss, LoopConfig
+from training.metrics import exact_answers, heldout_loss
+from training.packing import pack, plain_sample
+from training.sources import mix
+
+ROOT = Path(__file__).parent.parent
+TOKENIZER = ROOT / "assets" / "base"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SpanTokenizer.load(TOKENIZER)
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory, tokenizer):
+    """A random Llama of two small layers with the shipped tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.markers.bos,
+        eos_token_id=tokenizer.markers.eos,
+        pad_token_id=tokenizer.pad_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in TOKENIZER.glob("tokenizer*"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def write_config(folder: Path, base: Path, steps: int, annotated: bool = True) -> Path:
+    config = {
+        "base": str(base),
+        "task": "arithmetic",
+        "annotated": annotated,
+        "output": str(folder / "adapter"),
+        "run": str(folder / "run"),
+        "lora": {"rank": 2, "alpha": 4},
+        "learning_rate": 0.001,
+        "heldout_operands": [2],
+        "heldout_problems": 2,
+        "loop": {
+            "steps": steps,
+            "rows_per_step": 2,
+            "micro_rows": 1,
+            "row_tokens": 1024,
+            "warmup_steps": 1,
+            "workers": 1,
+            "log_every": 1,
+            "checkpoint_every": 2,
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def train(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
+    command = [sys.executable, "-m", *launcher, "training.finetune", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer):
+    """Would catch an adapter that is not what was trained, a resume that starts over, or weights that do not load."""
+    out = train("--config", str(write_config(tmp_path, tiny_base, steps=2)))
+    assert "ETA" in out and "exact/2" in out
+    first = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    out = train("--config", str(write_config(tmp_path, tiny_base, steps=4)), "--resume")
+    assert "resumed" in out and "step 3/4" in out and "step 2/4" not in out
+    second = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in second.values())
+    assert not [name for name in second if "embed_tokens" in name and "token_adapter" not in name]
+    report = json.loads((tmp_path / "adapter" / "training.json").read_text())
+    assert report["tokens"] == 4 * 2 * 1024
+    assert "exact/2" in report["heldout"]
+
+    merged = SpanModel.load(tiny_base, tmp_path / "adapter", "cpu", torch.float32)
+    bare = SpanModel.load(tiny_base, None, "cpu", torch.float32)
+    task = get_task("arithmetic")
+    prompts = [task.render(p, tokenizer, annotated=True) for p in evaluation_set(4, 2, seed=0)]
+    assert decode_greedily(merged, tokenizer.markers, prompts, True, True, 8)
+    rows = torch.tensor(tokenizer.markers.ids)
+    weights = [m.hf.get_input_embeddings().weight[rows] for m in (merged, bare)]
+    assert not torch.equal(*weights), "the markers' embeddings were not trained"
+
+
+def test_plain_adapter_under_accelerate_launch(tmp_path, tiny_base):
+    """Would catch a script that only runs bare, and a plain adapter that trains marker rows it never uses."""
+    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m")
+    config = write_config(tmp_path, tiny_base, steps=1, annotated=False)
+    train("--config", str(config), launcher=launcher)
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert names and not [name for name in names if "token_adapter" in name]
+
+
+def test_unknown_key_stops_training_with_its_name(tmp_path, tiny_base):
+    """Would catch a typo that only shows after hours."""
+    path = write_config(tmp_path, tiny_base, steps=1)
+    path.write_text(path.read_text().replace("learning_rate", "learning_rat"))
+    command = [sys.executable, "-m", "training.finetune", "--config", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "unknown key 'learning_rat'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_exact_answers_is_what_greedy_decoding_writes(tiny_base, tokenizer):
+    """Would catch an off-by-one between teacher forcing and decoding, which would report rates that nobody gets."""
+    model = LlamaForCausalLM.from_pretrained(tiny_base).eval()
+    prompt = [1, 300, 301, 302]
+    written = model.generate(
+        torch.tensor([prompt]), max_new_tokens=6, do_sample=False, attention_mask=torch.ones(1, 4, dtype=torch.long)
+    )[0].tolist()
+    wrong = [*written[:-1], written[-1] ^ 1]
+    samples = [plain_sample(np.array(ids)) for ids in (written, wrong)]
+    model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        module = LanguageModelLoss(model)
+        rate = exact_answers(module, torch.device("cpu"), samples, [[(4, 10)], [(4, 10), (4, 9)]], (128, 1, 0), 1)
+    assert rate == pytest.approx(2 / 3)
+
+
+def test_heldout_loss_does_not_depend_on_batching(tiny_base):
+    """Would catch a mean of means, or padding rows that count."""
+    model = LlamaForCausalLM.from_pretrained(tiny_base).eval()
+    model.set_attn_implementation("sdpa")
+    rng = np.random.default_rng(0)
+    rows = list(pack((plain_sample(rng.integers(300, 8000, n)) for n in (90, 20, 100, 7, 60)), 128, 1, 0))
+    with torch.no_grad():
+        module = LanguageModelLoss(model)
+        losses = [heldout_loss(module, torch.device("cpu"), rows, micro) for micro in (1, 2, 4)]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_mixture_follows_its_shares_in_tokens():
+    """Would catch shares counted in samples: long documents would crowd out short tasks."""
+
+    def constant(value: int, length: int):
+        def stream(seed, shard, num_shards):
+            while True:
+                yield plain_sample(np.full(length, value))
+
+        return stream
+
+    stream = mix({"a": constant(1, 500), "b": constant(2, 10)}, {"a": 1.0, "b": 3.0})(0, 0, 1)
+    tokens = {1: 0, 2: 0}
+    for _ in range(20_000):
+        sample = next(stream)
+        tokens[int(sample.ids[0])] += len(sample.ids)
+    assert tokens[2] / tokens[1] == pytest.approx(3, rel=0.02)
+    with pytest.raises(ValueError, match="'c'"):
+        mix({"a": constant(1, 5)}, {"c": 1.0})
+
+
+def test_learning_rate_schedule():
+    """Would catch a warm-up that never ends or a decay that does not reach zero."""
+    config = LoopConfig(steps=1000, rows_per_step=2, micro_rows=1, warmup_steps=10, decay_from=0.5)
+    assert config.lr_scale(0) == pytest.approx(0.1)
+    assert config.lr_scale(10) == config.lr_scale(500) == 1.0
+    assert config.lr_scale(999) == pytest.approx(1 / 500)

@@ -1,0 +1,171 @@
+"""Greedy decoding of many prompts at once, for evaluation: every row under its own tracker's intervals.
+
+The visibility is the protocol's, applied as a mask over one padded cache: right for measuring answers, not a measure
+of speed (for that, see the engine, which reads only what is visible).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from selfspan_core.model import SpanModel
+from selfspan_core.protocol import Markers, Rendered
+from selfspan_core.tracker import State, Tracker
+
+COMPACT_BELOW = 0.7
+# Fused attention wants rows of its mask aligned.
+MASK_ALIGNMENT = 64
+
+
+@dataclass
+class Decoded:
+    """What one row wrote.
+
+    Attributes:
+        ids: generated ids, `<eos>` included if it came.
+        attended_tokens, dense_tokens: keys read by all decode queries, and what dense attention reads.
+        num_malformed: steps that broke the grammar.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    attended_tokens: int = 0
+    dense_tokens: int = 0
+    num_malformed: int = 0
+
+
+class BatchReader:
+    """Keys and values of a batch `[B, num_kv_heads, capacity, head_dim]` per layer, and who sees what of them."""
+
+    def __init__(self, model: SpanModel, batch: int, capacity: int) -> None:
+        shape = (batch, model.num_kv_heads, capacity, model.head_dim)
+        make = lambda: torch.zeros(shape, dtype=model.dtype, device=model.device)  # noqa: E731
+        self._keys = [make() for _ in range(model.num_layers)]
+        self._values = [make() for _ in range(model.num_layers)]
+        self.capacity = capacity
+        self._positions: torch.Tensor | None = None
+        self._mask: torch.Tensor | None = None
+        self._limit = 0
+
+    def plan_prompt(self) -> None:
+        """The next forward holds right-padded prompts from position 0."""
+        self._positions = None
+
+    def plan_tokens(self, positions: torch.Tensor, bounds: torch.Tensor, limit: int) -> None:
+        """The next forward holds one token per row.
+
+        Args:
+            positions: int64 [B], where each row's token goes.
+            bounds: int32 [B, K, 2], the intervals that it sees; unused ones empty.
+            limit: no interval ends beyond it.
+        """
+        self._positions, self._limit = positions, limit
+        key = torch.arange(limit, device=positions.device)
+        visible = (bounds[..., :1] <= key) & (key < bounds[..., 1:])
+        self._mask = visible.any(dim=1)[:, None, None, :]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drop all rows but these (int64)."""
+        self._keys = [keys[rows] for keys in self._keys]
+        self._values = [values[rows] for values in self._values]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Store and attend; query `[B, num_heads, T, head_dim]`, key and value with num_kv_heads."""
+        keys, values = self._keys[layer], self._values[layer]
+        grouped = query.shape[1] != key.shape[1]
+        if self._positions is None:
+            keys[:, :, : key.shape[2]] = key
+            values[:, :, : value.shape[2]] = value
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        rows = torch.arange(len(self._positions), device=query.device)
+        keys[rows, :, self._positions] = key[:, :, 0]
+        values[rows, :, self._positions] = value[:, :, 0]
+        keys, values = keys[:, :, : self._limit], values[:, :, : self._limit]
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=self._mask, scale=scale, enable_gqa=grouped
+        )
+
+
+@torch.inference_mode()
+def decode_greedily(
+    model: SpanModel,
+    markers: Markers,
+    prompts: Sequence[Rendered],
+    sparse: bool,
+    annotated: bool,
+    max_new_tokens: int,
+) -> list[Decoded]:
+    """Decode all prompts to `<eos>` or a token limit.
+
+    Args:
+        sparse: apply the span mask; False: every token sees everything, the tracker only reports.
+        annotated: whether the model writes steps (see `Tracker`).
+        max_new_tokens: per row, cut to what the context holds.
+    """
+    rows = [_Row(prompt, markers, annotated) for prompt in prompts]
+    longest = max(row.length for row in rows)
+    capacity = min(model.max_context, longest + max_new_tokens)
+    reader = BatchReader(model, len(rows), capacity)
+    next_ids = _prefill(model, reader, rows, longest)
+    active = list(rows)
+    while True:
+        for row, token in zip(active, next_ids.tolist(), strict=True):
+            row.push(token, markers.eos, capacity, max_new_tokens)
+        num_open = sum(not row.done for row in active)
+        if num_open == 0:
+            return [row.decoded for row in rows]
+        if num_open < COMPACT_BELOW * len(active):
+            keep = [index for index, row in enumerate(active) if not row.done]
+            reader.keep(torch.tensor(keep, device=model.device))
+            active = [active[index] for index in keep]
+        next_ids = _step(model, reader, active, sparse)
+
+
+class _Row:
+    def __init__(self, prompt: Rendered, markers: Markers, annotated: bool) -> None:
+        self.prompt_ids = prompt.ids[: prompt.prompt.num_tokens]
+        self.length = len(self.prompt_ids)
+        self.tracker = Tracker(markers, prompt.prompt, annotated)
+        self.decoded = Decoded()
+        self.state: State | None = None
+        self.last_id = 0
+        self.done = False
+
+    def push(self, token: int, eos: int, capacity: int, max_new_tokens: int) -> None:
+        """Take the row's next id; a row that is done ignores it."""
+        if self.done:
+            return
+        decoded = self.decoded
+        decoded.ids.append(token)
+        self.state, self.last_id = self.tracker.push(token), token
+        decoded.num_malformed = self.tracker.num_malformed
+        self.done = token == eos or len(decoded.ids) >= max_new_tokens or self.state.position + 1 >= capacity
+        if not self.done:
+            decoded.attended_tokens += self.state.num_visible
+            decoded.dense_tokens += self.state.position + 1
+
+
+def _prefill(model: SpanModel, reader: BatchReader, rows: list[_Row], longest: int) -> torch.Tensor:
+    padded = [row.prompt_ids + [0] * (longest - row.length) for row in rows]
+    ids = torch.tensor(padded, device=model.device)
+    positions = torch.arange(longest, device=model.device).expand(len(rows), -1)
+    last = torch.tensor([row.length - 1 for row in rows], device=model.device)
+    reader.plan_prompt()
+    return model.forward_rows(ids, positions, last, reader).argmax(-1)
+
+
+def _step(model: SpanModel, reader: BatchReader, active: list[_Row], sparse: bool) -> torch.Tensor:
+    visible = [row.state.visible if sparse else ((0, row.state.position + 1),) for row in active]
+    widest = max(len(intervals) for intervals in visible)
+    bounds = [[*intervals, *[(0, 0)] * (widest - len(intervals))] for intervals in visible]
+    place = [(row.last_id, row.state.position) for row in active]
+    ids, positions = torch.tensor(place, device=model.device).unbind(1)
+    # Finished rows not yet dropped go through again with their last token; nobody reads what comes of it.
+    limit = max(row.state.position for row in active) + 1
+    limit = min(reader.capacity, -(-limit // MASK_ALIGNMENT) * MASK_ALIGNMENT)
+    reader.plan_tokens(positions, torch.tensor(bounds, dtype=torch.int32, device=model.device), limit)
+    last = torch.zeros(len(active), dtype=torch.long, device=model.device)
+    return model.forward_rows(ids[:, None], positions[:, None], last, reader).argmax(-1)
