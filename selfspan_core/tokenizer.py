@@ -9,14 +9,47 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from selfspan_core.protocol import ANCHORS, END, GO, MARKER_PIECES, REF, RES, Markers
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _KINDS = {REF: "ref", GO: "go", RES: "res", END: "end"}
 _PROBE = " ".join((*MARKER_PIECES[:5], MARKER_PIECES[-1]))
+
+
+class TextCodec:
+    """Plain text to ids and back, nothing else; small and quick to start, so that worker processes can have one each.
+
+    Args:
+        state: the JSON that `to_json` gives.
+    """
+
+    def __init__(self, state: str) -> None:
+        self._tokenizer = Tokenizer.from_str(state)
+        # Not part of the JSON: without it, typed markers would be read as markers.
+        self._tokenizer.encode_special_tokens = True
+
+    def to_json(self) -> str:
+        """Everything that is needed to make the same codec in another process."""
+        return self._tokenizer.to_str()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text as it is. Half of a surrogate pair, which is no text, becomes U+FFFD."""
+        return self._tokenizer.encode(_well_formed(text), add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode` of many texts, faster: on all cores unless the environment has TOKENIZERS_PARALLELISM=false."""
+        well_formed = [_well_formed(text) for text in texts]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(well_formed, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are not (yet) a whole character become U+FFFD."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
 class SpanTokenizer:
@@ -29,9 +62,10 @@ class SpanTokenizer:
         num_added: how many marker pieces had to be added; the model's embedding has to be resized to fit.
         vocab_size: number of ids, added ones included; every id is below it.
         pad_id: id to pad rows with (the `<eos>` id where the tokenizer has no padding token).
+        codec: the part that knows plain text only.
     """
 
-    def __init__(self, hf: PreTrainedTokenizerBase) -> None:
+    def __init__(self, hf: "PreTrainedTokenizerBase") -> None:
         """Wrap a fast transformers tokenizer; marker pieces that it lacks are added to it.
 
         Raises:
@@ -51,7 +85,7 @@ class SpanTokenizer:
         self.pad_id: int = hf.eos_token_id if hf.pad_token_id is None else hf.pad_token_id
         structural = {self.markers.bos, self.markers.eos, hf.pad_token_id, *self.markers.ids} - {None}
         self._dropped = frozenset(structural)
-        self._codec = _codec(hf, structural)
+        self.codec = _codec(hf, structural)
         self._kinds = {hf.convert_tokens_to_ids(piece): kind for piece, kind in _KINDS.items()}
         if not self._dropped.isdisjoint(self.encode(_PROBE)):
             raise ValueError("this tokenizer turns typed marker text into markers")
@@ -65,6 +99,8 @@ class SpanTokenizer:
             OSError: transformers found no such tokenizer.
             ValueError: see `__init__`.
         """
+        from transformers import AutoTokenizer
+
         path = Path(path_or_hub_id)
         if isinstance(path_or_hub_id, Path) or path_or_hub_id.startswith((".", "~", os.sep)):
             path = path.expanduser()
@@ -74,30 +110,25 @@ class SpanTokenizer:
         return cls(AutoTokenizer.from_pretrained(where))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text as it is: no `<bos>`, no `<eos>`, and never a marker's id, whatever the text holds.
-
-        Half of a surrogate pair, which is no text, becomes U+FFFD.
-        """
-        return self._codec.encode(_well_formed(text), add_special_tokens=False).ids
+        """Ids of a text as it is: no `<bos>`, no `<eos>`, and never a marker's id, whatever the text holds."""
+        return self.codec.encode(text)
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` of many texts, faster: on all cores unless the environment has TOKENIZERS_PARALLELISM=false."""
-        encodings = self._codec.encode_batch_fast([_well_formed(text) for text in texts], add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        """`encode` of many texts, faster."""
+        return self.codec.encode_batch(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; markers, `<bos>`, `<eos>` and padding are dropped.
 
         The exact inverse of `encode`. Bytes that are not (yet) a whole character become U+FFFD.
         """
-        kept = [token for token in ids if token not in self._dropped]
-        return self._codec.decode(kept, skip_special_tokens=False)
+        return self.codec.decode([token for token in ids if token not in self._dropped])
 
     def piece(self, token: int) -> str:
         """What one id looks like on its own: its text, or the name of a marker or special token."""
         if token in self._dropped:
             return self.hf.convert_ids_to_tokens(token)
-        return self._codec.decode([token], skip_special_tokens=False)
+        return self.codec.decode([token])
 
     def marker_kind(self, token: int) -> str | None:
         """`"ref"`, `"go"`, `"res"`, `"end"` or `"anchor"`; None for everything else."""
@@ -106,7 +137,7 @@ class SpanTokenizer:
         return self._kinds.get(token)
 
 
-def _markers(hf: PreTrainedTokenizerBase) -> Markers:
+def _markers(hf: "PreTrainedTokenizerBase") -> Markers:
     ref, go, res, end = hf.convert_tokens_to_ids([REF, GO, RES, END])
     anchors = tuple(hf.convert_tokens_to_ids(list(ANCHORS)))
     markers = Markers(hf.bos_token_id, hf.eos_token_id, ref, go, res, end, anchors)
@@ -115,7 +146,7 @@ def _markers(hf: PreTrainedTokenizerBase) -> Markers:
     return markers
 
 
-def _codec(hf: PreTrainedTokenizerBase, structural: set[int]) -> Tokenizer:
+def _codec(hf: "PreTrainedTokenizerBase", structural: set[int]) -> TextCodec:
     """A copy of the backend for plain text only: special tokens are never matched, nothing is put before the text.
 
     Llama-2-like tokenizers put a space before every text and take it off again when decoding; parts of a prompt are
@@ -128,9 +159,7 @@ def _codec(hf: PreTrainedTokenizerBase, structural: set[int]) -> Tokenizer:
     state["normalizer"] = _without(state["normalizer"], "normalizers", {"Prepend"})
     state["pre_tokenizer"] = _no_prefix(state["pre_tokenizer"], "pretokenizers")
     state["decoder"] = _no_prefix(_without(state["decoder"], "decoders", {"Strip"}), "decoders")
-    codec = Tokenizer.from_str(json.dumps(state))
-    codec.encode_special_tokens = True
-    return codec
+    return TextCodec(json.dumps(state))
 
 
 def _without(part: dict | None, children: str, types: set[str]) -> dict | None:
