@@ -1,4 +1,4 @@
-"""Where a results file comes from: commit, machine, versions, command. Every benchmark writes this beside its figures."""
+"""Where a results file comes from: commit, machine, versions, command. Benchmarks write this beside their figures."""
 
 import os
 import platform

@@ -85,6 +85,7 @@ class Heldout:
 
     def __init__(self, config: FinetuneConfig, task, tokenizer: SpanTokenizer) -> None:
         self._row = (config.loop.row_tokens, config.loop.max_intervals, tokenizer.pad_id)
+        self._micro_rows = config.loop.micro_rows
         self._samples = {}
         for operands in config.heldout_operands:
             problems = evaluation_set(operands, config.heldout_problems, seed=2)
@@ -96,7 +97,9 @@ class Heldout:
         figures = {}
         for operands, samples in self._samples.items():
             answers = [[(int(s.loss_mask.argmax()), len(s.ids))] for s in samples]
-            figures[f"exact/{operands}"] = metrics.exact_answers(module, device, samples, answers, self._row)
+            figures[f"exact/{operands}"] = metrics.exact_answers(
+                module, device, samples, answers, self._row, self._micro_rows
+            )
         return figures
 
 

@@ -13,7 +13,7 @@ from training.loop import LanguageModelLoss, to_device
 from training.packing import IGNORE, Row, Sample, stack
 
 
-def heldout_loss(module: LanguageModelLoss, device: torch.device, rows: Sequence[Row], micro_rows: int = 16) -> float:
+def heldout_loss(module: LanguageModelLoss, device: torch.device, rows: Sequence[Row], micro_rows: int) -> float:
     """Mean loss in nats per target token over packed rows."""
     total, count = 0.0, 0
     for labels, logits in _forward(module, device, rows, micro_rows):
@@ -31,7 +31,7 @@ def exact_answers(
     samples: Sequence[Sample],
     answers: Sequence[Sequence[tuple[int, int]]],
     row: tuple[int, int, int],
-    micro_rows: int = 16,
+    micro_rows: int,
 ) -> float:
     """Share of answers that greedy decoding reproduces token for token.
 

@@ -101,6 +101,8 @@ class Heldout:
     def __init__(self, config: PretrainConfig, tokenizer: SpanTokenizer) -> None:
         loop, folder = config.loop, Path(config.text)
         self._row = (loop.row_tokens, loop.max_intervals, tokenizer.pad_id)
+        # The training batch's shape: another would be compiled anew.
+        self._micro_rows = loop.micro_rows
         self._rows: dict[str, list[Row]] = {}
         for name in sources.TEXT_SOURCES:
             if name in config.mixture:
@@ -129,10 +131,15 @@ class Heldout:
 
     def __call__(self, module: LanguageModelLoss, device: torch.device) -> dict[str, float]:
         """Figures: `loss/<source>`, `exact_copy`, `exact_copy/<variant>`, `exact_arithmetic/<operands>`."""
-        figures = {f"loss/{name}": metrics.heldout_loss(module, device, rows) for name, rows in self._rows.items()}
+        figures = {
+            f"loss/{name}": metrics.heldout_loss(module, device, rows, self._micro_rows)
+            for name, rows in self._rows.items()
+        }
         for operands, samples in self._problems.items():
             answers = [[(int(s.loss_mask.argmax()), len(s.ids))] for s in samples]
-            figures[f"exact_arithmetic/{operands}"] = metrics.exact_answers(module, device, samples, answers, self._row)
+            figures[f"exact_arithmetic/{operands}"] = metrics.exact_answers(
+                module, device, samples, answers, self._row, self._micro_rows
+            )
         if self._copies:
             variants = sorted({copy.variant for copy in self._copies})
             for variant in [None, *variants]:
@@ -140,7 +147,7 @@ class Heldout:
                 samples = [plain_sample(copy.ids, copy.loss_mask) for copy in chosen]
                 key = "exact_copy" + (f"/{variant}" if variant else "")
                 answers = [copy.answers for copy in chosen]
-                figures[key] = metrics.exact_answers(module, device, samples, answers, self._row)
+                figures[key] = metrics.exact_answers(module, device, samples, answers, self._row, self._micro_rows)
         return figures
 
 
