@@ -1,0 +1,202 @@
+"""A session: text in, a stream of plain dicts out, for the app, the API and the command line alike.
+
+A run is a `start`, any number of `tick`s and an `end`, all JSON-able. Ticks are deltas and figures of every lane: at
+most about one per `tick_seconds`, and nothing is ever dropped, only gathered up. What users type and models write is
+data throughout.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from selfspan_core.engine import Engine, Event
+from selfspan_core.lane_view import LaneView
+from selfspan_core.lanes import TITLES, LaneSpec, brief, check_int, check_temperature, lane_specs
+from selfspan_core.model_store import ModelStore
+from selfspan_core.protocol import Rendered
+from selfspan_core.race import Race
+from selfspan_core.summary import compare_line, lane_line, ratio
+from selfspan_core.tasks import InputError, Problem, Task, get_task
+
+TICK_SECONDS = 1 / 15
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """One lane of a prepared run."""
+
+    spec: LaneSpec
+    engine: Engine
+    prompt: Rendered
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checked input with everything that a run needs; see Session.prepare."""
+
+    task: Task
+    problem: Problem
+    adapter: str
+    lanes: tuple[_Lane, ...]
+    max_new_tokens: int | None
+    temperature: float
+    seed: int
+
+
+class Session:
+    """Runs inputs on the models of a store.
+
+    Args:
+        models: where engines come from.
+        clock: wall clock in seconds; paces ticks and measures nothing.
+    """
+
+    def __init__(self, models: ModelStore, clock: Callable[[], float] = time.monotonic) -> None:
+        self._models = models
+        self._clock = clock
+
+    def compare(
+        self,
+        task: str,
+        text: str,
+        adapter: Literal["span", "plain"] = "span",
+        max_new_tokens: int | None = None,
+        tick_seconds: float = TICK_SECONDS,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[dict[str, Any]]:
+        """Race dense against self-selected attention on one input.
+
+        With adapter "span" both lanes run it, with the mask off and on; with "plain" the dense lane runs the plain
+        adapter and pays for no annotations. Closing the iterator frees both lanes.
+
+        Args:
+            task: name of the task.
+            text: what the user typed.
+            adapter: see above.
+            max_new_tokens: most tokens a lane may write; None: as many as the context holds.
+            tick_seconds: least time between ticks.
+            temperature, seed: 0 is greedy; above it both lanes sample, each from its own generator with this seed.
+
+        Returns:
+            The dicts of the run. Everything is checked before this returns.
+
+        Raises:
+            InputError: the input cannot be used; the message is meant for the user.
+            ModelError: a model is missing.
+        """
+        run = self.prepare(task, text, "both", adapter, max_new_tokens, temperature, seed)
+        return self.stream(run, tick_seconds)
+
+    def prepare(
+        self,
+        task: str,
+        text: str,
+        attention: Literal["dense", "sparse", "both"] = "both",
+        adapter: Literal["span", "plain"] = "span",
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Run:
+        """Check one input, cheapest check first, and load what its run needs. Arguments and errors: see `compare`."""
+        for name, value in (("task", task), ("input", text)):
+            if not isinstance(value, str):
+                raise InputError(f"The {name} is a text, not {brief(value)}.")
+        known_task = get_task(task)
+        specs = lane_specs(attention, adapter)
+        temperature = check_temperature(temperature)
+        seed = check_int("seed", seed, 0, 2**63 - 1)
+        problem = known_task.parse(text)
+        lanes = []
+        for spec in specs:
+            engine = self._models.engine(known_task.name, spec.adapter)
+            prompt = known_task.render(problem, self._models.tokenizer, annotated=spec.annotated)
+            lanes.append(_Lane(spec, engine, prompt))
+        context = min(lane.engine.model.max_context for lane in lanes)
+        if max_new_tokens is not None:
+            max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1, context)
+        longest = max(lane.prompt.prompt.num_tokens for lane in lanes)
+        if longest >= context:
+            raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
+        return Run(known_task, problem, adapter, tuple(lanes), max_new_tokens, temperature, seed)
+
+    def stream(self, run: Run, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
+        """The dicts of a prepared run. Closing the iterator frees its lanes."""
+        yield self._start(run)
+        tokenizer = self._models.tokenizer
+        views = {lane.spec.id: LaneView(lane.spec, tokenizer, lane.prompt.prompt.num_tokens) for lane in run.lanes}
+        with Race({lane.spec.id: self._events(run, lane) for lane in run.lanes}) as race:
+            last_tick = self._clock()
+            for lane_id, event in race:
+                views[lane_id].apply(event)
+                if self._clock() - last_tick >= tick_seconds:
+                    yield _tick(views)
+                    # From here, not from before: a slow consumer must not leave the lanes one token per tick.
+                    last_tick = self._clock()
+        yield _tick(views)
+        yield self._end(run, views)
+
+    def _events(self, run: Run, lane: _Lane) -> Iterator[Event]:
+        return lane.engine.generate(
+            lane.prompt,
+            attention=lane.spec.attention,
+            impl=self._models.impl,
+            annotated=lane.spec.annotated,
+            max_new_tokens=run.max_new_tokens,
+            temperature=run.temperature,
+            seed=run.seed,
+        )
+
+    def _start(self, run: Run) -> dict[str, Any]:
+        specs = [lane.spec for lane in run.lanes]
+        return {
+            "kind": "start",
+            "task": run.task.name,
+            "input": run.problem.text,
+            "adapter": run.adapter,
+            "title": TITLES[run.adapter] if len(specs) > 1 else specs[0].label,
+            "prompt": [
+                {"text": text, "name": None if name is None else f"a{name}"} for text, name in run.problem.display
+            ],
+            "lanes": [
+                {"id": spec.id, "label": spec.label, "attention": spec.attention, "adapter": spec.adapter}
+                for spec in specs
+            ],
+            "expected": run.problem.expected,
+            "device": self._models.device_name,
+        }
+
+    def _end(self, run: Run, views: dict[str, LaneView]) -> dict[str, Any]:
+        results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}
+        end = {"kind": "end", "input": run.problem.text, "expected": run.problem.expected, "lanes": results}
+        return {**end, **_figures(results, views, run.adapter)}
+
+
+def _tick(views: dict[str, LaneView]) -> dict[str, Any]:
+    return {"kind": "tick", "lanes": {lane_id: view.delta() for lane_id, view in views.items()}}
+
+
+def _figures(results: dict[str, Any], views: dict[str, LaneView], adapter: str) -> dict[str, Any]:
+    """Speed-ups and the share read; None where there is nothing to compare or a lane has no answer to be timed to.
+
+    The share is of what dense attention would have read for the same tokens; against the plain adapter, whose text is
+    another, it is of what the dense lane did read, so that annotations are paid for here too.
+    """
+    if len(views) < 2:
+        (lane_id, view), *_ = views.items()
+        line = lane_line(results[lane_id], view.share)
+        return {"speedup_ms_per_token": None, "speedup_time_to_answer": None, "read_share": view.share, "line": line}
+    dense, sparse = views["dense"], views["sparse"]
+    per_token = ratio(dense.ms_per_token, sparse.ms_per_token)
+    both_answered = all(result["answer"] is not None for result in results.values())
+    to_answer = ratio(dense.seconds, sparse.seconds) if both_answered else None
+    share = sparse.share
+    if adapter == "plain" and dense.attended_tokens:
+        share = sparse.attended_tokens / dense.attended_tokens
+    return {
+        "speedup_ms_per_token": per_token,
+        "speedup_time_to_answer": to_answer,
+        "read_share": share,
+        "line": compare_line(results, per_token, to_answer, share, paid_for=adapter == "plain"),
+    }

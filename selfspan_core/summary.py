@@ -1,0 +1,87 @@
+"""What a finished run says about itself, in one honest sentence. No torch here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+EQUAL_WITHIN = 0.02
+"""Two runs of the same thing differ by about this much: below it, no winner is named."""
+
+
+def ratio(slow: float | None, fast: float | None) -> float | None:
+    """How many times as fast the second is; None where either was not measured."""
+    return slow / fast if slow and fast else None
+
+
+def speed_phrase(speedup: float) -> str:
+    """A speed-up in words: a slow-down is called one."""
+    if abs(speedup - 1) < EQUAL_WITHIN:
+        return "equally fast"
+    return f"{speedup:.2f} times as fast" if speedup > 1 else f"slower ({speedup:.2f} times the speed)"
+
+
+def percent(share: float) -> str:
+    """A share in percent, without rounding a little to nothing or almost all to all."""
+    value = 100 * share
+    if 0 < value < 1 or 99 < value < 100:
+        return f"{value:.1f} %"
+    return f"{value:.0f} %"
+
+
+def lane_verdict(result: Mapping[str, Any]) -> str:
+    """Right or wrong, and what was wrong."""
+    if result["correct"]:
+        return "right"
+    if result["answer"] is None:
+        return f"missing (expected {result['expected']})"
+    return f"wrong ({result['answer']}, expected {result['expected']})"
+
+
+def verdict(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The answers of all lanes in words."""
+    verdicts = {lane: lane_verdict(result) for lane, result in results.items()}
+    if len(verdicts) == 1:
+        return f"the answer is {next(iter(verdicts.values()))}"
+    if len(set(verdicts.values())) == 1:
+        return f"both answers are {next(iter(verdicts.values()))}"
+    names = {"dense": "dense", "sparse": "self-selected"}
+    return ", ".join(f"the {names[lane]} answer is {words}" for lane, words in verdicts.items())
+
+
+def malformed_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A remark on steps that broke the grammar, or nothing."""
+    count = max(result["malformed_steps"] for result in results.values())
+    return f"; {count} malformed step{'s' if count > 1 else ''}" if count else ""
+
+
+def compare_line(
+    results: Mapping[str, Mapping[str, Any]],
+    speedup_ms_per_token: float | None,
+    speedup_time_to_answer: float | None,
+    read_share: float,
+    paid_for: bool,
+) -> str:
+    """How a dense and a sparse lane compare. A speed-up to an answer is claimed only where both have one.
+
+    `paid_for`: the share is of what the dense lane read for its own, shorter text.
+    """
+    if speedup_ms_per_token is None:
+        speed = "Too few tokens to compare speed"
+    else:
+        speed = f"Self-selected attention was {speed_phrase(speedup_ms_per_token)} per token"
+        if speedup_time_to_answer is not None:
+            joint = "and" if (speedup_time_to_answer < 1) == (speedup_ms_per_token < 1) else "but"
+            speed += f" {joint} {speed_phrase(speedup_time_to_answer)} to the answer"
+    of_what = "what the plain adapter's lane read" if paid_for else "what dense attention reads for the same tokens"
+    read = f"it read {percent(read_share)} of {of_what}"
+    return f"{speed}; {read}; {verdict(results)}{malformed_clause(results)}."
+
+
+def lane_line(result: Mapping[str, Any], read_share: float) -> str:
+    """How a single lane went."""
+    read = "" if result["attention"] == "dense" else f"; it read {percent(read_share)} of what dense attention reads"
+    name = "Dense" if result["attention"] == "dense" else "Self-selected"
+    return (
+        f"{name} attention wrote {result['tokens']} tokens in {result['seconds']:.2f} s "
+        f"({result['tokens_per_second']:.0f} tokens/s){read}; {verdict({'lane': result})}"
+        f"{malformed_clause({'lane': result})}."
+    )

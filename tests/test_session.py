@@ -1,0 +1,494 @@
+"""The session: engine events become ticks, results and one honest line. Scripted lanes first, then tiny real models."""
+
+import json
+
+import pytest
+from scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output, step
+
+from selfspan_core.lane_view import LaneView, TextStream
+from selfspan_core.lanes import LaneSpec, lane_specs
+from selfspan_core.race import LaneError
+from selfspan_core.session import Session
+from selfspan_core.summary import compare_line, percent, speed_phrase
+from selfspan_core.tasks import InputError, get_task
+
+TASK = get_task("arithmetic")
+TOKENIZER = CharacterTokenizer()
+TEXT = "79*36+63"
+RESULT_FIELDS = [
+    *("input", "attention", "adapter", "output", "answer", "expected", "correct", "tokens", "seconds"),
+    *("tokens_per_second", "attended_tokens", "dense_tokens", "malformed_steps", "steps"),
+]
+LANE_FIELDS = {
+    *("from", "items", "tokens", "tokens_per_second", "ms_per_token", "first_token_ms", "elapsed_s"),
+    *("attended_tokens", "dense_tokens", "share", "reading", "phase", "steps", "done", "finish"),
+}
+
+
+def scripted_session(span_ids=None, plain_ids=None, step_ms=None, text=TEXT, clock=None, tokenizer=TOKENIZER):
+    problem = TASK.parse(text)
+    step_ms = step_ms or {"dense": 2.0, "sparse": 1.0}
+    span = ScriptedEngine(tokenizer, span_ids or right_output(tokenizer, problem), step_ms)
+    plain = ScriptedEngine(tokenizer, plain_ids or right_output(tokenizer, problem, annotated=False), step_ms)
+    store = ScriptedStore(tokenizer, {"span": span, "plain": plain})
+    return Session(store, clock or FakeClock(0.01)), store
+
+
+def assembled(ticks, lane):
+    """All items of a lane, put together from the deltas; fails on a gap or an overlap."""
+    items = []
+    for tick in ticks:
+        if tick["kind"] == "tick":
+            news = tick["lanes"][lane]
+            assert news["from"] == len(items), "a delta does not start where the last one ended"
+            items += news["items"]
+    return items
+
+
+def show(items):
+    return "".join(item["text"] if item["kind"] in ("text", "newline") else f"[{item['text']}]" for item in items)
+
+
+def last_lane(ticks, lane):
+    return [tick["lanes"][lane] for tick in ticks if tick["kind"] == "tick"][-1]
+
+
+# ---- schema
+
+
+def test_start_tick_end():
+    """Would catch a drift of the schema that the app and the API rely on."""
+    session, _ = scripted_session()
+    ticks = list(session.compare("arithmetic", " 79 × 36 + 63 "))
+    start, *middle, end = ticks
+    assert [tick["kind"] for tick in ticks] == ["start", *["tick"] * len(middle), "end"]
+    assert start == {
+        "kind": "start",
+        "task": "arithmetic",
+        "input": "79*36+63",
+        "adapter": "span",
+        "title": "Same adapter, mask off and on",
+        "prompt": [
+            {"text": "79", "name": "a0"},
+            {"text": "*", "name": None},
+            {"text": "36", "name": "a1"},
+            {"text": "+", "name": None},
+            {"text": "63", "name": "a2"},
+            {"text": "=", "name": None},
+        ],
+        "lanes": [
+            {"id": "dense", "label": "Dense attention, span adapter", "attention": "dense", "adapter": "span"},
+            {
+                "id": "sparse",
+                "label": "Self-selected attention, span adapter",
+                "attention": "sparse",
+                "adapter": "span",
+            },
+        ],
+        "expected": "2907",
+        "device": "script, float32",
+    }
+    for tick in middle:
+        assert set(tick) == {"kind", "lanes"} and list(tick["lanes"]) == ["dense", "sparse"]
+        assert all(set(lane) == LANE_FIELDS for lane in tick["lanes"].values())
+    assert set(end) == {
+        *("kind", "input", "expected", "lanes", "line"),
+        *("speedup_ms_per_token", "speedup_time_to_answer", "read_share"),
+    }
+    assert [list(result) for result in end["lanes"].values()] == [RESULT_FIELDS, RESULT_FIELDS]
+    assert json.loads(json.dumps(ticks)) == ticks
+
+
+def test_text_and_steps():
+    """Would catch raw markers in the text, a step without its line end, or lanes that show different things."""
+    session, _ = scripted_session()
+    ticks = list(session.compare("arithmetic", TEXT))
+    shown = "[ref][a0][a1][a3][go]79*36=2370+474=[res]2844[end]\n[ref][a3][a2][a4][go]2844+63=[res]2907[end]\n"
+    for lane in ("dense", "sparse"):
+        items = assembled(ticks, lane)
+        assert show(items) == shown
+        assert [item["step"] for item in items if item["kind"] == "newline"] == [0, 1]
+        assert {item["kind"] for item in items} == {"text", "newline", "ref", "anchor", "go", "res", "end"}
+    result = ticks[-1]["lanes"]["sparse"]
+    assert result["output"] == "79*36=2370+474=2844\n2844+63=2907"
+    assert (result["answer"], result["correct"], result["malformed_steps"]) == ("2907", True, 0)
+    # scaffold "<bos>Calculate: " is 12 tokens; then [a0]79 at 12, * at 15, [a1]36 at 16, + at 19, [a2]63 at 20, =
+    assert result["steps"][0] == {
+        "reads": ["a0", "a1"],
+        "name": "a3",
+        "text": "79*36=2370+474=2844",
+        "intervals": [[0, 15], [16, 19]],
+    }
+    assert [step["name"] for step in result["steps"]] == ["a3", "a4"]
+    # The dense lane declares the same reads and really attends to everything before the step.
+    assert ticks[-1]["lanes"]["dense"]["steps"][0]["intervals"] == [[0, 24]]
+
+
+def test_plain_lane():
+    """Would catch the plain lane being drawn with an empty first line, or its steps being lost."""
+    session, store = scripted_session()
+    ticks = list(session.compare("arithmetic", TEXT, adapter="plain"))
+    assert ticks[0]["title"] == "Plain adapter, dense, against span adapter, self-selected"
+    assert [(lane["attention"], lane["adapter"]) for lane in ticks[0]["lanes"]] == [
+        ("dense", "plain"),
+        ("sparse", "span"),
+    ]
+    items = assembled(ticks, "dense")
+    assert show(items) == "79*36=2370+474=2844\n2844+63=2907"
+    assert [item["step"] for item in items if item["kind"] == "newline"] == [0]
+    assert last_lane(ticks, "dense")["steps"] == []
+    result = ticks[-1]["lanes"]["dense"]
+    assert result["adapter"] == "plain" and result["correct"]
+    assert [(step["name"], step["reads"], step["text"]) for step in result["steps"]] == [
+        (None, [], "79*36=2370+474=2844"),
+        (None, [], "2844+63=2907"),
+    ]
+    assert store.engines["plain"].calls[0]["annotated"] is False
+    assert store.engines["span"].calls[0]["annotated"] is True
+
+
+def test_reading_names():
+    """Would catch highlights that are late, stay on between steps, or appear in a lane that reads everything."""
+    session, _ = scripted_session(clock=FakeClock(1.0))
+    seen = {"dense": [], "sparse": []}
+    for tick in session.compare("arithmetic", TEXT):
+        for lane, news in tick.get("lanes", {}).items() if tick["kind"] == "tick" else ():
+            entry = (news["phase"], news["reading"])
+            if not seen[lane] or seen[lane][-1] != entry:
+                seen[lane].append(entry)
+    assert all(reading == [] for _, reading in seen["dense"])
+    between, done = ("between", []), ("done", [])
+    phases = [entry for entry in seen["sparse"] if entry[0] not in ("prefill",)]
+    assert ("header", "all") in phases and ("body", ["a0", "a1"]) in phases and ("body", ["a3", "a2"]) in phases
+    assert between in phases and phases[-1] == done
+    assert all(reading in (["a0", "a1"], ["a3", "a2"]) for phase, reading in phases if phase == "body")
+
+
+# ---- pacing
+
+
+def test_ticks_are_paced_and_nothing_is_dropped():
+    """Would catch one tick per token, or tokens that fall between two ticks."""
+    session, _ = scripted_session(clock=FakeClock(0.004))
+    every = list(session.compare("arithmetic", TEXT, tick_seconds=0))
+    few = list(session.compare("arithmetic", TEXT, tick_seconds=0.1))
+    rare = list(session.compare("arithmetic", TEXT, tick_seconds=1e9))
+    assert len(every) > 100 and 4 <= len(few) < len(every) / 10 and len(rare) == 3
+    for lane in ("dense", "sparse"):
+        assert show(assembled(every, lane)) == show(assembled(few, lane)) == show(assembled(rare, lane))
+        assert every[-1]["lanes"][lane] == few[-1]["lanes"][lane] == rare[-1]["lanes"][lane]
+
+
+def test_slow_consumer_does_not_get_a_tick_per_token():
+    """Would catch pacing that counts the consumer's own time: a slow browser would then halt the lanes."""
+    clock = FakeClock(0.001)
+    session, _ = scripted_session(clock=clock)
+    count = 0
+    for _ in session.compare("arithmetic", TEXT, tick_seconds=0.05):
+        clock.now += 10
+        count += 1
+    assert count < 20
+
+
+def test_figures():
+    """Would catch prefill leaking into ms/token, or a token counted as a reader before it was fed."""
+    session, _ = scripted_session(step_ms={"dense": 2.0, "sparse": 1.0})
+    ticks = list(session.compare("arithmetic", TEXT, tick_seconds=0))
+    for lane, pace in (("dense", 2.0), ("sparse", 1.0)):
+        last, result = last_lane(ticks, lane), ticks[-1]["lanes"][lane]
+        count = last["tokens"]
+        assert last["ms_per_token"] == pytest.approx(pace) and last["tokens_per_second"] == pytest.approx(1000 / pace)
+        assert last["first_token_ms"] == pytest.approx(21.0)
+        assert last["elapsed_s"] == pytest.approx(0.021 + (count - 1) * pace / 1000) == result["seconds"]
+        assert (last["done"], last["finish"], last["phase"]) == (True, "eos", "done")
+        prompt = 12 + 11 + 1
+        assert last["dense_tokens"] == sum(range(prompt + 1, prompt + count))
+        assert last["share"] == last["attended_tokens"] / last["dense_tokens"]
+    assert last_lane(ticks, "dense")["share"] == 1.0 and last_lane(ticks, "sparse")["share"] < 1.0
+    assert ticks[-1]["speedup_ms_per_token"] == pytest.approx(2.0)
+    # Figures of running ticks lead up to the final ones without a jump: one query is added per token.
+    sums = [tick["lanes"]["sparse"]["dense_tokens"] for tick in ticks if tick["kind"] == "tick"]
+    assert sums == sorted(sums) and sums[-1] == sums[-2]
+
+
+# ---- endings
+
+
+def test_closing_frees_both_lanes():
+    """Would catch Stop leaving a lane's cache behind."""
+    session, store = scripted_session()
+    ticks = session.compare("arithmetic", TEXT, tick_seconds=0)
+    for _ in range(9):
+        next(ticks)
+    assert store.engines["span"].num_closed == 0
+    ticks.close()
+    assert store.engines["span"].num_closed == 2
+    assert list(session.compare("arithmetic", TEXT))[-1]["lanes"]["sparse"]["correct"]
+
+
+def test_cut_off_output_has_no_answer():
+    """Would catch a lucky half of a step being called the answer."""
+    session, _ = scripted_session()
+    problem = TASK.parse(TEXT)
+    whole = right_output(TOKENIZER, problem)
+    ticks = list(session.compare("arithmetic", TEXT, max_new_tokens=len(whole) - 1))
+    end = ticks[-1]
+    assert last_lane(ticks, "sparse")["finish"] == "length"
+    assert end["lanes"]["sparse"]["output"].endswith("2844+63=2907")
+    assert end["lanes"]["sparse"]["answer"] is None and end["lanes"]["sparse"]["correct"] is False
+    assert end["speedup_time_to_answer"] is None
+    assert "to the answer" not in end["line"] and "missing (expected 2907)" in end["line"]
+
+
+def test_one_token():
+    """Would catch a division by zero where there is no decoding to be timed."""
+    session, _ = scripted_session()
+    *_, tick, end = session.compare("arithmetic", TEXT, max_new_tokens=1)
+    assert tick["lanes"]["sparse"]["tokens"] == 1 and tick["lanes"]["sparse"]["ms_per_token"] == 0.0
+    assert tick["lanes"]["sparse"]["share"] == 1.0
+    assert end["speedup_ms_per_token"] is None and end["line"].startswith("Too few tokens")
+
+
+def test_failing_lane_is_named():
+    """Would catch an error that hides which lane failed."""
+    session, store = scripted_session()
+    original = store.engines["span"].generate
+
+    def broken():
+        raise MemoryError("no room")
+        yield
+
+    def generate(prompt, attention, **settings):
+        return broken() if attention == "sparse" else original(prompt, attention, **settings)
+
+    store.engines["span"].generate = generate
+    with pytest.raises(LaneError, match="sparse lane failed: no room"):
+        list(session.compare("arithmetic", TEXT))
+    assert store.engines["span"].num_closed == 1
+
+
+# ---- malformed output
+
+
+@pytest.mark.parametrize(
+    ("ids", "shown", "reads", "name"),
+    [
+        (step(TOKENIZER, [200], 3, "1+1=", "2"), "[ref][a200][a3][go]1+1=[res]2[end]\n", ["a200"], "a3"),
+        (TOKENIZER.encode("hello"), "hello", [], None),
+        ([4, 8, 9, *TOKENIZER.encode("no go")], "[ref][a0][a1]no go", [], None),
+        ([4, 8, 11, 5, *TOKENIZER.encode("79"), 4, 8, 12, 5], "[ref][a0][a3][go]79[ref][a0][a4][go]", ["a0"], "a3"),
+    ],
+    ids=["unknown name", "text outside steps", "no go", "marker in a body"],
+)
+def test_malformed_steps_are_flagged_and_read_everything(ids, shown, reads, name):
+    """Would catch malformed output that crashes, is drawn as a normal step, or is said to read less than it did."""
+    session, _ = scripted_session(span_ids=[*ids, 2])
+    ticks = list(session.compare("arithmetic", TEXT, tick_seconds=0))
+    assert show(assembled(ticks, "sparse")) == shown
+    steps = {}
+    for tick in ticks[1:-1]:
+        steps |= {news["index"]: news for news in tick["lanes"]["sparse"]["steps"]}
+    assert steps[0] == {"index": 0, "name": name, "reads": reads, "malformed": True, "closed": True}
+    result = ticks[-1]["lanes"]["sparse"]
+    assert result["malformed_steps"] >= 1 and result["steps"][0]["intervals"] == [[0, 24]]
+    assert "malformed step" in ticks[-1]["line"]
+
+
+def test_two_broken_steps_stand_on_lines_of_their_own():
+    """Would catch a new step being drawn on the line of one that never ended."""
+    ids = [4, 8, 11, *TOKENIZER.encode("12"), *step(TOKENIZER, [0], 3, "1=", "1"), 2]
+    session, _ = scripted_session(span_ids=ids)
+    ticks = list(session.compare("arithmetic", TEXT))
+    items = assembled(ticks, "sparse")
+    assert show(items) == "[ref][a0][a3]12\n[ref][a0][a3][go]1=[res]1[end]\n"
+    assert [item["step"] for item in items if item["kind"] == "newline"] == [0, 1]
+
+
+# ---- text
+
+
+@pytest.mark.parametrize("text", ["é", "€ and 漢字", "😀😀", "a\u0301", "x😀y", "�", "½\n½"])
+def test_characters_are_held_back_until_complete(text):
+    """Would catch half a character on the screen: byte-fallback tokens are single bytes."""
+    ids = TOKENIZER.encode(text)
+    stream = TextStream(TOKENIZER)
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) + stream.flush() == text
+    assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
+
+
+def test_bytes_that_are_no_text_do_not_block_the_rest():
+    """Would catch a stray byte that holds everything after it back for ever, or repeats or loses characters."""
+    ids = [512 + 0xE2, *TOKENIZER.encode("12"), 512 + 0xFF, 512 + 0xFF, 512 + 0xFF, 512 + 0xFF, *TOKENIZER.encode("3")]
+    stream = TextStream(TOKENIZER)
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) == "\ufffd12\ufffd\ufffd\ufffd\ufffd3" and pieces[1] == "\ufffd1"
+    assert stream.push(512 + 0xE2) == "" and stream.flush() == "\ufffd" and stream.flush() == ""
+
+
+def test_held_back_bytes_come_out_before_a_marker_and_at_the_end():
+    """Would catch characters that jump over a marker or vanish with the last token."""
+    body = [*TOKENIZER.encode("1="), 512 + 0xE2]
+    session, _ = scripted_session(span_ids=[4, 8, 11, 5, *body, 6, *TOKENIZER.encode("1"), 512 + 0xE2, 7, 2])
+    ticks = list(session.compare("arithmetic", TEXT, tick_seconds=0))
+    assert show(assembled(ticks, "sparse")) == "[ref][a0][a3][go]1=\ufffd[res]1\ufffd[end]\n"
+
+
+def test_model_text_stays_text():
+    """Would catch text that becomes markup, a marker or a template on its way."""
+    text = "<b>{{value}}${value}<|ref|></b>"
+    view = LaneView(LaneSpec("dense", "", "dense", "plain"), TOKENIZER, 5)
+    view._add_text(text)
+    assert view.items == [{"text": text, "kind": "text", "step": 0}]
+
+
+def test_typed_markers_are_refused():
+    """Would catch a typed marker reaching the prompt."""
+    session, _ = scripted_session()
+    with pytest.raises(InputError):
+        session.compare("arithmetic", "<|ref|>")
+
+
+# ---- bad settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "poetry"}, "poetry"),
+        ({"task": None}, "task"),
+        ({"text": ""}, "empty"),
+        ({"text": ["1+1"]}, "text"),
+        ({"adapter": "fancy"}, "span or plain"),
+        ({"adapter": ["span"]}, "span or plain"),
+        ({"max_new_tokens": 0}, "from 1 to 4,096, not 0"),
+        ({"max_new_tokens": 4097}, "from 1 to 4,096"),
+        ({"max_new_tokens": 10**6000}, "far larger"),
+        ({"max_new_tokens": -5}, "max_new_tokens"),
+        ({"max_new_tokens": 1.5}, "whole number"),
+        ({"max_new_tokens": float("nan")}, "whole number"),
+        ({"max_new_tokens": float("inf")}, "whole number"),
+        ({"max_new_tokens": "100"}, "whole number"),
+        ({"max_new_tokens": True}, "whole number"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"temperature": None}, "temperature"),
+        ({"seed": -1}, "seed"),
+        ({"seed": "x"}, "seed"),
+    ],
+)
+def test_bad_settings_are_input_errors(settings, message):
+    """Would catch a setting that crashes, is silently changed, or fails only after the first tick."""
+    session, store = scripted_session()
+    with pytest.raises(InputError, match=message):
+        session.compare(**{"task": "arithmetic", "text": TEXT, **settings})
+    assert not store.engines["span"].calls
+
+
+def test_whole_floats_are_whole_numbers():
+    """Would catch refusing 512.0, which is how some JSON clients write 512."""
+    session, _ = scripted_session()
+    assert list(session.compare("arithmetic", TEXT, max_new_tokens=512.0))[-1]["lanes"]["dense"]["correct"]
+
+
+def test_too_long_prompt():
+    """Would catch a prompt that fills the context and crashes the engine instead of telling the user."""
+    session, store = scripted_session()
+    store.engines["span"].model.max_context = 24
+    with pytest.raises(InputError, match="24 tokens; the model's context holds 24"):
+        session.compare("arithmetic", TEXT)
+
+
+def test_lane_specs():
+    """Would catch self-selected attention offered for an adapter that declares no spans."""
+    assert [(spec.attention, spec.adapter) for spec in lane_specs("both", "plain")] == [
+        ("dense", "plain"),
+        ("sparse", "span"),
+    ]
+    assert [spec.id for spec in lane_specs("sparse", "span")] == ["sparse"]
+    with pytest.raises(InputError, match="declares no spans"):
+        lane_specs("sparse", "plain")
+    with pytest.raises(InputError, match="dense, sparse or both"):
+        lane_specs("half", "span")
+
+
+def test_single_lane():
+    """Would catch a run of one lane that needs the other."""
+    session, store = scripted_session()
+    run = session.prepare("arithmetic", TEXT, "dense", "plain", temperature=0.5, seed=7)
+    start, *_, end = session.stream(run)
+    assert start["title"] == "Dense attention, plain adapter" and list(end["lanes"]) == ["dense"]
+    assert end["speedup_ms_per_token"] is None and "the answer is right" in end["line"]
+    assert store.engines["plain"].calls == [
+        {"attention": "dense", "annotated": False, "temperature": 0.5, "seed": 7},
+    ]
+
+
+# ---- the line
+
+
+def result(correct=True, answer="2907", malformed=0, attention="dense"):
+    return {
+        "correct": correct,
+        "answer": answer,
+        "expected": "2907",
+        "malformed_steps": malformed,
+        "attention": attention,
+        "tokens": 100,
+        "seconds": 1.0,
+        "tokens_per_second": 100.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse", "per_token", "to_answer", "head", "tail"),
+    [
+        (
+            *(result(), result(), 1.423, 1.3),
+            "Self-selected attention was 1.42 times as fast per token and 1.30 times as fast to the answer; it read "
+            "31 %",
+            "both answers are right.",
+        ),
+        (
+            *(result(), result(False, "2906"), 0.85, 0.8),
+            "Self-selected attention was slower (0.85 times the speed) per token and slower (0.80 times the speed) to "
+            "the answer; it read 31 %",
+            "the dense answer is right, the self-selected answer is wrong (2906, expected 2907).",
+        ),
+        (
+            *(result(False, None), result(malformed=2), 1.2, None),
+            "Self-selected attention was 1.20 times as fast per token; it read 31 %",
+            "the dense answer is missing (expected 2907), the self-selected answer is right; 2 malformed steps.",
+        ),
+        (
+            *(result(False, "1"), result(False, "1"), 1.2, 0.9),
+            "Self-selected attention was 1.20 times as fast per token but slower (0.90 times the speed) to the answer; "
+            "it read 31 %",
+            "both answers are wrong (1, expected 2907).",
+        ),
+    ],
+)
+def test_line_is_honest(dense, sparse, per_token, to_answer, head, tail):
+    """Would catch a slower run or a wrong answer being dressed up."""
+    line = compare_line({"dense": dense, "sparse": sparse}, per_token, to_answer, 0.31, paid_for=False)
+    assert line == f"{head} of what dense attention reads for the same tokens; {tail}"
+
+
+def test_phrases():
+    """Would catch rounding that turns a little into nothing, or a hair's breadth into a victory."""
+    assert speed_phrase(1.015) == "equally fast" == speed_phrase(0.985)
+    assert (speed_phrase(1.03), speed_phrase(0.97)) == ("1.03 times as fast", "slower (0.97 times the speed)")
+    assert (
+        percent(0.004) == "0.4 %" and percent(0.996) == "99.6 %" and percent(1.2) == "120 %" and percent(0.0) == "0 %"
+    )
+
+
+def test_share_against_the_plain_adapter_pays_for_annotations():
+    """Would catch comparing the sparse lane with its own longer text where the plain adapter writes a shorter one."""
+    session, _ = scripted_session()
+    end = list(session.compare("arithmetic", TEXT, adapter="plain"))[-1]
+    dense, sparse = end["lanes"]["dense"], end["lanes"]["sparse"]
+    assert end["read_share"] == sparse["attended_tokens"] / dense["attended_tokens"]
+    assert end["read_share"] > sparse["attended_tokens"] / sparse["dense_tokens"]
+    assert "what the plain adapter's lane read" in end["line"]
