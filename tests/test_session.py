@@ -4,9 +4,12 @@ import json
 
 import pytest
 from scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output, step
+from tiny_models import save_tiny
 
+from selfspan_core.engine import Engine
 from selfspan_core.lane_view import LaneView, TextStream
 from selfspan_core.lanes import LaneSpec, lane_specs
+from selfspan_core.model_store import ModelStore
 from selfspan_core.race import LaneError
 from selfspan_core.session import Session
 from selfspan_core.summary import compare_line, percent, speed_phrase
@@ -492,3 +495,85 @@ def test_share_against_the_plain_adapter_pays_for_annotations():
     assert end["read_share"] == sparse["attended_tokens"] / dense["attended_tokens"]
     assert end["read_share"] > sparse["attended_tokens"] / sparse["dense_tokens"]
     assert "what the plain adapter's lane read" in end["line"]
+
+
+# ---- the real engine and tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny_store(tmp_path_factory):
+    base, adapters = save_tiny(tmp_path_factory.mktemp("tiny"), max_context=2048)
+    return ModelStore(base, adapters, device="cpu")
+
+
+@pytest.fixture
+def forced_session(tiny_store, monkeypatch):
+    """A session whose tiny real models are made to write the right steps: real forwards, caches, clocks and tracker."""
+    original = Engine.generate
+
+    def generate(self, prompt, *args, annotated=True, **kwargs):
+        tokenizer = tiny_store.tokenizer
+        text = tokenizer.decode(prompt.ids).removeprefix("Calculate: ").removesuffix("=")
+        ids = right_output(tokenizer, TASK.parse(text), annotated)
+        return original(self, prompt, *args, annotated=annotated, forced_tokens=ids, **kwargs)
+
+    for adapter in ("span", "plain"):  # warmed up before the patch: warming up has forced tokens of its own
+        tiny_store.engine("arithmetic", adapter)
+    monkeypatch.setattr(Engine, "generate", generate)
+    return Session(tiny_store)
+
+
+@pytest.mark.parametrize("adapter", ["span", "plain"])
+@pytest.mark.parametrize("text", ["1+2", TEXT, "-(5-99*98)*7/(3-10)", "-5*(-3)+(4-(-8))*12-96/8"])
+def test_real_engine_end_to_end(forced_session, adapter, text):
+    """Would catch engine, tokenizer, task and session disagreeing about ids, names, intervals or figures."""
+    ticks = list(forced_session.compare("arithmetic", text, adapter=adapter, tick_seconds=0))
+    problem, end = TASK.parse(text), ticks[-1]
+    for lane in ("dense", "sparse"):
+        result, last = end["lanes"][lane], last_lane(ticks, lane)
+        assert result["answer"] == problem.expected and result["correct"] and result["malformed_steps"] == 0
+        assert [s["text"] for s in result["steps"]] == [r.work + r.result for r in problem.reductions]
+        assert show([i for i in assembled(ticks, lane) if i["kind"] in ("text", "newline")]).strip() == result["output"]
+        assert last["elapsed_s"] == pytest.approx(result["seconds"]) and last["ms_per_token"] > 0
+        if lane == "sparse" or adapter == "span":
+            assert [s["reads"] for s in result["steps"]] == [[f"a{n}" for n in r.reads] for r in problem.reductions]
+    sparse = end["lanes"]["sparse"]
+    assert 0 < sparse["attended_tokens"] < sparse["dense_tokens"]
+    assert end["line"].endswith("both answers are right.")
+
+
+def test_figures_are_the_engines(forced_session):
+    """Would catch running sums that drift from what the engine itself reports at the end."""
+    *_, tick, _ = forced_session.compare("arithmetic", TEXT, tick_seconds=1e9)
+    run = forced_session.prepare("arithmetic", TEXT, "sparse")
+    events = list(run.lanes[0].engine.generate(run.lanes[0].prompt, attention="sparse"))
+    lane = tick["lanes"]["sparse"]
+    assert (lane["tokens"], lane["attended_tokens"], lane["dense_tokens"]) == (
+        events[-1].num_tokens,
+        events[-1].attended_tokens,
+        events[-1].dense_tokens,
+    )
+    view = LaneView(run.lanes[0].spec, run.lanes[0].engine.model.tokenizer, 24)
+    for event in events[:-1]:
+        view.apply(event)
+    assert (view.attended_tokens, view.dense_tokens) == (events[-1].attended_tokens, events[-1].dense_tokens)
+    assert view.seconds == pytest.approx(events[-1].seconds)
+
+
+@pytest.mark.parametrize("text", ["Grüße, 東京 – 😀!", "  two  spaces ", "a\n\nb"])
+def test_shipped_tokenizer_streams_whole_characters(tiny_store, text):
+    """Would catch lost spaces and half characters with the tokenizer that users run."""
+    stream = TextStream(tiny_store.tokenizer)
+    pieces = [stream.push(token) for token in tiny_store.tokenizer.encode(text)]
+    assert "".join(pieces) + stream.flush() == text and not any("\ufffd" in piece for piece in pieces)
+
+
+def test_sampling_is_reproducible(tiny_store):
+    """Would catch a seed that is ignored, or two lanes that draw from one generator."""
+    session = Session(tiny_store)
+
+    def output(seed):
+        *_, end = session.compare("arithmetic", TEXT, max_new_tokens=12, temperature=1.5, seed=seed)
+        return [lane["output"] for lane in end["lanes"].values()]
+
+    assert output(1) == output(1) != output(2)
