@@ -1,0 +1,91 @@
+"""Tasks: what a user may type, how it becomes a prompt and worked steps, how an answer is checked. No torch here."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from selfspan_core.protocol import Example, Markers, Rendered
+
+
+class InputError(ValueError):
+    """What the user typed cannot be used; the message says why and is shown beside the box."""
+
+
+class Tokenizer(Protocol):
+    """What a task needs of a tokenizer (`selfspan_core.tokenizer.SpanTokenizer` is one)."""
+
+    @property
+    def markers(self) -> Markers:
+        """Ids of the protocol's markers."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: never a marker, `<bos>` or `<eos>`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One input, understood.
+
+    Attributes:
+        text: its canonical form.
+        expected: the right answer as text.
+        display: the prompt without its scaffold, as (text, name) pieces in order; `name` is the index of the
+            segment's name (the anchor is `(offset + name) % 256`), or None for text that belongs to no segment.
+    """
+
+    text: str
+    expected: str
+    display: tuple[tuple[str, int | None], ...]
+
+
+class Task(Protocol):
+    """A kind of problem.
+
+    Attributes:
+        name: what the command line, the API and the configs call it.
+        examples: inputs to offer to a user.
+        max_reads_intervals: the most intervals that any query of a worked step sees (scaffold, reads, own step).
+    """
+
+    name: str
+    examples: tuple[str, ...]
+    max_reads_intervals: int
+
+    def parse(self, text: str) -> Problem:
+        """Understand what a user typed. Raises InputError."""
+        ...
+
+    def example(self, problem: Problem, tokenizer: Tokenizer, offset: int = 0, with_steps: bool = False) -> Example:
+        """The prompt, and the worked steps where asked for, as ids; names start at anchor `offset`."""
+        ...
+
+    def render(
+        self, problem: Problem, tokenizer: Tokenizer, annotated: bool, offset: int = 0, with_steps: bool = False
+    ) -> Rendered:
+        """The example laid out with markers (`annotated`) or as the same text without a single one."""
+        ...
+
+    def answer(self, output_text: str) -> str | None:
+        """The answer in a model's output, markers dropped and each step on its own line; None if there is none."""
+        ...
+
+    def check(self, problem: Problem, answer: str | None) -> bool:
+        """Whether an answer is right."""
+        ...
+
+    def surprise(self, seed: int) -> str:
+        """An input made up from `seed`."""
+        ...
+
+
+TASK_NAMES = ("arithmetic",)
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`. Raises InputError, which lists the known ones, if there is none."""
+    if name == "arithmetic":
+        from selfspan_core.tasks.arithmetic import Arithmetic
+
+        return Arithmetic()
+    raise InputError(f'There is no task "{name[:40]}"; known tasks: {", ".join(TASK_NAMES)}.')

@@ -1,0 +1,295 @@
+"""Random valid expressions, for training, for evaluation and for the "surprise me" button.
+
+A tree's shape is drawn first, then operators and numbers from the leaves up, every value known on the way. What does
+not fit (a product too large, a division that does not come out whole) is repaired on the spot: another number, a
+number of the left or right operand changed so that it divides, or another operator. Nothing is ever thrown away but
+an expression whose worked steps would not fit the model's context.
+
+Shapes, mixed so that what people type is covered: `flat` (no parentheses, precedence decides), `groups` (short
+parenthesised groups in a flat chain), `binary` (any tree), `chain` (one number at a time joins on the left or the
+right of what there is).
+"""
+
+import random
+from dataclasses import dataclass
+
+from selfspan_core.tasks.arithmetic_tree import MAX_LITERAL, MAX_VALUE, Literal, Negation, Node, Operation
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How random expressions are made up; weights need not sum to one.
+
+    Attributes:
+        shapes: weights of the shapes.
+        operators: weights of the operators to try first.
+        small_literal: share of numbers drawn from 1 to 12 instead of 0 to 99.
+        negative_literal: share of numbers with a minus.
+        negation: share of operations put into `-(...)`.
+        wide_divisor: how often a division whose divisor is a number is set up to have a two-digit divisor.
+    """
+
+    shapes: tuple[tuple[str, float], ...] = (("flat", 0.25), ("groups", 0.25), ("binary", 0.3), ("chain", 0.2))
+    operators: tuple[tuple[str, float], ...] = (("+", 0.25), ("-", 0.25), ("*", 0.3), ("/", 0.2))
+    small_literal: float = 0.2
+    negative_literal: float = 0.05
+    negation: float = 0.03
+    wide_divisor: float = 0.6
+
+
+DEFAULT_MIX = Mix()
+SUM, PRODUCT = "+-", "*/"
+ANY = SUM + PRODUCT
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """An operation of a shape: `ops` are the operators it may get, None is a number."""
+
+    left: "Join | None"
+    right: "Join | None"
+    ops: str
+
+
+Shape = Join | None
+
+
+def random_tree(rng: random.Random, num_operands: int, mix: Mix = DEFAULT_MIX) -> Node:
+    """A valid expression with exactly `num_operands` (2 or more) numbers, every value within +-MAX_VALUE."""
+    if num_operands < 2:
+        raise ValueError(f"an expression has at least 2 operands, not {num_operands}")
+    names, weights = zip(*mix.shapes, strict=True)
+    shape = _SHAPES[rng.choices(names, weights)[0]](rng, num_operands)
+    return _Grower(rng, mix).grow(shape)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- shapes
+
+
+def _split(rng: random.Random, total: int, most: int) -> list[int]:
+    """Cut `total` into random positive sizes of at most `most`, small ones likelier."""
+    sizes = []
+    while total:
+        size = min(total, rng.randint(1, rng.randint(1, most)))
+        sizes.append(size)
+        total -= size
+    return sizes
+
+
+def _fold(shapes: list[Shape], ops: str) -> Shape:
+    """Join shapes from left to right."""
+    folded = shapes[0]
+    for shape in shapes[1:]:
+        folded = Join(folded, shape, ops)
+    return folded
+
+
+def _flat(rng: random.Random, num_operands: int) -> Shape:
+    return _fold([_fold([None] * size, PRODUCT) for size in _split(rng, num_operands, 5)], SUM)
+
+
+def _groups(rng: random.Random, num_operands: int) -> Shape:
+    terms = []
+    for size in _split(rng, num_operands, 10):
+        factors = [_flat(rng, part) if rng.random() < 0.7 else _binary(rng, part) for part in _split(rng, size, 4)]
+        terms.append(_fold(factors, PRODUCT))
+    return _fold(terms, SUM)
+
+
+def _binary(rng: random.Random, num_operands: int) -> Shape:
+    if num_operands == 1:
+        return None
+    num_left = rng.randint(1, num_operands - 1)
+    return Join(_binary(rng, num_left), _binary(rng, num_operands - num_left), ANY)
+
+
+def _chain(rng: random.Random, num_operands: int) -> Shape:
+    right_share = rng.choice((0.0, 0.0, 0.2, 0.5, 1.0))
+    shape: Shape = None
+    for _ in range(num_operands - 1):
+        shape = Join(None, shape, ANY) if rng.random() < right_share else Join(shape, None, ANY)
+    return shape
+
+
+_SHAPES = {"flat": _flat, "groups": _groups, "binary": _binary, "chain": _chain}
+
+# --------------------------------------------------------------------------------------------- operators and numbers
+
+Grown = tuple[Node, int]
+"""A node and its value."""
+
+
+def _literal_divisors(value: int) -> tuple[int, ...]:
+    """Divisors of a positive value from 2 to MAX_LITERAL."""
+    return tuple(d for d in range(2, MAX_LITERAL + 1) if value % d == 0)
+
+
+class _Grower:
+    """Fills a shape with operators and numbers."""
+
+    def __init__(self, rng: random.Random, mix: Mix) -> None:
+        self.rng = rng
+        self.mix = mix
+        self._operator_weights = dict(mix.operators)
+
+    def grow(self, shape: Shape) -> Grown:
+        if shape is None:
+            value = self._signed(self._number())
+            return Literal(value), value
+        if shape.right is None:
+            left = self.grow(shape.left)
+            right = None
+        else:
+            left = None if shape.left is None else self.grow(shape.left)
+            right = self.grow(shape.right)
+        grown = self._join(left, right, shape.ops)
+        if self.rng.random() < self.mix.negation:
+            grown = Negation(grown[0]), -grown[1]
+        return grown
+
+    def _join(self, left: Grown | None, right: Grown | None, ops: str) -> Grown:
+        """Try operators in random order; None is a number yet to be drawn. A sum or a factor 1 always fits."""
+        for op in self._order(ops):
+            if op in SUM:
+                joined = self._sum(left, op, right)
+            elif op == "*":
+                joined = self._product(left, right)
+            else:
+                joined = self._quotient(left, right)
+            if joined is not None:
+                return joined
+        return self._last_resort(left, right, ops)
+
+    def _order(self, ops: str) -> list[str]:
+        """The operators of `ops`, drawn without replacement by weight."""
+        weights = self._operator_weights
+        return sorted(ops, key=lambda op: -(self.rng.random() ** (1 / weights[op])) if weights[op] else 1.0)
+
+    def _number(self) -> int:
+        if self.rng.random() < self.mix.small_literal:
+            return self.rng.randint(1, 12)
+        return self.rng.randint(0, MAX_LITERAL)
+
+    def _signed(self, number: int) -> int:
+        return -number if self.rng.random() < self.mix.negative_literal else number
+
+    def _draw(self) -> Grown:
+        value = self._signed(self._number())
+        return Literal(value), value
+
+    def _literal(self, magnitude: int) -> Grown:
+        value = self._signed(magnitude)
+        return Literal(value), value
+
+    def _sum(self, left: Grown | None, op: str, right: Grown | None) -> Grown | None:
+        left, right = left or self._draw(), right or self._draw()
+        value = left[1] + right[1] if op == "+" else left[1] - right[1]
+        return (Operation(op, left[0], right[0]), value) if abs(value) <= MAX_VALUE else None
+
+    def _product(self, left: Grown | None, right: Grown | None) -> Grown | None:
+        if left is None or right is None:
+            known = (left or right)[1]
+            most = min(MAX_LITERAL, MAX_VALUE // abs(known)) if known else MAX_LITERAL
+            if most < 2:
+                return None
+            magnitude = self._number()
+            drawn = self._literal(magnitude if magnitude <= most else self.rng.randint(2, most))
+            left, right = left or drawn, right or drawn
+        value = left[1] * right[1]
+        return (Operation("*", left[0], right[0]), value) if abs(value) <= MAX_VALUE else None
+
+    def _quotient(self, left: Grown | None, right: Grown | None) -> Grown | None:
+        if right is None:
+            return self._by_number(left)
+        divisor = abs(right[1])
+        if left is None:
+            if not 1 <= divisor <= MAX_LITERAL:
+                return None
+            # zero is a multiple of everything, too easy to be drawn often
+            low = 0 if self.rng.random() < 0.05 else 1
+            left = self._literal(divisor * self.rng.randint(low, MAX_LITERAL // divisor))
+        if divisor == 0 or left[1] % divisor or (divisor == 1 and self.rng.random() < 0.8):
+            dividend = self._fit_dividend(left, divisor)
+            if dividend is None:
+                fitted = self._fit_divisor(left[1], right)
+                if fitted is None:
+                    return None
+                right = fitted
+            else:
+                left = dividend
+        return Operation("/", left[0], right[0]), left[1] // right[1]
+
+    def _by_number(self, left: Grown) -> Grown | None:
+        """Divide what is known by a number."""
+        rng = self.rng
+        if isinstance(left[0], Literal):
+            return self._small_quotient()
+        if rng.random() < self.mix.wide_divisor:
+            left = self._fit_dividend(left, rng.randint(11, MAX_LITERAL)) or left
+        if left[1] == 0:
+            number = max(1, self._number())
+        else:
+            divisors = _literal_divisors(abs(left[1]))
+            if not divisors:
+                return None
+            wide = [d for d in divisors if d >= 11 and abs(left[1]) >= 10 * d]
+            number = rng.choice(wide if wide and rng.random() < 0.6 else divisors)
+        right = self._literal(number)
+        return Operation("/", left[0], right[0]), left[1] // right[1]
+
+    def _small_quotient(self) -> Grown:
+        """One number over another; quotients of 0 and 1 would crowd out the others if left to chance."""
+        rng = self.rng
+        quotient = rng.randint(2, 20) if rng.random() < 0.85 else rng.randint(0, 1)
+        divisor = rng.randint(1, MAX_LITERAL // max(1, quotient))
+        left, right = self._literal(quotient * divisor), self._literal(divisor)
+        return Operation("/", left[0], right[0]), left[1] // right[1]
+
+    def _fit_dividend(self, left: Grown, divisor: int) -> Grown | None:
+        """Change the last number of a sum so that `divisor` (2 or more) divides it into something nonzero."""
+        node = left[0]
+        if not 2 <= divisor <= MAX_LITERAL or not isinstance(node, Operation) or node.op not in SUM:
+            return None
+        if not isinstance(node.right, Literal):
+            return None
+        base = left[1] - node.right.value if node.op == "+" else left[1] + node.right.value
+        number = -base % divisor if node.op == "+" else base % divisor
+        number += divisor * self.rng.randint(0, (MAX_LITERAL - number) // divisor)
+        value = base + number if node.op == "+" else base - number
+        if value == 0 or abs(value) > MAX_VALUE:
+            return None
+        return Operation(node.op, node.left, Literal(number)), value
+
+    def _fit_divisor(self, dividend: int, right: Grown) -> Grown | None:
+        """Change the last number of a sum or product so that it divides `dividend`, by more than 1."""
+        node = right[0]
+        if not isinstance(node, Operation) or not isinstance(node.right, Literal) or node.op == "/" or dividend == 0:
+            return None
+        old = node.right.value
+        if node.op == "*":
+            if old == 0:
+                return None
+            base = right[1] // old
+            fitting = [
+                n for n in range(1, MAX_LITERAL + 1) if base and dividend % (base * n) == 0 and abs(base * n) > 1
+            ]
+        else:
+            sign = 1 if node.op == "+" else -1
+            base = right[1] - sign * old
+            values = [(n, base + sign * n) for n in range(MAX_LITERAL + 1)]
+            fitting = [n for n, value in values if abs(value) > 1 and abs(value) <= MAX_VALUE and dividend % value == 0]
+        if not fitting:
+            return None
+        number = self.rng.choice(fitting)
+        value = base * number if node.op == "*" else base + sign * number
+        return Operation(node.op, node.left, Literal(number)), value
+
+    def _last_resort(self, left: Grown | None, right: Grown | None, ops: str) -> Grown:
+        """What always fits: a factor or divisor 1, or the one of sum and difference that stays in range."""
+        one = (Literal(1), 1)
+        if ops == PRODUCT and right is None:
+            return Operation(self.rng.choice(PRODUCT), left[0], one[0]), left[1]
+        if ops == PRODUCT and left is None:
+            return Operation("*", one[0], right[0]), right[1]
+        op = "+" if abs(left[1] + right[1]) <= MAX_VALUE else "-"
+        return Operation(op, left[0], right[0]), left[1] + right[1] if op == "+" else left[1] - right[1]

@@ -1,0 +1,123 @@
+"""Random arithmetic: valid, reproducible, split from evaluation, covering what people type."""
+
+import itertools
+import random
+import subprocess
+import sys
+
+import pytest
+from arithmetic_tools import CharacterTokenizer, value
+
+from selfspan_core.tasks.arithmetic import MAX_TOKENS, Arithmetic, is_held_out
+from selfspan_core.tasks.arithmetic_tree import MAX_VALUE
+from training import arithmetic_data
+from training.arithmetic_data import Lengths, Statistics, evaluation_set, examples, problems, random_expression
+
+TOKENIZER = CharacterTokenizer()
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    return list(itertools.islice(problems(seed=5), 400))
+
+
+def test_every_problem_is_valid(sampled):
+    """Catches a number, value or length out of the limits, or an answer that is wrong."""
+    for problem in sampled:
+        assert 2 <= problem.num_operands <= 64
+        assert value(problem.text) == int(problem.expected)
+        assert all(abs(int(step.result)) <= MAX_VALUE for step in problem.reductions)
+        assert problem.num_tokens <= MAX_TOKENS
+
+
+@pytest.mark.parametrize("num_operands", [2, 3, 7, 31, 64])
+def test_operand_count_is_exact(num_operands):
+    """Catches evaluation at one length measuring another."""
+    rng = random.Random(1)
+    for _ in range(20):
+        problem = random_expression(rng, num_operands)
+        assert problem.num_operands == num_operands
+        assert Arithmetic().parse(problem.text) == problem
+
+
+def test_streams_are_reproducible_and_independent():
+    """Catches workers that train on the same examples, or a seed that does not fix them."""
+    first, again, other, seed = (
+        [p.text for p in itertools.islice(problems(*key), 30)] for key in ((1, 0), (1, 0), (1, 1), (2, 0))
+    )
+    assert first == again
+    assert len({*first, *other, *seed}) > 85
+
+
+def test_training_and_evaluation_never_share(sampled):
+    """Catches evaluation on expressions that were trained on."""
+    assert not any(is_held_out(problem.text) for problem in sampled)
+    rng = random.Random(3)
+    assert not any(is_held_out(random_expression(rng, 2).text) for _ in range(300))
+    for num_operands in (2, 8):
+        chosen = evaluation_set(num_operands, 50, seed=0)
+        assert all(is_held_out(problem.text) for problem in chosen)
+        assert len({problem.text for problem in chosen}) == 50
+        assert {problem.num_operands for problem in chosen} == {num_operands}
+    assert evaluation_set(8, 5, seed=0) == evaluation_set(8, 5, seed=0)
+    assert evaluation_set(8, 5, seed=0) != evaluation_set(8, 5, seed=1)
+
+
+def test_split_is_pinned():
+    """Catches a change of the hash rule, which would put trained expressions into evaluation."""
+    texts = [f"{a}+{b}" for a in range(100) for b in range(100)]
+    held_out = [text for text in texts if is_held_out(text)]
+    assert 100 < len(held_out) < 220
+    assert held_out[:3] == ["0+6", "0+34", "0+66"]
+
+
+def test_evaluation_set_that_cannot_be_filled(monkeypatch):
+    """Catches an endless loop where there are not enough different expressions."""
+    monkeypatch.setattr(arithmetic_data, "PATIENCE", 50)
+    with pytest.raises(ValueError, match="different"):
+        evaluation_set(2, 5000, seed=0)
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_rendered_examples(annotated):
+    """Catches examples past the context, or without random names."""
+    rendered = list(itertools.islice(examples(7, 0, TOKENIZER, annotated), 40))
+    assert all(len(r.ids) <= MAX_TOKENS and len(r.ids) == len(r.loss_mask) == len(r.visibility) for r in rendered)
+    assert all(r.ids[-1] == TOKENIZER.markers.eos for r in rendered)
+    first_names = {min(r.prompt.segments, key=lambda name: r.prompt.segments[name]) for r in rendered if annotated}
+    assert len(first_names) > 30 or not annotated
+
+
+def test_lengths():
+    """Catches a mix of lengths that is not the one asked for."""
+    rng = random.Random(0)
+    drawn = [Lengths(0.5, 4, 64).draw(rng) for _ in range(4000)]
+    assert min(drawn) == 2 and max(drawn) == 64
+    assert 0.5 < sum(n <= 4 for n in drawn) / len(drawn) < 0.58
+    with pytest.raises(ValueError, match="2 to 64"):
+        Lengths(most=65)
+    with pytest.raises(ValueError, match="short_share"):
+        Lengths(short_share=1.5)
+
+
+def test_everything_is_well_represented():
+    """Catches a generator that drifts into sums of large numbers, or never divides by more than one digit."""
+    statistics = Statistics()
+    rng = random.Random(11)
+    for num_operands in [4, 8, 16, 48, 64] * 60:
+        statistics.add(random_expression(rng, num_operands))
+    report = statistics.report()
+    for shares in (report["operators"], report["operators_from_48_operands"]):
+        assert min(shares[op] for op in "+-*/") > 0.12 and shares["neg"] > 0.01
+    assert all(report["result_digits"][digits] > 0.1 for digits in "12345")
+    assert sum(share for partials, share in report["products_by_partials"].items() if int(partials) >= 3) > 0.15
+    assert 1 - report["quotients_by_long_division_clauses"]["0"] > 0.25
+    assert report["long_divisions_by_divisor_digits"]["2"] > 0.3
+
+
+def test_command_line():
+    """Catches the statistics command not running."""
+    command = [sys.executable, "-m", "training.arithmetic_data", "--n", "20", "--workers", "2", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert '"tokens_per_second"' in done.stdout
