@@ -110,7 +110,7 @@ class Heldout:
                 self._rows[name] = self._pack(plain_sample(shards.document(i)) for i in range(len(shards)))
         self._copies = []
         if sources.COPY in config.mixture:
-            stream = copy_examples(folder, tokenizer.markers, seed=1, split="heldout")
+            stream = copy_examples(folder, tokenizer, seed=1, split="heldout")
             self._copies = [next(stream) for _ in range(HELDOUT_COPIES)]
         task = get_task("arithmetic")
         self._problems: dict[int, list[Sample]] = {}
@@ -155,7 +155,7 @@ def stream(config: PretrainConfig, tokenizer: SpanTokenizer):
     """The mixed training stream."""
     folder = Path(config.text)
     known = {name: sources.text_source(folder, name) for name in sources.TEXT_SOURCES}
-    known[sources.COPY] = sources.copy_source(folder, tokenizer.markers)
+    known[sources.COPY] = sources.copy_source(folder, tokenizer)
     known[sources.ARITHMETIC_PLAIN] = sources.arithmetic_source(tokenizer, annotated=False)
     return sources.mix(known, config.mixture)
 

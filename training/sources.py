@@ -7,7 +7,6 @@ the source that is furthest behind its share comes next.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from selfspan_core.protocol import Markers
 from selfspan_core.tokenizer import SpanTokenizer
 from training.arithmetic_data import examples as arithmetic_examples
 from training.copy_data import copy_examples
@@ -33,11 +32,11 @@ def text_source(folder: Path, name: str) -> ShardedSource:
     return stream
 
 
-def copy_source(folder: Path, markers: Markers) -> ShardedSource:
+def copy_source(folder: Path, tokenizer: SpanTokenizer) -> ShardedSource:
     """Word-for-word copying of named sentences (`training.copy_data`)."""
 
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
-        for example in copy_examples(folder, markers, seed, shard, num_shards):
+        for example in copy_examples(folder, tokenizer, seed, shard, num_shards):
             yield plain_sample(example.ids, example.loss_mask)
 
     return stream
