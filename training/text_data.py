@@ -71,9 +71,9 @@ def share_of(key: str, salt: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def split_of(document: dict) -> str:
+def split_of(document: dict, heldout_share: float) -> str:
     """`"train"` or `"heldout"`; articles about one event share a summary, so they go to the same side."""
-    return SPLITS[share_of(str(document.get("event") or document["id"]), "heldout") < HELDOUT_SHARE]
+    return SPLITS[share_of(str(document.get("event") or document["id"]), "heldout") < heldout_share]
 
 
 def body_and_ending(document: dict, source: str) -> tuple[str, str]:
@@ -112,15 +112,17 @@ class Encoder:
         bos: id that opens every piece, None for tokenizers that have none.
         eos: id that ends every document.
         dtype: of the ids.
+        heldout_share: how many of the documents are held out.
     """
 
-    def __init__(self, codec_json: str, bos: int | None, eos: int, dtype: np.dtype) -> None:
+    def __init__(self, codec_json: str, bos: int | None, eos: int, dtype: np.dtype, heldout_share: float) -> None:
         # Every core already has a process.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._codec = TextCodec(codec_json)
         self._bos = [] if bos is None else [bos]
         self._eos = eos
         self._dtype = dtype
+        self._heldout_share = heldout_share
 
     def encode(self, chunk: Chunk) -> dict[str, Encoded]:
         """Documents of a chunk by split.
@@ -136,7 +138,7 @@ class Encoder:
             body, ending = ids[2 * i], ids[2 * i + 1]
             if not len(body):
                 continue
-            into = result[split_of(document)]
+            into = result[split_of(document, self._heldout_share)]
             pieces = pieces_of(body, ending, self._bos, self._eos, chunk.source)
             into.tokens += pieces
             into.lengths += map(len, pieces)
@@ -206,36 +208,44 @@ def chunks(source: str, file: Path) -> Iterator[Chunk]:
 
 
 def encode_files(
-    files: list[tuple[str, Path]], tokenizer: SpanTokenizer, workers: int
+    files: list[tuple[str, Path]], tokenizer: SpanTokenizer, workers: int, heldout_share: float = HELDOUT_SHARE
 ) -> dict[tuple[str, str], Encoded]:
     """All documents by (source, split), in the order of the files, whatever the number of workers."""
     markers = tokenizer.markers
-    arguments = (tokenizer.codec.to_json(), markers.bos, markers.eos, dtype_of(tokenizer))
+    arguments = (tokenizer.codec.to_json(), markers.bos, markers.eos, dtype_of(tokenizer), heldout_share)
     result: dict[tuple[str, str], Encoded] = defaultdict(Encoded)
-    start, num_bytes, ahead = time.perf_counter(), 0, threading.Semaphore(4 * workers)
+    start, num_bytes = time.perf_counter(), 0
+    ahead, stopped = threading.Semaphore(4 * workers), threading.Event()
 
     def feed() -> Iterator[Chunk]:
-        # The pool reads ahead without limit by itself.
+        # The pool by itself would read everything at once.
         for source, file in files:
             for chunk in chunks(source, file):
                 ahead.acquire()
+                if stopped.is_set():
+                    return
                 yield chunk
 
     # A fresh interpreter each: forking a process that has threads may hang.
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, _start_worker, arguments) as pool:
-        for number, (source, encoded) in enumerate(pool.imap(_encode, feed())):
+        try:
+            for number, (source, encoded) in enumerate(pool.imap(_encode, feed())):
+                ahead.release()
+                for split, documents in encoded.items():
+                    result[source, split].add(documents)
+                    num_bytes += sum(part.nbytes for part in documents.tokens)
+                if number % 50 == 0:
+                    print(f"{source}: {num_bytes / 1e6:.0f} MB of ids, {time.perf_counter() - start:.0f} s", flush=True)
+        finally:
+            # After an error the pool waits for its feeding thread, which may be waiting for us.
+            stopped.set()
             ahead.release()
-            for split, documents in encoded.items():
-                result[source, split].add(documents)
-            num_bytes += sum(part.nbytes for documents in encoded.values() for part in documents.tokens)
-            if number % 50 == 0:
-                print(f"{source}: {num_bytes / 1e6:.0f} MB of ids, {time.perf_counter() - start:.0f} s", flush=True)
     return result
 
 
-def write(out: Path, encoded: dict[tuple[str, str], Encoded], dtype: np.dtype, tokenizer_meta: dict) -> dict:
-    """Write the arrays and `meta.json`, the latter last; returns what it holds."""
+def write(out: Path, encoded: dict[tuple[str, str], Encoded], dtype: np.dtype, facts: dict) -> dict:
+    """Write the arrays and, last, `meta.json` with these facts and the counts; returns what it holds."""
     out.mkdir(parents=True, exist_ok=True)
     (out / META).unlink(missing_ok=True)
     sources: dict[str, dict] = defaultdict(dict)
@@ -247,7 +257,7 @@ def write(out: Path, encoded: dict[tuple[str, str], Encoded], dtype: np.dtype, t
             np.save(out / f"{source}-{split}.offsets.npy", np.cumsum([0, *documents.lengths], dtype=np.int64))
             counts = {"documents": len(documents.lengths), "tokens": len(tokens), "words": documents.words}
             sources[source][split] = counts
-    meta = tokenizer_meta | {"max_tokens": MAX_TOKENS, "heldout_share": HELDOUT_SHARE, "sources": sources}
+    meta = facts | {"max_tokens": MAX_TOKENS, "sources": sources}
     (out / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return meta
 
@@ -318,19 +328,28 @@ def main() -> None:
     parser.add_argument("--tokenizer", required=True, help="tokenizer folder or hub id")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--heldout", type=float, default=HELDOUT_SHARE, help="share of the documents to hold out")
     args = parser.parse_args()
     try:
-        run(args.text, args.pairs, args.tokenizer, args.out, args.workers)
+        run(args.text, args.pairs, args.tokenizer, args.out, args.workers, args.heldout)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
 
 
-def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, workers: int) -> dict:
+def run(
+    text: Path | None,
+    pairs: Path | None,
+    tokenizer: str,
+    out: Path,
+    workers: int,
+    heldout_share: float = HELDOUT_SHARE,
+) -> dict:
     """Build the shards and print what became of each source; returns the meta data."""
     start = time.perf_counter()
     files, loaded = source_files(text, pairs), SpanTokenizer.load(tokenizer)
-    encoded = encode_files(files, loaded, max(1, workers))
-    meta = write(out, encoded, dtype_of(loaded), {"vocab_size": loaded.vocab_size})
+    encoded = encode_files(files, loaded, max(1, workers), heldout_share)
+    facts = {"vocab_size": loaded.vocab_size, "heldout_share": heldout_share}
+    meta = write(out, encoded, dtype_of(loaded), facts)
     for source, splits in meta["sources"].items():
         for split, count in splits.items():
             line = f"{source:12} {split:8} {count['documents']:8,} documents {count['tokens']:13,} tokens"
