@@ -2,6 +2,7 @@
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 from arithmetic_tools import CharacterTokenizer, MergingTokenizer, check_body, value
@@ -70,6 +71,8 @@ def num_literals(tree):
         ("٣+٤", "3+4", "7"),
         ("3\u200b+\ufeff4\u00a0", "3+4", "7"),
         ("3–5", "3-5", "-2"),
+        ("3➕️4", "3+4", "7"),
+        ("𝟛+𝟺", "3+4", "7"),
         ("3--5", "3-(-5)", "8"),
         ("--5+3", "-(-5)+3", "8"),
         ("+5+3", "5+3", "8"),
@@ -181,6 +184,7 @@ def test_bad_input_says_what_is_wrong(task, typed, says):
     assert says in message
     assert len(message) <= 200, "the message repeats the input at length"
     assert message.endswith(".")
+    assert message.isprintable(), "the message cannot be printed or sent"
 
 
 def test_longest_expressions_are_understood(task):
@@ -208,7 +212,7 @@ def test_any_text_is_a_problem_or_an_input_error(text):
     try:
         TASK.parse(text)
     except InputError as error:
-        assert str(error)
+        assert str(error).isprintable()
 
 
 @given(st.text(alphabet="0123456789+-*/()= ×÷−", max_size=40))
@@ -398,6 +402,23 @@ def test_merging_tokenizer_encodes_whole_texts(task):
     assert render(example, tokenizer.markers).ids
     # and one task object serves two tokenizers
     assert task.example(task.parse("1+2"), TOKENIZER).parts[0].ids == tuple(TOKENIZER.encode("1"))
+
+
+def test_shipped_tokenizer(task):
+    """Catches a shipped tokenizer that merges or splits arithmetic, or whose text is not what was trained on."""
+    from selfspan_core.tokenizer import SpanTokenizer
+
+    tokenizer = SpanTokenizer.load(Path(__file__).parent.parent / "assets" / "base")
+    problem = task.parse(task.examples[-1])
+    plain = task.render(problem, tokenizer, annotated=False, with_steps=True)
+    annotated = task.render(problem, tokenizer, annotated=True, with_steps=True)
+    lines = tokenizer.decode(plain.ids).split("\n")
+    assert lines[0] == f"Calculate: {problem.text}="
+    assert lines[1:] == [step.work + step.result for step in problem.reductions]
+    assert tokenizer.encode(tokenizer.decode(plain.ids)) == plain.ids[1:-1]
+    assert tokenizer.decode(annotated.ids) == "".join(lines)
+    assert len(annotated.ids) <= problem.num_tokens <= len(annotated.ids) + len("Calculate: ")
+    assert task.answer("\n".join(lines[1:])) == problem.expected
 
 
 @pytest.mark.parametrize(

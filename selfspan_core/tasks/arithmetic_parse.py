@@ -84,7 +84,7 @@ def _normalise_character(character: str) -> str:
         return _OPERATOR_VARIANTS[character]
     if character.isdecimal():
         return str(unicodedata.decimal(character))
-    if unicodedata.category(character) in ("Cf", "Mn"):
+    if unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
         return ""
     if unicodedata.decomposition(character).startswith(_LOOKS_ONLY):
         plain = unicodedata.normalize("NFKC", character)
@@ -97,7 +97,9 @@ def _tokens(text: str) -> list[str]:
 
 
 def _quote(text: str, limit: int = 20) -> str:
-    return f'"{text if len(text) <= limit else text[:limit] + "…"}"'
+    """A short piece of the input, safe to print anywhere: nothing invisible, no half surrogate pairs."""
+    shown = text if len(text) <= limit else text[:limit] + "…"
+    return f'"{"".join(c if c.isprintable() else "�" for c in shown)}"'
 
 
 def _check_symbols(tokens: list[str]) -> None:

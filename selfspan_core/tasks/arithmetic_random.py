@@ -4,15 +4,13 @@ A tree's shape is drawn first, then operators and numbers from the leaves up, ev
 not fit (a product too large, a division that does not come out whole) is repaired on the spot: another number, a
 number of the left or right operand changed so that it divides, or another operator. Nothing is ever thrown away but
 an expression whose worked steps would not fit the model's context.
-
-Shapes, mixed so that what people type is covered: `flat` (no parentheses, precedence decides), `groups` (short
-parenthesised groups in a flat chain), `binary` (any tree), `chain` (one number at a time joins on the left or the
-right of what there is).
 """
 
 import random
 from dataclasses import dataclass
+from math import gcd
 
+from selfspan_core.tasks.arithmetic_shapes import PRODUCT, SHAPES, SUM, Shape
 from selfspan_core.tasks.arithmetic_tree import MAX_LITERAL, MAX_VALUE, Literal, Negation, Node, Operation
 
 
@@ -21,7 +19,7 @@ class Mix:
     """How random expressions are made up; weights need not sum to one.
 
     Attributes:
-        shapes: weights of the shapes.
+        shapes: weights of the shapes (`arithmetic_shapes`).
         operators: weights of the operators to try first.
         small_literal: share of numbers drawn from 1 to 12 instead of 0 to 99.
         negative_literal: share of numbers with a minus.
@@ -38,20 +36,6 @@ class Mix:
 
 
 DEFAULT_MIX = Mix()
-SUM, PRODUCT = "+-", "*/"
-ANY = SUM + PRODUCT
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """An operation of a shape: `ops` are the operators it may get, None is a number."""
-
-    left: "Join | None"
-    right: "Join | None"
-    ops: str
-
-
-Shape = Join | None
 
 
 def random_tree(rng: random.Random, num_operands: int, mix: Mix = DEFAULT_MIX) -> Node:
@@ -59,61 +43,9 @@ def random_tree(rng: random.Random, num_operands: int, mix: Mix = DEFAULT_MIX) -
     if num_operands < 2:
         raise ValueError(f"an expression has at least 2 operands, not {num_operands}")
     names, weights = zip(*mix.shapes, strict=True)
-    shape = _SHAPES[rng.choices(names, weights)[0]](rng, num_operands)
+    shape = SHAPES[rng.choices(names, weights)[0]](rng, num_operands)
     return _Grower(rng, mix).grow(shape)[0]
 
-
-# ---------------------------------------------------------------------------------------------------------- shapes
-
-
-def _split(rng: random.Random, total: int, most: int) -> list[int]:
-    """Cut `total` into random positive sizes of at most `most`, small ones likelier."""
-    sizes = []
-    while total:
-        size = min(total, rng.randint(1, rng.randint(1, most)))
-        sizes.append(size)
-        total -= size
-    return sizes
-
-
-def _fold(shapes: list[Shape], ops: str) -> Shape:
-    """Join shapes from left to right."""
-    folded = shapes[0]
-    for shape in shapes[1:]:
-        folded = Join(folded, shape, ops)
-    return folded
-
-
-def _flat(rng: random.Random, num_operands: int) -> Shape:
-    return _fold([_fold([None] * size, PRODUCT) for size in _split(rng, num_operands, 5)], SUM)
-
-
-def _groups(rng: random.Random, num_operands: int) -> Shape:
-    terms = []
-    for size in _split(rng, num_operands, 10):
-        factors = [_flat(rng, part) if rng.random() < 0.7 else _binary(rng, part) for part in _split(rng, size, 4)]
-        terms.append(_fold(factors, PRODUCT))
-    return _fold(terms, SUM)
-
-
-def _binary(rng: random.Random, num_operands: int) -> Shape:
-    if num_operands == 1:
-        return None
-    num_left = rng.randint(1, num_operands - 1)
-    return Join(_binary(rng, num_left), _binary(rng, num_operands - num_left), ANY)
-
-
-def _chain(rng: random.Random, num_operands: int) -> Shape:
-    right_share = rng.choice((0.0, 0.0, 0.2, 0.5, 1.0))
-    shape: Shape = None
-    for _ in range(num_operands - 1):
-        shape = Join(None, shape, ANY) if rng.random() < right_share else Join(shape, None, ANY)
-    return shape
-
-
-_SHAPES = {"flat": _flat, "groups": _groups, "binary": _binary, "chain": _chain}
-
-# --------------------------------------------------------------------------------------------- operators and numbers
 
 Grown = tuple[Node, int]
 """A node and its value."""
@@ -149,7 +81,11 @@ class _Grower:
 
     def _join(self, left: Grown | None, right: Grown | None, ops: str) -> Grown:
         """Try operators in random order; None is a number yet to be drawn. A sum or a factor 1 always fits."""
-        for op in self._order(ops):
+        order = self._order(ops)
+        if left and right and "/" in ops and abs(left[1]) >= 10 * abs(right[1]) >= 1000:
+            # Rare, and hard to get by chance: a long division by three digits or more.
+            order.sort(key="/".__ne__)
+        for op in order:
             if op in SUM:
                 joined = self._sum(left, op, right)
             elif op == "*":
@@ -246,19 +182,37 @@ class _Grower:
         return Operation("/", left[0], right[0]), left[1] // right[1]
 
     def _fit_dividend(self, left: Grown, divisor: int) -> Grown | None:
-        """Change the last number of a sum so that `divisor` (2 or more) divides it into something nonzero."""
+        """Change the last number of a sum or product so that `divisor`, 2 or more, divides it but not into 0."""
         node = left[0]
-        if not 2 <= divisor <= MAX_LITERAL or not isinstance(node, Operation) or node.op not in SUM:
+        if divisor < 2 or not isinstance(node, Operation) or not isinstance(node.right, Literal) or node.op == "/":
             return None
-        if not isinstance(node.right, Literal):
-            return None
-        base = left[1] - node.right.value if node.op == "+" else left[1] + node.right.value
-        number = -base % divisor if node.op == "+" else base % divisor
-        number += divisor * self.rng.randint(0, (MAX_LITERAL - number) // divisor)
-        value = base + number if node.op == "+" else base - number
-        if value == 0 or abs(value) > MAX_VALUE:
+        if node.op == "*":
+            return self._fit_product(left[1], node, divisor)
+        return self._fit_sum(left[1], node, divisor)
+
+    def _fit_sum(self, old_value: int, node: Operation, divisor: int) -> Grown | None:
+        sign = 1 if node.op == "+" else -1
+        base = old_value - sign * node.right.value
+        number = -sign * base % divisor
+        if number <= MAX_LITERAL:
+            number += divisor * self.rng.randint(0, (MAX_LITERAL - number) // divisor)
+        else:
+            number -= divisor
+        value = base + sign * number
+        if number < -MAX_LITERAL or value == 0 or abs(value) > MAX_VALUE:
             return None
         return Operation(node.op, node.left, Literal(number)), value
+
+    def _fit_product(self, old_value: int, node: Operation, divisor: int) -> Grown | None:
+        if old_value == 0:
+            return None
+        base = old_value // node.right.value
+        step = divisor // gcd(base, divisor)
+        most = min(MAX_LITERAL, MAX_VALUE // abs(base)) // step
+        if most == 0:
+            return None
+        number = step * self.rng.randint(1, most)
+        return Operation("*", node.left, Literal(number)), base * number
 
     def _fit_divisor(self, dividend: int, right: Grown) -> Grown | None:
         """Change the last number of a sum or product so that it divides `dividend`, by more than 1."""
