@@ -280,6 +280,17 @@ def test_copy_passages_of_the_held_out_split_are_held_out(made, tokenizer):
             assert all(" ".join(tokenizer.decode(ids).split()) in together for ids in segments.values())
 
 
+def test_a_sentence_that_others_begin_with_is_not_searched_for(tokenizer):
+    """Catches a search with two right answers: a whole short sentence that is also how a longer one begins."""
+    maker = CopyMaker(tokenizer, np.random.default_rng(0))
+    short, long, other = ([300, 301, 302], [300, 301, 302, 303, 304, 305], [310, 311, 312, 313])
+    sentences = [np.array(ids, np.int32) for ids in (short, long, other)]
+    for _ in range(20):
+        assert maker._beginning(sentences, 0) is None
+        assert len(maker._beginning(sentences, 1)) > 3
+        assert 3 <= len(maker._beginning(sentences, 2)) <= 4
+
+
 def test_where_sentences_end(tokenizer):
     """Catches sentences cut inside numbers and abbreviations, or glued over a line break."""
     maker = CopyMaker(tokenizer, np.random.default_rng(0))

@@ -259,8 +259,9 @@ class CopyMaker:
         sentence = sentences[chosen]
         others = [other for index, other in enumerate(sentences) if index != chosen]
         for length in range(int(self._rng.integers(3, 9)), 25):
-            if not any(np.array_equal(other[:length], sentence[:length]) for other in others):
-                return sentence[:length]
+            beginning = sentence[:length]  # a shorter sentence as a whole: others may still begin with it
+            if not any(np.array_equal(other[: len(beginning)], beginning) for other in others):
+                return beginning
         return None
 
     def _request(self, draft: _Draft, request: list[np.ndarray], answer: list[np.ndarray]) -> None:
