@@ -77,6 +77,8 @@ class SpanModel:
         self._body, self._head = hf.get_decoder(), hf.get_output_embeddings()
         self.vocab_size = self._head.weight.shape[0]
         self._positions = torch.arange(self.max_context, device=self.device)[None]
+        if self.device.type == "cpu":
+            _lay_out_for_one_row(hf)
 
     @classmethod
     def load(
@@ -172,8 +174,14 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
 
 
 def resize_for_tokenizer(hf: PreTrainedModel, tokenizer: "SpanTokenizer") -> None:
-    """Give every id of the tokenizer an embedding row; a base that has enough rows (or spare ones) is left alone."""
-    if tokenizer.vocab_size > hf.get_input_embeddings().weight.shape[0]:
+    """Give every id of the tokenizer an embedding row; a base that has enough rows (or spare ones) is left alone.
+
+    New rows are random but always the same ones: training and each serving process must start from one model.
+    """
+    if tokenizer.vocab_size <= hf.get_input_embeddings().weight.shape[0]:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         hf.resize_token_embeddings(tokenizer.vocab_size)
 
 
@@ -182,6 +190,18 @@ def _check_folder(base: str | Path) -> None:
     looks_like_path = isinstance(base, Path) or str(base).startswith((".", "/", "~")) or str(base).count("/") > 1
     if looks_like_path and not Path(base).is_dir():
         raise ModelError(f"there is no model folder {str(base)!r}")
+
+
+def _lay_out_for_one_row(hf: PreTrainedModel) -> None:
+    """Store the weights of widening linear layers input-major.
+
+    One row times a `[out, in]` matrix reads the whole matrix from memory once, and MKL does that about twice as fast
+    from the transposed layout where `out > in` (measured: output layer 1.3 to 0.5 ms at 8192 x 384). Values, shapes
+    and tied weights stay as they are.
+    """
+    for module in hf.modules():
+        if isinstance(module, torch.nn.Linear) and module.out_features > module.in_features:
+            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 def _max_context(config: object) -> int:

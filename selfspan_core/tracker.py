@@ -112,6 +112,8 @@ class Tracker:
     def push(self, token: int) -> State:
         """Account for the next id of the sequence and say what its query sees."""
         self._position += 1
+        if self._phase is Phase.DONE:
+            return self._state(Phase.DONE)
         if token == self._markers.eos:
             return self._finish()
         if self._phase is Phase.HEADER:

@@ -1,0 +1,260 @@
+"""Every implementation of the attention op against the oracle, and the oracle against arithmetic by hand."""
+
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from span_examples import MARKERS, PROMPT, STREAMS, VOCAB
+
+from selfspan_core import attention, intervals
+from selfspan_core.attention import DenseReader, GatherReader, ImplUnavailable, ReferenceReader
+from selfspan_core.kv_cache import KVCache
+from selfspan_core.reference import masked_attention, visibility_mask
+from selfspan_core.tracker import Phase, Tracker
+
+HEAD_DIM = 8
+SCALE = HEAD_DIM**-0.5
+
+
+def random_qkv(seed, num_heads, num_kv_heads, capacity):
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda heads, length: torch.randn(1, heads, length, HEAD_DIM, generator=generator)  # noqa: E731
+    return make(num_heads, 1), make(num_kv_heads, capacity), make(num_kv_heads, capacity)
+
+
+def by_hand(query, keys, values, positions):
+    """Softmax attention in Python floats, one head at a time."""
+    group = query.shape[1] // keys.shape[1]
+    out = torch.empty(query.shape)
+    for head in range(query.shape[1]):
+        q = query[0, head, 0].tolist()
+        weights = [
+            math.exp(SCALE * sum(a * b for a, b in zip(q, keys[0, head // group, p].tolist(), strict=True)))
+            for p in positions
+        ]
+        rows = [values[0, head // group, p].tolist() for p in positions]
+        total = sum(weights)
+        mixed = [sum(w * row[d] for w, row in zip(weights, rows, strict=True)) / total for d in range(HEAD_DIM)]
+        out[0, head, 0] = torch.tensor(mixed)
+    return out
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (4, 2), (6, 1)])
+def test_the_oracle_by_hand(num_heads, num_kv_heads):
+    """Would catch a wrong oracle, which every other test here trusts: head grouping, scale, mask."""
+    query, keys, values = random_qkv(0, num_heads, num_kv_heads, 20)
+    visible = [(0, 3), (5, 6), (11, 20)]
+    expected = by_hand(query, keys, values, intervals.positions(visible))
+    out = attention.attend(query, keys, values, visible, SCALE, impl="reference")
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 70), st.integers(1, 30)), min_size=1, max_size=6),
+    st.sampled_from([(1, 1), (6, 6), (4, 2), (8, 1)]),
+    st.integers(0, 1000),
+)
+def test_gather_agrees_with_the_oracle(pieces, heads, seed):
+    """Any intervals, any grouping: would catch a lost, doubled or misplaced position."""
+    visible = intervals.merge((start, start + length) for start, length in pieces)
+    query, keys, values = random_qkv(seed, *heads, 100)
+    expected = attention.attend(query, keys, values, visible, SCALE, impl="reference")
+    out = attention.attend(query, keys, values, visible, SCALE, impl="gather")
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 97, 511, 512, 513, 1025])
+def test_odd_lengths(length):
+    """Would catch a fused kernel that is wrong at the edges of its blocks."""
+    query, keys, values = random_qkv(1, 4, 2, length + 7)
+    visible = [(3, 3 + length)]
+    expected = attention.attend(query, keys, values, visible, SCALE, impl="reference")
+    out = attention.attend(query, keys, values, visible, SCALE, impl="gather")
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_everything_visible_is_dense():
+    """Would catch a visible set of everything that means something else than dense attention."""
+    query, keys, values = random_qkv(2, 6, 6, 50)
+    expected = F.scaled_dot_product_attention(query, keys, values, scale=SCALE)
+    for impl in attention.available_impls("cpu"):
+        out = attention.attend(query, keys, values, [(0, 50)], SCALE, impl=impl)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_gather_does_not_touch_what_is_not_visible():
+    """Invisible positions hold NaN, which would spread to the output if they were read at all."""
+    query, keys, values = random_qkv(3, 4, 2, 40)
+    visible = [(2, 5), (9, 30)]
+    expected = attention.attend(query, keys, values, visible, SCALE, impl="gather")
+    hidden = ~visibility_mask([visible], 40)[0]
+    keys[:, :, hidden] = values[:, :, hidden] = float("nan")
+    assert torch.equal(attention.attend(query, keys, values, visible, SCALE, impl="gather"), expected)
+
+
+def test_asked_for_and_unavailable_says_why():
+    """Would catch a silent fallback to another implementation."""
+    query, keys, values = random_qkv(4, 1, 1, 4)
+    with pytest.raises(ImplUnavailable, match="CUDA device"):
+        attention.attend(query, keys, values, [(0, 4)], SCALE, impl="cuda")
+    assert "no CUDA kernel" in attention.why_unavailable("cuda", "cuda")
+    assert attention.available_impls("cpu") == ("reference", "gather")
+    assert "cuda" not in attention.available_impls("cuda:0")
+
+
+@pytest.mark.parametrize("impl", ["", "Gather", "dense", "triton"])
+def test_unknown_implementations_are_named(impl):
+    """Would catch a mistyped option that is swallowed."""
+    with pytest.raises(ValueError, match="reference, gather, cuda"):
+        attention.why_unavailable(impl, "cpu")
+
+
+def test_seeing_nothing_is_an_error():
+    """Would catch NaN out of a softmax over nothing."""
+    query, keys, values = random_qkv(5, 1, 1, 4)
+    for impl in ("reference", "gather"):
+        with pytest.raises(ValueError, match="sees nothing"):
+            attention.attend(query, keys, values, [], SCALE, impl=impl)
+    with pytest.raises(ValueError, match="sees nothing"):
+        masked_attention(query, keys, values, torch.zeros(1, 4, dtype=torch.bool), SCALE)
+
+
+def test_low_precision_keeps_its_dtype_and_is_close():
+    """Would catch an implementation that returns float32 to a bfloat16 model, or loses more than rounding."""
+    query, keys, values = random_qkv(6, 4, 2, 60)
+    visible = [(0, 7), (20, 60)]
+    exact = attention.attend(query.double(), keys.double(), values.double(), visible, SCALE, impl="gather")
+    low = [tensor.bfloat16() for tensor in (query, keys, values)]
+    for impl in ("reference", "gather"):
+        out = attention.attend(*low, visible, SCALE, impl=impl)
+        assert out.dtype is torch.bfloat16
+        torch.testing.assert_close(out.double(), exact, atol=2e-2, rtol=2e-2)
+
+
+# ---- cache
+
+
+def test_cache_moves_positions_between_capacities():
+    """Would catch a gather that mixes up layers, keys and values, or positions."""
+    source, target = (KVCache(3, 2, 4, capacity, torch.float32, torch.device("cpu")) for capacity in (20, 9))
+    for layer in range(3):
+        marks = torch.arange(20.0)[None, None, :, None].expand(1, 2, 20, 4)
+        source.write(layer, 0, marks + 100 * layer, -marks - 100 * layer)
+    assert target.copy_from(source, [(2, 5), (17, 19)], start=3) == 8
+    for layer in range(3):
+        expected = torch.tensor([2.0, 3, 4, 17, 18]) + 100 * layer
+        assert torch.equal(target.keys[layer][0, 1, 3:8, 2], expected)
+        assert torch.equal(target.values[layer][0, 0, 3:8, 0], -expected)
+    assert source.bytes_per_token == 2 * 3 * 2 * 4 * 4
+
+
+# ---- readers: the same, with a memory
+
+NUM_LAYERS = 2
+
+
+def drive(reader, tracker, ids, num_heads, num_kv_heads, seed):
+    """A decode without a model: random queries, keys and values; returns the attention outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda heads, length: torch.randn(1, heads, length, HEAD_DIM, generator=generator)  # noqa: E731
+
+    def layers(length):
+        return [
+            reader.attend(layer, make(num_heads, length), make(num_kv_heads, length), make(num_kv_heads, length), SCALE)
+            for layer in range(NUM_LAYERS)
+        ]
+
+    reader.plan(0, None)
+    outputs = [layers(PROMPT.num_tokens)]
+    for token in ids:
+        state = tracker.push(token)
+        reader.plan(state.position, state)
+        outputs.append(layers(1))
+    return outputs
+
+
+def new_cache(ids, num_kv_heads):
+    """A cache full of NaN: whatever is read before it is written shows."""
+    cache = KVCache(
+        NUM_LAYERS, num_kv_heads, HEAD_DIM, PROMPT.num_tokens + len(ids), torch.float32, torch.device("cpu")
+    )
+    for tensor in (*cache.keys, *cache.values):
+        tensor.fill_(float("nan"))
+    return cache
+
+
+@settings(max_examples=120, deadline=None)
+@given(STREAMS, st.sampled_from([(2, 2), (4, 2)]), st.booleans())
+def test_gather_reader_agrees_with_the_oracle_on_any_ids(ids, heads, annotated):
+    """Whole decodes over any ids: steps that end, break mid-body, are cut off or never close.
+
+    Would catch keys and values that are lost between workspace and cache when visibility changes.
+    """
+    outputs = []
+    for make_reader in (GatherReader, ReferenceReader):
+        reader = make_reader(new_cache(ids, heads[1]))
+        outputs.append(drive(reader, Tracker(MARKERS, PROMPT, annotated), ids, *heads, seed=0))
+    for gathered, expected in zip(*outputs, strict=True):
+        for layer in range(NUM_LAYERS):
+            torch.testing.assert_close(gathered[layer], expected[layer], atol=1e-5, rtol=1e-4)
+
+
+def test_a_body_reads_only_its_workspace():
+    """Everything in the cache becomes NaN once the first body token has gathered: later body tokens must not care."""
+    name, text = MARKERS.anchors[5], VOCAB - 1
+    ids = [MARKERS.ref, MARKERS.anchors[0], name, MARKERS.go, *[text] * 6]
+    cache = new_cache(ids, 2)
+    reader = GatherReader(cache)
+    tracker = Tracker(MARKERS, PROMPT)
+    plain_plan = reader.plan
+
+    def plan_then_poison(start, state):
+        plain_plan(start, state)
+        if state is not None and state.phase is Phase.BODY:
+            for tensor in (*cache.keys, *cache.values):
+                tensor.fill_(float("nan"))
+
+    reader.plan = plan_then_poison
+    outputs = drive(reader, tracker, ids, 4, 2, seed=1)
+    expected = drive(ReferenceReader(new_cache(ids, 2)), Tracker(MARKERS, PROMPT), ids, 4, 2, seed=1)
+    for got, want in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_workspace_grows_with_what_steps_read():
+    """A step that reads more than the workspace holds: would catch one that is too small."""
+    rng = random.Random(0)
+    ids = []
+    known = list(MARKERS.anchors[:1])
+    for index in range(8):
+        name = MARKERS.anchors[4 + index]
+        ids += [
+            MARKERS.ref,
+            *known[-8:],
+            name,
+            MARKERS.go,
+            *[rng.randrange(40, VOCAB) for _ in range(200)],
+            MARKERS.end,
+        ]
+        known.append(name)
+    tracker = Tracker(MARKERS, PROMPT)
+    reader = GatherReader(new_cache(ids, 2))
+    got = drive(reader, tracker, ids, 2, 2, seed=2)
+    assert tracker.num_malformed == 0
+    want = drive(ReferenceReader(new_cache(ids, 2)), Tracker(MARKERS, PROMPT), ids, 2, 2, seed=2)
+    torch.testing.assert_close(torch.cat([o[1] for o in got[1:]]), torch.cat([o[1] for o in want[1:]]))
+
+
+def test_dense_reader_sees_everything_whatever_the_tracker_says():
+    """Would catch a dense lane that is not dense."""
+    ids = [MARKERS.ref, MARKERS.anchors[5], MARKERS.go, VOCAB - 1, VOCAB - 2, MARKERS.end]
+    got = drive(DenseReader(new_cache(ids, 2)), Tracker(MARKERS, PROMPT), ids, 4, 2, seed=3)
+    everything = Tracker(MARKERS, PROMPT, annotated=False)
+    want = drive(ReferenceReader(new_cache(ids, 2)), everything, [VOCAB - 1] * len(ids), 4, 2, seed=3)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
