@@ -37,7 +37,7 @@ def sample_of(rendered: Rendered) -> Sample:
 def plain_sample(ids: np.ndarray, loss_mask: np.ndarray | None = None) -> Sample:
     """Text in which every token sees all before it; without a mask every token but the first is a target."""
     mask = np.ones(len(ids), np.int8) if loss_mask is None else np.asarray(loss_mask, np.int8)
-    return Sample(np.asarray(ids), mask, (Run(0, (), 0),))
+    return Sample(np.asarray(ids, np.int32), mask, (Run(0, (), 0),))
 
 
 class Row:
