@@ -9,7 +9,8 @@ import pytest
 from arithmetic_tools import CharacterTokenizer, value
 
 from selfspan_core.tasks.arithmetic import MAX_TOKENS, Arithmetic, is_held_out
-from selfspan_core.tasks.arithmetic_tree import MAX_VALUE
+from selfspan_core.tasks.arithmetic_random import Mix, random_tree
+from selfspan_core.tasks.arithmetic_tree import MAX_VALUE, canonical, evaluate
 from training import arithmetic_data
 from training.arithmetic_data import Lengths, Statistics, evaluation_set, examples, problems, random_expression
 
@@ -28,6 +29,17 @@ def test_every_problem_is_valid(sampled):
         assert value(problem.text) == int(problem.expected)
         assert all(abs(int(step.result)) <= MAX_VALUE for step in problem.reductions)
         assert problem.num_tokens <= MAX_TOKENS
+
+
+@pytest.mark.parametrize("shape", ["flat", "groups", "binary", "chain"])
+@pytest.mark.parametrize("operators", ["+-*/", "-", "*", "/", "*/"])
+def test_nothing_stalls_or_crashes(shape, operators):
+    """Catches a corner where no operator fits: values at the limit, zeros, many signs; it would end a training run."""
+    mix = Mix(((shape, 1.0),), tuple((op, 1.0 if op in operators else 0.001) for op in "+-*/"), 0.3, 0.4, 0.3)
+    rng = random.Random(2)
+    for _ in range(60):
+        tree = random_tree(rng, rng.choice((2, 3, 9, 33, 64)), mix)
+        assert value(canonical(tree)) == evaluate(tree)
 
 
 @pytest.mark.parametrize("num_operands", [2, 3, 7, 31, 64])

@@ -245,5 +245,6 @@ class _Grower:
             return Operation(self.rng.choice(PRODUCT), left[0], one[0]), left[1]
         if ops == PRODUCT and left is None:
             return Operation("*", one[0], right[0]), right[1]
+        left, right = left or self._draw(), right or self._draw()
         op = "+" if abs(left[1] + right[1]) <= MAX_VALUE else "-"
         return Operation(op, left[0], right[0]), left[1] + right[1] if op == "+" else left[1] - right[1]
