@@ -9,8 +9,8 @@ import pytest
 from arithmetic_tools import CharacterTokenizer, value
 
 from selfspan_core.tasks.arithmetic import MAX_TOKENS, Arithmetic, is_held_out
-from selfspan_core.tasks.arithmetic_random import Mix, random_tree
-from selfspan_core.tasks.arithmetic_tree import MAX_VALUE, canonical, evaluate
+from selfspan_core.tasks.arithmetic_random import Grower, Mix, random_tree
+from selfspan_core.tasks.arithmetic_tree import MAX_VALUE, Literal, Operation, canonical, evaluate
 from training import arithmetic_data
 from training.arithmetic_data import Lengths, Statistics, evaluation_set, examples, problems, random_expression
 
@@ -34,12 +34,23 @@ def test_every_problem_is_valid(sampled):
 @pytest.mark.parametrize("shape", ["flat", "groups", "binary", "chain"])
 @pytest.mark.parametrize("operators", ["+-*/", "-", "*", "/", "*/"])
 def test_nothing_stalls_or_crashes(shape, operators):
-    """Catches a corner where no operator fits: values at the limit, zeros, many signs; it would end a training run."""
+    """Catches a mix of shape and operators in which nothing fits, or whose values are wrong."""
     mix = Mix(((shape, 1.0),), tuple((op, 1.0 if op in operators else 0.001) for op in "+-*/"), 0.3, 0.4, 0.3)
     rng = random.Random(2)
     for _ in range(60):
         tree = random_tree(rng, rng.choice((2, 3, 9, 33, 64)), mix)
         assert value(canonical(tree)) == evaluate(tree)
+
+
+@pytest.mark.parametrize("known", [MAX_VALUE, -MAX_VALUE, 99_971, 1, 0, -1])
+@pytest.mark.parametrize("ops", ["+-*/", "+-", "*/"])
+def test_a_number_fits_next_to_any_value(known, ops):
+    """Catches a corner where no operator fits, as a signed number next to a value at the limit: training would end."""
+    grower = Grower(random.Random(4), Mix(negative_literal=0.5))
+    other = Operation("+", Literal(1), Literal(2)), known
+    for _ in range(300):
+        for pair in ((other, None), (None, other), (other, other)):
+            assert abs(grower.join(*pair, ops)[1]) <= MAX_VALUE
 
 
 @pytest.mark.parametrize("num_operands", [2, 3, 7, 31, 64])

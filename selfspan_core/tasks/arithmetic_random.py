@@ -44,7 +44,7 @@ def random_tree(rng: random.Random, num_operands: int, mix: Mix = DEFAULT_MIX) -
         raise ValueError(f"an expression has at least 2 operands, not {num_operands}")
     names, weights = zip(*mix.shapes, strict=True)
     shape = SHAPES[rng.choices(names, weights)[0]](rng, num_operands)
-    return _Grower(rng, mix).grow(shape)[0]
+    return Grower(rng, mix).grow(shape)[0]
 
 
 Grown = tuple[Node, int]
@@ -56,7 +56,7 @@ def _literal_divisors(value: int) -> tuple[int, ...]:
     return tuple(d for d in range(2, MAX_LITERAL + 1) if value % d == 0)
 
 
-class _Grower:
+class Grower:
     """Fills a shape with operators and numbers."""
 
     def __init__(self, rng: random.Random, mix: Mix) -> None:
@@ -74,12 +74,12 @@ class _Grower:
         else:
             left = None if shape.left is None else self.grow(shape.left)
             right = self.grow(shape.right)
-        grown = self._join(left, right, shape.ops)
+        grown = self.join(left, right, shape.ops)
         if self.rng.random() < self.mix.negation:
             grown = Negation(grown[0]), -grown[1]
         return grown
 
-    def _join(self, left: Grown | None, right: Grown | None, ops: str) -> Grown:
+    def join(self, left: Grown | None, right: Grown | None, ops: str) -> Grown:
         """Try operators in random order; None is a number yet to be drawn. A sum or a factor 1 always fits."""
         order = self._order(ops)
         if left and right and "/" in ops and abs(left[1]) >= 10 * abs(right[1]) >= 1000:
