@@ -65,6 +65,7 @@ class Grower:
         self._operator_weights = dict(mix.operators)
 
     def grow(self, shape: Shape) -> Grown:
+        """Node and value of a shape, negated now and then."""
         if shape is None:
             value = self._signed(self._number())
             return Literal(value), value
