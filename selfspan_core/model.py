@@ -108,7 +108,10 @@ class SpanModel:
             from selfspan_core.tokenizer import SpanTokenizer
 
             _check_folder(base)
-            tokenizer = SpanTokenizer.load(base)
+            try:
+                tokenizer = SpanTokenizer.load(base)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"cannot load the tokenizer of {str(base)!r}: {error}") from error
         hf = load_base(base, dtype=dtype, attention=ATTENTION_NAME)
         resize_for_tokenizer(hf, tokenizer)
         if adapter is not None:
@@ -233,8 +236,10 @@ def _merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreT
         wrapped = PeftModel.from_pretrained(hf, adapter)
     except (RuntimeError, ValueError, KeyError) as error:
         raise ModelError(f"{made_for_another}: {error}") from error
-    if set(get_peft_model_state_dict(wrapped)) != stored_names:
-        raise ModelError(f"{made_for_another}: its weights do not fit the layers")
+    # Peft only warns about weights that are missing, and drops those that nothing asks for.
+    expected_names = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    for name in sorted(expected_names ^ stored_names):
+        raise ModelError(f"{made_for_another}: {'it lacks' if name in expected_names else 'nothing takes'} {name}")
     return wrapped.merge_and_unload(safe_merge=True)
 
 

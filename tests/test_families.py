@@ -1,0 +1,316 @@
+"""Every supported family, from a hub-like folder to two lanes: resize, train under the span mask, save, load, run."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from span_examples import MARKERS as SMALL_MARKERS
+from span_examples import worked_example
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from selfspan_core import protocol
+from selfspan_core.engine import Engine, Token
+from selfspan_core.model import ModelError, SpanModel, load_base, resize_for_tokenizer
+from selfspan_core.protocol import Example, Part, Step
+from selfspan_core.reference import visibility_mask
+from selfspan_core.tokenizer import SpanTokenizer
+
+SIZES = {
+    "vocab_size": 260,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+# Grouped-query attention everywhere; head_dim other than hidden / heads, spare rows, biases and windows among them.
+FAMILIES = {
+    "llama-tied": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
+    "llama-head_dim": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": False, "head_dim": 16}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"tie_word_embeddings": False, "sliding_window": 200}),
+    "qwen2-tied-spare-rows": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True, "vocab_size": 640}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": False, "head_dim": 24}),
+    "qwen3-tied-one-kv-head": (
+        Qwen3ForCausalLM,
+        Qwen3Config,
+        {"tie_word_embeddings": True, "head_dim": 8, "num_key_value_heads": 1},
+    ),
+}
+LANES = {
+    "dense": {"attention": "dense"},
+    "gather": {"attention": "sparse", "impl": "gather"},
+    "reference": {"attention": "sparse", "impl": "reference"},
+}
+
+
+def save_byte_tokenizer(folder: Path) -> None:
+    """A fast tokenizer of single bytes, <s> and </s>: 258 ids and no markers, as a hub model's has none."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate(["<s>", "</s>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+
+
+def save_base(folder: Path, family: str, seed: int = 0) -> Path:
+    model_class, config_class, changes = FAMILIES[family]
+    torch.manual_seed(seed)
+    model_class(config_class(**(SIZES | changes))).save_pretrained(folder)
+    save_byte_tokenizer(folder)
+    return folder
+
+
+def example_for(tokenizer: SpanTokenizer, seed: int = 0):
+    """A random worked example, its ids moved to a tokenizer's markers and text."""
+    small = worked_example(seed, num_segments=4, num_steps=5)
+    markers = tokenizer.markers
+    moved = {SMALL_MARKERS.bos: markers.bos} | dict(zip(SMALL_MARKERS.anchors, markers.anchors, strict=False))
+    digits = tokenizer.encode("0123456789+-*/=()")
+    move = lambda token: moved.get(token, digits[token % len(digits)])  # noqa: E731
+    ids = lambda tokens: tuple(move(token) for token in tokens)  # noqa: E731
+    parts = tuple(Part(ids(part.ids), part.name and move(part.name)) for part in small.parts)
+    steps = tuple(Step(ids(step.reads), move(step.name), ids(step.work), ids(step.result)) for step in small.steps)
+    return protocol.render(Example(ids(small.scaffold), parts, steps), markers)
+
+
+def new_adapter(base: Path, tokenizer: SpanTokenizer, seed: int) -> PeftModel:
+    torch.manual_seed(seed)
+    hf = load_base(base, torch.float32, "sdpa")
+    resize_for_tokenizer(hf, tokenizer)
+    rows = list(tokenizer.markers.ids)
+    trained_rows = {"embed_tokens": rows} | ({} if hf.config.tie_word_embeddings else {"lm_head": rows})
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return get_peft_model(
+        hf,
+        LoraConfig(
+            r=4, lora_alpha=8, target_modules=targets, trainable_token_indices=trained_rows, task_type="CAUSAL_LM"
+        ),
+    )
+
+
+def masked_logits(model, rendered) -> torch.Tensor:
+    """One forward over the whole example under its span mask, `[T, vocab]`."""
+    mask = visibility_mask(rendered.visibility, len(rendered.ids))[None, None]
+    return model(input_ids=torch.tensor([rendered.ids]), attention_mask=mask, use_cache=False).logits[0]
+
+
+def train(model: PeftModel, rendered, num_steps: int = 2) -> list[float]:
+    """Optimizer steps on one example under its span mask; returns the losses."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    targets = torch.tensor(rendered.ids[1:])
+    learned = torch.tensor(rendered.loss_mask[1:], dtype=torch.bool)
+    losses = []
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(masked_logits(model, rendered)[:-1][learned], targets[learned])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def save_adapter(model: PeftModel, folder: Path) -> Path:
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    return folder
+
+
+def trained_adapter(base: Path, folder: Path, seed: int = 0, num_steps: int = 2) -> Path:
+    tokenizer = SpanTokenizer.load(base)
+    model = new_adapter(base, tokenizer, seed)
+    train(model, example_for(tokenizer), num_steps)
+    return save_adapter(model, folder)
+
+
+def run_logits(engine: Engine, rendered, lane: str) -> torch.Tensor:
+    forced = rendered.ids[rendered.prompt.num_tokens :]
+    events = engine.generate(rendered, forced_tokens=forced, with_logits=True, **LANES[lane])
+    return torch.stack([event.logits for event in events if isinstance(event, Token)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_train_save_load_run(family, tmp_path):
+    """The whole way for one family.
+
+    Would catch attention that bypasses the hook, a wrong grouping of heads, a merge that loses marker rows (tied
+    embeddings share them with the output layer), and served logits that are not the trained ones.
+    """
+    base = save_base(tmp_path / "base", family)
+    tokenizer = SpanTokenizer.load(base)
+    model = new_adapter(base, tokenizer, seed=1)
+    rendered = example_for(tokenizer)
+    losses = train(model, rendered, num_steps=3)
+    assert losses[-1] < losses[0]
+    model.eval()
+    with torch.inference_mode():
+        trained = masked_logits(model, rendered)[rendered.prompt.num_tokens - 1 : -1]
+    adapter = save_adapter(model, tmp_path / "adapter")
+    assert not list(adapter.glob("*.bin")) and not list(base.glob("*.bin"))
+
+    loaded = SpanModel.load(base, adapter, "cpu", torch.float32)
+    assert loaded.vocab_size >= tokenizer.vocab_size
+    engine = Engine(loaded, loaded.tokenizer.markers)
+    lanes = {lane: run_logits(engine, rendered, lane) for lane in LANES}
+    assert (lanes["gather"] - lanes["reference"]).abs().max() < 1e-4
+    assert (lanes["gather"] - trained).abs().max() < 1e-3, "merged and served differs from trained, unmerged"
+    assert (lanes["dense"] - lanes["reference"]).abs().max() > 0.01
+    written = list(engine.generate(rendered, attention="sparse", max_new_tokens=5))
+    assert written[-1].num_tokens == 5 or written[-1].reason == "eos"
+
+
+def test_merged_marker_rows_are_the_trained_ones(tmp_path):
+    """Tied embeddings: marker rows of input and output are the adapter's, and no other row moved."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapter = trained_adapter(base, tmp_path / "adapter")
+    bare = SpanModel.load(base, None, "cpu", torch.float32)
+    merged = SpanModel.load(base, adapter, "cpu", torch.float32)
+    rows = list(merged.tokenizer.markers.ids)
+    stored = load_file(adapter / "adapter_model.safetensors")
+    (delta,) = [value for name, value in stored.items() if "token_adapter" in name or "trainable_tokens" in name]
+    table, output = merged.hf.get_input_embeddings().weight, merged.hf.get_output_embeddings().weight
+    assert table.data_ptr() == output.data_ptr()
+    torch.testing.assert_close(table[rows], delta)
+    others = [row for row in range(table.shape[0]) if row not in set(rows)]
+    assert torch.equal(table[others], bare.hf.get_input_embeddings().weight[others])
+
+
+def test_each_adapter_is_a_model_of_its_own(tmp_path):
+    """Two lanes with two adapters: would catch adapter state that one lane switches under the other."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapters = [trained_adapter(base, tmp_path / f"adapter{seed}", seed) for seed in (1, 2)]
+    first = SpanModel.load(base, adapters[0], "cpu", torch.float32)
+    rendered = example_for(first.tokenizer)
+    before = run_logits(Engine(first, first.tokenizer.markers), rendered, "gather")
+    second = SpanModel.load(base, adapters[1], "cpu", torch.float32)
+    other = run_logits(Engine(second, second.tokenizer.markers), rendered, "gather")
+    assert torch.equal(run_logits(Engine(first, first.tokenizer.markers), rendered, "gather"), before)
+    assert (other - before).abs().max() > 0.01
+
+
+def test_rows_added_for_markers_are_the_same_in_every_process(tmp_path):
+    """Would catch a plain adapter that is served with other random rows than it was trained with."""
+    base = save_base(tmp_path / "base", "qwen3")
+    torch.manual_seed(3)
+    first = SpanModel.load(base, None, "cpu", torch.float32)
+    state = torch.random.get_rng_state()
+    second = SpanModel.load(base, None, "cpu", torch.float32)
+    for one, other in zip(first.hf.parameters(), second.hf.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(torch.random.get_rng_state(), state), "loading a model disturbs the global generator"
+
+
+# ---- what cannot be loaded
+
+
+def test_missing_and_incomplete_folders(tmp_path):
+    """Would catch a stack trace, or a question to the hub, where a path is wrong."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    for missing in (tmp_path / "nowhere", str(tmp_path / "nowhere")):
+        with pytest.raises(ModelError, match="nowhere"):
+            SpanModel.load(missing, None, "cpu", torch.float32)
+        with pytest.raises(ModelError, match="nowhere"):
+            SpanModel.load(base, missing, "cpu", torch.float32)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ModelError, match="empty"):
+        SpanModel.load(empty, None, "cpu", torch.float32)
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="base"):
+        SpanModel.load(base, None, "cpu", torch.float32)
+
+
+def test_pickled_weights_are_never_read(tmp_path):
+    """A pickle runs code when it is loaded: a base or adapter that has nothing else is refused."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapter = trained_adapter(base, tmp_path / "adapter")
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
+        SpanModel.load(base, adapter, "cpu", torch.float32)
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="safetensors"):
+        SpanModel.load(base, None, "cpu", torch.float32)
+
+
+def test_damaged_files(tmp_path):
+    """Would catch an unexplained crash on a half-copied file."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapter = trained_adapter(base, tmp_path / "adapter")
+    config = adapter / "adapter_config.json"
+    good = config.read_text()
+    config.write_text(good[:40])
+    with pytest.raises(ModelError, match="damaged"):
+        SpanModel.load(base, adapter, "cpu", torch.float32)
+    config.write_text(good)
+    (adapter / "adapter_model.safetensors").write_bytes(b"\x10\x00\x00")
+    with pytest.raises(ModelError, match="damaged"):
+        SpanModel.load(base, adapter, "cpu", torch.float32)
+    (base / "model.safetensors").write_bytes(b"\x10\x00\x00")
+    with pytest.raises(ModelError, match="base"):
+        SpanModel.load(base, None, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("other", ["qwen3", "llama-head_dim", "qwen2-tied-spare-rows"])
+def test_an_adapter_of_another_base(tmp_path, other):
+    """Would catch an adapter that is merged in part, or a shape error that explains nothing."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapter = trained_adapter(save_base(tmp_path / "other", other), tmp_path / "adapter", num_steps=1)
+    with pytest.raises(ModelError, match="made for another base"):
+        SpanModel.load(base, adapter, "cpu", torch.float32)
+
+
+def test_an_adapter_with_missing_or_extra_weights(tmp_path):
+    """Peft only warns where weights are missing: would catch an adapter that is silently half there."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapter = trained_adapter(base, tmp_path / "adapter", num_steps=1)
+    file = adapter / "adapter_model.safetensors"
+    stored = load_file(file)
+    name = next(name for name in stored if "q_proj" in name)
+    for wrong in (
+        {key: value for key, value in stored.items() if key != name},
+        stored | {name.replace("layers.0", "layers.7"): stored[name].clone()},
+    ):
+        save_file(wrong, file, metadata={"format": "pt"})
+        with pytest.raises(ModelError, match="made for another base"):
+            SpanModel.load(base, adapter, "cpu", torch.float32)
+
+
+def test_an_adapter_of_a_larger_vocabulary(tmp_path):
+    """Would catch an index error deep in peft."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapter = trained_adapter(base, tmp_path / "adapter", num_steps=1)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["trainable_token_indices"]["embed_tokens"][-1] = 99_999
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="99999"):
+        SpanModel.load(base, adapter, "cpu", torch.float32)
+
+
+def test_another_architecture(tmp_path):
+    """Would catch a model that loads and then attends to the wrong things."""
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=20)).save_pretrained(tmp_path)
+    save_byte_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="gpt2"):
+        SpanModel.load(tmp_path, None, "cpu", torch.float32)
