@@ -1,0 +1,215 @@
+"""The app: layout and wiring. It knows ticks and payloads, neither torch nor models.
+
+One generator feeds both panes. The lane (one device) is one lock and one gradio concurrency id, shared by the page
+and the API; whoever comes second waits in gradio's queue.
+"""
+
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import gradio as gr
+
+from selfspan_core.feed import Feed
+from selfspan_core.tasks import InputError, get_task
+
+ASSETS = Path(__file__).parent / "assets" / "app"
+LANE = {"concurrency_id": "lane", "concurrency_limit": 1}
+AT_ONCE = {"concurrency_limit": None}  # not queue=False: gradio then reports no change of a State
+HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
+MAX_NEW_TOKENS = 4096
+COMPARISONS = [
+    ("Same adapter, mask off and on — isolates attention", "span"),
+    ("Plain adapter against span adapter — time to answer", "plain"),
+]
+INTRO = """# selfspan
+While it writes, this language model **names what it needs to read** and attention reads only that.
+Both lanes below run the same model on the same device: one reads everything, one reads what it named."""
+ALERT = {
+    "html_template": '<p class="ss-alert" role="alert"></p>',
+    "js_on_load": (ASSETS / "alert.js").read_text(),
+    "apply_default_css": False,
+    "elem_id": "alert",
+}
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
+log = logging.getLogger("selfspan")
+
+
+class LazySession:
+    """The real session, made when it is first needed: importing this module loads neither torch nor weights."""
+
+    def __init__(self) -> None:
+        self._session = None
+        self._lock = threading.Lock()
+
+    def load(self):
+        """The session, with its model store."""
+        from selfspan_core.model_store import ModelStore
+        from selfspan_core.session import Session
+
+        with self._lock:
+            if self._session is None:
+                self._session = Session(ModelStore())
+            return self._session
+
+    def compare(self, *args, **kwargs) -> Iterator[dict]:
+        """See `selfspan_core.session.Session.compare`."""
+        return self.load().compare(*args, **kwargs)
+
+    def warm(self) -> None:
+        """Load the shipped models, so that the first run need not."""
+        try:
+            self.load().warm()
+        except Exception:
+            log.exception("could not load the models; a run will say why")
+
+
+class Lane:
+    """The device: one run at a time, freed however a run ends.
+
+    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue.
+    """
+
+    def __init__(self, session) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+
+    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int) -> Iterator[dict]:
+        """The session's ticks. Raises InputError on bad input; closing the iterator frees the lane."""
+        with self._lock, closing(self._session.compare(task, text, adapter, max_new_tokens)) as ticks:
+            yield from ticks
+
+
+def without_lists(value):
+    """The same value with tuples for lists: gradio sends edits from yield to yield, and nested lists come out wrong."""
+    if isinstance(value, dict):
+        return {key: without_lists(item) for key, item in value.items()}
+    return tuple(map(without_lists, value)) if isinstance(value, list | tuple) else value
+
+
+def build_app(session=None) -> gr.Blocks:
+    """The page and the API around a session (anything with its `compare`)."""
+    lane = Lane(session or LazySession())
+    task = get_task("arithmetic")
+    runs = itertools.count(1)
+    newest: dict[str, int] = {}  # a tab's newest run: an older one that still runs gives way within a tick
+
+    def check(text: str, adapter: str, max_new_tokens: int, request: gr.Request):
+        """Bad input: the reason, and nothing else changes. Good input: a job for `stream`."""
+        number = next(runs)
+        try:
+            task.parse(text or "")
+        except InputError as error:
+            return json.dumps({"run": number, "message": str(error)}), gr.skip(), gr.skip()
+        newest[request.session_hash] = number
+        job = {"run": number, "text": text, "adapter": adapter, "max_new_tokens": max_new_tokens}
+        return None, Feed(str(number)).note("waiting"), job
+
+    def stream(job: dict, request: gr.Request) -> Iterator[str]:
+        tab, feed = request.session_hash, Feed(str(job["run"]))
+        try:
+            if newest.get(tab) == job["run"]:
+                yield feed.note("starting")
+                with closing(lane.compare(task.name, job["text"], job["adapter"], job["max_new_tokens"])) as ticks:
+                    for tick in ticks:
+                        yield feed.add(tick)
+                        if newest.get(tab) != job["run"]:
+                            break
+        except Exception as error:
+            log.exception("a run failed")
+            yield feed.note("failed", f"The run failed: {error}")
+        finally:
+            if newest.get(tab) == job["run"]:
+                del newest[tab]
+
+    def compare(task: str, text: str, adapter: str = "span", max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[dict]:
+        """Solve one input in both lanes. Streams one object per tick and ends with the summary.
+
+        Args:
+            task: arithmetic.
+            text: the expression.
+            adapter: span (the same adapter, mask off and on) or plain (the plain adapter against the span adapter).
+            max_new_tokens: the most tokens that a lane may write.
+        """
+        try:
+            with closing(lane.compare(task, text, adapter, max_new_tokens)) as ticks:
+                yield from map(without_lists, ticks)
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        except Exception as error:
+            raise gr.Error(f"The run failed: {error}") from error
+
+    def forget(request: gr.Request) -> None:
+        newest.pop(request.session_hash, None)
+
+    with gr.Blocks(title="selfspan", analytics_enabled=False) as demo:
+        gr.Markdown(INTRO)
+        with gr.Column(elem_id="ask"):
+            box = gr.Textbox(
+                label="Arithmetic expression",
+                placeholder="79*36+63",
+                info="Numbers 0 to 99, + − × ÷ and parentheses, 2 to 64 numbers. Enter runs it.",
+                lines=1,
+                max_lines=4,
+                elem_id="expression",
+            )
+            alert = gr.HTML(**ALERT)
+            with gr.Row(elem_id="buttons"):
+                run = gr.Button("Run", variant="primary", elem_id="run", scale=2, min_width=110)
+                stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90)
+                surprise = gr.Button("Surprise me", elem_id="surprise", scale=1, min_width=130)
+            examples = [[text] for text in task.examples]
+            labels = [f"{len(re.findall(r'[0-9]+', text))} operands" for text in task.examples]
+            if examples:
+                gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
+            with gr.Row(elem_id="options"):
+                comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=3)
+                with gr.Column(scale=1, min_width=220), gr.Accordion("Advanced", open=False):
+                    limit = gr.Slider(
+                        16,
+                        MAX_NEW_TOKENS,
+                        MAX_NEW_TOKENS,
+                        step=1,
+                        label="Max new tokens",
+                        info="What a lane may write.",
+                    )
+        race = gr.HTML(
+            html_template=(ASSETS / "race.html").read_text(),
+            js_on_load=(ASSETS / "race.js").read_text(),
+            apply_default_css=False,
+            elem_id="race",
+        )
+        job = gr.State()
+        surprise.click(lambda: task.surprise(random.randrange(2**31)), None, box, queue=False, **HIDDEN)
+        gr.on([run.click, box.submit], check, [box, comparison, limit], [alert, race, job], **AT_ONCE, **HIDDEN)
+        streaming = job.change(stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)
+        streaming.failure(lambda: Feed("").note("halted"), None, race, queue=False, **HIDDEN)
+        stop.click(None, cancels=[streaming])
+        gr.api(compare, api_name="compare", **LANE)
+        demo.unload(forget)
+    return demo.queue(max_size=32)
+
+
+def launch(demo: gr.Blocks, **options):
+    """Serve an app of `build_app`: system fonts only, nothing fetched from anywhere else."""
+    defaults = {
+        "theme": gr.themes.Default(primary_hue="teal", neutral_hue="slate", **FONTS),
+        "css_paths": [ASSETS / "race.css"],
+        "footer_links": ["api", "settings"],
+        "ssr_mode": False,
+        "run_history": False,
+    }
+    return demo.launch(**{**defaults, **options})
+
+
+demo = build_app()
+
+if __name__ == "__main__":
+    launch(demo, server_name="0.0.0.0", server_port=int(os.environ.get("PORT", "7860")))

@@ -1,0 +1,457 @@
+// The two panes. Runs as the body of a function (element, trigger, props, server, upload, watch) when the component
+// loads. props.value is one payload of selfspan_core/feed.py: a JSON string. All text reaches the page through
+// textContent and Text.appendData, never through a template or innerHTML.
+
+const KINDS = ["text", "ref", "go", "res", "end", "anchor", "newline"]; // the order of feed.py
+const GLYPHS = {
+  ref: ["↤", "<|ref|> opens a step: the names that it reads follow"],
+  go: ["↦", "<|go|> ends the header: from here on the step sees only what it named"],
+  res: ["⇒", "<|res|> from here on later steps may read this step"],
+  end: ["▪", "<|end|> ends the step"],
+};
+const FOLLOW_SLACK_PX = 40;
+const HIDDEN_FRAME_MS = 300;
+const BUSY = ["waiting", "starting", "running"];
+
+const find = (root, selector) => root.querySelector(selector);
+const make = (tag, className, text) => {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+const rounded = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
+const seconds = (value) => (value >= 60 ? `${Math.floor(value / 60)}m ${(value % 60).toFixed(0)}s` : `${value.toFixed(1)} s`);
+const percent = (share) => (share >= 0.9995 ? "100%" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`);
+const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
+
+class Pane {
+  constructor(root, lane) {
+    this.root = root;
+    this.lane = lane;
+    this.scroll = find(root, ".ss-scroll");
+    this.steps = find(root, ".ss-steps");
+    this.caption = find(root, ".ss-caption");
+    this.caption.id = `ss-caption-${lane}`;
+    this.follow = find(root, ".ss-follow");
+    this.following = true;
+    this.figures = {};
+    root.dataset.lane = lane;
+    for (const node of root.querySelectorAll("[data-figure]")) this.figures[node.dataset.figure] = node;
+    this.clear();
+    this.listen();
+  }
+
+  clear() {
+    this.have = 0; // items drawn so far
+    this.segments = new Map(); // name -> the element that the name stands for
+    this.lit = new Set();
+    this.peeked = new Set();
+    this.peeking = null;
+    this.pinned = null;
+    this.line = null; // the step being written, as {node, text, names, result}
+    this.records = new Map();
+    this.liveCaption = "";
+  }
+
+  start(lane, prompt) {
+    this.clear();
+    this.dense = lane.attention === "dense";
+    this.annotated = lane.adapter !== "plain";
+    this.root.dataset.tokens = 0;
+    this.root.classList.remove("focus", "peek", "peek-all");
+    find(this.root, ".ss-name").textContent = lane.label.split(",")[0];
+    find(this.root, ".ss-adapter").textContent = `${lane.adapter} adapter`;
+    find(this.root, ".ss-flag").hidden = true;
+    find(this.root, ".ss-verdict").hidden = true;
+    find(this.root, ".ss-empty").hidden = true;
+    for (const node of Object.values(this.figures)) node.textContent = "–";
+    find(this.root, ".ss-kv-fill").style.width = "0";
+    this.steps.replaceChildren();
+    const box = find(this.root, ".ss-prompt");
+    box.replaceChildren();
+    for (const part of prompt) {
+      if (part.name === null || !this.annotated) {
+        box.append(make("span", "ss-op", part.text));
+        continue;
+      }
+      const segment = make("span", "ss-seg ss-literal");
+      segment.append(make("span", "ss-chip ss-own", part.name), make("span", "ss-value", part.text));
+      segment.dataset.name = part.name;
+      this.segments.set(part.name, segment);
+      box.append(segment);
+    }
+    this.following = true;
+    this.say("");
+  }
+
+  // One lane of a payload: items from index `from` on (many of them known already), changed steps, figures.
+  // `draw` false: a newer payload of the same frame draws the rest.
+  update(lane, draw) {
+    for (let i = Math.max(this.have - lane.from, 0); lane.from <= this.have && i < lane.items.length; i++) {
+      const [text, kind, step] = lane.items[i];
+      this.add(text, KINDS[kind], step);
+      this.have += 1;
+    }
+    for (const step of lane.steps) this.record(step);
+    if (!draw) return;
+    this.figure(lane);
+    this.attend(lane.phase, lane.reading);
+    this.root.dataset.tokens = lane.tokens;
+    if (this.following) this.scroll.scrollTop = this.scroll.scrollHeight;
+  }
+
+  figure(lane) {
+    const set = (key, text) => (this.figures[key].textContent = text);
+    set("tokens", lane.tokens);
+    if (lane.tokens > 0) {
+      set("tokens_per_second", rounded(lane.tokens_per_second));
+      set("ms_per_token", rounded(lane.ms_per_token));
+      set("share", `${percent(lane.share)} of dense`);
+      find(this.root, ".ss-kv-fill").style.width = `${Math.min(100 * lane.share, 100)}%`;
+      find(this.root, ".ss-kv-track").setAttribute("aria-label", `KV read: ${percent(lane.share)} of dense`);
+    }
+    if (lane.first_token_ms !== null) set("first_token_ms", `${rounded(lane.first_token_ms)} ms`);
+    set("elapsed_s", seconds(lane.elapsed_s));
+  }
+
+  add(text, kind, step) {
+    if (kind === "newline") return void (this.line = null);
+    if (kind === "ref" || this.line === null) this.open(step);
+    const line = this.line;
+    if (kind === "text") {
+      line.text.appendData(text);
+    } else if (kind === "anchor") {
+      line.names.push(text);
+      this.put(make("span", "ss-chip", text));
+    } else {
+      const [glyph, title] = GLYPHS[kind];
+      const mark = make("span", `ss-mark ss-${kind}`, glyph);
+      mark.title = title;
+      if (kind === "go") this.closeHeader(mark);
+      else if (kind === "res") this.openResult(mark);
+      else if (kind === "end") this.closeStep(mark);
+      else this.put(mark);
+    }
+  }
+
+  open(step) {
+    const node = make("li", "ss-step current");
+    node.tabIndex = this.steps.childElementCount === 0 ? 0 : -1;
+    node.dataset.step = step;
+    node.dataset.line = this.steps.childElementCount + 1;
+    this.steps.append(node);
+    this.line = { node, into: node, text: null, names: [], step };
+    this.flow(node);
+    // What was written before is finished, however its step ended.
+    node.previousElementSibling?.classList.remove("current");
+  }
+
+  // Text goes on in `node`, in a text node of its own.
+  flow(node) {
+    this.line.into = node;
+    this.line.text = node.appendChild(document.createTextNode(""));
+  }
+
+  put(node) {
+    this.line.into.append(node);
+    this.flow(this.line.into);
+  }
+
+  closeHeader(mark) {
+    const { node, names } = this.line;
+    const chips = node.querySelectorAll(".ss-chip");
+    chips[chips.length - 1]?.classList.add("ss-own");
+    node.append(mark);
+    this.line.name = names.at(-1);
+    this.line.body = node.appendChild(make("span", "ss-body"));
+    this.flow(this.line.body);
+  }
+
+  openResult(mark) {
+    if (!this.line.body) return this.put(mark);
+    const result = this.line.body.appendChild(make("span", "ss-seg ss-result"));
+    this.line.result = result;
+    result.append(mark);
+    this.flow(result);
+  }
+
+  closeStep(mark) {
+    const { node, name, body, result } = this.line;
+    node.append(mark);
+    const segment = result ?? body;
+    if (segment && name !== undefined && !this.segments.has(name)) {
+      segment.classList.add("ss-seg");
+      segment.dataset.name = name;
+      this.segments.set(name, segment);
+    }
+    node.dataset.reads = JSON.stringify(this.line.names.slice(0, -1));
+    node.dataset.name = name ?? "";
+    node.classList.remove("current");
+    this.line = null;
+  }
+
+  record(step) {
+    this.records.set(step.index, step);
+    if (!step.malformed) return;
+    const node = find(this.steps, `[data-step="${Number(step.index)}"]`);
+    if (node === null || node.classList.contains("malformed")) return;
+    node.classList.add("malformed");
+    const flag = make("span", "ss-malformed", "malformed");
+    flag.title = "This step broke the grammar: it sees everything and is never read";
+    node.prepend(flag);
+  }
+
+  // What the step being written sees, live: lit in the expression and in earlier steps, the rest a little dimmed.
+  attend(phase, reading) {
+    const focused = !this.dense && phase === "body" && Array.isArray(reading);
+    const wanted = new Set();
+    if (focused) for (const name of reading) if (this.segments.has(name)) wanted.add(this.segments.get(name));
+    this.swap("lit", wanted, "lit");
+    this.root.classList.toggle("focus", focused);
+    this.root.dataset.reading = focused ? reading.join(" ") : "";
+    const name = this.line?.name ?? "a step";
+    if (this.dense) this.say(phase === "done" ? "" : "every token reads everything before it");
+    else if (focused) this.say(reading.length ? `writing ${name}: reads ${list(reading)}` : `writing ${name}: reads only itself`);
+    else if (phase === "broken") this.say("malformed step: reads everything until it ends");
+    else this.say(phase === "done" || phase === "prefill" ? "" : "naming what the next step reads: sees everything");
+  }
+
+  swap(field, wanted, className) {
+    for (const node of this[field]) if (!wanted.has(node)) node.classList.remove(className);
+    for (const node of wanted) if (!this[field].has(node)) node.classList.add(className);
+    this[field] = wanted;
+  }
+
+  say(text) {
+    this.liveCaption = text;
+    if (!this.peeking) this.caption.textContent = text;
+  }
+
+  // What a finished step read, on hover, focus or tap.
+  peek(node) {
+    if (node === this.peeking) return;
+    this.peeking?.classList.remove("peeking");
+    this.peeking = node;
+    const wanted = new Set();
+    this.root.classList.toggle("peek", node !== null);
+    this.root.classList.toggle("peek-all", node !== null && this.dense);
+    for (const earlier of this.steps.querySelectorAll(".before")) earlier.classList.remove("before");
+    if (node) {
+      node.classList.add("peeking");
+      const record = this.records.get(Number(node.dataset.step));
+      const reads = record?.reads ?? JSON.parse(node.dataset.reads ?? "[]");
+      const everything = this.dense || node.classList.contains("malformed");
+      if (everything) {
+        for (let e = node.previousElementSibling; e; e = e.previousElementSibling) e.classList.add("before");
+      } else {
+        for (const name of reads) if (this.segments.has(name)) wanted.add(this.segments.get(name));
+      }
+      const title = `Step ${node.dataset.name || node.dataset.line}`;
+      const what = everything ? "everything before it" : reads.length ? `${list(reads)} and itself` : "only itself";
+      this.caption.textContent = `${title} read ${what}`;
+    } else {
+      this.caption.textContent = this.liveCaption;
+    }
+    this.swap("peeked", wanted, "peeked");
+  }
+
+  finish(result) {
+    this.root.classList.remove("focus");
+    this.swap("lit", new Set(), "lit");
+    find(this.steps, ".current")?.classList.remove("current");
+    this.say("");
+    const right = result.correct;
+    find(this.root, ".ss-verdict").hidden = false;
+    find(this.root, ".ss-answer").textContent = result.answer ?? "none";
+    const badge = find(this.root, ".ss-badge");
+    badge.textContent = right ? "✓ right" : result.answer === null ? "✗ no answer" : "✗ wrong";
+    badge.className = `ss-badge ${right ? "good" : "bad"}`;
+    const notes = [];
+    if (!right) notes.push(`exact value: ${result.expected}`);
+    if (this.finished === "length") notes.push("ran out of new tokens");
+    if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
+    find(this.root, ".ss-note").textContent = notes.join(" · ");
+  }
+
+  flag(text) {
+    const flag = find(this.root, ".ss-flag");
+    flag.textContent = text;
+    flag.hidden = text === "";
+  }
+
+  halt(text) {
+    this.flag(text);
+    this.root.classList.remove("focus");
+    this.swap("lit", new Set(), "lit");
+    find(this.steps, ".current")?.classList.remove("current");
+    this.say("");
+  }
+
+  listen() {
+    const stepOf = (target) => target.closest?.(".ss-step:not(.current)") ?? null;
+    const settle = () => this.peek(this.pinned);
+    this.steps.addEventListener("pointerover", (event) => {
+      if (event.pointerType !== "touch") this.peek(stepOf(event.target) ?? this.pinned);
+    });
+    this.steps.addEventListener("pointerleave", settle);
+    this.steps.addEventListener("focusin", (event) => {
+      event.target.setAttribute("aria-describedby", this.caption.id);
+      this.peek(stepOf(event.target));
+    });
+    this.steps.addEventListener("focusout", settle);
+    this.steps.addEventListener("click", (event) => {
+      const node = stepOf(event.target);
+      this.pinned = node === this.pinned ? null : node;
+      this.peek(this.pinned);
+    });
+    this.steps.addEventListener("keydown", (event) => this.key(event));
+    this.scroll.addEventListener("scroll", () => {
+      const below = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight;
+      this.following = below < FOLLOW_SLACK_PX;
+      this.follow.hidden = this.following;
+    });
+    this.follow.addEventListener("click", () => {
+      this.following = true;
+      this.scroll.scrollTop = this.scroll.scrollHeight;
+    });
+  }
+
+  // One step of the list is a tab stop; arrow keys move among them.
+  key(event) {
+    const here = event.target.closest(".ss-step");
+    const all = this.steps;
+    const next = {
+      ArrowDown: here?.nextElementSibling,
+      ArrowUp: here?.previousElementSibling,
+      Home: all.firstElementChild,
+      End: all.lastElementChild,
+    }[event.key];
+    if (event.key === "Escape") {
+      this.pinned = null;
+      this.peek(null);
+    }
+    if (!next || !here) return;
+    event.preventDefault();
+    here.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  }
+}
+
+const root = find(element, ".ss");
+const status = find(root, ".ss-status");
+const summary = find(root, ".ss-summary");
+const template = find(root, "template");
+const panes = {};
+for (const lane of ["dense", "sparse"]) {
+  find(root, ".ss-panes").append(template.content.cloneNode(true));
+  panes[lane] = new Pane(root.querySelectorAll(".ss-pane")[Object.keys(panes).length], lane);
+}
+find(panes.dense.root, ".ss-name").textContent = "Dense attention";
+find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
+
+let run = null; // the newest run: payloads of any other are late and ignored
+let started = null; // the run that the panes show
+let stopping = null; // the run for which Stop was pressed
+let patience = 0;
+
+function setState(state, text) {
+  root.dataset.state = state;
+  if (status.textContent !== text) status.textContent = text;
+  element.closest(".gradio-container")?.classList.toggle("ss-busy", BUSY.includes(state));
+  clearTimeout(patience);
+}
+
+// A short wait goes unmentioned; a long one is explained.
+function wait(state, after, text) {
+  setState(state, "Starting…");
+  patience = setTimeout(() => setState(state, text), after);
+}
+
+function begin(payload) {
+  started = payload.run;
+  const start = payload.start;
+  find(root, ".ss-title").textContent = start.title;
+  find(root, ".ss-device").textContent = `on ${start.device}`;
+  summary.hidden = true;
+  for (const lane of start.lanes) panes[lane.id]?.start(lane, start.prompt);
+  setState("running", "Running. The lane whose own clock is behind steps next.");
+}
+
+function end(payload) {
+  const finished = payload.end;
+  for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result);
+  find(root, ".ss-line").textContent = finished.line;
+  const tile = (name, text) => (find(root, `[data-tile="${name}"]`).textContent = text);
+  const times = (speedup) => (speedup === null ? "–" : `${rounded(speedup)}×`);
+  tile("token", times(finished.speedup_ms_per_token));
+  tile("answer", times(finished.speedup_time_to_answer));
+  tile("share", percent(finished.read_share));
+  summary.hidden = false;
+  const right = Object.values(finished.lanes).filter((result) => result.correct).length;
+  const verdict = right === 2 ? "Both lanes are right." : right === 1 ? "One lane is right, one is wrong." : "Both lanes are wrong.";
+  setState("done", verdict);
+}
+
+function halt(state, text) {
+  const shown = started === run;
+  if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
+  setState(state, text);
+}
+
+function handle(payload, draw) {
+  const { kind } = payload;
+  if (kind === "waiting") {
+    run = payload.run;
+    return wait("waiting", 700, "Waiting: another run has the device. Yours starts by itself.");
+  }
+  if (kind === "halted") {
+    // Sent when a run was cancelled or never got its turn; it does not know its name.
+    const superseded = stopping !== null && stopping !== run;
+    if (BUSY.includes(root.dataset.state) && !superseded) halt("stopped", "Stopped.");
+    return;
+  }
+  if (run !== null && Number(payload.run) < Number(run)) return;
+  run = payload.run;
+  if (kind === "starting") return wait("starting", 1200, "Loading the model…");
+  if (kind === "failed") return halt("failed", payload.message);
+  if (["stopped", "failed"].includes(root.dataset.state) && started === run) return;
+  if (started !== run) {
+    if (!payload.start) return; // a later, full payload begins it
+    begin(payload);
+  }
+  for (const [lane, news] of Object.entries(payload.lanes ?? {})) {
+    panes[lane].finished = news.done ? news.finish : null;
+    panes[lane].update(news, draw);
+    panes[lane].flag(news.done ? (news.finish === "stopped" ? "stopped" : "finished") : "");
+  }
+  if (payload.end) end(payload);
+}
+
+// Payloads that arrive faster than this machine draws are drawn together: one layout for all of them.
+const arrived = [];
+let timer = null;
+
+function receive(value) {
+  if (!value) return;
+  arrived.push(JSON.parse(value));
+  if (timer !== null) return;
+  timer = setTimeout(drain, HIDDEN_FRAME_MS); // a tab in the background gets no animation frame
+  requestAnimationFrame(drain);
+}
+
+function drain() {
+  clearTimeout(timer);
+  timer = null;
+  const payloads = arrived.splice(0);
+  const newest = payloads.findLastIndex((payload) => payload.lanes);
+  payloads.forEach((payload, i) => handle(payload, i === newest || payload.end !== undefined));
+}
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest?.("#stop")) stopping = run;
+});
+watch("value", () => receive(props.value));
+receive(props.value);

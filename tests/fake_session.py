@@ -1,0 +1,209 @@
+"""A session without a model: it writes the right steps at a pace of its choice, as the ticks of the real one.
+
+Fast, exact and the same on every machine, so the app's own behaviour (streaming, stopping, queueing) can be tested
+without weights, and at speeds that no model here has.
+"""
+
+import time
+from collections.abc import Iterator
+
+from selfspan_core.tasks import InputError, get_task
+
+TICK_SECONDS = 1 / 15
+TITLES = {"span": "Same adapter, mask off and on", "plain": "Plain adapter, dense, against span adapter, self-selected"}
+
+
+def script(problem, annotated: bool, extra_text: str = "") -> list[dict]:
+    """The items of one lane, with what a tick says beside them: `phase`, `reading` and the step's name and reads."""
+    items = []
+
+    def put(text: str, kind: str, step: int, phase: str, reading=()) -> None:
+        items.append({"text": text, "kind": kind, "step": step, "phase": phase, "reading": reading})
+
+    for index, step in enumerate(problem.reductions):
+        reads = [f"a{read}" for read in step.reads]
+        if annotated:
+            put("ref", "ref", index, "header", "all")
+            for name in [*reads, f"a{step.name}"]:
+                put(name, "anchor", index, "header", "all")
+            put("go", "go", index, "header", "all")
+        for character in step.work + (extra_text if index == 0 else ""):
+            put(character, "text", index, "body", reads)
+        if annotated:
+            put("res", "res", index, "body", reads)
+        for character in step.result:
+            put(character, "text", index, "body", reads)
+        if annotated:
+            put("end", "end", index, "between", ())
+        if annotated or index + 1 < len(problem.reductions):
+            put("\n", "newline", index, "between", ())
+    return items
+
+
+class FakeLane:
+    """One lane's script, played at `rate` tokens per second of its own clock."""
+
+    def __init__(self, problem, attention: str, adapter: str, rate: float, options: dict) -> None:
+        self.problem, self.attention, self.adapter, self.rate = problem, attention, adapter, rate
+        self.annotated = adapter == "span"
+        self.items = script(problem, self.annotated, options["extra_text"])
+        if options["num_tokens"]:
+            words = self.items
+            while len(self.items) < options["num_tokens"]:
+                shift = self.items[-1]["step"] + 1
+                self.items = self.items + [dict(word, step=word["step"] + shift) for word in words]
+            self.items = self.items[: options["num_tokens"]]
+        self.malformed_step = options["malformed_step"]
+        self.wrong = attention in options["wrong"]
+        self.done = 0
+        self.sent = 0
+
+    def advance(self, seconds: float) -> None:
+        self.done = min(int(seconds * self.rate), len(self.items))
+
+    @property
+    def finished(self) -> bool:
+        return self.done == len(self.items)
+
+    @property
+    def share(self) -> float:
+        return 0.31 if self.attention == "sparse" else 1.0
+
+    def delta(self) -> dict:
+        start, self.sent = self.sent, self.done
+        new = self.items[start : self.done]
+        last = self.items[self.done - 1] if self.done else {"phase": "prefill", "reading": []}
+        reading = last["reading"] if self.attention == "sparse" else []
+        dense_tokens = 400 * self.done
+        return {
+            "from": start,
+            "items": [{"text": item["text"], "kind": item["kind"], "step": item["step"]} for item in new],
+            "tokens": self.done,
+            "tokens_per_second": self.rate if self.done else 0.0,
+            "ms_per_token": 1000 / self.rate if self.done else 0.0,
+            "first_token_ms": 21.5 if self.done else None,
+            "elapsed_s": self.done / self.rate,
+            "attended_tokens": int(self.share * dense_tokens),
+            "dense_tokens": dense_tokens,
+            "share": self.share,
+            "reading": reading if reading == "all" else list(reading),
+            "phase": "done" if self.finished else last["phase"],
+            "steps": self.steps(start, self.done) if self.annotated else [],
+            "done": self.finished,
+            "finish": "eos" if self.finished else None,
+        }
+
+    def steps(self, start: int, stop: int) -> list[dict]:
+        indices = sorted({item["step"] for item in self.items[start:stop]})
+        ended = {item["step"] for item in self.items[:stop] if item["kind"] == "end"}
+        steps = []
+        for index in indices:
+            reduction = self.problem.reductions[index % len(self.problem.reductions)]
+            reads = [f"a{read}" for read in reduction.reads]
+            malformed = index == self.malformed_step
+            step = {"index": index, "name": f"a{reduction.name}", "reads": reads}
+            steps.append({**step, "malformed": malformed, "closed": index in ended})
+        return steps
+
+    def result(self) -> dict:
+        answer = "13" if self.wrong else self.problem.expected
+        output = "".join(item["text"] for item in self.items if item["kind"] in ("text", "newline"))
+        return {
+            "input": self.problem.text,
+            "attention": self.attention,
+            "adapter": self.adapter,
+            "output": output.strip("\n"),
+            "answer": answer,
+            "expected": self.problem.expected,
+            "correct": answer == self.problem.expected,
+            "tokens": len(self.items),
+            "seconds": len(self.items) / self.rate,
+            "tokens_per_second": self.rate,
+            "attended_tokens": int(self.share * 400 * len(self.items)),
+            "dense_tokens": 400 * len(self.items),
+            "malformed_steps": int(self.malformed_step is not None and self.annotated),
+            "steps": [
+                {"reads": [f"a{read}" for read in step.reads], "name": f"a{step.name}", "text": step.work + step.result}
+                for step in self.problem.reductions
+            ],
+        }
+
+
+class FakeSession:
+    """Plays scripts.
+
+    Args:
+        dense, sparse: tokens per second.
+        num_tokens: length of each lane's output; None: one pass over the right steps.
+        extra_text: written into the first step's working.
+        wrong: lanes that answer 13.
+        malformed_step: index of a step to be flagged.
+        fail: raise after the start.
+    """
+
+    def __init__(self, dense: float = 300, sparse: float = 480, **options) -> None:
+        self.rates = {"dense": dense, "sparse": sparse}
+        self.options = {"num_tokens": None, "extra_text": "", "wrong": (), "malformed_step": None, "fail": False}
+        self.options.update(options)
+        self.running = 0
+        self.most_running = 0
+        self.events: list[tuple[str, float]] = []
+        self.ticks: list[dict] = []
+
+    def compare(self, task: str, text: str, adapter: str = "span", max_new_tokens: int | None = None) -> Iterator[dict]:
+        problem = get_task(task).parse(text)
+        if adapter not in TITLES:
+            raise InputError(f"The adapter is span or plain, not {adapter!r}.")
+        return self._stream(task, problem, adapter)
+
+    def _note(self, event: str) -> None:
+        self.events.append((event, time.monotonic()))
+
+    def _stream(self, task: str, problem, adapter: str) -> Iterator[dict]:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self._note("started")
+        try:
+            for tick in self._ticks(task, problem, adapter):
+                self.ticks.append(tick)
+                yield tick
+            self._note("finished")
+        except GeneratorExit:
+            self._note("closed")
+            raise
+        finally:
+            self.running -= 1
+
+    def _ticks(self, task: str, problem, adapter: str) -> Iterator[dict]:
+        lanes = {
+            "dense": FakeLane(problem, "dense", adapter, self.rates["dense"], self.options),
+            "sparse": FakeLane(problem, "sparse", "span", self.rates["sparse"], self.options),
+        }
+        labels = {"dense": "Dense attention", "sparse": "Self-selected attention"}
+        described = [
+            {"id": name, "label": f"{labels[name]}, {lane.adapter} adapter", "attention": name, "adapter": lane.adapter}
+            for name, lane in lanes.items()
+        ]
+        names = [{"text": text, "name": None if name is None else f"a{name}"} for text, name in problem.display]
+        start = {"kind": "start", "task": task, "input": problem.text, "adapter": adapter, "title": TITLES[adapter]}
+        yield {**start, "prompt": names, "lanes": described, "expected": problem.expected, "device": "fake, float32"}
+        if self.options["fail"]:
+            raise RuntimeError("the fake device fell over <b>")
+        began = time.monotonic()
+        while not all(lane.finished for lane in lanes.values()):
+            time.sleep(TICK_SECONDS)
+            for lane in lanes.values():
+                lane.advance(time.monotonic() - began)
+            yield {"kind": "tick", "lanes": {name: lane.delta() for name, lane in lanes.items()}}
+        results = {name: lane.result() for name, lane in lanes.items()}
+        ratio = results["dense"]["seconds"] / results["sparse"]["seconds"]
+        yield {
+            "kind": "end",
+            "input": problem.text,
+            "expected": problem.expected,
+            "lanes": results,
+            "speedup_ms_per_token": self.rates["sparse"] / self.rates["dense"],
+            "speedup_time_to_answer": ratio,
+            "read_share": 0.31,
+            "line": "Self-selected attention was 1.60 times as fast per token; it read 31 % of the keys and values.",
+        }

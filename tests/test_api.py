@@ -1,0 +1,101 @@
+"""The API as gradio_client sees it: a stream of plain dicts, clear errors, one lane for everybody."""
+
+import time
+
+import pytest
+from fake_session import FakeSession
+from gradio.utils import diff
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+from app import without_lists
+from selfspan_core.tasks import get_task
+
+EXPRESSION = "79*36+63-(45-12)*8"
+
+
+@pytest.fixture
+def session():
+    return FakeSession(dense=400, sparse=600)
+
+
+@pytest.fixture
+def client(serve, session):
+    return Client(serve(session), verbose=False)
+
+
+def plain(value):
+    """As JSON has it."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def test_compare_is_the_only_endpoint(client):
+    """Buttons of the page in the API's description would look like promises."""
+    described = client.view_api(return_format="dict")
+    assert list(described["named_endpoints"]) == ["/compare"] and not described["unnamed_endpoints"]
+    parameters = described["named_endpoints"]["/compare"]["parameters"]
+    assert [parameter["parameter_name"] for parameter in parameters] == ["task", "text", "adapter", "max_new_tokens"]
+
+
+@pytest.mark.parametrize("adapter", ["span", "plain"])
+def test_every_tick_arrives_as_it_was_sent(client, session, adapter):
+    """Gradio sends edits from yield to yield, which the client applies: a tick that comes out changed shows here."""
+    job = client.submit("arithmetic", EXPRESSION, adapter, 512, api_name="/compare")
+    last = job.result(timeout=60)
+    assert job.outputs() == plain(session.ticks)
+    assert (
+        last["kind"] == "end" and last["lanes"]["sparse"]["answer"] == get_task("arithmetic").parse(EXPRESSION).expected
+    )
+    assert [tick["kind"] for tick in job.outputs()[:2]] == ["start", "tick"]
+
+
+def test_edits_never_delete_from_lists():
+    """Gradio shifts the index of a nested list's deletions twice: -1 here, which only Python's `del` forgives."""
+    old = {"steps": [{"index": 0, "reads": ["a0", "a1"]}, {"index": 1, "reads": ["a2"]}]}
+    new = {"steps": [{"index": 2, "reads": ["a3"]}]}
+    assert ["delete", [0, "steps", -1], None] in diff([old], [new]), "gradio is mended: without_lists can go"
+    assert [kind for kind, _, _ in diff([without_lists(old)], [without_lists(new)])] == ["replace"]
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "adapter", "word"),
+    [
+        ("arithmetic", "", "span", ""),
+        ("arithmetic", "1/0", "span", "zero"),
+        ("arithmetic", "__import__('os')", "span", ""),
+        ("arithmetic", "1+" * 50_000, "span", ""),
+        ("arithmetic", "(" * 500 + "1" + ")" * 500, "span", ""),
+        ("geometry", "1+1", "span", "arithmetic"),
+        ("arithmetic", "1+1", "both", "plain"),
+    ],
+)
+def test_bad_input_is_an_error_that_says_why_and_the_next_call_works(client, task, text, adapter, word):
+    """An error without its reason, or a lane that stays taken after one, shows here."""
+    with pytest.raises(AppError) as error:
+        client.predict(task, text, adapter, 512, api_name="/compare")
+    assert word in str(error.value) and 10 < len(str(error.value)) < 400
+    assert client.predict("arithmetic", "1+1", "span", 512, api_name="/compare")["expected"] == "2"
+
+
+def test_cancelling_frees_the_lane(client, session):
+    """A cancelled call that runs on would block everybody else."""
+    session.rates = {"dense": 5, "sparse": 5}
+    job = client.submit("arithmetic", EXPRESSION, "span", 512, api_name="/compare")
+    while session.running == 0 or not job.outputs():
+        time.sleep(0.05)
+    cancelled = time.monotonic()
+    assert job.cancel()
+    while session.running and time.monotonic() - cancelled < 5:
+        time.sleep(0.02)
+    assert session.events[-1][0] == "closed" and session.events[-1][1] - cancelled < 1
+    session.rates = {"dense": 400, "sparse": 400}
+    assert client.predict("arithmetic", "1+1", "span", 512, api_name="/compare")["kind"] == "end"
+
+
+def test_calls_at_once_take_turns(client, session):
+    """Two runs on one device at once would spoil both clocks."""
+    jobs = [client.submit("arithmetic", f"{n}*36+63", "span", 512, api_name="/compare") for n in (11, 12, 13)]
+    assert [job.result(timeout=60)["expected"] for job in jobs] == [str(n * 36 + 63) for n in (11, 12, 13)]
+    assert session.most_running == 1

@@ -1,0 +1,419 @@
+"""The page in a real browser, around a session that plays scripts: streaming, highlights, Stop, queue, bad input."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from fake_session import FakeSession
+
+from selfspan_core.tasks import get_task
+
+EXPRESSION = "79*36+63-(45-12)*8+(-(7*8))+96/12*(31+14)-88+5*(6-2*9)"
+SHORT = "79*36+63"
+
+BAD_INPUTS = {
+    "empty": "",
+    "blank": "   ",
+    "letters": "two plus two",
+    "power": "2**9",
+    "division by zero": "1/0",
+    "not whole": "7/2",
+    "unbalanced": "(1+2",
+    "nested": "(" * 500 + "1" + ")" * 500 + "+1",
+    "too long": "1+" * 50_000,
+    "number out of range": "1+100",
+    "value out of range": "99*99*99",
+    "code": "__import__('os')",
+    "marker": "<|ref|>",
+}
+
+
+@pytest.fixture(scope="module")
+def url(serve) -> str:
+    """The app around a session whose lanes write 150 and 220 tokens a second."""
+    return serve(FakeSession(dense=150, sparse=220))
+
+
+@pytest.fixture(scope="module")
+def shipped(serve) -> str:
+    """The app around the shipped weights."""
+    return serve()
+
+
+def right_lines(text: str) -> list[str]:
+    return [step.work + step.result for step in get_task("arithmetic").parse(text).reductions]
+
+
+def test_importing_the_app_loads_no_torch():
+    """An import of torch in app.py or in what it imports would delay every start and break CUDA-on-demand Spaces."""
+    code = "import sys, app; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'cupy')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.browser
+class TestRun:
+    def test_both_panes_stream_and_highlights_follow(self, url, open_tab):
+        """Panes filled one after the other, highlights of another step, and dimming in the dense pane show here."""
+        tab = open_tab(url)
+        tab.run(EXPRESSION)
+        tab.wait("running")
+        script = """() => {
+            const [dense, sparse] = document.querySelectorAll('.ss-pane');
+            return {
+                tokens: [Number(dense.dataset.tokens), Number(sparse.dataset.tokens)],
+                reading: sparse.dataset.reading ?? '',
+                lit: [...sparse.querySelectorAll('.lit')].map(node => node.dataset.name),
+                denseLit: dense.querySelectorAll('.lit').length + dense.classList.contains('focus'),
+                caption: sparse.querySelector('.ss-caption').textContent,
+                chips: [...sparse.querySelectorAll('.ss-step:last-child > .ss-chip')].map(node => node.textContent),
+            };
+        }"""
+        samples = []
+        while tab.state == "running":
+            samples.append(tab.page.evaluate(script))
+            time.sleep(0.05)
+        both = [sample for sample in samples if min(sample["tokens"]) > 0 and max(sample["tokens"]) < 300]
+        assert len(both) > 5
+        focused = [sample for sample in samples if sample["reading"]]
+        assert len({sample["reading"] for sample in focused}) >= 4
+        for sample in focused:
+            assert set(sample["lit"]) == set(sample["reading"].split())
+            assert all(name in sample["caption"] for name in sample["lit"])
+            assert sample["chips"][:-1] == sample["reading"].split()
+        assert not any(sample["denseLit"] for sample in samples)
+        tab.wait("done")
+        assert tab.page.locator(".lit").count() == 0
+
+    def test_the_end_shows_steps_answer_and_the_line(self, url, open_tab):
+        """Lost or doubled tokens, raw markers, a missing verdict or figure show here."""
+        tab = open_tab(url)
+        tab.run(EXPRESSION)
+        tab.wait("done")
+        problem = get_task("arithmetic").parse(EXPRESSION)
+        for lane in ("dense", "sparse"):
+            pane = tab.pane(lane)
+            assert tab.lines(lane) == right_lines(EXPRESSION)
+            assert "<|" not in tab.text(pane)
+            assert tab.text(f"{pane} .ss-answer") == problem.expected
+            assert tab.text(f"{pane} .ss-badge") == "✓ right"
+            for figure in ("tokens_per_second", "ms_per_token", "tokens", "first_token_ms", "elapsed_s", "share"):
+                assert tab.text(f'{pane} [data-figure="{figure}"]') != "–"
+            assert tab.text(f"{pane} .ss-adapter") == "span adapter"
+            chips = tab.page.locator(f"{pane} .ss-literal .ss-chip").all_text_contents()
+            assert chips == [f"a{index}" for index in range(len(chips))] and len(chips) == 17
+        assert "1.60 times as fast" in tab.text(".ss-line")
+        assert tab.text(".ss-title") == "Same adapter, mask off and on"
+        assert tab.text(".ss-status") == "Both lanes are right."
+
+    def test_the_plain_adapter_writes_no_names(self, url, open_tab):
+        """Annotations drawn in the plain lane would claim what its model never wrote."""
+        tab = open_tab(url)
+        tab.page.click("text=Plain adapter against span adapter")
+        tab.run(EXPRESSION)
+        tab.wait("done")
+        assert tab.page.locator(f"{tab.pane('dense')} .ss-chip").count() == 0
+        assert tab.text(f"{tab.pane('dense')} .ss-adapter") == "plain adapter"
+        assert tab.text(f"{tab.pane('sparse')} .ss-adapter") == "span adapter"
+        assert tab.lines("dense") == tab.lines("sparse") == right_lines(EXPRESSION)
+
+    def test_hover_and_keyboard_show_what_a_step_read(self, url, open_tab):
+        """Highlights of the wrong step, or none without a mouse, show here."""
+        tab = open_tab(url)
+        tab.page.fill("#expression textarea", EXPRESSION)
+        tab.page.press("#expression textarea", "Enter")
+        tab.wait("done")
+        pane = tab.pane("sparse")
+        steps = get_task("arithmetic").parse(EXPRESSION).reductions
+
+        def peeked() -> list[str]:
+            return sorted(
+                tab.page.evaluate(f"[...document.querySelectorAll('{pane} .peeked')].map(n => n.dataset.name)")
+            )
+
+        def names(index: int) -> list[str]:
+            return sorted(f"a{read}" for read in steps[index].reads)
+
+        tab.page.hover(f"{pane} .ss-step:nth-child(5)")
+        assert peeked() == names(4)
+        assert all(name in tab.text(f"{pane} .ss-caption") for name in names(4))
+        tab.page.hover("#run")
+        assert peeked() == []
+        tab.page.focus(f"{pane} .ss-step:nth-child(1)")
+        tab.page.keyboard.press("ArrowDown")
+        tab.page.keyboard.press("ArrowDown")
+        assert peeked() == names(2)
+        tab.page.click(f"{pane} .ss-step:nth-child(4)")
+        tab.page.hover("#run")
+        assert peeked() == names(3)
+        tab.page.hover(f"{tab.pane('dense')} .ss-step:nth-child(5)")
+        assert tab.page.locator(f"{tab.pane('dense')} .ss-step.before").count() == 4
+
+    def test_stop_is_quick_and_the_next_run_works(self, serve, open_tab):
+        """A generator that runs on after Stop, or a lane that stays taken, shows here."""
+        session = FakeSession(dense=40, sparse=60)
+        tab = open_tab(serve(session))
+        tab.run(EXPRESSION)
+        tab.wait("running")
+        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 30")
+        clicked = time.monotonic()
+        tab.page.click("#stop")
+        tab.wait("stopped")
+        assert time.monotonic() - clicked < 1
+        event, at = session.events[-1]
+        assert event == "closed" and at - clicked < 1 and session.running == 0
+        assert tab.tokens("dense") >= 30 and tab.lines("sparse")[0] == right_lines(EXPRESSION)[0]
+        assert tab.text(f"{tab.pane('dense')} .ss-flag") == "stopped"
+        before = tab.tokens("dense")
+        time.sleep(0.5)
+        assert tab.tokens("dense") == before
+        tab.run(SHORT)
+        tab.wait("done")
+        assert tab.lines("dense") == right_lines(SHORT)
+
+    def test_run_while_running_starts_over(self, serve, open_tab):
+        """A second Run that is ignored, or queues behind its own first, shows here."""
+        session = FakeSession(dense=20, sparse=20)
+        tab = open_tab(serve(session))
+        tab.run(EXPRESSION)
+        tab.wait("running")
+        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 5")
+        session.rates = {"dense": 300, "sparse": 300}
+        tab.run(SHORT)
+        tab.wait("done", timeout=10_000)
+        assert tab.lines("dense") == tab.lines("sparse") == right_lines(SHORT)
+        assert session.most_running == 1
+
+    def test_a_failing_run_says_so_and_the_next_works(self, serve, open_tab):
+        """A run that dies silently, or takes the lane with it, shows here."""
+        session = FakeSession(fail=True)
+        tab = open_tab(serve(session))
+        tab.run(SHORT)
+        tab.wait("failed")
+        assert "the fake device fell over <b>" in tab.text(".ss-status")
+        session.options["fail"] = False
+        tab.run(SHORT)
+        tab.wait("done")
+
+    def test_wrong_answers_and_malformed_steps_are_shown(self, serve, open_tab):
+        """A wrong answer that looks like a right one would be the worst bug of all."""
+        tab = open_tab(serve(FakeSession(wrong=("sparse",), malformed_step=1)))
+        tab.run(EXPRESSION)
+        tab.wait("done")
+        pane = tab.pane("sparse")
+        assert tab.text(f"{pane} .ss-badge") == "✗ wrong"
+        note = tab.text(f"{pane} .ss-note")
+        assert "exact value: 2799" in note and "1 malformed step" in note
+        assert tab.page.locator(f"{pane} .ss-step.malformed").count() == 1
+        assert tab.text(f"{tab.pane('dense')} .ss-badge") == "✓ right"
+        assert tab.text(".ss-status") == "One lane is right, one is wrong."
+
+
+@pytest.mark.browser
+class TestTabs:
+    def test_two_tabs_queue_and_both_finish(self, serve, open_tab):
+        """Two runs at once on one device would spoil both clocks; a queued tab that says nothing looks broken."""
+        session = FakeSession(dense=150, sparse=200)
+        url = serve(session)
+        first, second = open_tab(url), open_tab(url)
+        first.run(EXPRESSION)
+        first.wait("running")
+        second.run(SHORT)
+        second.wait("waiting")
+        second.page.wait_for_function("document.querySelector('.ss-status').textContent.startsWith('Waiting')")
+        first.wait("done")
+        second.wait("done")
+        assert first.lines("dense") == right_lines(EXPRESSION)
+        assert second.lines("dense") == right_lines(SHORT)
+        assert session.most_running == 1
+
+    def test_a_waiting_tab_can_be_stopped(self, serve, open_tab):
+        """Stop that only knows running generators would leave the run in the queue."""
+        session = FakeSession(dense=60, sparse=60)
+        url = serve(session)
+        first, second = open_tab(url), open_tab(url)
+        first.run(EXPRESSION)
+        first.wait("running")
+        second.run(SHORT)
+        second.wait("waiting")
+        second.page.click("#stop")
+        second.wait("stopped", timeout=2000)
+        first.page.click("#stop")
+        first.wait("stopped")
+        time.sleep(0.5)
+        assert [event for event, _ in session.events] == ["started", "closed"]
+
+    def test_closing_a_tab_frees_the_lane(self, serve, open_tab):
+        """A run that nobody watches any more would hold the device for minutes."""
+        session = FakeSession(dense=10, sparse=10)
+        url = serve(session)
+        first, second = open_tab(url), open_tab(url)
+        first.run(EXPRESSION)
+        first.wait("running")
+        first.page.close()
+        session.rates = {"dense": 300, "sparse": 300}
+        second.run(SHORT)
+        second.wait("done", timeout=20_000)
+
+
+@pytest.mark.browser
+class TestInput:
+    def test_bad_input_gets_a_message_beside_the_box_and_changes_nothing_else(self, serve, open_tab):
+        """An input that crashes, runs anyway, wipes the last result or only raises a toast shows here."""
+        session = FakeSession()
+        tab = open_tab(serve(session))
+        tab.run(SHORT)
+        tab.wait("done")
+        screen, num_events, number = tab.text("#race"), len(session.events), ""
+        for name, text in BAD_INPUTS.items():
+            tab.run(text)
+            tab.page.wait_for_function(
+                "old => (document.querySelector('.ss-alert').dataset.run ?? '') !== old", arg=number
+            )
+            number = tab.page.get_attribute(".ss-alert", "data-run")
+            assert 10 < len(tab.alert) < 400, name
+            assert tab.page.is_visible(".ss-alert"), name
+            assert tab.page.get_attribute("#expression textarea", "aria-invalid") == "true"
+            assert (tab.text("#race"), len(session.events)) == (screen, num_events), name
+        box = tab.page.locator("#expression").bounding_box()
+        alert = tab.page.locator(".ss-alert").bounding_box()
+        assert 0 <= alert["y"] - (box["y"] + box["height"]) < 40
+        tab.run(SHORT)
+        tab.page.wait_for_function("!document.querySelector('.ss-alert').textContent")
+        tab.wait("done")
+        assert tab.lines("sparse") == right_lines(SHORT)
+
+    def test_unicode_operators_and_thousands_of_spaces_are_understood(self, url, open_tab):
+        """What a phone keyboard or a copied formula holds must work."""
+        tab = open_tab(url)
+        tab.run("79 × 36" + " " * 3000 + "− 84 ÷ 12")
+        tab.wait("done")
+        assert tab.lines("dense") == right_lines("79*36-84/12")
+
+    def test_text_is_never_a_template_nor_markup(self, serve, open_tab):
+        """`{{value}}` and `${value}` execute in a gr.HTML template; markup in innerHTML does too."""
+        hostile = "{{7*7}}${7*7}<img src=x onerror='window.pwned=1'><script>window.pwned=1</script>&amp;"
+        tab = open_tab(serve(FakeSession(dense=2000, sparse=2000, extra_text=hostile)))
+        tab.run(SHORT)
+        tab.wait("done")
+        assert hostile in tab.lines("dense")[0] and hostile in tab.lines("sparse")[0]
+        assert tab.page.evaluate("window.pwned") is None
+
+    def test_surprise_fills_the_box(self, url, open_tab):
+        """A surprise that the task itself rejects would be embarrassing."""
+        tab = open_tab(url)
+        tab.page.click("#surprise")
+        tab.page.wait_for_function("document.querySelector('#expression textarea').value.length > 6")
+        assert get_task("arithmetic").parse(tab.page.input_value("#expression textarea"))
+
+    def test_examples_fill_the_box(self, url, open_tab):
+        """Examples are labelled by their number of operands, 4 to 48."""
+        tab = open_tab(url)
+        labels = tab.page.locator("button.gallery-item").all_text_contents()
+        assert [int(label.split()[0]) for label in labels] == sorted(int(label.split()[0]) for label in labels)
+        assert labels and labels[0].strip() == "4 operands" and labels[-1].strip() == "48 operands"
+        tab.page.click("text=8 operands")
+        tab.page.wait_for_function("document.querySelector('#expression textarea').value.length > 10")
+
+
+@pytest.mark.browser
+class TestLoad:
+    @pytest.mark.parametrize("slowdown", [1, 12])
+    def test_long_streams_arrive_whole(self, serve, open_tab, slowdown):
+        """A browser that drops values (a slow machine, a tab in the background) must still show every token."""
+        session = FakeSession(dense=500, sparse=800, num_tokens=2000)
+        tab = open_tab(serve(session))
+        tab.context.new_cdp_session(tab.page).send("Emulation.setCPUThrottlingRate", {"rate": slowdown})
+        tab.run(EXPRESSION)
+        tab.wait("done", timeout=120_000)
+        seen = tab.page.evaluate("performance.timeOrigin + performance.now()") / 1000
+        lag = seen - (time.time() - (time.monotonic() - session.events[-1][1]))
+        for lane in ("dense", "sparse"):
+            items = [item for tick in session.ticks if tick["kind"] == "tick" for item in tick["lanes"][lane]["items"]]
+            assert len(items) == 2000
+            text = "".join(item["text"] for item in items if item["kind"] in ("text", "newline"))
+            assert "\n".join(tab.lines(lane)) == text.strip("\n")
+        print(f"\nlag behind the server at the end, browser slowed {slowdown} times: {lag:.2f} s")
+        assert lag < (1 if slowdown == 1 else 10)
+
+    def test_scrolling_up_is_respected(self, serve, open_tab):
+        """Steps that scroll away under the reader's eyes make reading impossible."""
+        tab = open_tab(serve(FakeSession(dense=250, sparse=250, num_tokens=900)))
+        tab.run(EXPRESSION)
+        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 500")
+        area = f"{tab.pane('sparse')} .ss-scroll"
+        top = f"document.querySelector('{area}').scrollTop"
+        assert tab.page.evaluate(top) > 0
+        tab.page.hover(area)
+        tab.page.mouse.wheel(0, -150)
+        tab.page.wait_for_selector(f"{tab.pane('sparse')} .ss-follow", state="visible")
+        before = tab.page.evaluate(top)
+        time.sleep(0.4)
+        assert tab.page.evaluate(top) == before
+        tab.page.click(f"{tab.pane('sparse')} .ss-follow")
+        tab.wait("done")
+        assert tab.page.evaluate(top) > before
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_narrow_screens_stack_the_panes(self, serve, open_tab, scheme):
+        """Panes side by side on a phone, or a page that scrolls sideways."""
+        tab = open_tab(serve(FakeSession()), color_scheme=scheme)
+        tab.page.set_viewport_size({"width": 375, "height": 800})
+        tab.run(EXPRESSION)
+        tab.wait("done")
+        dense = tab.page.locator(tab.pane("dense")).bounding_box()
+        sparse = tab.page.locator(tab.pane("sparse")).bounding_box()
+        assert sparse["y"] >= dense["y"] + dense["height"] and dense["width"] > 300
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= 375
+
+
+def weights() -> bool:
+    base = any((ROOT / "assets" / "base").glob("model*.safetensors"))
+    adapters = [ROOT / "assets" / "adapters" / f"arithmetic-{kind}" for kind in ("span", "plain")]
+    return base and all(folder.is_dir() for folder in adapters)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not weights(), reason="the shipped base and adapters are not in assets/")
+class TestShippedModel:
+    def example(self, operands: int) -> str:
+        task = get_task("arithmetic")
+        return next(text for text in task.examples if task.parse(text).num_operands == operands)
+
+    def test_24_operands_stream_and_highlights_follow(self, shipped, open_tab):
+        """The whole chain: weights, engine, session, page."""
+        tab = open_tab(shipped)
+        tab.run(self.example(24))
+        tab.wait("running", timeout=120_000)
+        readings = set()
+        while tab.state == "running":
+            lit, reading, tokens = tab.page.evaluate("""() => {
+                const [dense, sparse] = document.querySelectorAll('.ss-pane');
+                const lit = [...sparse.querySelectorAll('.lit')].map(node => node.dataset.name);
+                return [lit, sparse.dataset.reading ?? '', [dense.dataset.tokens, sparse.dataset.tokens].map(Number)];
+            }""")
+            assert set(lit) == set(reading.split())
+            if reading and min(tokens) > 0:
+                readings.add(reading)
+            time.sleep(0.05)
+        assert len(readings) >= 5
+        assert tab.state == "done"
+        for lane in ("dense", "sparse"):
+            assert len(tab.lines(lane)) >= 20 and tab.text(f"{tab.pane(lane)} .ss-badge").strip()
+        assert tab.text(".ss-line")
+
+    def test_stop_then_a_second_run(self, shipped, open_tab):
+        """Stop in the middle of a real run, and the lane is free."""
+        tab = open_tab(shipped)
+        tab.run(self.example(48))
+        tab.wait("running", timeout=120_000)
+        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 20")
+        clicked = time.monotonic()
+        tab.page.click("#stop")
+        tab.wait("stopped")
+        assert time.monotonic() - clicked < 1
+        tab.page.click("text=Plain adapter against span adapter")
+        tab.run(SHORT)
+        tab.wait("done")
+        assert tab.text(f"{tab.pane('sparse')} .ss-answer") == "2907"
