@@ -77,7 +77,7 @@ class SpanModel:
         self._body, self._head = hf.get_decoder(), hf.get_output_embeddings()
         self.vocab_size = self._head.weight.shape[0]
         self._positions = torch.arange(self.max_context, device=self.device)[None]
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and self.dtype is torch.float32 and torch.backends.mkl.is_available():
             _lay_out_for_one_row(hf)
 
     @classmethod

@@ -170,6 +170,32 @@ def test_two_runs_at_once_do_not_mix(engine):
         assert torch.equal(torch.stack([pair[turn].logits for pair in turns]), alone[lane])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lanes_agree_on_cuda(dtype):
+    """The same engine with PyTorch's CUDA kernels: would catch a stray CPU tensor, or another kernel's meaning."""
+    prompt, forced = example_run(0)
+    on_cpu = logits(run(shared_engine(), prompt, "reference", forced))
+    on_cuda = Engine(SpanModel(tiny_hf().to("cuda", dtype)), MARKERS)
+    for lane in ("gather", "reference"):
+        served = logits(run(on_cuda, prompt, lane, forced)).float().cpu()
+        tolerance = 1e-3 if dtype is torch.float32 else 0.05 * on_cpu.abs().max()
+        assert (served - on_cpu).abs().max() < tolerance
+    sampled = [drawn(on_cuda, prompt, temperature=1.0, seed=5) for _ in range(2)]
+    assert sampled[0] == sampled[1] and len(sampled[0]) > 0
+
+
+def test_weights_laid_out_for_one_row_are_the_same_model():
+    """Would catch a layout that changes values or unties the output layer."""
+    hf = tiny_hf(tie_word_embeddings=True)
+    before = {name: weight.clone() for name, weight in hf.state_dict().items()}
+    model = SpanModel(hf)
+    for name, weight in model.hf.state_dict().items():
+        assert torch.equal(weight, before[name])
+    assert model.hf.get_input_embeddings().weight is model.hf.get_output_embeddings().weight
+
+
 # ---- events
 
 
