@@ -31,7 +31,7 @@ COMPARISONS = [
 ]
 INTRO = """# selfspan
 While it writes, this language model **names what it needs to read** and attention reads only that.
-Both lanes below run the same model on the same device: one reads everything, one reads what it named."""
+Both lanes below run on the same device: one reads everything, one reads what it named."""
 ALERT = {
     "html_template": '<p class="ss-alert" role="alert"></p>',
     "js_on_load": (ASSETS / "alert.js").read_text(),
@@ -46,29 +46,31 @@ class LazySession:
     """The real session, made when it is first needed: importing this module loads neither torch nor weights."""
 
     def __init__(self) -> None:
-        self._session = None
+        self._models = self._session = None
         self._lock = threading.Lock()
 
-    def load(self):
-        """The session, with its model store."""
+    def _load(self):
         from selfspan_core.model_store import ModelStore
         from selfspan_core.session import Session
 
         with self._lock:
             if self._session is None:
-                self._session = Session(ModelStore())
+                self._models = ModelStore()
+                self._session = Session(self._models)
             return self._session
 
     def compare(self, *args, **kwargs) -> Iterator[dict]:
         """See `selfspan_core.session.Session.compare`."""
-        return self.load().compare(*args, **kwargs)
+        return self._load().compare(*args, **kwargs)
 
     def warm(self) -> None:
-        """Load the shipped models, so that the first run need not."""
+        """Load the models of both adapters, so that the first run need not."""
         try:
-            self.load().warm()
+            self._load()
+            for adapter in ("span", "plain"):
+                self._models.engine("arithmetic", adapter)
         except Exception:
-            log.exception("could not load the models; a run will say why")
+            log.exception("could not load the models")
 
 
 class Lane:
@@ -94,9 +96,9 @@ def without_lists(value):
     return tuple(map(without_lists, value)) if isinstance(value, list | tuple) else value
 
 
-def build_app(session=None) -> gr.Blocks:
+def build_app(session) -> gr.Blocks:
     """The page and the API around a session (anything with its `compare`)."""
-    lane = Lane(session or LazySession())
+    lane = Lane(session)
     task = get_task("arithmetic")
     runs = itertools.count(1)
     newest: dict[str, int] = {}  # a tab's newest run: an older one that still runs gives way within a tick
@@ -199,8 +201,16 @@ def build_app(session=None) -> gr.Blocks:
 
 def launch(demo: gr.Blocks, **options):
     """Serve an app of `build_app`: system fonts only, nothing fetched from anywhere else."""
+    theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", **FONTS).set(
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+    )
     defaults = {
-        "theme": gr.themes.Default(primary_hue="teal", neutral_hue="slate", **FONTS),
+        "theme": theme,
         "css_paths": [ASSETS / "race.css"],
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
@@ -209,7 +219,9 @@ def launch(demo: gr.Blocks, **options):
     return demo.launch(**{**defaults, **options})
 
 
-demo = build_app()
+session = LazySession()
+demo = build_app(session)
 
 if __name__ == "__main__":
+    threading.Thread(target=session.warm, daemon=True).start()
     launch(demo, server_name="0.0.0.0", server_port=int(os.environ.get("PORT", "7860")))

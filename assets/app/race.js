@@ -410,8 +410,9 @@ function handle(payload, draw) {
   if (kind === "halted") {
     // Sent when a run was cancelled or never got its turn; it does not know its name.
     const superseded = stopping !== null && stopping !== run;
-    if (BUSY.includes(root.dataset.state) && !superseded) halt("stopped", "Stopped.");
-    return;
+    if (!BUSY.includes(root.dataset.state) || superseded) return;
+    if (stopping === run) return halt("stopped", "Stopped.");
+    return halt("failed", "The run could not start: too many are waiting. Try again in a moment.");
   }
   if (run !== null && Number(payload.run) < Number(run)) return;
   run = payload.run;

@@ -1,0 +1,71 @@
+"""The README's picture: the app, really running, in the middle of a run.
+
+python -m tests.screenshot --out assets/app.png
+"""
+
+import argparse
+import io
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+import app
+from selfspan_core.tasks import get_task
+from tests.conftest import CHROMIUM, CHROMIUM_FLAGS
+
+WIDTH, HEIGHT = 1280, 1180
+COLOURS = 256
+
+
+def example(num_operands: int) -> str:
+    """The task's example with that many operands."""
+    task = get_task("arithmetic")
+    return next(text for text in task.examples if task.parse(text).num_operands == num_operands)
+
+
+def picture(page: Page, url: str, text: str, min_tokens: int) -> bytes:
+    """PNG of the page while a step that reads two segments is being written, from `min_tokens` tokens on."""
+    with page.expect_response(lambda response: "/heartbeat/" in response.url):
+        page.goto(url)
+    page.fill("#expression textarea", text)
+    page.click("#run")
+    freeze = page.context.new_cdp_session(page)
+    page.wait_for_function(
+        """least => {
+            const pane = document.querySelector('.ss-pane[data-lane="sparse"]');
+            return Number(pane.dataset.tokens) > least && pane.querySelectorAll('.ss-steps .lit').length > 0
+                && pane.querySelectorAll('.lit').length === 2;
+        }""",
+        arg=min_tokens,
+        timeout=300_000,
+    )
+    freeze.send("Emulation.setScriptExecutionDisabled", {"value": True})
+    return page.screenshot(full_page=True)
+
+
+def main() -> None:
+    """Serve the app, run it, take the picture, write it with few colours."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("assets/app.png"))
+    parser.add_argument("--operands", type=int, default=24)
+    parser.add_argument("--min-tokens", type=int, default=300)
+    parser.add_argument("--dark", action="store_true")
+    arguments = parser.parse_args()
+    session = app.LazySession()
+    session.warm()
+    demo = app.build_app(session)
+    _, url, _ = app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        scheme = "dark" if arguments.dark else "light"
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
+        data = picture(page, url, example(arguments.operands), arguments.min_tokens)
+        browser.close()
+    demo.close(verbose=False)
+    Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS).save(arguments.out, optimize=True)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
