@@ -36,7 +36,10 @@ class Decoded:
 
 
 class BatchReader:
-    """Keys and values of a batch `[B, num_kv_heads, capacity, head_dim]` per layer, and who sees what of them."""
+    """Keys and values of a batch `[B, num_kv_heads, capacity, head_dim]` per layer, and who sees what of them.
+
+    The capacity grows by doubling: most rows are done long before the longest.
+    """
 
     def __init__(self, model: SpanModel, batch: int, capacity: int) -> None:
         shape = (batch, model.num_kv_heads, capacity, model.head_dim)
@@ -60,10 +63,19 @@ class BatchReader:
             bounds: int32 [B, K, 2], the intervals that it sees; unused ones empty.
             limit: no interval ends beyond it.
         """
+        if limit > self.capacity:
+            self._grow(max(limit, 2 * self.capacity))
         self._positions, self._limit = positions, limit
         key = torch.arange(limit, device=positions.device)
         visible = (bounds[..., :1] <= key) & (key < bounds[..., 1:])
         self._mask = visible.any(dim=1)[:, None, None, :]
+
+    def _grow(self, capacity: int) -> None:
+        more = (0, 0, 0, capacity - self.capacity)
+        for tensors in (self._keys, self._values):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = F.pad(tensor, more)
+        self.capacity = capacity
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop all rows but these (int64)."""
@@ -108,7 +120,7 @@ def decode_greedily(
     rows = [_Row(prompt, markers, annotated) for prompt in prompts]
     longest = max(row.length for row in rows)
     capacity = min(model.max_context, longest + max_new_tokens)
-    reader = BatchReader(model, len(rows), capacity)
+    reader = BatchReader(model, len(rows), _aligned(longest + MASK_ALIGNMENT))
     next_ids = _prefill(model, reader, rows, longest)
     active = list(rows)
     while True:
@@ -122,6 +134,10 @@ def decode_greedily(
             reader.keep(torch.tensor(keep, device=model.device))
             active = [active[index] for index in keep]
         next_ids = _step(model, reader, active, sparse)
+
+
+def _aligned(length: int) -> int:
+    return -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
 
 
 class _Row:
@@ -164,8 +180,7 @@ def _step(model: SpanModel, reader: BatchReader, active: list[_Row], sparse: boo
     place = [(row.last_id, row.state.position) for row in active]
     ids, positions = torch.tensor(place, device=model.device).unbind(1)
     # Finished rows not yet dropped go through again with their last token; nobody reads what comes of it.
-    limit = max(row.state.position for row in active) + 1
-    limit = min(reader.capacity, -(-limit // MASK_ALIGNMENT) * MASK_ALIGNMENT)
+    limit = _aligned(max(row.state.position for row in active) + 1)
     reader.plan_tokens(positions, torch.tensor(bounds, dtype=torch.int32, device=model.device), limit)
     last = torch.zeros(len(active), dtype=torch.long, device=model.device)
     return model.forward_rows(ids[:, None], positions[:, None], last, reader).argmax(-1)
