@@ -18,6 +18,7 @@ from pathlib import Path
 import gradio as gr
 
 from selfspan_core.feed import Feed
+from selfspan_core.serving import Lane, LazySession, without_lists
 from selfspan_core.tasks import InputError, get_task
 
 ASSETS = Path(__file__).parent / "assets" / "app"
@@ -40,60 +41,6 @@ ALERT = {
 }
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
 log = logging.getLogger("selfspan")
-
-
-class LazySession:
-    """The real session, made when it is first needed: importing this module loads neither torch nor weights."""
-
-    def __init__(self) -> None:
-        self._models = self._session = None
-        self._lock = threading.Lock()
-
-    def _load(self):
-        from selfspan_core.model_store import ModelStore
-        from selfspan_core.session import Session
-
-        with self._lock:
-            if self._session is None:
-                self._models = ModelStore()
-                self._session = Session(self._models)
-            return self._session
-
-    def compare(self, *args, **kwargs) -> Iterator[dict]:
-        """See `selfspan_core.session.Session.compare`."""
-        return self._load().compare(*args, **kwargs)
-
-    def warm(self) -> None:
-        """Load the models of both adapters, so that the first run need not."""
-        try:
-            self._load()
-            for adapter in ("span", "plain"):
-                self._models.engine("arithmetic", adapter)
-        except Exception:
-            log.exception("could not load the models")
-
-
-class Lane:
-    """The device: one run at a time, freed however a run ends.
-
-    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue.
-    """
-
-    def __init__(self, session) -> None:
-        self._session = session
-        self._lock = threading.Lock()
-
-    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int) -> Iterator[dict]:
-        """The session's ticks. Raises InputError on bad input; closing the iterator frees the lane."""
-        with self._lock, closing(self._session.compare(task, text, adapter, max_new_tokens)) as ticks:
-            yield from ticks
-
-
-def without_lists(value):
-    """The same value with tuples for lists: gradio sends edits from yield to yield, and nested lists come out wrong."""
-    if isinstance(value, dict):
-        return {key: without_lists(item) for key, item in value.items()}
-    return tuple(map(without_lists, value)) if isinstance(value, list | tuple) else value
 
 
 def build_app(session) -> gr.Blocks:
@@ -124,6 +71,8 @@ def build_app(session) -> gr.Blocks:
                         yield feed.add(tick)
                         if newest.get(tab) != job["run"]:
                             break
+        except InputError as error:
+            yield feed.note("failed", str(error))
         except Exception as error:
             log.exception("a run failed")
             yield feed.note("failed", f"The run failed: {error}")
@@ -169,19 +118,11 @@ def build_app(session) -> gr.Blocks:
                 surprise = gr.Button("Surprise me", elem_id="surprise", scale=1, min_width=130)
             examples = [[text] for text in task.examples]
             labels = [f"{len(re.findall(r'[0-9]+', text))} operands" for text in task.examples]
-            if examples:
-                gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
+            gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
             with gr.Row(elem_id="options"):
                 comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=3)
                 with gr.Column(scale=1, min_width=220), gr.Accordion("Advanced", open=False):
-                    limit = gr.Slider(
-                        16,
-                        MAX_NEW_TOKENS,
-                        MAX_NEW_TOKENS,
-                        step=1,
-                        label="Max new tokens",
-                        info="What a lane may write.",
-                    )
+                    limit = gr.Slider(16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane")
         race = gr.HTML(
             html_template=(ASSETS / "race.html").read_text(),
             js_on_load=(ASSETS / "race.js").read_text(),

@@ -8,7 +8,7 @@ from gradio.utils import diff
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from app import without_lists
+from selfspan_core.serving import without_lists
 from selfspan_core.tasks import get_task
 
 EXPRESSION = "79*36+63-(45-12)*8"

@@ -262,6 +262,20 @@ class TestTabs:
         time.sleep(0.5)
         assert [event for event, _ in session.events] == ["started", "closed"]
 
+    def test_run_again_while_waiting_replaces_the_waiting_run(self, serve, open_tab):
+        """A run that was given up would still take its turn, or its late ticks would mix with the new one's."""
+        session = FakeSession(dense=150, sparse=150)
+        url = serve(session)
+        first, second = open_tab(url), open_tab(url)
+        first.run(EXPRESSION)
+        first.wait("running")
+        second.run("11*12")
+        second.wait("waiting")
+        second.run(SHORT)
+        second.wait("done")
+        assert second.lines("dense") == second.lines("sparse") == right_lines(SHORT)
+        assert [event for event, _ in session.events].count("started") == 2
+
     def test_closing_a_tab_frees_the_lane(self, serve, open_tab):
         """A run that nobody watches any more would hold the device for minutes."""
         session = FakeSession(dense=10, sparse=10)

@@ -1,0 +1,62 @@
+"""What stands between a server and a session: the models loaded when needed, one run at a time. No torch at import."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+log = logging.getLogger("selfspan")
+
+
+class LazySession:
+    """The real session, made when it is first needed: importing this module loads neither torch nor weights."""
+
+    def __init__(self) -> None:
+        self._models = self._session = None
+        self._lock = threading.Lock()
+
+    def _load(self):
+        from selfspan_core.model_store import ModelStore
+        from selfspan_core.session import Session
+
+        with self._lock:
+            if self._session is None:
+                self._models = ModelStore()
+                self._session = Session(self._models)
+            return self._session
+
+    def compare(self, *args, **kwargs) -> Iterator[dict]:
+        """See `selfspan_core.session.Session.compare`."""
+        return self._load().compare(*args, **kwargs)
+
+    def warm(self) -> None:
+        """Load the models of both adapters, so that the first run need not."""
+        try:
+            self._load()
+            for adapter in ("span", "plain"):
+                self._models.engine("arithmetic", adapter)
+        except Exception:
+            log.exception("could not load the models")
+
+
+class Lane:
+    """The device: one run at a time, freed however a run ends.
+
+    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue.
+    """
+
+    def __init__(self, session) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+
+    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int) -> Iterator[dict]:
+        """The session's ticks. Raises InputError on bad input; closing the iterator frees the lane."""
+        with self._lock, closing(self._session.compare(task, text, adapter, max_new_tokens)) as ticks:
+            yield from ticks
+
+
+def without_lists(value):
+    """The same value with tuples for lists: gradio sends edits from yield to yield, and nested lists come out wrong."""
+    if isinstance(value, dict):
+        return {key: without_lists(item) for key, item in value.items()}
+    return tuple(map(without_lists, value)) if isinstance(value, list | tuple) else value
