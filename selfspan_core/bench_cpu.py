@@ -11,12 +11,15 @@ bytes over the bandwidth at which this machine reads a large tensor; the rest is
 
 Method: worked arithmetic examples are replayed (same tokens forced through both lanes, so both write headers and
 bodies of the real protocol), around each context length. The lanes take turns token by token in one run, so that
-neither gets the quieter minute. Each window is replayed several times; a token's time is its median over the replays,
-a lane's figure the mean over the window's tokens, gathers and headers included.
+neither gets the quieter minute. Each window is replayed several times: `ms_per_token` is the mean over the window's
+tokens, gathers and headers included, of each token's best time (the work is the same in every replay; what a replay
+adds is other processes), `ms_per_token_median` the plain median over all tokens of all replays. Run it on an otherwise
+idle machine; the load average at the start is recorded.
 """
 
 import argparse
 import json
+import os
 import random
 import statistics
 import time
@@ -105,14 +108,15 @@ def replay(engine: Engine, window: Window) -> dict[str, list[Token]]:
 
 def lane_figures(replays: list[list[Token]], bytes_per_token: int) -> dict:
     """Figures of one lane from its replays; the first token of a run costs no forward and is left out."""
-    times = [statistics.median(t.step_ms for t in same) for same in zip(*(r[1:] for r in replays), strict=True)]
+    drawn = [tokens[1:] for tokens in replays]
+    times = [min(token.step_ms for token in same) for same in zip(*drawn, strict=True)]
     # The forward that drew token i is the query of token i - 1: its phase and visible count explain the time.
     queries = replays[0][:-1]
     body = [ms for ms, query in zip(times, queries, strict=True) if query.phase is Phase.BODY]
     visible = statistics.mean(query.num_visible for query in queries)
     return {
         "ms_per_token": round(statistics.mean(times), 3),
-        "ms_per_token_median": round(statistics.median(times), 3),
+        "ms_per_token_median": round(statistics.median(token.step_ms for tokens in drawn for token in tokens), 3),
         "ms_per_body_token": round(statistics.mean(body), 3),
         "kv_tokens_read": round(visible, 1),
         "kv_bytes_read": round(visible * bytes_per_token),
@@ -151,6 +155,7 @@ def measure(engine: Engine, context: int, window: Window, replays: int, bandwidt
         "tokens_measured": len(window.forced) - 1,
         **lanes,
         "dense_over_sparse": round(dense["ms_per_token"] / sparse["ms_per_token"], 3),
+        "dense_over_sparse_median": round(dense["ms_per_token_median"] / sparse["ms_per_token_median"], 3),
         "visible_share": round(sparse["kv_tokens_read"] / dense["kv_tokens_read"], 3),
     }
 
@@ -190,6 +195,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Entry point."""
     arguments = parse_arguments()
+    load_average = os.getloadavg()[0]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     tokenizer = SpanTokenizer.load(arguments.base)
@@ -218,6 +224,7 @@ def main() -> None:
         "weights": "random" if arguments.random_weights else "shipped base",
         "dtype": "float32",
         "replays": arguments.replays,
+        "load_average_at_start": round(load_average, 2),
         "weight_bytes_per_token": weights,
         "kv_bytes_per_position": model.new_cache(1).bytes_per_token,
         "read_bandwidth_gb_per_s": round(bandwidth / 1e9, 2),
