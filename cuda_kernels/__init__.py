@@ -1,0 +1,1 @@
+"""CUDA kernels for self-selected attention: not written yet."""

@@ -12,11 +12,13 @@ import yaml
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selfspan_core.model import SpanModel
+from selfspan_core.model import SpanModel, load_base
 from selfspan_core.tasks import get_task
 from selfspan_core.tokenizer import SpanTokenizer
 from training.arithmetic_data import evaluation_set
 from training.batch_decode import decode_greedily
+from training.finetune import FinetuneConfig, LoraShape, add_adapter
+from training.folded_lora import fold_lora
 from training.loop import LanguageModelLoss, LoopConfig
 from training.metrics import exact_answers, heldout_loss
 from training.packing import pack, plain_sample
@@ -122,6 +124,39 @@ def test_plain_adapter_under_accelerate_launch(tmp_path, tiny_base):
     train("--config", str(config), launcher=launcher)
     names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert names and not [name for name in names if "token_adapter" in name]
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_folded_lora_is_lora(tiny_base, tokenizer, annotated):
+    """Would catch a folded layer that scales, transposes or forgets something: it would train another adapter."""
+    config = FinetuneConfig(
+        base=str(tiny_base),
+        task="arithmetic",
+        annotated=annotated,
+        output="",
+        run="",
+        loop=LoopConfig(steps=1, rows_per_step=1, micro_rows=1),
+        learning_rate=0.1,
+        lora=LoraShape(rank=3, alpha=7),
+    )
+    model = add_adapter(load_base(tiny_base, torch.float32, "sdpa"), tokenizer, config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    ids = torch.randint(0, tokenizer.vocab_size, (2, 16))
+    expected = model(ids).logits
+    model.zero_grad()
+    expected.square().mean().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert fold_lora(model) == 2 * 7
+    model.zero_grad()
+    folded = model(ids).logits
+    folded.square().mean().backward()
+    torch.testing.assert_close(folded, expected, atol=1e-4, rtol=1e-4)
+    assert gradients
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3)
 
 
 def test_unknown_key_stops_training_with_its_name(tmp_path, tiny_base):

@@ -33,12 +33,12 @@ from selfspan_core.tokenizer import SpanTokenizer
 from training.text_data import META, SUMMARIES, TextShards
 
 MAX_TOKENS = 2048
-MAX_PASSAGE = 1700
+MAX_PASSAGE = 1100  # requests fill the rest of an example: answers are what is to be learned
 MAX_SENTENCE = 96
 MIN_SENTENCE = 3
 MIN_SEGMENTS, MAX_SEGMENTS = 3, 60
-MIN_REQUESTS, MAX_REQUESTS = 2, 8
-VARIANTS = {"repeat": 0.45, "repeat_two": 0.15, "find": 0.1, "numbers": 0.3}  # shares of the examples
+MIN_REQUESTS, MAX_REQUESTS = 6, 24
+VARIANTS = {"repeat": 0.5, "repeat_two": 0.25, "find": 0.15, "numbers": 0.1}  # shares of the examples
 
 _ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*")
 _CLOSING = re.compile(r"[\"'”’)\]]+")

@@ -21,6 +21,7 @@ from selfspan_core.tokenizer import SpanTokenizer
 from training import metrics, sources
 from training.arithmetic_data import evaluation_set
 from training.config import ConfigError, load_config
+from training.folded_lora import fold_lora
 from training.loop import LanguageModelLoss, LoopConfig, Trainer
 from training.packing import sample_of
 
@@ -44,6 +45,8 @@ class FinetuneConfig:
         base: folder or hub id of a Llama-family base (Llama, Mistral, Qwen).
         task: name of the task.
         annotated: True for steps with markers and the span mask, False for the same text without either.
+        fold_lora: compute each layer as one product (`training.folded_lora`); quicker for a small base, not for a
+            large one, whose weights it would copy in every step.
         output: adapter folder; run: folder of metrics and checkpoints.
         heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each.
     """
@@ -56,6 +59,7 @@ class FinetuneConfig:
     loop: LoopConfig
     learning_rate: float
     lora: LoraShape = LoraShape()
+    fold_lora: bool = False
     heldout_operands: tuple[int, ...] = (8, 24, 48)
     heldout_problems: int = 96
 
@@ -130,6 +134,8 @@ def main() -> None:
     base = load_base(config.base, torch.float32, "sdpa")
     resize_for_tokenizer(base, tokenizer)
     model = add_adapter(base, tokenizer, config)
+    if config.fold_lora:
+        fold_lora(model)
 
     def optimizers(trained: nn.Module) -> list[torch.optim.Optimizer]:
         parameters = [p for p in trained.parameters() if p.requires_grad]
