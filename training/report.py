@@ -1,0 +1,142 @@
+"""Put figures from `assets/results` and the training reports into README and model card: `python -m training.report`.
+
+A block `<!-- results:NAME -->` ... `<!-- /results:NAME -->` holds what this script makes of the files; with `--check`
+nothing is written, and the exit status is 1 if a document is out of date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "assets/MODEL_CARD.md")
+LANES = (
+    ("plain-dense", "plain adapter, dense"),
+    ("span-dense", "span adapter, mask off"),
+    ("span-sparse", "span adapter, self-selected"),
+)
+BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
+
+
+def read(path: str) -> dict | None:
+    """A results file, or None where it does not exist yet."""
+    file = ROOT / path
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def source(results: dict, path: str) -> str:
+    """One line that says where figures come from."""
+    machine = results["machine"]
+    device = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    commit = (results["commit"] or "unknown")[:10] + (" (uncommitted changes)" if results["dirty"] else "")
+    return f"\nFrom [`{path}`]({path}): `{results['command']}`, {device}, commit {commit}.\n"
+
+
+def arithmetic() -> str:
+    """Exact answers per operand count and lane."""
+    path = "assets/results/arithmetic.json"
+    results = read(path)
+    if results is None:
+        return "Arithmetic answers: not measured yet.\n"
+    rows = []
+    for operands, lanes in results["operands"].items():
+        cells = [f"{lanes[lane]['exact_percent']:.1f} %" if lane in lanes else "–" for lane, _ in LANES]
+        sparse = lanes.get("span-sparse", {})
+        tokens = [f"{lanes[lane]['mean_tokens']:.0f}" for lane in ("plain-dense", "span-sparse") if lane in lanes]
+        rows.append(
+            [
+                operands,
+                *cells,
+                f"{sparse.get('attended_percent_of_dense', float('nan')):.1f} %",
+                " / ".join(tokens),
+                f"{sparse.get('malformed_percent_of_steps', float('nan')):.3f} %",
+            ]
+        )
+    header = [
+        "operands",
+        *(f"exact: {label}" for _, label in LANES),
+        "KV read",
+        "tokens plain / span",
+        "malformed steps",
+    ]
+    n = next(iter(next(iter(results["operands"].values())).values()))["n"]
+    intro = f"Exact answers on {n} fresh expressions per row, greedy, {results['dtype']}:\n\n"
+    return intro + table(header, rows) + source(results, path)
+
+
+def cpu_engine() -> str:
+    """Decode speed on a CPU."""
+    path = "assets/results/cpu_engine.json"
+    results = read(path)
+    if results is None:
+        return "Decoding speed on a CPU: not measured yet.\n"
+    rows = [
+        [
+            f"{row['context']:,}",
+            f"{row['dense']['ms_per_token']:.2f}",
+            f"{row['sparse']['ms_per_token']:.2f}",
+            f"{row['dense_over_sparse']:.2f}x",
+            f"{100 * row['visible_share']:.0f} %",
+        ]
+        for row in results["contexts"]
+    ]
+    header = ["context (tokens)", "dense ms/token", "self-selected ms/token", "faster", "KV read"]
+    return "Decoding on a CPU, same tokens in both lanes:\n\n" + table(header, rows) + source(results, path)
+
+
+def base() -> str:
+    """Held-out figures of the base model."""
+    path = "assets/base/pretraining.json"
+    results = read(path)
+    if results is None:
+        return "The base model: not trained yet.\n"
+    names = {
+        "loss/": "loss (nats per token), {}",
+        "exact_copy/": "exact copies, task “{}”",
+        "exact_arithmetic/": "worked arithmetic reproduced exactly, {} operands",
+    }
+    rows = []
+    for key, value in results["heldout"].items():
+        prefix = next((p for p in names if key.startswith(p)), None)
+        label = names[prefix].format(key.removeprefix(prefix)) if prefix else "exact copies, all tasks"
+        rows.append([label, f"{value:.3f}" if key.startswith("loss/") else f"{100 * value:.1f} %"])
+    size = f"{results['parameters'] / 1e6:.1f} M parameters, trained on {results['tokens'] / 1e6:,.0f} M tokens. "
+    intro = f"The base model: {size}Held out:\n\n"
+    return intro + table(["figure", "value"], rows) + source(results, path)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"arithmetic": arithmetic, "cpu_engine": cpu_engine, "base": base}
+
+
+def filled(text: str) -> str:
+    """A document with every block made anew."""
+    return BLOCK.sub(lambda block: block[1] + BLOCKS[block[2]]() + block[3], text)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a document is out of date")
+    arguments = parser.parse_args()
+    stale = []
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if filled(text) != text:
+            stale.append(name)
+            if not arguments.check:
+                (ROOT / name).write_text(filled(text), encoding="utf-8")
+    print("out of date: " + ", ".join(stale) if stale else "up to date")
+    sys.exit(1 if stale and arguments.check else 0)
+
+
+if __name__ == "__main__":
+    main()
