@@ -4,8 +4,14 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 log = logging.getLogger("selfspan")
+
+
+class NotReady(RuntimeError):
+    """The models cannot be used, most likely because they are not there; the message is meant for the user."""
 
 
 class LazySession:
@@ -26,8 +32,15 @@ class LazySession:
             return self._session
 
     def compare(self, *args, **kwargs) -> Iterator[dict]:
-        """See `selfspan_core.session.Session.compare`."""
-        return self._load().compare(*args, **kwargs)
+        """See `selfspan_core.session.Session.compare`. Raises NotReady where a model is missing."""
+        session = self._load()
+        from selfspan_core.model import ModelError
+
+        try:
+            return session.compare(*args, **kwargs)
+        except ModelError as error:
+            # Where this copy lies on the server's disk is nobody's business.
+            raise NotReady(f"The model is not ready: {error}".replace(f"{ROOT}/", "")) from error
 
     def warm(self) -> None:
         """Load the models of both adapters, so that the first run need not."""
@@ -35,6 +48,8 @@ class LazySession:
             self._load()
             for adapter in ("span", "plain"):
                 self._models.engine("arithmetic", adapter)
+        except ValueError as error:  # what is missing, and the command that makes it: no traceback would add to that
+            log.error("The model is not ready: %s", error)
         except Exception:
             log.exception("could not load the models")
 
