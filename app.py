@@ -18,7 +18,7 @@ from pathlib import Path
 import gradio as gr
 
 from selfspan_core.feed import Feed
-from selfspan_core.serving import Lane, LazySession, without_lists
+from selfspan_core.serving import Lane, LazySession, NotReady, without_lists
 from selfspan_core.tasks import InputError, get_task
 
 ASSETS = Path(__file__).parent / "assets" / "app"
@@ -27,12 +27,12 @@ AT_ONCE = {"concurrency_limit": None}  # not queue=False: gradio then reports no
 HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
 MAX_NEW_TOKENS = 4096
 COMPARISONS = [
-    ("Same adapter, mask off and on — isolates attention", "span"),
-    ("Plain adapter against span adapter — time to answer", "plain"),
+    ("Same adapter, mask off and on: isolates attention", "span"),
+    ("Plain adapter against span adapter: time to answer", "plain"),
 ]
 INTRO = """# selfspan
-While it writes, this language model **names what it needs to read** and attention reads only that.
-Both lanes below run on the same device: one reads everything, one reads what it named."""
+**A language model that says what it needs to read, and then reads only that.** Usually a model looks back at all of the
+text so far to write each next bit (a *token*), and that takes time. Watch one model solve the same sum both ways."""
 ALERT = {
     "html_template": '<p class="ss-alert" role="alert"></p>',
     "js_on_load": (ASSETS / "alert.js").read_text(),
@@ -71,7 +71,7 @@ def build_app(session) -> gr.Blocks:
                         yield feed.add(tick)
                         if newest.get(tab) != job["run"]:
                             break
-        except InputError as error:
+        except (InputError, NotReady) as error:
             yield feed.note("failed", str(error))
         except Exception as error:
             log.exception("a run failed")
@@ -92,7 +92,7 @@ def build_app(session) -> gr.Blocks:
         try:
             with closing(lane.compare(task, text, adapter, max_new_tokens)) as ticks:
                 yield from map(without_lists, ticks)
-        except InputError as error:
+        except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error
         except Exception as error:
             raise gr.Error(f"The run failed: {error}") from error
@@ -102,26 +102,29 @@ def build_app(session) -> gr.Blocks:
 
     with gr.Blocks(title="selfspan", analytics_enabled=False) as demo:
         gr.Markdown(INTRO)
+        examples = [[text] for text in task.examples]
+        labels = [f"{len(re.findall(r'[0-9]+', text))} numbers" for text in task.examples]
         with gr.Column(elem_id="ask"):
             box = gr.Textbox(
+                value=task.examples[len(examples) // 2],
                 label="Arithmetic expression",
                 placeholder="79*36+63",
-                info="Numbers 0 to 99, + − × ÷ and parentheses, 2 to 64 numbers. Enter runs it.",
+                info="2 to 64 numbers from 0 to 99, with + − × ÷ and parentheses. Enter runs it.",
                 lines=1,
                 max_lines=4,
                 elem_id="expression",
             )
             alert = gr.HTML(**ALERT)
-            with gr.Row(elem_id="buttons"):
-                run = gr.Button("Run", variant="primary", elem_id="run", scale=2, min_width=110)
-                stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90)
-                surprise = gr.Button("Surprise me", elem_id="surprise", scale=1, min_width=130)
-            examples = [[text] for text in task.examples]
-            labels = [f"{len(re.findall(r'[0-9]+', text))} operands" for text in task.examples]
-            gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
+            with gr.Row(elem_id="actions"):
+                with gr.Row(elem_id="buttons"):
+                    run = gr.Button("Run", variant="primary", elem_id="run", min_width=90)
+                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
+                    surprise = gr.Button("Surprise me", elem_id="surprise", min_width=120)
+                with gr.Column(min_width=320):
+                    gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
             with gr.Row(elem_id="options"):
-                comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=3)
-                with gr.Column(scale=1, min_width=220), gr.Accordion("Advanced", open=False):
+                comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
+                with gr.Column(scale=1, min_width=200), gr.Accordion("Advanced", open=False):
                     limit = gr.Slider(16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane")
         race = gr.HTML(
             html_template=(ASSETS / "race.html").read_text(),
@@ -144,7 +147,9 @@ def launch(demo: gr.Blocks, **options):
     """Serve an app of `build_app`: system fonts only, nothing fetched from anywhere else."""
     theme = gr.themes.Default(primary_hue="teal", neutral_hue="slate", **FONTS).set(
         button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
         body_text_color_subdued="*neutral_600",

@@ -1,11 +1,12 @@
 """The page in a real browser, around a session that plays scripts: streaming, highlights, Stop, queue, bad input."""
 
+import functools
 import subprocess
 import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SIGNS
 from fake_session import FakeSession
 
 from selfspan_core.tasks import get_task
@@ -42,8 +43,12 @@ def shipped(serve) -> str:
     return serve()
 
 
+def count(text: str) -> int:
+    return get_task("arithmetic").parse(text).num_operands
+
+
 def right_lines(text: str) -> list[str]:
-    return [step.work + step.result for step in get_task("arithmetic").parse(text).reductions]
+    return [(step.work + step.result).translate(SIGNS) for step in get_task("arithmetic").parse(text).reductions]
 
 
 def test_importing_the_app_loads_no_torch():
@@ -118,12 +123,43 @@ class TestRun:
             assert tab.text(f"{pane} .ss-badge") == "✓ right"
             for figure in ("tokens_per_second", "ms_per_token", "tokens", "first_token_ms", "elapsed_s", "share"):
                 assert tab.text(f'{pane} [data-figure="{figure}"]') != "–"
+            assert tab.text(f'{pane} [data-figure="share"]').endswith("% of dense")
             assert tab.text(f"{pane} .ss-adapter") == "span adapter"
             chips = tab.page.locator(f"{pane} .ss-literal .ss-chip").all_text_contents()
             assert chips == [f"a{index}" for index in range(len(chips))] and len(chips) == 17
         assert "1.60 times as fast" in tab.text(".ss-line")
         assert tab.text(".ss-title") == "Same adapter, mask off and on"
         assert tab.text(".ss-status") == "Both lanes are right."
+        tiles = [tab.text(f'[data-tile="{name}"]') for name in ("token", "answer", "share")]
+        assert tiles[0] == "1.47×" and tiles[1] != "–" and tiles[2] == "31\u202f%"
+
+    def test_the_first_page_explains_itself_and_runs_at_once(self, url, open_tab):
+        """Two blank boxes, or an empty expression, are where a first-time visitor leaves."""
+        tab = open_tab(url)
+        for lane, word in (("dense", "all"), ("sparse", "only")):
+            assert tab.page.inner_text(f"{tab.pane(lane)} .ss-for-{lane} b") == word
+            assert tab.page.is_visible(f"{tab.pane(lane)} .ss-demo")
+        tab.page.click("#run")
+        tab.wait("running")
+        assert tab.page.locator(".ss-demo").count() == 0
+        tab.wait("done")
+
+    def test_nothing_moves_while_figures_change(self, url, open_tab):
+        """Figures that jump about cannot be read; a page that grows at the end moves what is under the pointer."""
+        tab = open_tab(url)
+        tab.run(EXPRESSION)
+        tab.wait("running")
+        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 5")
+        script = """() => [...document.querySelectorAll('.ss-pane, .ss-pane [data-figure], .ss-scroll')].map(node => {
+            const box = node.getBoundingClientRect();
+            return [box.left, box.top + scrollY, node.matches('.ss-pane') ? box.height : 0].map(Math.round);
+        })"""
+        before, samples = tab.page.evaluate(script), []
+        while tab.state == "running":
+            samples.append(tab.page.evaluate(script))
+            time.sleep(0.1)
+        tab.wait("done")
+        assert len(samples) > 5 and all(sample == before for sample in [*samples, tab.page.evaluate(script)])
 
     def test_the_plain_adapter_writes_no_names(self, url, open_tab):
         """Annotations drawn in the plain lane would claim what its model never wrote."""
@@ -155,7 +191,9 @@ class TestRun:
 
         tab.page.hover(f"{pane} .ss-step:nth-child(5)")
         assert peeked() == names(4)
-        assert all(name in tab.text(f"{pane} .ss-caption") for name in names(4))
+        values = {f"a{step.name}": step.result.translate(SIGNS) for step in steps}
+        caption = tab.text(f"{pane} .ss-caption")
+        assert all(f"{name} = {values[name]}" in caption if name in values else name in caption for name in names(4))
         tab.page.hover("#run")
         assert peeked() == []
         tab.page.focus(f"{pane} .ss-step:nth-child(1)")
@@ -210,9 +248,23 @@ class TestRun:
         tab.run(SHORT)
         tab.wait("failed")
         assert "the fake device fell over <b>" in tab.text(".ss-status")
+        assert tab.page.get_attribute("#stop", "aria-disabled") == "true"
         session.options["fail"] = False
         tab.run(SHORT)
         tab.wait("done")
+
+    def test_missing_weights_are_a_message_that_says_what_to_do(self, serve, open_tab, monkeypatch, caplog):
+        """A stack trace, a path of the server's disk, or a page that goes on waiting shows here."""
+        from selfspan_core import model_store
+
+        nowhere = functools.partial(model_store.ModelStore, adapters=ROOT / "assets" / "nowhere")
+        monkeypatch.setattr(model_store, "ModelStore", nowhere)
+        tab = open_tab(serve())
+        tab.run(SHORT)
+        tab.wait("failed")
+        message = tab.text(".ss-status")
+        assert message.startswith("The model is not ready: ") and "python -m training.finetune" in message
+        assert str(ROOT) not in message and "Traceback" not in caplog.text
 
     def test_wrong_answers_and_malformed_steps_are_shown(self, serve, open_tab):
         """A wrong answer that looks like a right one would be the worst bug of all."""
@@ -329,14 +381,15 @@ class TestInput:
         tab = open_tab(serve(FakeSession(dense=2000, sparse=2000, extra_text=hostile)))
         tab.run(SHORT)
         tab.wait("done")
-        assert hostile in tab.lines("dense")[0] and hostile in tab.lines("sparse")[0]
+        assert all(hostile.translate(SIGNS) in tab.lines(lane)[0] for lane in ("dense", "sparse"))
         assert tab.page.evaluate("window.pwned") is None
 
     def test_surprise_fills_the_box(self, url, open_tab):
         """A surprise that the task itself rejects would be embarrassing."""
         tab = open_tab(url)
+        before = tab.page.input_value("#expression textarea")
         tab.page.click("#surprise")
-        tab.page.wait_for_function("document.querySelector('#expression textarea').value.length > 6")
+        tab.page.wait_for_function("old => document.querySelector('#expression textarea').value !== old", arg=before)
         assert get_task("arithmetic").parse(tab.page.input_value("#expression textarea"))
 
     def test_examples_fill_the_box(self, url, open_tab):
@@ -344,9 +397,12 @@ class TestInput:
         tab = open_tab(url)
         labels = tab.page.locator("button.gallery-item").all_text_contents()
         assert [int(label.split()[0]) for label in labels] == sorted(int(label.split()[0]) for label in labels)
-        assert labels and labels[0].strip() == "4 operands" and labels[-1].strip() == "48 operands"
-        tab.page.click("text=8 operands")
-        tab.page.wait_for_function("document.querySelector('#expression textarea').value.length > 10")
+        assert labels and labels[0].strip() == "4 numbers" and labels[-1].strip() == "48 numbers"
+        for button, label in enumerate(labels):
+            tab.page.locator("button.gallery-item").nth(button).click()
+            wanted = next(text for text in get_task("arithmetic").examples if label.startswith(f"{count(text)} "))
+            script = "text => document.querySelector('#expression textarea').value === text"
+            tab.page.wait_for_function(script, arg=wanted)
 
 
 @pytest.mark.browser
@@ -365,7 +421,7 @@ class TestLoad:
             items = [item for tick in session.ticks if tick["kind"] == "tick" for item in tick["lanes"][lane]["items"]]
             assert len(items) == 2000
             text = "".join(item["text"] for item in items if item["kind"] in ("text", "newline"))
-            assert "\n".join(tab.lines(lane)) == text.strip("\n")
+            assert "\n".join(tab.lines(lane)) == text.strip("\n").translate(SIGNS)
         print(f"\nlag behind the server at the end, browser slowed {slowdown} times: {lag:.2f} s")
         if slowdown == 1:
             assert lag < 2

@@ -4,12 +4,18 @@
 
 const KINDS = ["text", "ref", "go", "res", "end", "anchor", "newline"]; // the order of feed.py
 const GLYPHS = {
-  ref: ["↤", "<|ref|> opens a step: the names that it reads follow"],
-  go: ["↦", "<|go|> ends the header: from here on the step sees only what it named"],
+  ref: ["reads", "<|ref|> opens a step: the names that it reads follow"],
+  go: ["▸", "<|go|> ends the header: from here on the step sees only what it named"],
   res: ["⇒", "<|res|> from here on later steps may read this step"],
   end: ["▪", "<|end|> ends the step"],
 };
 const FOLLOW_SLACK_PX = 40;
+const SIGNS = { "*": "×", "/": "÷", "-": "−" };
+const WAYS = {
+  dense: "reads everything",
+  sparse: "reads what it named",
+};
+const HINT = "Point at a step, or tap it, to see what it read.";
 const HIDDEN_FRAME_MS = 300;
 const BUSY = ["waiting", "starting", "running"];
 
@@ -22,8 +28,14 @@ const make = (tag, className, text) => {
 };
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const rounded = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
-const seconds = (value) => (value >= 60 ? `${Math.floor(value / 60)}m ${(value % 60).toFixed(0)}s` : `${value.toFixed(1)} s`);
-const percent = (share) => (share >= 0.9995 ? "100%" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`);
+const seconds = (value) => {
+  if (value < 59.95) return `${value.toFixed(1)} s`;
+  const whole = Math.round(value);
+  return `${Math.floor(whole / 60)}m ${whole % 60}s`;
+};
+const percent = (share) => `${share >= 0.9995 ? 100 : (100 * share).toFixed(share < 0.1 || share > 0.99 ? 1 : 0)}\u202f%`;
+const times = (speedup) => (speedup ? `${rounded(speedup)}×` : "–");
+const brief = (text) => (text.length > 12 ? `${text.slice(0, 11)}…` : text);
 const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
 
 class Pane {
@@ -39,6 +51,7 @@ class Pane {
     this.figures = {};
     root.dataset.lane = lane;
     for (const node of root.querySelectorAll("[data-figure]")) this.figures[node.dataset.figure] = node;
+    find(root, ".ss-way").textContent = WAYS[lane];
     this.clear();
     this.listen();
   }
@@ -55,17 +68,18 @@ class Pane {
     this.liveCaption = "";
   }
 
-  start(lane, prompt) {
+  start(lane, { prompt, task }) {
     this.clear();
+    this.typeset = (text) => (task === "arithmetic" ? text.replace(/[*/-]/g, (sign) => SIGNS[sign]) : text);
     this.dense = lane.attention === "dense";
     this.annotated = lane.adapter !== "plain";
     this.root.dataset.tokens = 0;
-    this.root.classList.remove("focus", "peek", "peek-all");
+    this.root.classList.remove("focus", "everything", "peek", "peek-all");
     find(this.root, ".ss-name").textContent = lane.label.split(",")[0];
     find(this.root, ".ss-adapter").textContent = `${lane.adapter} adapter`;
     find(this.root, ".ss-flag").hidden = true;
     find(this.root, ".ss-verdict").hidden = true;
-    find(this.root, ".ss-empty").hidden = true;
+    find(this.root, ".ss-empty")?.remove();
     for (const node of Object.values(this.figures)) node.textContent = "–";
     find(this.root, ".ss-kv-fill").style.width = "0";
     this.steps.replaceChildren();
@@ -73,12 +87,13 @@ class Pane {
     box.replaceChildren();
     for (const part of prompt) {
       if (part.name === null || !this.annotated) {
-        box.append(make("span", "ss-op", part.text));
+        box.append(make("span", "ss-op", this.typeset(part.text)));
         continue;
       }
       const segment = make("span", "ss-seg ss-literal");
-      segment.append(make("span", "ss-chip ss-own", part.name), make("span", "ss-value", part.text));
+      segment.append(make("span", "ss-chip ss-own", part.name), this.typeset(part.text));
       segment.dataset.name = part.name;
+      segment.dataset.value = this.typeset(part.text);
       this.segments.set(part.name, segment);
       box.append(segment);
     }
@@ -104,7 +119,7 @@ class Pane {
 
   figure(lane) {
     const set = (key, text) => (this.figures[key].textContent = text);
-    set("tokens", lane.tokens);
+    set("tokens", lane.tokens.toLocaleString("en"));
     if (lane.tokens > 0) {
       set("tokens_per_second", rounded(lane.tokens_per_second));
       set("ms_per_token", rounded(lane.ms_per_token));
@@ -121,7 +136,7 @@ class Pane {
     if (kind === "ref" || this.line === null) this.open(step);
     const line = this.line;
     if (kind === "text") {
-      line.text.appendData(text);
+      line.text.appendData(this.typeset(text));
     } else if (kind === "anchor") {
       line.names.push(text);
       this.put(make("span", "ss-chip", text));
@@ -129,6 +144,7 @@ class Pane {
       const [glyph, title] = GLYPHS[kind];
       const mark = make("span", `ss-mark ss-${kind}`, glyph);
       mark.title = title;
+      if (kind !== "ref") mark.ariaHidden = "true";
       if (kind === "go") this.closeHeader(mark);
       else if (kind === "res") this.openResult(mark);
       else if (kind === "end") this.closeStep(mark);
@@ -184,6 +200,7 @@ class Pane {
     if (segment && name !== undefined && !this.segments.has(name)) {
       segment.classList.add("ss-seg");
       segment.dataset.name = name;
+      segment.dataset.value = brief(segment.lastChild.data ?? "");
       this.segments.set(name, segment);
     }
     node.dataset.reads = JSON.stringify(this.line.names.slice(0, -1));
@@ -210,12 +227,19 @@ class Pane {
     if (focused) for (const name of reading) if (this.segments.has(name)) wanted.add(this.segments.get(name));
     this.swap("lit", wanted, "lit");
     this.root.classList.toggle("focus", focused);
+    this.root.classList.toggle("everything", this.dense && phase !== "done");
     this.root.dataset.reading = focused ? reading.join(" ") : "";
     const name = this.line?.name ?? "a step";
     if (this.dense) this.say(phase === "done" ? "" : "every token reads everything before it");
-    else if (focused) this.say(reading.length ? `writing ${name}: reads ${list(reading)}` : `writing ${name}: reads only itself`);
+    else if (focused) this.say(reading.length ? `writing ${name}: reads ${list(this.named(reading))}` : `writing ${name}: reads only itself`);
     else if (phase === "broken") this.say("malformed step: reads everything until it ends");
     else this.say(phase === "done" || phase === "prefill" ? "" : "naming what the next step reads: sees everything");
+  }
+
+  // Names with what they stand for, which may have scrolled out of sight: "a27 = 21".
+  named(names) {
+    const value = (name) => this.segments.get(name)?.dataset.value;
+    return names.map((name) => (value(name) ? `${name} = ${value(name)}` : name));
   }
 
   swap(field, wanted, className) {
@@ -249,7 +273,7 @@ class Pane {
         for (const name of reads) if (this.segments.has(name)) wanted.add(this.segments.get(name));
       }
       const title = `Step ${node.dataset.name || node.dataset.line}`;
-      const what = everything ? "everything before it" : reads.length ? `${list(reads)} and itself` : "only itself";
+      const what = everything ? "everything before it" : list([...this.named(reads), "itself"]);
       this.caption.textContent = `${title} read ${what}`;
     } else {
       this.caption.textContent = this.liveCaption;
@@ -257,19 +281,24 @@ class Pane {
     this.swap("peeked", wanted, "peeked");
   }
 
-  finish(result) {
-    this.root.classList.remove("focus");
+  // Nothing is being read any more.
+  rest(text) {
+    this.root.classList.remove("focus", "everything");
     this.swap("lit", new Set(), "lit");
     find(this.steps, ".current")?.classList.remove("current");
-    this.say("");
+    this.say(text);
+  }
+
+  finish(result) {
+    this.rest(HINT);
     const right = result.correct;
     find(this.root, ".ss-verdict").hidden = false;
-    find(this.root, ".ss-answer").textContent = result.answer ?? "none";
+    find(this.root, ".ss-answer").textContent = this.typeset(result.answer ?? "none");
     const badge = find(this.root, ".ss-badge");
     badge.textContent = right ? "✓ right" : result.answer === null ? "✗ no answer" : "✗ wrong";
     badge.className = `ss-badge ${right ? "good" : "bad"}`;
     const notes = [];
-    if (!right) notes.push(`exact value: ${result.expected}`);
+    if (!right) notes.push(`exact value: ${this.typeset(result.expected)}`);
     if (this.finished === "length") notes.push("ran out of new tokens");
     if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
     find(this.root, ".ss-note").textContent = notes.join(" · ");
@@ -283,10 +312,7 @@ class Pane {
 
   halt(text) {
     this.flag(text);
-    this.root.classList.remove("focus");
-    this.swap("lit", new Set(), "lit");
-    find(this.steps, ".current")?.classList.remove("current");
-    this.say("");
+    this.rest(this.steps.childElementCount ? HINT : "");
   }
 
   listen() {
@@ -342,7 +368,7 @@ class Pane {
 
 const root = find(element, ".ss");
 const status = find(root, ".ss-status");
-const summary = find(root, ".ss-summary");
+const line = find(root, ".ss-line");
 const template = find(root, "template");
 const panes = {};
 for (const lane of ["dense", "sparse"]) {
@@ -360,7 +386,9 @@ let patience = 0;
 function setState(state, text) {
   root.dataset.state = state;
   if (status.textContent !== text) status.textContent = text;
-  element.closest(".gradio-container")?.classList.toggle("ss-busy", BUSY.includes(state));
+  const busy = BUSY.includes(state);
+  element.closest(".gradio-container")?.classList.toggle("ss-busy", busy);
+  document.querySelector("#stop")?.setAttribute("aria-disabled", String(!busy));
   clearTimeout(patience);
 }
 
@@ -374,31 +402,48 @@ function begin(payload) {
   started = payload.run;
   const start = payload.start;
   find(root, ".ss-title").textContent = start.title;
-  find(root, ".ss-device").textContent = `on ${start.device}`;
-  summary.hidden = true;
-  for (const lane of start.lanes) panes[lane.id]?.start(lane, start.prompt);
-  setState("running", "Running. The lane whose own clock is behind steps next.");
+  find(root, ".ss-device").textContent = `· ${start.device}`;
+  line.textContent = "The lane whose own clock is behind writes next.";
+  for (const name of ["token", "answer", "share"]) tile(name, "–");
+  for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
+  setState("running", "Running.");
+  show();
+}
+
+const tile = (name, text) => (find(root, `[data-tile="${name}"]`).textContent = text);
+
+// A race that starts, or an error that appears, below the edge of the screen would be missed.
+function show() {
+  const both = find(root, ".ss-panes");
+  const fits = both.offsetHeight < window.innerHeight;
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  (fits ? both : root).scrollIntoView({ block: fits ? "nearest" : "start", behavior: still ? "auto" : "smooth" });
+}
+
+// How the lanes compare so far. Against the plain adapter, shares are of another text until both are through.
+function compare({ dense, sparse }) {
+  if (!dense?.tokens || !sparse?.tokens) return;
+  tile("token", times(dense.ms_per_token / sparse.ms_per_token));
+  if (panes.dense.annotated) tile("share", percent(sparse.share));
 }
 
 function end(payload) {
   const finished = payload.end;
   for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result);
-  find(root, ".ss-line").textContent = finished.line;
-  const tile = (name, text) => (find(root, `[data-tile="${name}"]`).textContent = text);
-  const times = (speedup) => (speedup === null ? "–" : `${rounded(speedup)}×`);
+  line.textContent = finished.line;
   tile("token", times(finished.speedup_ms_per_token));
   tile("answer", times(finished.speedup_time_to_answer));
   tile("share", percent(finished.read_share));
-  summary.hidden = false;
   const right = Object.values(finished.lanes).filter((result) => result.correct).length;
-  const verdict = right === 2 ? "Both lanes are right." : right === 1 ? "One lane is right, one is wrong." : "Both lanes are wrong.";
-  setState("done", verdict);
+  const verdicts = ["Both lanes are wrong.", "One lane is right, one is wrong.", "Both lanes are right."];
+  setState("done", verdicts[right]);
 }
 
 function halt(state, text) {
   const shown = started === run;
   if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
   setState(state, text);
+  if (state === "failed") root.scrollIntoView({ block: "nearest" });
 }
 
 function handle(payload, draw) {
@@ -428,6 +473,7 @@ function handle(payload, draw) {
     panes[lane].update(news, draw);
     panes[lane].flag(news.done ? (news.finish === "stopped" ? "stopped" : "finished") : "");
   }
+  if (draw && payload.lanes) compare(payload.lanes);
   if (payload.end) end(payload);
 }
 
@@ -454,5 +500,6 @@ function drain() {
 document.addEventListener("click", (event) => {
   if (event.target.closest?.("#stop")) stopping = run;
 });
+document.querySelector("#stop")?.setAttribute("aria-disabled", "true");
 watch("value", () => receive(props.value));
 receive(props.value);
