@@ -91,7 +91,8 @@ class SpanModel:
     ) -> "SpanModel":
         """Load a base by folder or hub id, and merge an adapter into this copy of it.
 
-        Each call makes a model of its own: adapters share no state. Weights are read from safetensors only.
+        Each call makes a model of its own: adapters share no state. Weights are read from safetensors only. An adapter
+        is merged in float32 and the sum rounded once, so a large base needs host memory for float32 weights.
 
         Args:
             base: folder, or hub id of a Llama, Mistral, Qwen2 or Qwen3 model.
@@ -112,10 +113,13 @@ class SpanModel:
                 tokenizer = SpanTokenizer.load(base)
             except (OSError, ValueError) as error:
                 raise ModelError(f"cannot load the tokenizer of {str(base)!r}: {error}") from error
-        hf = load_base(base, dtype=dtype, attention=ATTENTION_NAME)
+        hf = load_base(base, dtype=dtype if adapter is None else torch.float32, attention=ATTENTION_NAME)
         resize_for_tokenizer(hf, tokenizer)
         if adapter is not None:
             hf = _merge_adapter(hf, Path(adapter), base)
+            # Parameters alone: `hf.to(dtype)` would round the rotary frequencies, which are a buffer, too.
+            for parameter in hf.parameters():
+                parameter.data = parameter.data.to(dtype)
         return cls(hf.to(device), tokenizer)
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -172,7 +176,11 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
         return AutoModelForCausalLM.from_pretrained(
             base, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True
         )
-    except (OSError, SafetensorError) as error:
+    except ModelError:
+        raise
+    except RuntimeError as error:
+        raise ModelError(f"the weights of the base model {str(base)!r} do not fit its config.json") from error
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot load the base model {str(base)!r}: {error}") from error
 
 
@@ -223,18 +231,18 @@ def _merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreT
         if not file.is_file():
             raise ModelError(f"the adapter {str(adapter)!r} has no {file.name}")
     try:
-        config = json.loads(config_file.read_text())
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        rows = _trained_rows(config)
         with safe_open(weights, framework="pt") as stored:
             stored_names = set(stored.keys())
-    except (ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the adapter {str(adapter)!r} is damaged: {error}") from error
     made_for_another = f"the adapter {str(adapter)!r} was made for another base model than {str(base)!r}"
-    rows = _trained_rows(config)
     if rows and max(rows) >= hf.get_input_embeddings().weight.shape[0]:
         raise ModelError(f"{made_for_another}: it trains token {max(rows)} of a larger vocabulary")
     try:
         wrapped = PeftModel.from_pretrained(hf, adapter)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{made_for_another}: {error}") from error
     # Peft only warns about weights that are missing, and drops those that nothing asks for.
     expected_names = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
@@ -243,9 +251,16 @@ def _merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreT
     return wrapped.merge_and_unload(safe_merge=True)
 
 
-def _trained_rows(adapter_config: dict) -> list[int]:
-    """Token ids whose embeddings an adapter replaces (a list, or lists by layer name)."""
+def _trained_rows(adapter_config: object) -> list[int]:
+    """Token ids whose embeddings an adapter replaces (a list, or lists by layer name).
+
+    Raises:
+        ValueError: this is no configuration of a LoRA adapter.
+    """
+    if not isinstance(adapter_config, dict) or adapter_config.get("peft_type") != "LORA":
+        raise ValueError("its configuration is not that of a LoRA adapter")
     indices = adapter_config.get("trainable_token_indices") or []
-    if isinstance(indices, dict):
-        return [row for rows in indices.values() for row in rows]
-    return list(indices)
+    lists = list(indices.values()) if isinstance(indices, dict) else [indices]
+    if not all(isinstance(rows, list) and all(isinstance(row, int) for row in rows) for rows in lists):
+        raise ValueError("trainable_token_indices holds something other than token ids")
+    return [row for rows in lists for row in rows]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _KINDS = {REF: "ref", GO: "go", RES: "res", END: "end"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _PROBE = " ".join((*MARKER_PIECES[:5], MARKER_PIECES[-1]))
 
 
@@ -95,7 +96,7 @@ class SpanTokenizer:
         """Load from a folder, or by hub id through transformers (which then decides about cache and network).
 
         Raises:
-            FileNotFoundError: a path that does not exist.
+            FileNotFoundError: a path that does not exist, or a folder without a tokenizer.
             OSError: transformers found no such tokenizer.
             ValueError: see `__init__`.
         """
@@ -106,6 +107,8 @@ class SpanTokenizer:
             path = path.expanduser()
             if not path.is_dir():
                 raise FileNotFoundError(f"no tokenizer folder {path}")
+        if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZER_FILES):
+            raise FileNotFoundError(f"the folder {path} holds no {_TOKENIZER_FILES[0]}")
         where = str(path) if path.is_dir() else str(path_or_hub_id)
         return cls(AutoTokenizer.from_pretrained(where))
 

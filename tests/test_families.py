@@ -195,6 +195,21 @@ def test_merged_marker_rows_are_the_trained_ones(tmp_path):
     assert torch.equal(table[others], bare.hf.get_input_embeddings().weight[others])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_adapter_is_merged_before_rounding(tmp_path, dtype):
+    """Would catch sums rounded twice, rotary frequencies rounded with the weights, and tied weights torn apart."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapter = trained_adapter(base, tmp_path / "adapter")
+    exact = SpanModel.load(base, adapter, "cpu", torch.float32)
+    model = SpanModel.load(base, adapter, "cpu", dtype)
+    assert model.dtype is dtype
+    for one, other in zip(exact.hf.parameters(), model.hf.parameters(), strict=True):
+        assert torch.equal(one.to(dtype), other)
+    for one, other in zip(exact.hf.buffers(), model.hf.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert model.hf.get_input_embeddings().weight is model.hf.get_output_embeddings().weight
+
+
 def test_each_adapter_is_a_model_of_its_own(tmp_path):
     """Two lanes with two adapters: would catch adapter state that one lane switches under the other."""
     base = save_base(tmp_path / "base", "llama-tied")
@@ -238,6 +253,9 @@ def test_missing_and_incomplete_folders(tmp_path):
     (base / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="base"):
         SpanModel.load(base, None, "cpu", torch.float32)
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        SpanModel.load(base, None, "cpu", torch.float32)
 
 
 def test_pickled_weights_are_never_read(tmp_path):
@@ -263,7 +281,19 @@ def test_damaged_files(tmp_path):
     config.write_text(good[:40])
     with pytest.raises(ModelError, match="damaged"):
         SpanModel.load(base, adapter, "cpu", torch.float32)
+    settings = json.loads(good)
+    for bad in ([], {}, settings | {"trainable_token_indices": "x"}, settings | {"peft_type": "IA3"}):
+        config.write_text(json.dumps(bad))
+        with pytest.raises(ModelError, match="damaged"):
+            SpanModel.load(base, adapter, "cpu", torch.float32)
     config.write_text(good)
+    base_config = base / "config.json"
+    good = base_config.read_text()
+    for bad in ({}, {"model_type": "unheard of"}, json.loads(good) | {"intermediate_size": 8}):
+        base_config.write_text(json.dumps(bad))
+        with pytest.raises(ModelError, match="base"):
+            SpanModel.load(base, None, "cpu", torch.float32)
+    base_config.write_text(good)
     (adapter / "adapter_model.safetensors").write_bytes(b"\x10\x00\x00")
     with pytest.raises(ModelError, match="damaged"):
         SpanModel.load(base, adapter, "cpu", torch.float32)
