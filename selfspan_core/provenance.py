@@ -30,10 +30,19 @@ def provenance() -> dict:
 
 
 def command() -> str:
-    """The command line that reproduces this run, without private paths."""
+    """The command line of this run; of absolute paths outside the working directory only the last part."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None) if sys.modules["__main__"].__spec__ else None
     program = ["python", "-m", module.removesuffix(".__main__")] if module else ["python", Path(sys.argv[0]).name]
-    return shlex.join([*program, *sys.argv[1:]])
+    return shlex.join([*program, *map(_without_private_path, sys.argv[1:])])
+
+
+def _without_private_path(argument: str) -> str:
+    """An argument, or the value behind its `=`, as it may be published."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    path = Path(value)
+    if path.is_absolute():
+        value = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
+    return option + equals + value
 
 
 def machine() -> dict:
@@ -58,8 +67,9 @@ def _commit() -> tuple[str | None, bool | None]:
     root = Path(__file__).parent.parent
     try:
         commit = _git(root, "rev-parse", "HEAD").strip()
-        # Untracked files count: a module that is not committed yet can change every figure.
-        return commit, bool(_git(root, "status", "--porcelain").strip())
+        # Untracked files count: a module that is not committed yet can change every figure. Results do not: they are
+        # what is being written.
+        return commit, bool(_git(root, "status", "--porcelain", "--", ".", ":(exclude)assets/results").strip())
     except (OSError, subprocess.CalledProcessError):
         return None, None
 

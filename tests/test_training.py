@@ -12,9 +12,11 @@ import yaml
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from selfspan_core import provenance
 from selfspan_core.model import SpanModel, load_base
 from selfspan_core.tasks import get_task
 from selfspan_core.tokenizer import SpanTokenizer
+from training import evaluate, finetune
 from training.arithmetic_data import evaluation_set
 from training.batch_decode import decode_greedily
 from training.finetune import FinetuneConfig, LoraShape, add_adapter
@@ -167,6 +169,55 @@ def test_unknown_key_stops_training_with_its_name(tmp_path, tiny_base):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "unknown key 'learning_rat'" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": "/nowhere/at-all"}, "nowhere"),
+        ({"task": "poetry"}, "poetry"),
+        ({"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 0}}, "micro_rows is 1 or more"),
+        ({"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 1, "mixed_precision": "b16"}}, "mixed_precision is"),
+    ],
+)
+def test_bad_settings_stop_training_in_one_line(tmp_path, tiny_base, monkeypatch, capsys, change, message):
+    """Would catch a stack trace where a setting is wrong."""
+    path = write_config(tmp_path, tiny_base, steps=1)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    monkeypatch.setattr(sys, "argv", ["finetune", "--config", str(path)])
+    with pytest.raises(SystemExit) as caught:
+        finetune.main()
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_time_limit_and_cut_off_checkpoints(tmp_path, tiny_base):
+    """Would catch a limit without a checkpoint to go on from, and a resume from one that was never finished."""
+    path = write_config(tmp_path, tiny_base, steps=4)
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | {"loop": config["loop"] | {"max_seconds": 0.0}}))
+    assert "reached at step 1" in train("--config", str(path))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [folder.name for folder in checkpoints.iterdir()] == ["step-00000001"]
+    (checkpoints / "unfinished").mkdir()
+    out = train("--config", str(path), "--resume")
+    assert "step-00000001" in out and "reached at step 2" in out
+    assert [folder.name for folder in checkpoints.iterdir()] == ["step-00000002"]
+
+
+def test_command_without_private_paths(monkeypatch):
+    """Would catch a home folder published in a results file."""
+    inside = str(Path.cwd() / "assets" / "base")
+    monkeypatch.setattr(sys, "argv", ["x", "--base", inside, "--out=/home/me/out.json", "/home/me/a b", "--n", "5"])
+    assert provenance.command().endswith(" --base assets/base --out=out.json 'a b' --n 5")
+
+
+@pytest.mark.parametrize("operands", ["1", "65"])
+def test_evaluation_refuses_operand_counts_that_do_not_exist(monkeypatch, capsys, operands):
+    """Would catch a search without end for expressions that no prompt holds."""
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--operands", "8", operands])
+    with pytest.raises(SystemExit) as caught:
+        evaluate.parse_arguments()
+    assert caught.value.code == 2 and f"not {operands}" in capsys.readouterr().err
 
 
 def test_exact_answers_is_what_greedy_decoding_writes(tiny_base, tokenizer):

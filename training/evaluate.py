@@ -20,6 +20,7 @@ import torch
 from selfspan_core.model import SpanModel
 from selfspan_core.provenance import provenance
 from selfspan_core.tasks import get_task
+from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
 from training.arithmetic_data import evaluation_set
 from training.batch_decode import Decoded, decode_greedily
 
@@ -86,8 +87,11 @@ def run_job(arguments: argparse.Namespace, lane: Lane, operands: int) -> tuple[d
     return figures, wrong, time.perf_counter() - started
 
 
-def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict) -> None:
-    """Write what is known so far: a long evaluation that is cut off leaves its finished parts."""
+def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, origin: dict) -> None:
+    """Write what is known so far: a long evaluation that is cut off leaves its finished parts.
+
+    `origin` is the provenance as it was at the start, when the code was loaded.
+    """
     results = {
         "operands": {
             str(n): {k: figures[n][k] for k in arguments.lanes if k in figures[n]} for n in arguments.operands
@@ -98,12 +102,13 @@ def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict) -> 
     }
     out = Path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results | provenance(), indent=2) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(results | origin, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """Entry point."""
     arguments = parse_arguments()
+    origin = provenance()
     figures: dict = {operands: {} for operands in arguments.operands}
     wrong: dict = {operands: {} for operands in arguments.operands}
     lanes = [lane for lane in LANES if lane.name in arguments.lanes]
@@ -117,9 +122,13 @@ def main() -> None:
         }
         for done, job in enumerate(as_completed(jobs), start=1):
             lane, operands = jobs[job]
-            figures[operands][lane.name], failures, seconds = job.result()
+            try:
+                figures[operands][lane.name], failures, seconds = job.result()
+            except ValueError as error:  # a model that is missing, or more expressions than there are
+                pool.shutdown(cancel_futures=True)
+                sys.exit(f"{operands} operands, {lane.name}: {error}")
             wrong[operands][lane.name] = failures[:10]
-            write_results(arguments, figures, wrong)
+            write_results(arguments, figures, wrong, origin)
             line = f"{operands:3d} operands  {lane.name:12s} {figures[operands][lane.name]}"
             print(f"[{done}/{len(jobs)}] {line}  {seconds:.0f} s", flush=True)
     print(f"wrote {arguments.out}", file=sys.stderr)
@@ -145,6 +154,9 @@ def parse_arguments() -> argparse.Namespace:
     unknown = set(arguments.lanes) - {lane.name for lane in LANES}
     if unknown:
         parser.error(f"no lane is called {', '.join(sorted(unknown))}; there are {', '.join(x.name for x in LANES)}")
+    for operands in arguments.operands:
+        if not 2 <= operands <= MAX_OPERANDS:
+            parser.error(f"an expression has 2 to {MAX_OPERANDS} operands, not {operands}")
     for name in ("n", "batch", "jobs"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} is 1 or more")

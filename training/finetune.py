@@ -129,9 +129,12 @@ def main() -> None:
         config = load_config(arguments.config, FinetuneConfig)
     except ConfigError as error:
         parser.error(str(error))
-    tokenizer, task = SpanTokenizer.load(config.base), get_task(config.task)
-    torch.manual_seed(config.loop.seed)
-    base = load_base(config.base, torch.float32, "sdpa")
+    try:
+        tokenizer, task = SpanTokenizer.load(config.base), get_task(config.task)
+        torch.manual_seed(config.loop.seed)
+        base = load_base(config.base, torch.float32, "sdpa")
+    except (OSError, ValueError) as error:  # no such base, or none that can be used; no such task
+        parser.error(f"{arguments.config}: {error}")
     resize_for_tokenizer(base, tokenizer)
     model = add_adapter(base, tokenizer, config)
     if config.fold_lora:

@@ -57,6 +57,13 @@ class LoopConfig:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("steps", "rows_per_step", "micro_rows", "row_tokens", "max_intervals", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is 1 or more, not {self.checkpoint_every}")
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision is no, bf16 or fp16, not {self.mixed_precision}")
         if self.rows_per_step % self.micro_rows:
             raise ValueError(f"rows_per_step ({self.rows_per_step}) is no multiple of micro_rows ({self.micro_rows})")
         if self.row_tokens % 128:
@@ -211,7 +218,7 @@ class Trainer:
             if config.evaluate_every and self.step % config.evaluate_every == 0 and self.step < config.steps:
                 self._run_evaluation()
                 window_start = time.monotonic()
-            out_of_time = config.max_seconds is not None and time.monotonic() - started > config.max_seconds
+            out_of_time = self._out_of_time(started)
             if out_of_time or (self.step % config.checkpoint_every == 0 and self.step > first_step):
                 self.save()
             if out_of_time:
@@ -220,13 +227,26 @@ class Trainer:
         self._run_evaluation()
         return self.accelerator.unwrap_model(self._loss).model
 
+    def _out_of_time(self, started: float) -> bool:
+        """Whether any process has used up `max_seconds`: all of them must stop at the same step."""
+        limit = self.config.max_seconds
+        if limit is None:
+            return False
+        late = torch.tensor(float(time.monotonic() - started > limit), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(late, "sum").item())
+
     def save(self) -> None:
-        """Write a checkpoint and drop older ones."""
+        """Write a checkpoint and drop older ones; one that was cut off while it was written is never resumed."""
         folder = self.output / "checkpoints" / f"step-{self.step:08d}"
-        self.accelerator.save_state(str(folder), safe_serialization=True)
+        unfinished = folder.with_name("unfinished")
+        self.accelerator.save_state(str(unfinished), safe_serialization=True)
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
             for old in sorted(folder.parent.glob("step-*"))[:-1]:
                 shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         config, accelerator = self.config, self.accelerator

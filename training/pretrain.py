@@ -179,13 +179,17 @@ def main() -> None:
         config = load_config(arguments.config, PretrainConfig)
     except ConfigError as error:
         parser.error(str(error))
-    tokenizer = SpanTokenizer.load(config.tokenizer)
+    try:
+        tokenizer = SpanTokenizer.load(config.tokenizer)
+        samples = stream(config, tokenizer)
+        heldout = Heldout(config, tokenizer)
+    except (OSError, ValueError) as error:  # no tokenizer, no token shards, no such source
+        parser.error(f"{arguments.config}: {error}")
     torch.manual_seed(config.loop.seed)
-    heldout = Heldout(config, tokenizer)
     trainer = Trainer(
         config.model.build(tokenizer),
         lambda model: optimizers(model, config),
-        stream(config, tokenizer),
+        samples,
         config.loop,
         Path(config.run),
         tokenizer.pad_id,
