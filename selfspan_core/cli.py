@@ -25,6 +25,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 MAX_SEED = 2**63 - 1
+MAX_REASONS = 50
 
 EPILOG = """examples:
   echo '79*36+63' | python -m selfspan_core run
@@ -88,7 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
         session = make_session(arguments)
         runs = prepare_all(session, lines, arguments)
     except BadInput as error:
-        print("\n".join(f"error: {reason}" for reason in error.reasons), file=sys.stderr)
+        for reason in error.reasons[:MAX_REASONS]:
+            print(f"error: {reason}", file=sys.stderr)
+        if len(error.reasons) > MAX_REASONS:
+            print(f"error: {len(error.reasons) - MAX_REASONS:,} more lines are bad", file=sys.stderr)
         return EXIT_BAD_INPUT
     from selfspan_core.race import LaneError
 
@@ -118,7 +122,7 @@ def checked_lines(arguments: argparse.Namespace) -> list[tuple[int, str]]:
     """The (line number, text) of every line that is not blank, after all checks that need no model.
 
     Raises:
-        BadInput: a setting or any line is bad; every bad line is named.
+        BadInput: a setting or any line is bad; `reasons` has every bad line.
     """
     try:
         task = get_task(arguments.task)

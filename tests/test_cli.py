@@ -205,6 +205,13 @@ def test_bad_input(monkeypatch, capsys, solved, arguments, stdin, reasons):
     assert not solved.engines["span"].calls
 
 
+def test_many_bad_lines_are_counted(monkeypatch, capsys, solved):
+    """Would catch megabytes of complaints about a file of another kind."""
+    assert call(monkeypatch, stdin=b"x\n" * 3000) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == cli.MAX_REASONS + 1 and lines[-1] == f"error: {3000 - cli.MAX_REASONS:,} more lines are bad"
+
+
 def test_bad_for_the_model(monkeypatch, capsys, solved):
     """Would catch limits that only the model knows being found after some lines have run."""
     solved.engines["span"].model.max_context = 20

@@ -117,6 +117,10 @@ def _check_symbols(tokens: list[str]) -> None:
 def _symbol_message(token: str) -> str:
     if token in (".", ","):
         return f"{_quote(token)} cannot be used: only {_ALLOWED}, no decimals and no separators."
+    if token == "^" or set(token) <= set("⁰¹²³⁴⁵⁶⁷⁸⁹"):
+        return f"A power ({_quote(token)}) is not supported; use {_ALLOWED}."
+    if token == "%":
+        return f"Percent and remainders ({_quote(token)}) are not supported; use {_ALLOWED}."
     if token in ("x", "X"):
         return f'The letter {_quote(token)} cannot be used; write "*" for a multiplication.'
     return f"{_quote(token)} cannot be used: only {_ALLOWED}."
@@ -129,7 +133,8 @@ def _check_parentheses(tokens: list[str]) -> None:
         deepest = max(deepest, depth)
         if depth < 0:
             before = "".join(tokens[max(0, i - 5) : i])
-            raise InputError(f'The parentheses do not match: a ")" too many after {_quote(before)}.')
+            where = f"after {_quote(before)}" if before else "at the beginning"
+            raise InputError(f'The parentheses do not match: a ")" too many {where}.')
     if depth > 0:
         raise InputError(f'The parentheses do not match: {depth} "(" {"is" if depth == 1 else "are"} never closed.')
     if deepest > MAX_NESTING:
