@@ -444,6 +444,22 @@ class TestLoad:
         tab.wait("done")
         assert tab.page.evaluate(top) > before
 
+    @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 720)])
+    def test_a_small_screen_follows_the_race_and_keeps_stop_in_reach(self, serve, open_tab, width, height):
+        """A race that starts below the edge of the screen goes unseen, and so does a Stop that scrolled away."""
+        tab = open_tab(serve(FakeSession(dense=30, sparse=30)))
+        tab.page.set_viewport_size({"width": width, "height": height})
+        tab.run(EXPRESSION)
+        tab.wait("running")
+        tab.page.wait_for_function("document.querySelector('.ss-steps .ss-step') !== null")
+        tab.page.wait_for_function(
+            "document.querySelector('.ss-steps .ss-step').getBoundingClientRect().bottom < innerHeight", timeout=3000
+        )
+        stop = tab.page.locator("#stop").bounding_box()
+        assert 0 <= stop["y"] <= height - stop["height"]
+        tab.page.click("#stop")
+        tab.wait("stopped")
+
     @pytest.mark.parametrize("scheme", ["light", "dark"])
     def test_narrow_screens_stack_the_panes(self, serve, open_tab, scheme):
         """Panes side by side on a phone, or a page that scrolls sideways."""

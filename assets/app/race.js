@@ -387,7 +387,6 @@ function setState(state, text) {
   root.dataset.state = state;
   if (status.textContent !== text) status.textContent = text;
   const busy = BUSY.includes(state);
-  element.closest(".gradio-container")?.classList.toggle("ss-busy", busy);
   document.querySelector("#stop")?.setAttribute("aria-disabled", String(!busy));
   clearTimeout(patience);
 }
@@ -400,6 +399,7 @@ function wait(state, after, text) {
 
 function begin(payload) {
   started = payload.run;
+  root.dataset.begun = "";
   const start = payload.start;
   find(root, ".ss-title").textContent = start.title;
   find(root, ".ss-device").textContent = `· ${start.device}`;
@@ -415,7 +415,7 @@ const tile = (name, text) => (find(root, `[data-tile="${name}"]`).textContent = 
 // A race that starts, or an error that appears, below the edge of the screen would be missed.
 function show() {
   const both = find(root, ".ss-panes");
-  const fits = both.offsetHeight < window.innerHeight;
+  const fits = both.getBoundingClientRect().bottom - root.getBoundingClientRect().top < window.innerHeight;
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   (fits ? both : root).scrollIntoView({ block: fits ? "nearest" : "start", behavior: still ? "auto" : "smooth" });
 }
@@ -441,6 +441,7 @@ function end(payload) {
 
 function halt(state, text) {
   const shown = started === run;
+  if (shown) line.textContent = "";
   if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
   setState(state, text);
   if (state === "failed") root.scrollIntoView({ block: "nearest" });
