@@ -8,7 +8,7 @@ from gradio.utils import diff
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from selfspan_core.serving import without_lists
+from selfspan_core.serving import NotReady, without_lists
 from selfspan_core.tasks import get_task
 
 EXPRESSION = "79*36+63-(45-12)*8"
@@ -77,6 +77,19 @@ def test_bad_input_is_an_error_that_says_why_and_the_next_call_works(client, tas
         client.predict(task, text, adapter, 512, api_name="/compare")
     assert word in str(error.value) and 10 < len(str(error.value)) < 400
     assert client.predict("arithmetic", "1+1", "span", 512, api_name="/compare")["expected"] == "2"
+
+
+def test_missing_models_are_an_error_that_says_so(serve):
+    """The reason must reach the caller, and free the lane."""
+
+    class Bare:
+        def compare(self, *_):
+            raise NotReady("The model is not ready: train it first")
+
+    client = Client(serve(Bare()), verbose=False)
+    for _ in range(2):
+        with pytest.raises(AppError, match="train it first"):
+            client.predict("arithmetic", "1+1", "span", 512, api_name="/compare")
 
 
 def test_cancelling_frees_the_lane(client, session):

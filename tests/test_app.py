@@ -88,6 +88,7 @@ class TestRun:
                 tokens: [Number(dense.dataset.tokens), Number(sparse.dataset.tokens)],
                 reading: sparse.dataset.reading ?? '',
                 lit: [...sparse.querySelectorAll('.lit')].map(node => node.dataset.name),
+                all: dense.classList.contains('everything') - sparse.classList.contains('everything'),
                 denseLit: dense.querySelectorAll('.lit').length + dense.classList.contains('focus'),
                 caption: sparse.querySelector('.ss-caption').textContent,
                 chips: [...sparse.querySelectorAll('.ss-step:last-child > .ss-chip')].map(node => node.textContent),
@@ -106,6 +107,7 @@ class TestRun:
             assert all(name in sample["caption"] for name in sample["lit"])
             assert sample["chips"][:-1] == sample["reading"].split()
         assert not any(sample["denseLit"] for sample in samples)
+        assert all(sample["all"] == 1 for sample in both[:5])
         tab.wait("done")
         assert tab.page.locator(".lit").count() == 0
 
