@@ -117,7 +117,7 @@ def decode_greedily(
         annotated: whether the model writes steps (see `Tracker`).
         max_new_tokens: per row, cut to what the context holds.
     """
-    rows = [_Row(prompt, markers, annotated) for prompt in prompts]
+    rows = [_Row(prompt, markers, sparse, annotated) for prompt in prompts]
     longest = max(row.length for row in rows)
     capacity = min(model.max_context, longest + max_new_tokens)
     reader = BatchReader(model, len(rows), _aligned(longest + MASK_ALIGNMENT))
@@ -141,7 +141,8 @@ def _aligned(length: int) -> int:
 
 
 class _Row:
-    def __init__(self, prompt: Rendered, markers: Markers, annotated: bool) -> None:
+    def __init__(self, prompt: Rendered, markers: Markers, sparse: bool, annotated: bool) -> None:
+        self._sparse = sparse
         self.prompt_ids = prompt.ids[: prompt.prompt.num_tokens]
         self.length = len(self.prompt_ids)
         self.tracker = Tracker(markers, prompt.prompt, annotated)
@@ -160,8 +161,9 @@ class _Row:
         decoded.num_malformed = self.tracker.num_malformed
         self.done = token == eos or len(decoded.ids) >= max_new_tokens or self.state.position + 1 >= capacity
         if not self.done:
-            decoded.attended_tokens += self.state.num_visible
-            decoded.dense_tokens += self.state.position + 1
+            context = self.state.position + 1
+            decoded.attended_tokens += self.state.num_visible if self._sparse else context
+            decoded.dense_tokens += context
 
 
 def _prefill(model: SpanModel, reader: BatchReader, rows: list[_Row], longest: int) -> torch.Tensor:
