@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--input", metavar="FILE", help="read lines from FILE instead of standard input")
     run.add_argument("--json", action="store_true", help="one JSON object per input and lane, one per line")
-    run.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to write (default: context limit)")
+    run.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to write (default: the task's limit)")
     run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling above temperature 0")
     run.add_argument("--device", default="auto", help="auto (default: CUDA if there is any), cpu or cuda")

@@ -75,7 +75,8 @@ class Session:
             task: name of the task.
             text: what the user typed.
             adapter: see above.
-            max_new_tokens: most tokens a lane may write; None: as many as the context holds.
+            max_new_tokens: most tokens a lane may write; None: as many as a worked example may have, or the context
+                holds.
             tick_seconds: least time between ticks.
             temperature, seed: 0 is greedy; above it both lanes sample, each from its own generator with this seed.
 
@@ -143,7 +144,8 @@ class Session:
             attention=lane.spec.attention,
             impl=self._models.impl,
             annotated=lane.spec.annotated,
-            max_new_tokens=run.max_new_tokens,
+            # A hub model's whole context would be gigabytes of keys and values; no worked example is that long.
+            max_new_tokens=run.task.max_tokens if run.max_new_tokens is None else run.max_new_tokens,
             temperature=run.temperature,
             seed=run.seed,
         )

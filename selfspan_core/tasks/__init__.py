@@ -46,11 +46,13 @@ class Task(Protocol):
         name: what the command line, the API and the configs call it.
         examples: inputs to offer to a user.
         max_reads_intervals: the most intervals that any query of a worked step sees (scaffold, reads, own step).
+        max_tokens: the most tokens that a worked example takes, prompt included.
     """
 
     name: str
     examples: tuple[str, ...]
     max_reads_intervals: int
+    max_tokens: int
 
     def parse(self, text: str) -> Problem:
         """Understand what a user typed. Raises InputError."""

@@ -98,6 +98,7 @@ class Arithmetic:
 
     name = "arithmetic"
     max_reads_intervals = 4
+    max_tokens = MAX_TOKENS
     examples = EXAMPLES
 
     def __init__(self) -> None:
