@@ -10,7 +10,7 @@ from selfspan_core.tasks import get_task
 from training.arithmetic_data import evaluation_set
 from training.batch_decode import decode_greedily
 
-OPERANDS = (2, 2, 2, 5, 3)
+OPERANDS = (2, 2, 2, 14, 3)
 
 
 @pytest.fixture(scope="module")
