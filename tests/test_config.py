@@ -28,8 +28,8 @@ def test_shipped_base_config_loads():
     ("change", "message"),
     [
         (("learning_rate: 0.0015", "learnin_rate: 0.0015"), "unknown key 'learnin_rate'; did you mean 'learning_rate'"),
-        (("rank: 16", "rnak: 16"), "lora: unknown key 'rnak'; did you mean 'rank'"),
-        (("rank: 16", "rank: sixteen"), "rank: expected int, got 'sixteen'"),
+        (("rank: 20", "rnak: 16"), "lora: unknown key 'rnak'; did you mean 'rank'"),
+        (("rank: 20", "rank: sixteen"), "rank: expected int, got 'sixteen'"),
         (("annotated: true", "annotated: 1"), "annotated: expected bool, got 1"),
         (("task: arithmetic\n", ""), "the key 'task' is missing"),
         (("micro_rows: 32", "micro_rows: 7"), "rows_per_step"),
