@@ -46,7 +46,7 @@ def _without_private_path(argument: str) -> str:
 
 
 def machine() -> dict:
-    """Processor, cores, threads that PyTorch uses, memory, and the GPU if there is one."""
+    """Processor, cores, threads that PyTorch uses, memory, and the GPUs if there are any."""
     import torch
 
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -58,6 +58,7 @@ def machine() -> dict:
     }
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
+        facts["num_gpus"] = torch.cuda.device_count()
     return facts
 
 

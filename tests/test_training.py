@@ -21,7 +21,7 @@ from training.arithmetic_data import evaluation_set
 from training.batch_decode import decode_greedily
 from training.finetune import FinetuneConfig, LoraShape, add_adapter
 from training.folded_lora import fold_lora
-from training.loop import LanguageModelLoss, LoopConfig
+from training.loop import LanguageModelLoss, LoopConfig, share_of_step
 from training.metrics import exact_answers, heldout_loss
 from training.packing import pack, plain_sample
 from training.sources import mix
@@ -119,11 +119,23 @@ def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer):
     assert not torch.equal(*weights), "the markers' embeddings were not trained"
 
 
-def test_plain_adapter_under_accelerate_launch(tmp_path, tiny_base):
-    """Would catch a script that only runs bare, and a plain adapter that trains marker rows it never uses."""
-    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m")
-    config = write_config(tmp_path, tiny_base, steps=1, annotated=False)
-    train("--config", str(config), launcher=launcher)
+@pytest.mark.parametrize(
+    ("launcher", "num_processes"),
+    [
+        (("accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"), 1),
+        # What accelerate's launcher runs for several GPUs; by itself it starts several processes on CPU only with MPI.
+        (("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"), 2),
+    ],
+)
+def test_plain_adapter_under_launchers(tmp_path, tiny_base, monkeypatch, launcher, num_processes):
+    """Would catch a script that only runs bare, one that hangs or counts twice where several processes share a step,
+    and a plain adapter that trains marker rows it never uses."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    config = write_config(tmp_path, tiny_base, steps=2, annotated=False)
+    out = train("--config", str(config), launcher=launcher)
+    assert out.count("step 2/2") == 1
+    report = json.loads((tmp_path / "adapter" / "training.json").read_text())
+    assert (report["num_processes"], report["tokens"]) == (num_processes, 2 * 2 * 1024)
     names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert names and not [name for name in names if "token_adapter" in name]
 
@@ -266,6 +278,24 @@ def test_mixture_follows_its_shares_in_tokens():
     assert tokens[2] / tokens[1] == pytest.approx(3, rel=0.02)
     with pytest.raises(ValueError, match="'c'"):
         mix({"a": constant(1, 5)}, {"c": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro", "processes", "expected"),
+    [(32, 32, 1, (32, 1)), (32, 32, 2, (16, 1)), (32, 8, 2, (8, 2)), (24, 8, 3, (8, 1)), (4, 2, 4, (1, 1))],
+)
+def test_rows_of_a_step_are_shared_by_processes(rows, micro, processes, expected):
+    """Would catch a configuration for one GPU that several GPUs refuse, or that makes another batch there."""
+    config = LoopConfig(steps=1, rows_per_step=rows, micro_rows=micro)
+    assert share_of_step(config, processes) == expected
+
+
+@pytest.mark.parametrize(("rows", "micro", "processes"), [(32, 32, 3), (32, 16, 64), (24, 8, 2)])
+def test_rows_that_cannot_be_shared_are_an_error(rows, micro, processes):
+    """Would catch a batch silently smaller or larger than configured."""
+    config = LoopConfig(steps=1, rows_per_step=rows, micro_rows=micro)
+    with pytest.raises(ValueError, match="rows per step"):
+        share_of_step(config, processes)
 
 
 def test_learning_rate_schedule():

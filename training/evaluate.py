@@ -5,6 +5,7 @@ attention, the span adapter with the mask off, and with the mask on. Writes `ass
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -77,11 +78,11 @@ def evaluate_lane(model: SpanModel, lane: Lane, task, problems: list, batch: int
     return summarize(decoded, right, sum(len(p.reductions) for p in problems)), wrong
 
 
-def run_job(arguments: argparse.Namespace, lane: Lane, operands: int) -> tuple[dict, list[dict], float]:
+def run_job(arguments: argparse.Namespace, lane: Lane, operands: int, device: str) -> tuple[dict, list[dict], float]:
     """One lane at one operand count, in a process of its own; figures, failures, seconds."""
     started = time.perf_counter()
     adapter = Path(arguments.adapters) / lane.adapter
-    model = SpanModel.load(arguments.base, adapter, arguments.device, getattr(torch, arguments.dtype))
+    model = SpanModel.load(arguments.base, adapter, device, getattr(torch, arguments.dtype))
     problems = evaluation_set(operands, arguments.n, arguments.seed)
     figures, wrong = evaluate_lane(model, lane, get_task(arguments.task), problems, arguments.batch)
     return figures, wrong, time.perf_counter() - started
@@ -113,13 +114,11 @@ def main() -> None:
     wrong: dict = {operands: {} for operands in arguments.operands}
     lanes = [lane for lane in LANES if lane.name in arguments.lanes]
     # A small model's decoding waits for the host: several processes share one GPU well. The longest go first.
+    work = [(lane, operands) for operands in sorted(arguments.operands, reverse=True) for lane in lanes]
+    devices = itertools.cycle(devices_of(arguments.device))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
-        jobs = {
-            pool.submit(run_job, arguments, lane, operands): (lane, operands)
-            for operands in sorted(arguments.operands, reverse=True)
-            for lane in lanes
-        }
+        jobs = {pool.submit(run_job, arguments, *job, device): job for job, device in zip(work, devices, strict=False)}
         for done, job in enumerate(as_completed(jobs), start=1):
             lane, operands = jobs[job]
             try:
@@ -134,6 +133,11 @@ def main() -> None:
     print(f"wrote {arguments.out}", file=sys.stderr)
 
 
+def devices_of(device: str) -> list[str]:
+    """`cuda` means every GPU of the machine; any other name means what it says."""
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == "cuda" else [device]
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,10 +149,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--base", default="assets/base")
     parser.add_argument("--adapters", default="assets/adapters", help="folder that holds the adapters")
     parser.add_argument("--lanes", nargs="+", default=[lane.name for lane in LANES])
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu", help="cuda uses every GPU of the machine")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--batch", type=int, default=512 if on_gpu else 32)
-    parser.add_argument("--jobs", type=int, default=6 if on_gpu else 1, help="lanes decoded at the same time")
+    parser.add_argument("--batch", type=int, default=256 if on_gpu else 32)
+    num_jobs = 4 * torch.cuda.device_count() or 1  # of the longest, four at a time fit the memory of a large GPU
+    parser.add_argument("--jobs", type=int, default=num_jobs, help="lanes decoded at the same time")
     parser.add_argument("--out", default="assets/results/arithmetic.json")
     arguments = parser.parse_args()
     unknown = set(arguments.lanes) - {lane.name for lane in LANES}

@@ -89,20 +89,19 @@ class Heldout:
 
     def __init__(self, config: FinetuneConfig, task, tokenizer: SpanTokenizer) -> None:
         self._row = (config.loop.row_tokens, config.loop.max_intervals, tokenizer.pad_id)
-        self._micro_rows = config.loop.micro_rows
         self._samples = {}
         for operands in config.heldout_operands:
             problems = evaluation_set(operands, config.heldout_problems, seed=2)
             rendered = [task.render(p, tokenizer, config.annotated, with_steps=True) for p in problems]
             self._samples[operands] = [sample_of(r) for r in rendered]
 
-    def __call__(self, module: LanguageModelLoss, device: torch.device) -> dict[str, float]:
+    def __call__(self, module: LanguageModelLoss, device: torch.device, micro_rows: int) -> dict[str, float]:
         """Figures `exact/<operands>`."""
         figures = {}
         for operands, samples in self._samples.items():
             answers = [[(int(s.loss_mask.argmax()), len(s.ids))] for s in samples]
             figures[f"exact/{operands}"] = metrics.exact_answers(
-                module, device, samples, answers, self._row, self._micro_rows
+                module, device, samples, answers, self._row, micro_rows
             )
         return figures
 
@@ -160,12 +159,14 @@ def main() -> None:
         report = {
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "tokens": trainer.step * config.loop.rows_per_step * config.loop.row_tokens,
+            "num_processes": trainer.accelerator.num_processes,
             "heldout": trainer.last_evaluation,
             "config": asdict(config),
             **provenance(),
         }
         save_adapter(model, config, report)
         print(f"saved {config.output}")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -32,7 +32,7 @@ class LoopConfig:
 
     Attributes:
         steps: optimizer steps; `rows_per_step` rows of `row_tokens` each, over all processes.
-        micro_rows: rows of one forward pass on one device.
+        micro_rows: most rows of one forward pass on one device; fewer where several processes share a step.
         max_intervals: visible intervals recorded per query.
         warmup_steps, decay_from: linear warm-up, constant until the fraction `decay_from` of all steps, then
             linear to zero.
@@ -77,12 +77,30 @@ class LoopConfig:
         return min(1.0, (self.steps - step) / max(1, self.steps - decay_start))
 
 
+def share_of_step(config: LoopConfig, num_processes: int) -> tuple[int, int]:
+    """Rows of one forward pass, and how many of them each process does in one step.
+
+    Raises:
+        ValueError: the rows of a step cannot be shared evenly.
+    """
+    share, rest = divmod(config.rows_per_step, num_processes)
+    micro_rows = min(config.micro_rows, share)
+    if rest or not share or share % micro_rows:
+        raise ValueError(
+            f"{config.rows_per_step} rows per step cannot be shared by {num_processes} processes in forward passes of "
+            f"at most {config.micro_rows} rows: rows_per_step must be a multiple of both numbers together"
+        )
+    return micro_rows, share // micro_rows
+
+
 class _Batches(IterableDataset):
     """Batches of `micro_rows` packed rows; every worker of every process draws its own shard of the stream."""
 
-    def __init__(self, stream: SampleStream, config: LoopConfig, pad_id: int, seed: int, rank: int, world: int):
+    def __init__(
+        self, stream: SampleStream, config: LoopConfig, micro_rows: int, pad_id: int, seed: int, rank: int, world: int
+    ) -> None:
         super().__init__()
-        self._stream, self._config, self._pad_id = stream, config, pad_id
+        self._stream, self._config, self._micro_rows, self._pad_id = stream, config, micro_rows, pad_id
         self._seed, self._rank, self._world = seed, rank, world
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -93,7 +111,7 @@ class _Batches(IterableDataset):
         config, rows = self._config, []
         for row in pack(samples, config.row_tokens, config.max_intervals, self._pad_id):
             rows.append(row)
-            if len(rows) == config.micro_rows:
+            if len(rows) == self._micro_rows:
                 yield {key: torch.from_numpy(value) for key, value in stack(rows).items()}
                 rows = []
 
@@ -152,8 +170,8 @@ class Trainer:
         model: transformers or PEFT model; its parameters with requires_grad are trained.
         make_optimizers: builds the optimizers from the (prepared) model; learning rates are scaled per step.
         stream: where samples come from.
-        evaluate: called with (loss module, device) every `evaluate_every` steps and at the end on the main process;
-            returns figures to log.
+        evaluate: called with (loss module, device, rows per forward pass) every `evaluate_every` steps and at the end
+            on the main process; returns figures to log.
         pad_id: id for unused positions.
         output: folder for metrics and checkpoints.
     """
@@ -166,18 +184,14 @@ class Trainer:
         config: LoopConfig,
         output: Path,
         pad_id: int,
-        evaluate: Callable[[LanguageModelLoss, torch.device], dict] | None = None,
+        evaluate: Callable[[LanguageModelLoss, torch.device, int], dict] | None = None,
     ) -> None:
         self.config, self.output, self._stream, self._pad_id = config, output, stream, pad_id
         self._evaluate = evaluate
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, kwargs_handlers=[ddp])
         set_seed(config.seed, device_specific=True)
-        self._accumulation = config.rows_per_step // (config.micro_rows * self.accelerator.num_processes)
-        if self._accumulation * config.micro_rows * self.accelerator.num_processes != config.rows_per_step:
-            raise ValueError(
-                f"rows_per_step ({config.rows_per_step}) is no multiple of micro_rows ({config.micro_rows}) "
-                f"times {self.accelerator.num_processes} processes"
-            )
+        self._micro_rows, self._accumulation = share_of_step(config, self.accelerator.num_processes)
         prepare_model(model, config, self.accelerator.device)
         loss_module = LanguageModelLoss(model, compiled=config.compile)
         optimizers = make_optimizers(model)
@@ -252,9 +266,8 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         # A resumed run draws fresh samples instead of replaying and discarding those already seen.
         seed = config.seed + 1_000_003 * self.step
-        dataset = _Batches(
-            self._stream, config, self._pad_id, seed, accelerator.process_index, accelerator.num_processes
-        )
+        rank, world = accelerator.process_index, accelerator.num_processes
+        dataset = _Batches(self._stream, config, self._micro_rows, self._pad_id, seed, rank, world)
         loader = DataLoader(
             dataset,
             batch_size=None,
@@ -302,7 +315,7 @@ class Trainer:
         module = self.accelerator.unwrap_model(self._loss)
         module.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            figures = self._evaluate(module, self.accelerator.device)
+            figures = self._evaluate(module, self.accelerator.device, self._micro_rows)
         module.train()
         self.last_evaluation = figures
         self._print(f"step {self.step}  " + "  ".join(f"{k} {v:.4f}" for k, v in figures.items()))

@@ -21,6 +21,7 @@ from training.arithmetic_data import evaluation_set
 from training.config import ConfigError, load_config
 from training.copy_data import copy_examples
 from training.loop import LanguageModelLoss, LoopConfig, Trainer
+from training.muon import StackedMuon
 from training.packing import Row, Sample, pack, plain_sample, sample_of
 from training.text_data import TextShards
 
@@ -90,7 +91,7 @@ def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Opt
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay, momentum=0.95),
+        StackedMuon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay, momentum=0.95),
         torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
@@ -101,8 +102,6 @@ class Heldout:
     def __init__(self, config: PretrainConfig, tokenizer: SpanTokenizer) -> None:
         loop, folder = config.loop, Path(config.text)
         self._row = (loop.row_tokens, loop.max_intervals, tokenizer.pad_id)
-        # The training batch's shape: another would be compiled anew.
-        self._micro_rows = loop.micro_rows
         self._rows: dict[str, list[Row]] = {}
         for name in sources.TEXT_SOURCES:
             if name in config.mixture:
@@ -129,16 +128,15 @@ class Heldout:
                 break
         return rows
 
-    def __call__(self, module: LanguageModelLoss, device: torch.device) -> dict[str, float]:
+    def __call__(self, module: LanguageModelLoss, device: torch.device, micro_rows: int) -> dict[str, float]:
         """Figures: `loss/<source>`, `exact_copy`, `exact_copy/<variant>`, `exact_arithmetic/<operands>`."""
         figures = {
-            f"loss/{name}": metrics.heldout_loss(module, device, rows, self._micro_rows)
-            for name, rows in self._rows.items()
+            f"loss/{name}": metrics.heldout_loss(module, device, rows, micro_rows) for name, rows in self._rows.items()
         }
         for operands, samples in self._problems.items():
             answers = [[(int(s.loss_mask.argmax()), len(s.ids))] for s in samples]
             figures[f"exact_arithmetic/{operands}"] = metrics.exact_answers(
-                module, device, samples, answers, self._row, self._micro_rows
+                module, device, samples, answers, self._row, micro_rows
             )
         if self._copies:
             variants = sorted({copy.variant for copy in self._copies})
@@ -147,7 +145,7 @@ class Heldout:
                 samples = [plain_sample(copy.ids, copy.loss_mask) for copy in chosen]
                 key = "exact_copy" + (f"/{variant}" if variant else "")
                 answers = [copy.answers for copy in chosen]
-                figures[key] = metrics.exact_answers(module, device, samples, answers, self._row, self._micro_rows)
+                figures[key] = metrics.exact_answers(module, device, samples, answers, self._row, micro_rows)
         return figures
 
 
@@ -202,12 +200,14 @@ def main() -> None:
         report = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "tokens": trainer.step * config.loop.rows_per_step * config.loop.row_tokens,
+            "num_processes": trainer.accelerator.num_processes,
             "heldout": trainer.last_evaluation,
             "config": asdict(config),
             **provenance(),
         }
         save_base(model, config, report)
         print(f"saved {config.output}")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

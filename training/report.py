@@ -37,6 +37,8 @@ def source(results: dict, path: str) -> str:
     """One line that says where figures come from."""
     machine = results["machine"]
     device = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    if machine.get("num_gpus", 1) > 1:
+        device = f"{machine['num_gpus']} x {device}"
     commit = (results["commit"] or "unknown")[:10] + (" (uncommitted changes)" if results["dirty"] else "")
     return f"\nFrom [`{path}`]({path}): `{results['command']}`, {device}, commit {commit}.\n"
 

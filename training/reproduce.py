@@ -12,18 +12,27 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. `product` is the file that exists once it is finished; `resumable` commands take `--resume`."""
+    """One command. `product` is the file that exists once it is finished; `is_training` ones take `--resume`."""
 
     name: str
     module: str
     arguments: tuple[str, ...]
     product: Path
-    resumable: bool = False
+    is_training: bool = False
+
+    def command(self, num_gpus: int) -> list[str]:
+        """Arguments for Python. Training on several GPUs goes through accelerate's launcher, one process each."""
+        launcher = []
+        if self.is_training and num_gpus > 1:
+            launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(num_gpus), "-m"]
+        return ["-m", *launcher, self.module, *self.arguments, *(["--resume"] if self.is_training else [])]
 
 
 def stages(text: str, pairs: str, workers: int, evaluation: tuple[str, ...]) -> list[Stage]:
@@ -35,7 +44,7 @@ def stages(text: str, pairs: str, workers: int, evaluation: tuple[str, ...]) -> 
             "training.finetune",
             ("--config", f"training/configs/{name}.yaml"),
             Path("assets/adapters") / name / "training.json",
-            resumable=True,
+            is_training=True,
         )
         for name in ("arithmetic-span", "arithmetic-plain")
     ]
@@ -46,7 +55,7 @@ def stages(text: str, pairs: str, workers: int, evaluation: tuple[str, ...]) -> 
             "training.pretrain",
             ("--config", "training/configs/base.yaml"),
             Path("assets/base/pretraining.json"),
-            resumable=True,
+            is_training=True,
         ),
         *adapters,
         Stage("evaluation", "training.evaluate", evaluation, Path("assets/results/arithmetic.json")),
@@ -62,15 +71,15 @@ def run(stage: Stage, logs: Path) -> None:
     log = logs / f"{stage.name}.log"
     for attempt in range(1, ATTEMPTS + 1):
         started = time.monotonic()
-        command = [sys.executable, "-m", stage.module, *stage.arguments, *(["--resume"] if stage.resumable else [])]
-        print(f"{time.strftime('%H:%M:%S')}  {stage.name}: {' '.join(command[1:])}", flush=True)
+        command = stage.command(torch.cuda.device_count())
+        print(f"{time.strftime('%H:%M:%S')}  {stage.name}: {' '.join(command)}", flush=True)
         with log.open("a", encoding="utf-8") as file:
-            status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+            status = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT).returncode
         print(f"{time.strftime('%H:%M:%S')}  {stage.name}: {time.monotonic() - started:.0f} s", flush=True)
         if status == 0:
             return
         print(f"{stage.name} failed with status {status}, attempt {attempt} of {ATTEMPTS}; see {log}", flush=True)
-        if not stage.resumable:
+        if not stage.is_training:
             break
     raise RuntimeError(f"{stage.name} failed; see {log}")
 
