@@ -64,10 +64,12 @@ def evaluate_lane(model: SpanModel, lane: Lane, task, problems: list, batch: int
     tokenizer = model.tokenizer
     decoded: list[Decoded] = []
     for first in range(0, len(problems), batch):
-        prompts = [task.render(p, tokenizer, lane.annotated) for p in problems[first : first + batch]]
-        decoded += decode_greedily(
-            model, tokenizer.markers, prompts, lane.sparse, lane.annotated, max_new_tokens=model.max_context
-        )
+        chosen = problems[first : first + batch]
+        prompts = [task.render(p, tokenizer, lane.annotated) for p in chosen]
+        # Whoever writes more than the longest worked solution has lost its way; without a limit a few such rows would
+        # take most of the time.
+        limit = max(p.num_tokens for p in chosen)
+        decoded += decode_greedily(model, tokenizer.markers, prompts, lane.sparse, lane.annotated, limit)
     answers = [task.answer(output_text(row.ids, tokenizer)) for row in decoded]
     right = [task.check(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
     wrong = [
