@@ -27,7 +27,7 @@ def test_shipped_base_config_loads():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("learning_rate: 0.0015", "learnin_rate: 0.0015"), "unknown key 'learnin_rate'; did you mean 'learning_rate'"),
+        (("learning_rate: 0.002", "learnin_rate: 0.002"), "unknown key 'learnin_rate'; did you mean 'learning_rate'"),
         (("rank: 20", "rnak: 16"), "lora: unknown key 'rnak'; did you mean 'rank'"),
         (("rank: 20", "rank: sixteen"), "rank: expected int, got 'sixteen'"),
         (("annotated: true", "annotated: 1"), "annotated: expected bool, got 1"),
