@@ -72,7 +72,8 @@ def fused_one_query(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     if num_heads == num_kv_heads:
         return F.scaled_dot_product_attention(query, keys, values, scale=scale)
     grouped = query.view(1, num_kv_heads, num_heads // num_kv_heads, query.shape[3])
-    return F.scaled_dot_product_attention(grouped, keys, values, scale=scale).view(query.shape)
+    # On CUDA the result may be laid out otherwise than the query.
+    return F.scaled_dot_product_attention(grouped, keys, values, scale=scale).reshape(query.shape)
 
 
 def attend(
