@@ -159,6 +159,21 @@ class SpanModel:
         rows = torch.arange(len(last), device=last.device)
         return self._head(out.last_hidden_state[rows, last])
 
+    def forward_argmax(self, ids: torch.Tensor, positions: torch.Tensor, reader: Reader) -> torch.Tensor:
+        """One forward pass over a batch; the likeliest next token at every position.
+
+        Args:
+            ids: int64 `[B, T]` on the model's device.
+            positions: int64 `[B, T]`, their positions.
+            reader: its `attend` takes batches.
+
+        Returns:
+            int64 `[B, T]`.
+        """
+        out = self._body(input_ids=ids, position_ids=positions, use_cache=False, reader=reader)
+        # Row by row: the logits of all of them at once can take more memory than everything else.
+        return torch.stack([self._head(hidden).argmax(-1) for hidden in out.last_hidden_state])
+
 
 def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """A base model from a folder or by hub id, safetensors only, with a named transformers attention.

@@ -18,11 +18,9 @@ from dataclasses import dataclass, field
 from selfspan_core.protocol import NUM_ANCHORS, Markers, Rendered
 from selfspan_core.tasks import Tokenizer
 from selfspan_core.tasks.arithmetic import (
-    HELD_OUT_SHARE,
     MAX_TOKENS,
     Arithmetic,
     ArithmeticProblem,
-    is_held_out,
     random_problem,
 )
 from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, Mix
@@ -51,7 +49,7 @@ class Lengths:
 
 
 DEFAULT_LENGTHS = Lengths()
-PATIENCE = 100 * HELD_OUT_SHARE
+PATIENCE = 100
 
 
 def random_expression(rng: random.Random, num_operands: int, mix: Mix = DEFAULT_MIX) -> ArithmeticProblem:
@@ -98,9 +96,9 @@ def evaluation_set(num_operands: int, n: int, seed: int, mix: Mix = DEFAULT_MIX)
     found: dict[str, ArithmeticProblem] = {}
     draws_without_new = 0
     while len(found) < n:
-        problem = random_problem(rng, num_operands, mix=mix)
+        problem = random_problem(rng, num_operands, held_out=True, mix=mix)
         draws_without_new += 1
-        if is_held_out(problem.text) and problem.text not in found:
+        if problem.text not in found:
             found[problem.text] = problem
             draws_without_new = 0
         if draws_without_new > PATIENCE:

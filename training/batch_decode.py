@@ -136,6 +136,15 @@ def decode_greedily(
         next_ids = _step(model, reader, active, sparse)
 
 
+def replay(example: Rendered, markers: Markers, sparse: bool, annotated: bool) -> Decoded:
+    """What `decode_greedily` returns for a row that writes exactly the example's steps."""
+    row = _Row(example, markers, sparse, annotated)
+    written = example.ids[example.prompt.num_tokens :]
+    for token in written:
+        row.push(token, markers.eos, len(example.ids) + 1, len(written) + 1)
+    return row.decoded
+
+
 def _aligned(length: int) -> int:
     return -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
 

@@ -1,7 +1,8 @@
 """Measure answers: `python -m training.evaluate --task arithmetic --operands 8 24 48 64 --n 500`.
 
-Fresh expressions that no training stream yields, greedy decoding, three lanes: the plain adapter with dense
-attention, the span adapter with the mask off, and with the mask on. Writes `assets/results/<task>.json`.
+Fresh expressions that no training stream yields, greedy decoding (by drafts, see `training.drafts`), three lanes: the
+plain adapter with dense attention, the span adapter with the mask off, and with the mask on. Writes
+`assets/results/<task>.json`.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from selfspan_core.provenance import provenance
 from selfspan_core.tasks import get_task
 from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
 from training.arithmetic_data import evaluation_set
-from training.batch_decode import Decoded, decode_greedily
+from training.batch_decode import Decoded
+from training.drafts import decode_by_drafts
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,19 @@ def evaluate_lane(model: SpanModel, lane: Lane, task, problems: list, batch: int
     """Decode all problems in one lane; figures, and what went wrong where an answer is wrong."""
     tokenizer = model.tokenizer
     decoded: list[Decoded] = []
+    num_by_token = 0
     for first in range(0, len(problems), batch):
         chosen = problems[first : first + batch]
-        prompts = [task.render(p, tokenizer, lane.annotated) for p in chosen]
+        drafts = [task.render(p, tokenizer, lane.annotated, with_steps=True) for p in chosen]
         # Whoever writes more than the longest worked solution has lost its way; without a limit a few such rows would
         # take most of the time.
         limit = max(p.num_tokens for p in chosen)
-        decoded += decode_greedily(model, tokenizer.markers, prompts, lane.sparse, lane.annotated, limit)
+        draft_batch = 16 if model.device.type == "cuda" else 1
+        rows, num_left = decode_by_drafts(
+            model, tokenizer.markers, drafts, lane.sparse, lane.annotated, limit, draft_batch
+        )
+        decoded += rows
+        num_by_token += num_left
     answers = [task.answer(output_text(row.ids, tokenizer)) for row in decoded]
     right = [task.check(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
     wrong = [
@@ -77,7 +85,8 @@ def evaluate_lane(model: SpanModel, lane: Lane, task, problems: list, batch: int
         for p, a, d, ok in zip(problems, answers, decoded, right, strict=True)
         if not ok
     ]
-    return summarize(decoded, right, sum(len(p.reductions) for p in problems)), wrong
+    figures = summarize(decoded, right, sum(len(p.reductions) for p in problems))
+    return figures | {"decoded_token_by_token": num_by_token}, wrong
 
 
 def run_job(arguments: argparse.Namespace, lane: Lane, operands: int, device: str) -> tuple[dict, list[dict], float]:
@@ -153,7 +162,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lanes", nargs="+", default=[lane.name for lane in LANES])
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu", help="cuda uses every GPU of the machine")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--batch", type=int, default=256 if on_gpu else 32)
+    parser.add_argument("--batch", type=int, default=128 if on_gpu else 32, help="rows decoded at once")
     num_jobs = 4 * torch.cuda.device_count() or 1  # of the longest, four at a time fit the memory of a large GPU
     parser.add_argument("--jobs", type=int, default=num_jobs, help="lanes decoded at the same time")
     parser.add_argument("--out", default="assets/results/arithmetic.json")
