@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from selfspan_core.protocol import Example, Markers, Part, Run, Step, render
 from training.masks import _as_indices, _touched_blocks, block_mask, dense_mask
-from training.packing import IGNORE, Row, Sample, pack, plain_sample, sample_of, stack
+from training.packing import IGNORE, Row, Sample, pack, plain_sample, sample_of, stack, without_mask
 
 MARKERS = Markers(1, 2, 4, 5, 6, 7, tuple(range(8, 264)))
 
@@ -47,6 +47,20 @@ def test_packed_bounds_are_the_trackers(seed, num_samples):
             expected[offset + query] = {offset + p for start, end in intervals for p in range(start, end)}
     for query in range(512):
         assert visible_positions(row.bounds[query]) == expected.get(query, {query})
+
+
+def test_without_the_mask_everything_before_is_seen():
+    """Would catch a dense example that keeps a trace of its spans, or sees its neighbour in the row."""
+    sample = sample_of(render(chain(random.Random(0), 4), MARKERS))
+    row = Row(256, 4, pad_id=0)
+    row.add(sample)
+    row.add(without_mask(sample))
+    n = len(sample.ids)
+    assert [visible_positions(row.bounds[q]) for q in range(n, 2 * n)] == [
+        set(range(n, q + 1)) for q in range(n, 2 * n)
+    ]
+    assert any(visible_positions(row.bounds[q]) != set(range(q + 1)) for q in range(n))
+    assert (row.labels[n : 2 * n] == row.labels[:n]).all()
 
 
 def test_labels_are_the_next_token_and_never_cross_samples():

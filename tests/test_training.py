@@ -1,5 +1,6 @@
 """Training end to end, tiny, on CPU: the same entry points that train the shipped weights."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from training.folded_lora import fold_lora
 from training.loop import LanguageModelLoss, LoopConfig, share_of_step
 from training.metrics import exact_answers, heldout_loss
 from training.packing import pack, plain_sample
-from training.sources import mix
+from training.sources import arithmetic_source, mix
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "assets" / "base"
@@ -68,6 +69,7 @@ def write_config(folder: Path, base: Path, steps: int, annotated: bool = True) -
         "run": str(folder / "run"),
         "lora": {"rank": 2, "alpha": 4},
         "learning_rate": 0.001,
+        "mask_off_share": 0.25 if annotated else 0.0,
         "heldout_operands": [2],
         "heldout_problems": 2,
         "loop": {
@@ -107,7 +109,7 @@ def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer):
     assert not [name for name in second if "embed_tokens" in name and "token_adapter" not in name]
     report = json.loads((tmp_path / "adapter" / "training.json").read_text())
     assert report["tokens"] == 4 * 2 * 1024
-    assert "exact/2" in report["heldout"]
+    assert {"exact/2", "exact_mask_off/2"} == set(report["heldout"])
 
     merged = SpanModel.load(tiny_base, tmp_path / "adapter", "cpu", torch.float32)
     bare = SpanModel.load(tiny_base, None, "cpu", torch.float32)
@@ -187,6 +189,8 @@ def test_unknown_key_stops_training_with_its_name(tmp_path, tiny_base):
     ("change", "message"),
     [
         ({"base": "/nowhere/at-all"}, "nowhere"),
+        ({"mask_off_share": 1.5}, "mask_off_share is a share from 0 to 1"),
+        ({"mask_off_share": 0.5, "annotated": False}, "mask_off_share is for span adapters"),
         ({"task": "poetry"}, "poetry"),
         ({"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 0}}, "micro_rows is 1 or more"),
         ({"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 1, "mixed_precision": "b16"}}, "mixed_precision is"),
@@ -296,6 +300,15 @@ def test_rows_that_cannot_be_shared_are_an_error(rows, micro, processes):
     config = LoopConfig(steps=1, rows_per_step=rows, micro_rows=micro)
     with pytest.raises(ValueError, match="rows per step"):
         share_of_step(config, processes)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_share_of_examples_without_the_mask(tokenizer, share):
+    """Would catch a share that is ignored, or one that changes which examples are drawn."""
+    examples = [list(itertools.islice(arithmetic_source(tokenizer, True, s)(3, 0, 1), 200)) for s in (0.0, share)]
+    assert all((a.ids == b.ids).all() for a, b in zip(*examples, strict=True))
+    unmasked = sum(len(sample.runs) == 1 for sample in examples[1])
+    assert unmasked == pytest.approx(200 * share, abs=0 if share in (0.0, 1.0) else 20)
 
 
 def test_learning_rate_schedule():

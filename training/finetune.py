@@ -23,7 +23,7 @@ from training.arithmetic_data import evaluation_set
 from training.config import ConfigError, load_config
 from training.folded_lora import fold_lora
 from training.loop import LanguageModelLoss, LoopConfig, Trainer
-from training.packing import sample_of
+from training.packing import Sample, sample_of, without_mask
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -48,6 +48,8 @@ class FinetuneConfig:
         fold_lora: compute each layer as one product (`training.folded_lora`); quicker for a small base, not for a
             large one, whose weights it would copy in every step.
         output: adapter folder; run: folder of metrics and checkpoints.
+        mask_off_share: share of the examples that a span adapter sees without the span mask, so that it also answers
+            with the mask off (what the app compares it with).
         heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each.
     """
 
@@ -60,8 +62,15 @@ class FinetuneConfig:
     learning_rate: float
     lora: LoraShape = LoraShape()
     fold_lora: bool = False
+    mask_off_share: float = 0.0
     heldout_operands: tuple[int, ...] = (8, 24, 48)
     heldout_problems: int = 96
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_off_share <= 1:
+            raise ValueError(f"mask_off_share is a share from 0 to 1, not {self.mask_off_share}")
+        if self.mask_off_share and not self.annotated:
+            raise ValueError("mask_off_share is for span adapters: without annotations there is no mask")
 
 
 def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConfig) -> PeftModel:
@@ -85,24 +94,25 @@ def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConf
 
 
 class Heldout:
-    """Fresh expressions per operand count: loss, and the share whose whole solution greedy decoding reproduces."""
+    """Fresh expressions per operand count: the share whose whole solution greedy decoding reproduces."""
 
     def __init__(self, config: FinetuneConfig, task, tokenizer: SpanTokenizer) -> None:
         self._row = (config.loop.row_tokens, config.loop.max_intervals, tokenizer.pad_id)
-        self._samples = {}
+        self._samples: dict[str, list[Sample]] = {}
         for operands in config.heldout_operands:
             problems = evaluation_set(operands, config.heldout_problems, seed=2)
             rendered = [task.render(p, tokenizer, config.annotated, with_steps=True) for p in problems]
-            self._samples[operands] = [sample_of(r) for r in rendered]
+            samples = [sample_of(r) for r in rendered]
+            self._samples[f"exact/{operands}"] = samples
+            if config.mask_off_share:
+                self._samples[f"exact_mask_off/{operands}"] = [without_mask(sample) for sample in samples]
 
     def __call__(self, module: LanguageModelLoss, device: torch.device, micro_rows: int) -> dict[str, float]:
-        """Figures `exact/<operands>`."""
+        """Figures `exact/<operands>`, and `exact_mask_off/<operands>` where the mask was off for some examples."""
         figures = {}
-        for operands, samples in self._samples.items():
+        for key, samples in self._samples.items():
             answers = [[(int(s.loss_mask.argmax()), len(s.ids))] for s in samples]
-            figures[f"exact/{operands}"] = metrics.exact_answers(
-                module, device, samples, answers, self._row, micro_rows
-            )
+            figures[key] = metrics.exact_answers(module, device, samples, answers, self._row, micro_rows)
         return figures
 
 
@@ -146,7 +156,7 @@ def main() -> None:
     trainer = Trainer(
         model,
         optimizers,
-        sources.arithmetic_source(tokenizer, config.annotated),
+        sources.arithmetic_source(tokenizer, config.annotated, config.mask_off_share),
         config.loop,
         Path(config.run),
         tokenizer.pad_id,

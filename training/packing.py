@@ -4,7 +4,7 @@ A row holds several examples; no query sees another example, because its interva
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,11 @@ def plain_sample(ids: np.ndarray, loss_mask: np.ndarray | None = None) -> Sample
     """Text in which every token sees all before it; without a mask every token but the first is a target."""
     mask = np.ones(len(ids), np.int8) if loss_mask is None else np.asarray(loss_mask, np.int8)
     return Sample(np.asarray(ids, np.int32), mask, (Run(0, (), 0),))
+
+
+def without_mask(sample: Sample) -> Sample:
+    """The same example as dense attention sees it: every token all before it."""
+    return replace(sample, runs=(Run(0, (), 0),))
 
 
 class Row:

@@ -4,6 +4,7 @@ A source is an endless iterator of packed-ready samples for one (seed, shard). M
 the source that is furthest behind its share comes next.
 """
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from selfspan_core.tokenizer import SpanTokenizer
 from training.arithmetic_data import examples as arithmetic_examples
 from training.copy_data import copy_examples
 from training.loop import SampleStream
-from training.packing import Sample, plain_sample, sample_of
+from training.packing import Sample, plain_sample, sample_of, without_mask
 from training.text_data import TextShards
 
 TEXT_SOURCES = ("wikipedia", "wikinews", "news", "summaries")
@@ -42,12 +43,17 @@ def copy_source(folder: Path, tokenizer: SpanTokenizer) -> ShardedSource:
     return stream
 
 
-def arithmetic_source(tokenizer: SpanTokenizer, annotated: bool) -> ShardedSource:
-    """Worked arithmetic, with or without markers; names start at a random anchor."""
+def arithmetic_source(tokenizer: SpanTokenizer, annotated: bool, mask_off_share: float = 0.0) -> ShardedSource:
+    """Worked arithmetic, with or without markers; names start at a random anchor.
+
+    Of the examples, `mask_off_share` (chosen at random) are seen without the span mask: every token sees all before it.
+    """
 
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
+        rng = random.Random(f"mask off {seed} {shard}")
         for rendered in arithmetic_examples(seed, shard, tokenizer, annotated):
-            yield sample_of(rendered)
+            sample = sample_of(rendered)
+            yield without_mask(sample) if rng.random() < mask_off_share else sample
 
     return stream
 
