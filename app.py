@@ -18,7 +18,7 @@ from pathlib import Path
 import gradio as gr
 
 from selfspan_core.feed import Feed
-from selfspan_core.serving import Lane, LazySession, NotReady, without_lists
+from selfspan_core.serving import Lane, LazySession, NotReady, public, silence_libraries, without_lists
 from selfspan_core.tasks import InputError, get_task
 
 ASSETS = Path(__file__).parent / "assets" / "app"
@@ -75,7 +75,7 @@ def build_app(session) -> gr.Blocks:
             yield feed.note("failed", str(error))
         except Exception as error:
             log.exception("a run failed")
-            yield feed.note("failed", f"The run failed: {error}")
+            yield feed.note("failed", f"The run failed: {public(error)}")
         finally:
             if newest.get(tab) == job["run"]:
                 del newest[tab]
@@ -95,7 +95,16 @@ def build_app(session) -> gr.Blocks:
         except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error
         except Exception as error:
-            raise gr.Error(f"The run failed: {error}") from error
+            raise gr.Error(f"The run failed: {public(error)}") from error
+
+    def halt(request: gr.Request):
+        """Stop: the tab's newest run ends within a tick, or as soon as its turn comes.
+
+        Not gradio's `cancels`: the page knows the name of what it would cancel only when the server has answered, and
+        until then a Stop would be shown and not happen.
+        """
+        number = newest.pop(request.session_hash, None)
+        return gr.skip() if number is None else Feed(str(number)).note("stopped")
 
     def forget(request: gr.Request) -> None:
         newest.pop(request.session_hash, None)
@@ -137,7 +146,9 @@ def build_app(session) -> gr.Blocks:
         gr.on([run.click, box.submit], check, [box, comparison, limit], [alert, race, job], **AT_ONCE, **HIDDEN)
         streaming = job.change(stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)
         streaming.failure(lambda: Feed("").note("halted"), None, race, queue=False, **HIDDEN)
-        stop.click(None, cancels=[streaming])
+        stop.click(halt, None, race, queue=False, **HIDDEN)
+        # What was wrong with the last input says nothing of the next.
+        box.change(None, None, alert, js="() => null", **HIDDEN)
         gr.api(compare, api_name="compare", **LANE)
         demo.unload(forget)
     return demo.queue(max_size=32)
@@ -165,9 +176,15 @@ def launch(demo: gr.Blocks, **options):
     return demo.launch(**{**defaults, **options})
 
 
+def warm_quietly() -> None:
+    """Load the models; the libraries' progress bars and advice stay out of the server's log."""
+    silence_libraries()
+    session.warm()
+
+
 session = LazySession()
 demo = build_app(session)
 
 if __name__ == "__main__":
-    threading.Thread(target=session.warm, daemon=True).start()
+    threading.Thread(target=warm_quietly, daemon=True).start()
     launch(demo, server_name="0.0.0.0", server_port=int(os.environ.get("PORT", "7860")))

@@ -8,13 +8,13 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspan_core.lanes import check_int, check_temperature, lane_specs
+from selfspan_core.lanes import SettingError, check_int, check_temperature, lane_specs
+from selfspan_core.serving import silence_libraries
 from selfspan_core.tasks import TASK_NAMES, InputError, get_task
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ MAX_REASONS = 50
 EPILOG = """examples:
   echo '79*36+63' | python -m selfspan_core run
   python -m selfspan_core run --attention both --adapter plain --input expressions.txt --json
+
+figures: seconds is the lane's own clock, prefill included; tokens_per_second is its speed after the first token
 
 exit status: 0 when every input ran (right answer or wrong), 2 on bad input, with the reason on standard error"""
 
@@ -218,25 +220,15 @@ def prepare_all(session: "Session", lines: list[tuple[int, str]], arguments: arg
                 arguments.temperature,
                 arguments.seed,
             )
+        except (SettingError, ModelError) as error:
+            raise BadInput(str(error)) from None
         except InputError as error:
             reasons.append(f"line {number}: {error}")
-        except ModelError as error:
-            raise BadInput(str(error)) from None
         else:
             runs.append(prepared)
     if reasons:
         raise BadInput(*reasons)
     return runs
-
-
-def silence_libraries() -> None:
-    """Keep progress bars and advice of the libraries out of this process's output; before they are imported."""
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.simplefilter("ignore")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 # ---- output

@@ -13,6 +13,10 @@ TITLES = {
 LABELS = {"dense": "Dense attention", "sparse": "Self-selected attention"}
 
 
+class SettingError(InputError):
+    """A setting is bad, whatever the input is."""
+
+
 @dataclass(frozen=True)
 class LaneSpec:
     """What one lane runs: `attention` is "dense" or "sparse", `adapter` is "span" or "plain"."""
@@ -67,17 +71,17 @@ def brief(value: Any) -> str:
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number within bounds. Raises InputError, which says the bounds, on anything else."""
+    """A whole number within bounds. Raises SettingError, which says the bounds, on anything else."""
     if isinstance(value, float) and value.is_integer():  # JSON from a browser does not tell 512 from 512.0
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InputError(f"{name} is a whole number from {low:,} to {high:,}, not {brief(value)}.")
+        raise SettingError(f"{name} is a whole number from {low:,} to {high:,}, not {brief(value)}.")
     return value
 
 
 def check_temperature(value: Any) -> float:
-    """A temperature. Raises InputError on anything but a number from 0 to MAX_TEMPERATURE."""
+    """A temperature. Raises SettingError on anything but a number from 0 to MAX_TEMPERATURE."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= MAX_TEMPERATURE:  # a NaN fails the comparison too
-        raise InputError(f"temperature is a number from 0 to {MAX_TEMPERATURE:g}, not {brief(value)}.")
+        raise SettingError(f"temperature is a number from 0 to {MAX_TEMPERATURE:g}, not {brief(value)}.")
     return float(value)

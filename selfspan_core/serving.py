@@ -1,13 +1,20 @@
 """What stands between a server and a session: the models loaded when needed, one run at a time. No torch at import."""
 
 import logging
+import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 log = logging.getLogger("selfspan")
+
+
+def public(error: Exception) -> str:
+    """An error's message for users: where this copy lies on the server's disk is nobody's business."""
+    return str(error).replace(f"{ROOT}/", "")
 
 
 class NotReady(RuntimeError):
@@ -39,8 +46,7 @@ class LazySession:
         try:
             return session.compare(*args, **kwargs)
         except ModelError as error:
-            # Where this copy lies on the server's disk is nobody's business.
-            raise NotReady(f"The model is not ready: {error}".replace(f"{ROOT}/", "")) from error
+            raise NotReady(f"The model is not ready: {public(error)}") from error
 
     def warm(self) -> None:
         """Load the models of both adapters, so that the first run need not."""
@@ -75,3 +81,13 @@ def without_lists(value):
     if isinstance(value, dict):
         return {key: without_lists(item) for key, item in value.items()}
     return tuple(map(without_lists, value)) if isinstance(value, list | tuple) else value
+
+
+def silence_libraries() -> None:
+    """Keep progress bars and advice of the libraries out of this process's output; before they are imported."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

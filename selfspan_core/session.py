@@ -127,6 +127,7 @@ class Session:
         yield self._start(run)
         tokenizer = self._models.tokenizer
         views = {lane.spec.id: LaneView(lane.spec, tokenizer, lane.prompt.prompt.num_tokens) for lane in run.lanes}
+        self._warm(run)
         with Race({lane.spec.id: self._events(run, lane) for lane in run.lanes}) as race:
             last_tick = self._clock()
             for lane_id, event in race:
@@ -137,6 +138,16 @@ class Session:
                     last_tick = self._clock()
         yield _tick(views)
         yield self._end(run, views)
+
+    def _warm(self, run: Run) -> None:
+        """Each lane's prefill once, in nobody's clock.
+
+        The first forward of a new length is slower than the next, by up to a quarter on a CPU: without this the lane
+        that steps first would pay for both.
+        """
+        for lane in run.lanes if len(run.lanes) > 1 else ():
+            with Race({lane.spec.id: self._events(run, lane)}) as race:
+                next(race, None)
 
     def _events(self, run: Run, lane: _Lane) -> Iterator[Event]:
         return lane.engine.generate(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+NAMES = {"dense": "dense", "sparse": "self-selected"}
 EQUAL_WITHIN = 0.02
 """Two runs of the same thing differ by about this much: below it, no winner is named."""
 
@@ -43,14 +44,14 @@ def verdict(results: Mapping[str, Mapping[str, Any]]) -> str:
         return f"the answer is {next(iter(verdicts.values()))}"
     if len(set(verdicts.values())) == 1:
         return f"both answers are {next(iter(verdicts.values()))}"
-    names = {"dense": "dense", "sparse": "self-selected"}
-    return ", ".join(f"the {names[lane]} answer is {words}" for lane, words in verdicts.items())
+    return ", ".join(f"the {NAMES[lane]} answer is {words}" for lane, words in verdicts.items())
 
 
 def malformed_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
     """A remark on steps that broke the grammar, or nothing."""
-    count = max(result["malformed_steps"] for result in results.values())
-    return f"; {count} malformed step{'s' if count > 1 else ''}" if count else ""
+    counts = {lane: result["malformed_steps"] for lane, result in results.items() if result["malformed_steps"]}
+    where = {lane: f" in the {NAMES[lane]} lane" if len(results) > 1 else "" for lane in counts}
+    return "".join(f"; {count} malformed step{'s' * (count > 1)}{where[lane]}" for lane, count in counts.items())
 
 
 def compare_line(
@@ -82,6 +83,6 @@ def lane_line(result: Mapping[str, Any], read_share: float) -> str:
     name = "Dense" if result["attention"] == "dense" else "Self-selected"
     return (
         f"{name} attention wrote {result['tokens']} tokens in {result['seconds']:.2f} s "
-        f"({result['tokens_per_second']:.0f} tokens/s){read}; {verdict({'lane': result})}"
+        f"({result['tokens_per_second']:.0f} tokens/s after the first){read}; {verdict({'lane': result})}"
         f"{malformed_clause({'lane': result})}."
     )

@@ -186,13 +186,13 @@ class Tracker:
         record = self.steps[-1]
         if token == self._markers.end:
             return self._close_step(record)
+        if self._position - record.body_start >= MAX_BODY_TOKENS:
+            return self._break(f"a body is longer than {MAX_BODY_TOKENS} tokens")
         if token == self._markers.res and record.result_start is None:
             record.result_start = self._position
             return self._state(Phase.BODY)
         if token in self._markers.anchor_index or token in (self._markers.ref, self._markers.go, self._markers.res):
             return self._break("a body holds a marker")
-        if self._position - record.body_start >= MAX_BODY_TOKENS:
-            return self._break(f"a body is longer than {MAX_BODY_TOKENS} tokens")
         return self._state(Phase.BODY)
 
     def _close_step(self, record: StepRecord) -> State:

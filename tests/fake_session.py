@@ -54,7 +54,7 @@ class FakeLane:
                 self.items = self.items + [dict(word, step=word["step"] + shift) for word in words]
             self.items = self.items[: options["num_tokens"]]
         self.malformed_step = options["malformed_step"]
-        self.wrong = attention in options["wrong"]
+        self.wrong, self.missing = attention in options["wrong"], attention in options["missing"]
         self.done = 0
         self.sent = 0
 
@@ -106,7 +106,7 @@ class FakeLane:
         return steps
 
     def result(self) -> dict:
-        answer = "13" if self.wrong else self.problem.expected
+        answer = None if self.missing else "13" if self.wrong else self.problem.expected
         output = "".join(item["text"] for item in self.items if item["kind"] in ("text", "newline"))
         return {
             "input": self.problem.text,
@@ -136,7 +136,8 @@ class FakeSession:
         dense, sparse: tokens per second.
         num_tokens: length of each lane's output; None: one pass over the right steps.
         extra_text: written into the first step's working.
-        wrong: lanes that answer 13.
+        wrong, missing: lanes that answer 13, or nothing.
+        read_share: what the end says of both lanes' reads.
         malformed_step: index of a step to be flagged.
         fail: raise after the start.
     """
@@ -144,6 +145,7 @@ class FakeSession:
     def __init__(self, dense: float = 300, sparse: float = 480, **options) -> None:
         self.rates = {"dense": dense, "sparse": sparse}
         self.options = {"num_tokens": None, "extra_text": "", "wrong": (), "malformed_step": None, "fail": False}
+        self.options |= {"missing": (), "read_share": 0.31}
         self.options.update(options)
         self.running = 0
         self.most_running = 0
@@ -204,6 +206,6 @@ class FakeSession:
             "lanes": results,
             "speedup_ms_per_token": self.rates["sparse"] / self.rates["dense"],
             "speedup_time_to_answer": ratio,
-            "read_share": 0.31,
+            "read_share": self.options["read_share"],
             "line": "Self-selected attention was 1.60 times as fast per token; it read 31 % of the keys and values.",
         }

@@ -88,7 +88,7 @@ class TestRun:
                 tokens: [Number(dense.dataset.tokens), Number(sparse.dataset.tokens)],
                 reading: sparse.dataset.reading ?? '',
                 lit: [...sparse.querySelectorAll('.lit')].map(node => node.dataset.name),
-                all: dense.classList.contains('everything') - sparse.classList.contains('everything'),
+                everything: [dense, sparse].map(pane => pane.classList.contains('everything')),
                 denseLit: dense.querySelectorAll('.lit').length + dense.classList.contains('focus'),
                 caption: sparse.querySelector('.ss-caption').textContent,
                 chips: [...sparse.querySelectorAll('.ss-step:last-child > .ss-chip')].map(node => node.textContent),
@@ -107,7 +107,8 @@ class TestRun:
             assert all(name in sample["caption"] for name in sample["lit"])
             assert sample["chips"][:-1] == sample["reading"].split()
         assert not any(sample["denseLit"] for sample in samples)
-        assert all(sample["all"] == 1 for sample in both[:5])
+        # Between steps and in headers the sparse lane reads everything too, and has to look like it.
+        assert all(sample["everything"] == [True, not sample["reading"]] for sample in both[:5])
         tab.wait("done")
         assert tab.page.locator(".lit").count() == 0
 
@@ -230,6 +231,37 @@ class TestRun:
         tab.wait("done")
         assert tab.lines("dense") == right_lines(SHORT)
 
+    def test_stop_before_anything_is_written(self, serve, open_tab):
+        """A Stop that the page shows and the server never hears of would keep the lane busy to the end."""
+        session = FakeSession(dense=20, sparse=20)
+        url = serve(session)
+        tab = open_tab(url)
+        tab.page.evaluate("""() => {
+            const race = document.querySelector('.ss');
+            const stop = () => race.dataset.state === 'waiting' && document.querySelector('#stop').click();
+            new MutationObserver(stop).observe(race, {attributeFilter: ['data-state']});
+        }""")
+        tab.run(EXPRESSION)
+        tab.wait("stopped")
+        session.rates = {"dense": 300, "sparse": 300}
+        other = open_tab(url)
+        other.run(SHORT)
+        other.wait("done", timeout=5000)
+        assert session.running == 0 and tab.state == "stopped"
+        assert [event for event, _ in session.events][-2:] == ["started", "finished"]
+
+    def test_run_stop_run_in_quick_succession(self, serve, open_tab):
+        """Requests that name a run which the server does not know yet end in console errors."""
+        session = FakeSession(dense=200, sparse=300)
+        tab = open_tab(serve(session))
+        for _ in range(3):
+            tab.page.fill("#expression textarea", EXPRESSION)
+            tab.page.click("#run")
+            tab.page.click("#stop")
+        tab.run(SHORT)
+        tab.wait("done", timeout=10_000)
+        assert tab.lines("dense") == tab.lines("sparse") == right_lines(SHORT)
+
     def test_run_while_running_starts_over(self, serve, open_tab):
         """A second Run that is ignored, or queues behind its own first, shows here."""
         session = FakeSession(dense=20, sparse=20)
@@ -280,6 +312,32 @@ class TestRun:
         assert tab.page.locator(f"{pane} .ss-step.malformed").count() == 1
         assert tab.text(f"{tab.pane('dense')} .ss-badge") == "✓ right"
         assert tab.text(".ss-status") == "One lane is right, one is wrong."
+
+    @pytest.mark.parametrize(
+        ("wrong", "missing", "expected"),
+        [
+            ((), (), "Both lanes are right."),
+            (("dense", "sparse"), (), "Both lanes are wrong."),
+            ((), ("dense", "sparse"), "Neither lane got to an answer."),
+            ((), ("dense",), "One lane is right, one got to no answer."),
+            (("dense",), ("sparse",), "One lane is wrong, one got to no answer."),
+        ],
+    )
+    def test_the_verdict_tells_wrong_from_missing(self, serve, open_tab, wrong, missing, expected):
+        """A lane that was cut off is not one that calculated wrongly."""
+        tab = open_tab(serve(FakeSession(dense=900, sparse=900, wrong=wrong, missing=missing)))
+        tab.run(SHORT)
+        tab.wait("done")
+        assert tab.text(".ss-status") == expected
+
+    def test_a_share_above_one_is_shown_as_one(self, serve, open_tab):
+        """Annotations can make the self-selected lane read more than the plain one; a cap at 100 % would hide it."""
+        tab = open_tab(serve(FakeSession(dense=900, sparse=900, read_share=1.17)))
+        tab.page.click("text=Plain adapter against span adapter")
+        tab.run(SHORT)
+        tab.wait("done")
+        assert tab.text('[data-tile="share"]') == "117\u202f%"
+        assert tab.text("[data-of-what]") == "of the plain lane’s KV read"
 
 
 @pytest.mark.browser
@@ -365,8 +423,9 @@ class TestInput:
         box = tab.page.locator("#expression").bounding_box()
         alert = tab.page.locator(".ss-alert").bounding_box()
         assert 0 <= alert["y"] - (box["y"] + box["height"]) < 40
-        tab.run(SHORT)
+        tab.page.fill("#expression textarea", SHORT)
         tab.page.wait_for_function("!document.querySelector('.ss-alert').textContent")
+        tab.run(SHORT)
         tab.wait("done")
         assert tab.lines("sparse") == right_lines(SHORT)
 

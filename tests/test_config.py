@@ -19,6 +19,12 @@ def test_shipped_adapter_configs_load(name):
     assert config.output == f"assets/adapters/{name}"
 
 
+def test_example_config_loads_and_keeps_to_itself():
+    """Would catch an example that is left behind by a renamed key, or one that writes over shipped weights."""
+    config = load_config(CONFIGS / "example.yaml", FinetuneConfig)
+    assert config.output.startswith("runs/") and config.run.startswith("runs/")
+
+
 def test_shipped_base_config_loads():
     """Would catch a renamed key that leaves the base's configuration behind."""
     assert load_config(CONFIGS / "base.yaml", PretrainConfig).mixture["copy"] > 0
@@ -35,10 +41,27 @@ def test_shipped_base_config_loads():
         (("micro_rows: 32", "micro_rows: 7"), "rows_per_step"),
         (("row_tokens: 4096", "row_tokens: 4000"), "multiple of 128"),
         (("lora:", "lora: ["), "not valid YAML"),
+        (("task: arithmetic", "task: 2024-13-45"), "not valid YAML"),
+        (("rank: 20", "rank: 0"), "lora: rank is 1 or more"),
+        (("alpha: 40", "alpha: 0"), "lora: alpha is 1 or more"),
+        (("alpha: 40", "alpha: 40, target_modules: []"), "lora: target_modules names no layer"),
+        (("learning_rate: 0.002", "learning_rate: 0"), "learning_rate is a number above 0"),
+        (("learning_rate: 0.002", "learning_rate: -1.0"), "learning_rate is a number above 0"),
+        (("learning_rate: 0.002", "learning_rate: .nan"), "learning_rate is a number above 0"),
+        (("workers: 14", "workers: -1"), "loop: workers is 0 or more"),
+        (("warmup_steps: 100", "warmup_steps: -1"), "loop: warmup_steps is 0 or more"),
+        (("evaluate_every: 0", "evaluate_every: -5"), "loop: evaluate_every is 0 or more"),
+        (("decay_from: 0.3", "decay_from: 1.5"), "loop: decay_from is a fraction from 0 to 1"),
+        (("row_tokens: 4096", "row_tokens: 65536"), "loop: row_tokens is at most 32640"),
+        (("max_intervals: 4", "max_intervals: 1"), "loop.max_intervals is 1, but a span adapter"),
+        (("loop:", "heldout_operands: [8, 100]\nloop:"), "heldout_operands are numbers from 2 to 64, not 100"),
+        (("loop:", "heldout_problems: 0\nloop:"), "heldout_problems is 1 or more"),
+        (("rank: 20", "rank: 8, rank: 20"), "line 7: the key 'rank' is given a second time"),
+        (("task: arithmetic", "base: elsewhere"), "line 3: the key 'base' is given a second time"),
     ],
 )
 def test_wrong_keys_and_types_are_named(tmp_path, change, message):
-    """Would catch a typo that silently trains with a default."""
+    """Would catch a typo that silently trains with a default, or a value that only fails deep inside training."""
     text = (CONFIGS / "arithmetic-span.yaml").read_text()
     assert change[0] in text
     path = tmp_path / "changed.yaml"
@@ -46,7 +69,44 @@ def test_wrong_keys_and_types_are_named(tmp_path, change, message):
     with pytest.raises(ConfigError) as caught:
         load_config(path, FinetuneConfig)
     assert message in str(caught.value)
-    assert "changed.yaml" in str(caught.value)
+    assert "changed.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("matrix_lr: 0.015", "matrix_lr: 0"), "matrix_lr is a number above 0"),
+        (("other_lr: 0.002", "other_lr: -0.1"), "other_lr is a number above 0"),
+        (("weight_decay: 0.02", "weight_decay: -1"), "weight_decay is 0 or more"),
+        (("weight_decay: 0.02", "shard_megabytes: 0"), "shard_megabytes is 1 or more"),
+        (("num_kv_heads: 6", "num_kv_heads: 4"), "model: num_heads (6) is no multiple of num_kv_heads (4)"),
+        (("num_layers: 8", "num_layers: 0"), "model: num_layers is 1 or more"),
+        (("mixture:", "mixture: {}\nunused:"), "mixture names no source"),
+        (("copy: 24", "news: 24"), "the key 'news' is given a second time"),
+    ],
+)
+def test_wrong_settings_of_the_base_are_named(tmp_path, change, message):
+    """Would catch a base that trains for hours on a wrong setting, or fails when it is saved."""
+    text = (CONFIGS / "base.yaml").read_text()
+    assert change[0] in text
+    data = text.replace(*change)
+    if "unused:" in data:  # leave nothing of the mixture
+        start = data.index("unused:")
+        data = data[:start] + data[data.index("matrix_lr") :]
+    path = tmp_path / "changed.yaml"
+    path.write_text(data)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, PretrainConfig)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_merge_keys_are_no_repetition(tmp_path):
+    """Would catch the check for repeated keys refusing YAML's own way to override what was merged."""
+    text = (CONFIGS / "arithmetic-span.yaml").read_text()
+    path = tmp_path / "merged.yaml"
+    path.write_text(text.replace("lora: {rank: 20, alpha: 40}", "lora: {<<: {rank: 8, alpha: 16}, rank: 4}"))
+    config = load_config(path, FinetuneConfig)
+    assert (config.lora.rank, config.lora.alpha) == (4, 16)
 
 
 def test_missing_and_empty_files_are_errors(tmp_path):

@@ -214,6 +214,18 @@ def test_figures():
     assert sums == sorted(sums) and sums[-1] == sums[-2]
 
 
+def test_every_lane_is_warmed_up_before_the_race():
+    """Would catch a race whose first lane pays for what the second finds done, or a warm-up in a lane's clock."""
+    session, store = scripted_session()
+    ticks = session.compare("arithmetic", TEXT, tick_seconds=0)
+    next(ticks)  # the start
+    first = next(ticks)
+    calls = [kwargs["attention"] for kwargs in store.engines["span"].calls]
+    assert sorted(calls[:2]) == sorted(calls[2:4]) == ["dense", "sparse"]
+    assert min(lane["tokens"] for lane in first["lanes"].values()) == 0
+    assert sum(lane["elapsed_s"] > 0 for lane in first["lanes"].values()) <= 1
+
+
 # ---- endings
 
 
@@ -223,9 +235,9 @@ def test_closing_frees_both_lanes():
     ticks = session.compare("arithmetic", TEXT, tick_seconds=0)
     for _ in range(9):
         next(ticks)
-    assert store.engines["span"].num_closed == 0
+    before = store.engines["span"].num_closed  # of the warm-up, which has its own runs
     ticks.close()
-    assert store.engines["span"].num_closed == 2
+    assert (before, store.engines["span"].num_closed) == (2, 4)
     assert list(session.compare("arithmetic", TEXT))[-1]["lanes"]["sparse"]["correct"]
 
 
@@ -462,7 +474,8 @@ def result(correct=True, answer="2907", malformed=0, attention="dense"):
         (
             *(result(False, None), result(malformed=2), 1.2, None),
             "Self-selected attention was 1.20 times as fast per token; it read 31 %",
-            "the dense answer is missing (expected 2907), the self-selected answer is right; 2 malformed steps.",
+            "the dense answer is missing (expected 2907), the self-selected answer is right; 2 malformed steps "
+            "in the self-selected lane.",
         ),
         (
             *(result(False, "1"), result(False, "1"), 1.2, 0.9),

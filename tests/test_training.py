@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,12 +18,12 @@ from selfspan_core import provenance
 from selfspan_core.model import SpanModel, load_base
 from selfspan_core.tasks import get_task
 from selfspan_core.tokenizer import SpanTokenizer
-from training import evaluate, finetune
+from training import evaluate, finetune, pretrain
 from training.arithmetic_data import evaluation_set
 from training.batch_decode import decode_greedily
 from training.finetune import FinetuneConfig, LoraShape, add_adapter
 from training.folded_lora import fold_lora
-from training.loop import LanguageModelLoss, LoopConfig, share_of_step
+from training.loop import LanguageModelLoss, LoopConfig, Trainer, share_of_step
 from training.metrics import exact_answers, heldout_loss
 from training.packing import pack, plain_sample
 from training.sources import arithmetic_source, mix
@@ -194,6 +195,13 @@ def test_unknown_key_stops_training_with_its_name(tmp_path, tiny_base):
         ({"task": "poetry"}, "poetry"),
         ({"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 0}}, "micro_rows is 1 or more"),
         ({"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 1, "mixed_precision": "b16"}}, "mixed_precision is"),
+        ({"lora": {"target_modules": ["q_proj", "nope"]}}, "lora.target_modules: the base has no linear layer"),
+        ({"lora": {"target_modules": ["mlp"]}}, "no linear layer called 'mlp'"),
+        (
+            {"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 1, "row_tokens": 256}, "heldout_operands": [2, 24]},
+            "loop.row_tokens is 256, but the held-out expressions of 24 operands",
+        ),
+        ({"heldout_operands": [2], "heldout_problems": 100_000}, "different expressions of 2 operands"),
     ],
 )
 def test_bad_settings_stop_training_in_one_line(tmp_path, tiny_base, monkeypatch, capsys, change, message):
@@ -203,7 +211,126 @@ def test_bad_settings_stop_training_in_one_line(tmp_path, tiny_base, monkeypatch
     monkeypatch.setattr(sys, "argv", ["finetune", "--config", str(path)])
     with pytest.raises(SystemExit) as caught:
         finetune.main()
-    assert caught.value.code == 2 and message in capsys.readouterr().err
+    assert_one_line_error(caught.value, message, capsys)
+
+
+def assert_one_line_error(caught: SystemExit, message: str, capsys) -> None:
+    """Exit status 2 and one last line that says what is wrong."""
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.code == 2 and ": error: " in lines[-1] and message in lines[-1], lines
+
+
+@pytest.fixture
+def trainer_of(tiny_base):
+    """A function that makes a small trainer in this process: (run folder, steps, evaluation) -> Trainer."""
+
+    def stream(seed, shard, num_shards):
+        while True:
+            yield plain_sample(np.arange(300, 400))
+
+    def make(folder: Path, steps: int, evaluate=None) -> Trainer:
+        config = LoopConfig(steps=steps, rows_per_step=1, micro_rows=1, row_tokens=128, max_intervals=1, workers=0)
+        model = LlamaForCausalLM.from_pretrained(tiny_base)
+        return Trainer(model, lambda m: [torch.optim.SGD(m.parameters(), 0.1)], stream, config, folder, 0, evaluate)
+
+    yield make
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def checkpoints_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_training_survives_an_evaluation_that_fails(tmp_path, trainer_of):
+    """Would catch hours of training lost because the evaluation behind the last step raises."""
+
+    def fail(*_):
+        raise ValueError("no figures")
+
+    trainer = trainer_of(tmp_path, 2, fail)
+    with pytest.raises(ValueError, match="no figures"):
+        trainer.run()
+    assert checkpoints_in(tmp_path) == ["step-00000002"]
+    resumed = trainer_of(tmp_path, 2)
+    resumed.start(resume=True)
+    assert resumed.step == 2
+    trained = dict(trainer._loss.named_parameters())
+    assert all(torch.equal(p, trained[name]) for name, p in resumed._loss.named_parameters())
+
+
+def test_the_checkpoint_just_written_is_the_one_that_stays(tmp_path, trainer_of):
+    """Would catch a shorter run that deletes its own checkpoints and keeps an older run's, with higher numbers."""
+    (tmp_path / "checkpoints" / "step-00000009").mkdir(parents=True)
+    trainer_of(tmp_path, 2).run()
+    assert checkpoints_in(tmp_path) == ["step-00000002"]
+
+
+def test_start_refuses_checkpoints_that_do_not_belong(tmp_path, trainer_of, capsys):
+    """Would catch a new run over an old one, weights from beyond the last step, and a silent start from nothing."""
+    trainer = trainer_of(tmp_path / "new", 2)
+    trainer.start(resume=True)
+    assert capsys.readouterr().out == f"no checkpoint in {tmp_path / 'new'}: starting from the beginning\n"
+    trainer.run()
+    with pytest.raises(ValueError, match=r"pass --resume .* or remove the folder"):
+        trainer_of(tmp_path / "new", 2).start(resume=False)
+    with pytest.raises(ValueError, match=r"step-00000002 is beyond the last step: loop.steps is 1"):
+        trainer_of(tmp_path / "new", 1).start(resume=True)
+    trainer_of(tmp_path / "new", 3).start(resume=True)
+    trainer_of(tmp_path / "unused", 1).start(resume=False)
+
+
+def write_base_config(folder: Path) -> Path:
+    config = {
+        "text": str(folder / "no-text"),
+        "tokenizer": str(TOKENIZER),
+        "output": str(folder / "base"),
+        "run": str(folder / "run"),
+        "mixture": {"arithmetic-plain": 1},
+        "model": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "intermediate_size": 32},
+        "loop": {"steps": 1, "rows_per_step": 1, "micro_rows": 1, "max_intervals": 1},
+    }
+    path = folder / "base.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("module", [finetune, pretrain])
+@pytest.mark.parametrize(
+    ("arguments", "step", "message"),
+    [([], 1, "pass --resume"), (["--resume"], 9, "beyond the last step: loop.steps is 1")],
+)
+def test_used_run_folders_stop_training_in_one_line(
+    tmp_path, tiny_base, trainer_of, monkeypatch, capsys, module, arguments, step, message
+):
+    """Would catch an entry point that does not ask, or that answers with a stack trace."""
+    path = write_config(tmp_path, tiny_base, steps=1) if module is finetune else write_base_config(tmp_path)
+    monkeypatch.setattr(pretrain, "HELDOUT_PROBLEMS", 1)
+    (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(path), *arguments])
+    with pytest.raises(SystemExit) as caught:
+        module.main()
+    assert_one_line_error(caught.value, message, capsys)
+
+
+def test_base_with_rows_too_short_for_its_evaluation(tmp_path, monkeypatch, capsys):
+    """Would catch a base that is trained to the end and lost in the evaluation."""
+    path = write_base_config(tmp_path)
+    config = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(config | {"loop": config["loop"] | {"row_tokens": 128}}))
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(path)])
+    with pytest.raises(SystemExit) as caught:
+        pretrain.main()
+    assert_one_line_error(caught.value, "loop.row_tokens is 128, but the held-out expressions of", capsys)
+
+
+@pytest.mark.parametrize("name", ["finetune", "pretrain", "evaluate"])
+def test_entry_points_run_as_files(tmp_path, name):
+    """Would catch `python training/finetune.py` (and `accelerate launch` with it) that finds no package."""
+    command = [sys.executable, str(ROOT / "training" / f"{name}.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: {name}.py" in done.stdout
 
 
 def test_time_limit_and_cut_off_checkpoints(tmp_path, tiny_base):

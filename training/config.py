@@ -1,4 +1,4 @@
-"""YAML into dataclasses, strictly: an unknown or mistyped key is an error that names it."""
+"""YAML into dataclasses, strictly: an unknown, repeated or mistyped key is an error that names it."""
 
 import dataclasses
 import difflib
@@ -16,19 +16,43 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names file, key and what is expected."""
 
 
+class _RepeatedKeyError(yaml.YAMLError):
+    """A mapping gives the same key twice."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that refuses a repeated key; YAML's own rule is that the last one wins, silently."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping as nodes. Checked here, before merge keys (`<<`) copy keys from other mappings."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise _RepeatedKeyError(f"line {key.start_mark.line + 1}: the key '{key.value}' is given a second time")
+            seen.add((key.tag, key.value))
+        return node
+
+
 def load_config(path: str | Path, kind: type[T]) -> T:
     """Read a YAML file into the dataclass `kind`.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, or a key is unknown, missing or of the wrong type.
+        ConfigError: the file is missing or no YAML mapping, or a key is unknown, repeated, missing, of the wrong type
+            or out of its range. The message is one line.
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # The loader builds nothing but plain values, as yaml.safe_load does.
+        data = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except _RepeatedKeyError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     return build(data, kind, where=str(path))
 
 

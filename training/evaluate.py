@@ -17,6 +17,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:
+    # Run as a file (`python training/evaluate.py`): Python looks for modules in this folder, whose names (config,
+    # metrics, evaluate) could hide other packages, and not in the repository.
+    _FOLDER = Path(__file__).resolve().parent
+    sys.path[:] = [str(_FOLDER.parent), *(entry for entry in sys.path if Path(entry).resolve() != _FOLDER)]
+
 import torch
 
 from selfspan_core.model import SpanModel

@@ -7,8 +7,15 @@ header names. Saves safetensors in bfloat16.
 
 import argparse
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+if not __package__:
+    # Run as a file (`python` or `accelerate launch` with training/finetune.py): Python looks for modules in this
+    # folder, whose names (config, metrics, evaluate) could hide other packages, and not in the repository.
+    _FOLDER = Path(__file__).resolve().parent
+    sys.path[:] = [str(_FOLDER.parent), *(entry for entry in sys.path if Path(entry).resolve() != _FOLDER)]
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,12 +24,13 @@ from torch import nn
 from selfspan_core.model import load_base, resize_for_tokenizer
 from selfspan_core.provenance import provenance
 from selfspan_core.tasks import get_task
+from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
 from selfspan_core.tokenizer import SpanTokenizer
 from training import metrics, sources
 from training.arithmetic_data import evaluation_set
 from training.config import ConfigError, load_config
 from training.folded_lora import fold_lora
-from training.loop import LanguageModelLoss, LoopConfig, Trainer
+from training.loop import LanguageModelLoss, LoopConfig, Trainer, require_positive
 from training.packing import Sample, sample_of, without_mask
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -35,6 +43,13 @@ class LoraShape:
     rank: int = 20
     alpha: int = 40
     target_modules: tuple[str, ...] = ALL_LINEAR
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
+        if not self.target_modules:
+            raise ValueError("target_modules names no layer")
 
 
 @dataclass(frozen=True)
@@ -50,7 +65,8 @@ class FinetuneConfig:
         output: adapter folder; run: folder of metrics and checkpoints.
         mask_off_share: share of the examples that a span adapter sees without the span mask, so that it also answers
             with the mask off (what the app compares it with).
-        heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each.
+        heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each; their longest worked
+            solution has to fit into `loop.row_tokens`.
     """
 
     base: str
@@ -71,10 +87,34 @@ class FinetuneConfig:
             raise ValueError(f"mask_off_share is a share from 0 to 1, not {self.mask_off_share}")
         if self.mask_off_share and not self.annotated:
             raise ValueError("mask_off_share is for span adapters: without annotations there is no mask")
+        require_positive("learning_rate", self.learning_rate)
+        needed = get_task(self.task).max_reads_intervals
+        if self.annotated and self.loop.max_intervals < needed:
+            raise ValueError(
+                f"loop.max_intervals is {self.loop.max_intervals}, but a span adapter for the task {self.task} needs "
+                f"{needed} or more"
+            )
+        for operands in self.heldout_operands:
+            if not 2 <= operands <= MAX_OPERANDS:
+                raise ValueError(f"heldout_operands are numbers from 2 to {MAX_OPERANDS}, not {operands}")
+        if self.heldout_problems < 1:
+            raise ValueError(f"heldout_problems is 1 or more, not {self.heldout_problems}")
 
 
 def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConfig) -> PeftModel:
-    """Wrap a base in LoRA; a span adapter also trains the markers' rows of the (un)embedding."""
+    """Wrap a base in LoRA; a span adapter also trains the markers' rows of the (un)embedding.
+
+    Raises:
+        ValueError: `lora.target_modules` names something that is no linear layer of the base.
+    """
+    # PEFT is content if one of several names fits: the others would silently stay untrained.
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in config.lora.target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ValueError(
+                f"lora.target_modules: the base has no linear layer called '{target}'; there are: {', '.join(known)}"
+            )
     token_rows = None
     if config.annotated:
         rows = list(tokenizer.markers.ids)
@@ -93,8 +133,18 @@ def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConf
     return adapted
 
 
+def optimizers(model: nn.Module, config: FinetuneConfig) -> list[torch.optim.Optimizer]:
+    """AdamW on all that is trained."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
 class Heldout:
-    """Fresh expressions per operand count: the share whose whole solution greedy decoding reproduces."""
+    """Fresh expressions per operand count: the share whose whole solution greedy decoding reproduces.
+
+    Raises:
+        ValueError: a solution does not fit into `loop.row_tokens`, or there are too few expressions.
+    """
 
     def __init__(self, config: FinetuneConfig, task, tokenizer: SpanTokenizer) -> None:
         self._row = (config.loop.row_tokens, config.loop.max_intervals, tokenizer.pad_id)
@@ -103,6 +153,8 @@ class Heldout:
             problems = evaluation_set(operands, config.heldout_problems, seed=2)
             rendered = [task.render(p, tokenizer, config.annotated, with_steps=True) for p in problems]
             samples = [sample_of(r) for r in rendered]
+            lengths = [len(sample.ids) for sample in samples]
+            metrics.require_room(lengths, config.loop.row_tokens, f"the held-out expressions of {operands} operands")
             self._samples[f"exact/{operands}"] = samples
             if config.mask_off_share:
                 self._samples[f"exact_mask_off/{operands}"] = [without_mask(sample) for sample in samples]
@@ -139,31 +191,27 @@ def main() -> None:
     except ConfigError as error:
         parser.error(str(error))
     try:
-        tokenizer, task = SpanTokenizer.load(config.base), get_task(config.task)
+        tokenizer = SpanTokenizer.load(config.base)
+        heldout = Heldout(config, get_task(config.task), tokenizer)
         torch.manual_seed(config.loop.seed)
         base = load_base(config.base, torch.float32, "sdpa")
-    except (OSError, ValueError) as error:  # no such base, or none that can be used; no such task
+        resize_for_tokenizer(base, tokenizer)
+        model = add_adapter(base, tokenizer, config)
+        if config.fold_lora:
+            fold_lora(model)
+        trainer = Trainer(
+            model,
+            lambda trained: optimizers(trained, config),
+            sources.arithmetic_source(tokenizer, config.annotated, config.mask_off_share),
+            config.loop,
+            Path(config.run),
+            tokenizer.pad_id,
+            heldout,
+        )
+        trainer.start(arguments.resume)
+    # No such base, or one that cannot be used; settings that do not fit the base, the machine or the run folder.
+    except (OSError, ValueError) as error:
         parser.error(f"{arguments.config}: {error}")
-    resize_for_tokenizer(base, tokenizer)
-    model = add_adapter(base, tokenizer, config)
-    if config.fold_lora:
-        fold_lora(model)
-
-    def optimizers(trained: nn.Module) -> list[torch.optim.Optimizer]:
-        parameters = [p for p in trained.parameters() if p.requires_grad]
-        return [torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
-
-    trainer = Trainer(
-        model,
-        optimizers,
-        sources.arithmetic_source(tokenizer, config.annotated, config.mask_off_share),
-        config.loop,
-        Path(config.run),
-        tokenizer.pad_id,
-        Heldout(config, task, tokenizer),
-    )
-    if arguments.resume:
-        trainer.resume()
     model = trainer.run()
     if trainer.accelerator.is_main_process:
         report = {

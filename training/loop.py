@@ -1,7 +1,7 @@
 """The training loop: packed rows in, updates out; the same for pre-training and adapters, one process or several.
 
 Runs under `accelerate launch` unchanged. Progress, speed and ETA are printed; `metrics.jsonl` keeps every figure;
-checkpoints hold model, optimizers, step and data position, and a run with `resume` goes on where they stand.
+checkpoints hold model, optimizers and step, and a run with `--resume` goes on where the newest stands.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from training.masks import attention_implementation, visibility_mask
-from training.packing import IGNORE, Sample, pack, stack
+from training.packing import IGNORE, MAX_ROW_TOKENS, Sample, pack, stack
 
 SampleStream = Callable[[int, int, int], Iterator[Sample]]
 """`stream(seed, shard, num_shards)`: an endless iterator of samples; shards are disjoint or differently seeded."""
@@ -36,6 +36,8 @@ class LoopConfig:
         max_intervals: visible intervals recorded per query.
         warmup_steps, decay_from: linear warm-up, constant until the fraction `decay_from` of all steps, then
             linear to zero.
+        workers: processes that make batches; 0 makes them in the training process.
+        evaluate_every: steps between evaluations; 0 evaluates at the end only.
         max_seconds: stop cleanly with a checkpoint when this much time is used (None: no limit).
     """
 
@@ -57,17 +59,26 @@ class LoopConfig:
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "rows_per_step", "micro_rows", "row_tokens", "max_intervals", "log_every"):
+        rows = ("rows_per_step", "micro_rows", "row_tokens", "max_intervals")
+        for name in ("steps", *rows, "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
-        if self.checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every is 1 or more, not {self.checkpoint_every}")
+        for name in ("warmup_steps", "seed", "workers", "evaluate_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is 0 or more, not {getattr(self, name)}")
+        if not 0 <= self.decay_from <= 1:
+            raise ValueError(f"decay_from is a fraction from 0 to 1, not {self.decay_from}")
+        require_positive("max_grad_norm", self.max_grad_norm)
+        if self.max_seconds is not None and not self.max_seconds >= 0:
+            raise ValueError(f"max_seconds is 0 or more, not {self.max_seconds}")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision is no, bf16 or fp16, not {self.mixed_precision}")
         if self.rows_per_step % self.micro_rows:
             raise ValueError(f"rows_per_step ({self.rows_per_step}) is no multiple of micro_rows ({self.micro_rows})")
         if self.row_tokens % 128:
             raise ValueError(f"row_tokens ({self.row_tokens}) is no multiple of 128")
+        if self.row_tokens > MAX_ROW_TOKENS:
+            raise ValueError(f"row_tokens is at most {MAX_ROW_TOKENS}, not {self.row_tokens}")
 
     def lr_scale(self, step: int) -> float:
         """Factor on every learning rate at a step."""
@@ -75,6 +86,12 @@ class LoopConfig:
             return (step + 1) / self.warmup_steps
         decay_start = int(self.steps * self.decay_from)
         return min(1.0, (self.steps - step) / max(1, self.steps - decay_start))
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise a ValueError that names the setting unless it is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is a number above 0, not {value}")
 
 
 def share_of_step(config: LoopConfig, num_processes: int) -> tuple[int, int]:
@@ -163,6 +180,10 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {"ids": moved["ids"].long(), "labels": moved["labels"].long(), "bounds": moved["bounds"]}
 
 
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 class Trainer:
     """Runs a `LoopConfig`.
 
@@ -201,18 +222,39 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]
         self.step = 0
+        self._saved_step: int | None = None
         self.last_evaluation: dict[str, float] = {}
         output.mkdir(parents=True, exist_ok=True)
 
-    def resume(self) -> bool:
-        """Load the newest checkpoint, if there is one; says whether there was."""
-        checkpoints = sorted((self.output / "checkpoints").glob("step-*"))
-        if not checkpoints:
-            return False
-        self.accelerator.load_state(str(checkpoints[-1]))
-        self.step = int(checkpoints[-1].name.removeprefix("step-"))
-        self._print(f"resumed {checkpoints[-1]}")
-        return True
+    def start(self, resume: bool) -> None:
+        """Make ready for `run`: at the newest checkpoint (`resume`), or from the beginning in an unused run folder.
+
+        Raises:
+            ValueError: there are checkpoints that a new run would replace, or the newest is beyond the last step.
+        """
+        checkpoints = self._checkpoints()
+        if not resume:
+            if checkpoints:
+                raise ValueError(
+                    f"{checkpoints[-1]} is there from another run: pass --resume to go on from it, or remove the "
+                    f"folder {self.output} to start from the beginning"
+                )
+        elif not checkpoints:
+            self._print(f"no checkpoint in {self.output}: starting from the beginning")
+        else:
+            step = _step_of(checkpoints[-1])
+            if step > self.config.steps:
+                raise ValueError(
+                    f"{checkpoints[-1]} is beyond the last step: loop.steps is {self.config.steps}; raise it, or "
+                    f"remove the folder {self.output} to start from the beginning"
+                )
+            self.accelerator.load_state(str(checkpoints[-1]))
+            self.step = self._saved_step = step
+            self._print(f"resumed {checkpoints[-1]}")
+
+    def _checkpoints(self) -> list[Path]:
+        """Folders of finished checkpoints, the newest (by its step) last."""
+        return sorted((self.output / "checkpoints").glob("step-*"), key=_step_of)
 
     def run(self) -> nn.Module:
         """Train to the end (or to `max_seconds`), evaluate, and return the bare model."""
@@ -238,6 +280,8 @@ class Trainer:
             if out_of_time:
                 self._print(f"time limit of {config.max_seconds:.0f} s reached at step {self.step}")
                 break
+        if self._saved_step != self.step:
+            self.save()  # an evaluation that fails must not cost the training
         self._run_evaluation()
         return self.accelerator.unwrap_model(self._loss).model
 
@@ -250,7 +294,7 @@ class Trainer:
         return bool(self.accelerator.reduce(late, "sum").item())
 
     def save(self) -> None:
-        """Write a checkpoint and drop older ones; one that was cut off while it was written is never resumed."""
+        """Write a checkpoint and drop all others; one that was cut off while it was written is never resumed."""
         folder = self.output / "checkpoints" / f"step-{self.step:08d}"
         unfinished = folder.with_name("unfinished")
         self.accelerator.save_state(str(unfinished), safe_serialization=True)
@@ -258,9 +302,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
-            for old in sorted(folder.parent.glob("step-*"))[:-1]:
-                shutil.rmtree(old)
+            for other in self._checkpoints():
+                if other != folder:
+                    shutil.rmtree(other)
         self.accelerator.wait_for_everyone()
+        self._saved_step = self.step
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         config, accelerator = self.config, self.accelerator
@@ -303,8 +349,9 @@ class Trainer:
         config = self.config
         tokens_per_second = config.rows_per_step * config.row_tokens / seconds_per_step
         eta = int((config.steps - self.step) * seconds_per_step)
+        speed = f"{tokens_per_second / 1e6:.3f} M" if tokens_per_second > 1e5 else f"{tokens_per_second:,.0f}"
         self._print(
-            f"step {self.step}/{config.steps}  loss {loss:.4f}  {tokens_per_second / 1e6:.3f} M tokens/s  "
+            f"step {self.step}/{config.steps}  loss {loss:.4f}  {speed} tokens/s  "
             f"ETA {eta // 3600}:{eta // 60 % 60:02d}:{eta % 60:02d}"
         )
         self._record({"step": self.step, "loss": loss, "tokens_per_second": tokens_per_second})

@@ -4,13 +4,26 @@ Greedy decoding writes a given answer exactly if and only if every one of its to
 before it, so exactness needs one forward pass and no decoding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from training.loop import LanguageModelLoss, to_device
 from training.packing import IGNORE, Row, Sample, stack
+
+
+def require_room(lengths: Iterable[int], row_tokens: int, what: str) -> None:
+    """Check that held-out samples of these lengths (tokens) fit into rows: before training, not at its end.
+
+    Raises:
+        ValueError: one has more than `row_tokens` tokens; the message names the setting and `what` does not fit.
+    """
+    longest = max(lengths, default=0)
+    if longest > row_tokens:
+        raise ValueError(
+            f"loop.row_tokens is {row_tokens}, but {what} take up to {longest} tokens each: they do not fit into a row"
+        )
 
 
 def heldout_loss(module: LanguageModelLoss, device: torch.device, rows: Sequence[Row], micro_rows: int) -> float:

@@ -12,6 +12,8 @@ from selfspan_core.protocol import Rendered, Run
 
 IGNORE = -100
 NUM_OPEN_ROWS = 16
+MAX_ROW_TOKENS = 32_640
+"""The most that int16 bounds can hold, in whole blocks of 128."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,15 @@ tokens. Writes a transformers Llama folder (safetensors shards) and a report of 
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+import sys
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+if not __package__:
+    # Run as a file (`python` or `accelerate launch` with training/pretrain.py): Python looks for modules in this
+    # folder, whose names (config, metrics, evaluate) could hide other packages, and not in the repository.
+    _FOLDER = Path(__file__).resolve().parent
+    sys.path[:] = [str(_FOLDER.parent), *(entry for entry in sys.path if Path(entry).resolve() != _FOLDER)]
 
 import torch
 from torch import nn
@@ -20,7 +27,7 @@ from training import metrics, sources
 from training.arithmetic_data import evaluation_set
 from training.config import ConfigError, load_config
 from training.copy_data import copy_examples
-from training.loop import LanguageModelLoss, LoopConfig, Trainer
+from training.loop import LanguageModelLoss, LoopConfig, Trainer, require_positive
 from training.muon import StackedMuon
 from training.packing import Row, Sample, pack, plain_sample, sample_of
 from training.text_data import TextShards
@@ -41,6 +48,16 @@ class ModelConfig:
     num_kv_heads: int = 6
     intermediate_size: int = 1024
     max_position_embeddings: int = 4096
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} is 1 or more, not {getattr(self, field.name)}")
+        # Rotary embeddings turn pairs of a head's dimensions.
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(f"hidden_size ({self.hidden_size}) is no multiple of twice num_heads ({self.num_heads})")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) is no multiple of num_kv_heads ({self.num_kv_heads})")
 
     def build(self, tokenizer: SpanTokenizer) -> LlamaForCausalLM:
         """A freshly initialised model for this tokenizer."""
@@ -84,6 +101,16 @@ class PretrainConfig:
     weight_decay: float = 0.02
     shard_megabytes: int = 14
 
+    def __post_init__(self) -> None:
+        if not self.mixture:
+            raise ValueError("mixture names no source")
+        require_positive("matrix_lr", self.matrix_lr)
+        require_positive("other_lr", self.other_lr)
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay is 0 or more, not {self.weight_decay}")
+        if self.shard_megabytes < 1:
+            raise ValueError(f"shard_megabytes is 1 or more, not {self.shard_megabytes}")
+
 
 def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     """Muon on the layers' matrices, AdamW on embeddings and norms."""
@@ -97,7 +124,11 @@ def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Opt
 
 
 class Heldout:
-    """Held-out samples per source, never trained on; calling it gives losses and exact rates."""
+    """Held-out samples per source, never trained on; calling it gives losses and exact rates.
+
+    Raises:
+        OSError, ValueError: there are no token shards, or a sample does not fit into `loop.row_tokens`.
+    """
 
     def __init__(self, config: PretrainConfig, tokenizer: SpanTokenizer) -> None:
         loop, folder = config.loop, Path(config.text)
@@ -111,13 +142,19 @@ class Heldout:
         if sources.COPY in config.mixture:
             stream = copy_examples(folder, tokenizer, seed=1, split="heldout")
             self._copies = [next(stream) for _ in range(HELDOUT_COPIES)]
+            metrics.require_room(
+                (len(copy.ids) for copy in self._copies), loop.row_tokens, "the held-out copying tasks"
+            )
         task = get_task("arithmetic")
         self._problems: dict[int, list[Sample]] = {}
         if sources.ARITHMETIC_PLAIN in config.mixture:
             for operands in HELDOUT_OPERANDS:
                 problems = evaluation_set(operands, HELDOUT_PROBLEMS, seed=1)
                 rendered = [task.render(p, tokenizer, annotated=False, with_steps=True) for p in problems]
-                self._problems[operands] = [sample_of(r) for r in rendered]
+                samples = [sample_of(r) for r in rendered]
+                lengths = [len(sample.ids) for sample in samples]
+                metrics.require_room(lengths, loop.row_tokens, f"the held-out expressions of {operands} operands")
+                self._problems[operands] = samples
 
     def _pack(self, samples) -> list[Row]:
         rows, tokens = [], 0
@@ -181,20 +218,20 @@ def main() -> None:
         tokenizer = SpanTokenizer.load(config.tokenizer)
         samples = stream(config, tokenizer)
         heldout = Heldout(config, tokenizer)
-    except (OSError, ValueError) as error:  # no tokenizer, no token shards, no such source
+        torch.manual_seed(config.loop.seed)
+        trainer = Trainer(
+            config.model.build(tokenizer),
+            lambda model: optimizers(model, config),
+            samples,
+            config.loop,
+            Path(config.run),
+            tokenizer.pad_id,
+            heldout,
+        )
+        trainer.start(arguments.resume)
+    # No tokenizer, no token shards, no such source; settings that do not fit the machine or the run folder.
+    except (OSError, ValueError) as error:
         parser.error(f"{arguments.config}: {error}")
-    torch.manual_seed(config.loop.seed)
-    trainer = Trainer(
-        config.model.build(tokenizer),
-        lambda model: optimizers(model, config),
-        samples,
-        config.loop,
-        Path(config.run),
-        tokenizer.pad_id,
-        heldout,
-    )
-    if arguments.resume:
-        trainer.resume()
     model = trainer.run()
     if trainer.accelerator.is_main_process:
         report = {

@@ -1,14 +1,22 @@
 """Make all that is trained or measured: `python -m training.reproduce --text DIR --pairs DIR`.
 
-Token shards, base model, adapters, evaluation. A stage that is finished is skipped and one that was cut off goes on
-from its newest checkpoint, so the same command can be given again after any interruption. The tokenizer is not made
-anew: its ids are part of every stored weight (`python -m training.train_tokenizer` makes another).
+Token shards, base model, adapters, evaluation, speed on this CPU, and the tables of README and model card. A stage
+whose product exists is skipped, and training that was cut off goes on from its newest checkpoint, so the same command
+can be given again after any interruption. The repository holds the products of most stages, so a fresh clone has
+little to do: `--remake base arithmetic-span` makes those stages although their products exist, `--remake all`
+makes everything. What builds on a remade stage is not remade by itself: name it too.
+
+A remade training stage, too, goes on from the newest checkpoint in its run folder (`run` in its configuration), so an
+interrupted remake is continued by the same command. Where that checkpoint is the last one of a finished run, nothing
+is left to train: remove the run folder to train from the beginning. The tokenizer is not made anew: its ids are part
+of every stored weight (`python -m training.train_tokenizer` makes another).
 """
 
 import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +27,17 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. `product` is the file that exists once it is finished; `is_training` ones take `--resume`."""
+    """One command.
+
+    Attributes:
+        product: the file that exists once it is finished; None for a quick stage that always runs.
+        is_training: it takes `--resume`, and is tried again when it fails.
+    """
 
     name: str
     module: str
     arguments: tuple[str, ...]
-    product: Path
+    product: Path | None
     is_training: bool = False
 
     def command(self, num_gpus: int) -> list[str]:
@@ -59,6 +72,19 @@ def stages(text: str, pairs: str, workers: int, evaluation: tuple[str, ...]) -> 
         ),
         *adapters,
         Stage("evaluation", "training.evaluate", evaluation, Path("assets/results/arithmetic.json")),
+        Stage("cpu", "selfspan_core.bench_cpu", (), Path("assets/results/cpu_engine.json")),
+        Stage("report", "training.report", (), None),
+    ]
+
+
+def select(
+    all_stages: Sequence[Stage], remake: Collection[str], exists: Callable[[Path], bool] = Path.exists
+) -> list[Stage]:
+    """The stages to run, in order: those without their product, and those named in `remake` (or `all`)."""
+    return [
+        stage
+        for stage in all_stages
+        if stage.product is None or "all" in remake or stage.name in remake or not exists(stage.product)
     ]
 
 
@@ -84,18 +110,36 @@ def run(stage: Stage, logs: Path) -> None:
     raise RuntimeError(f"{stage.name} failed; see {log}")
 
 
-def main() -> None:
-    """Entry point."""
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line (by default this process's)."""
+    names = [stage.name for stage in stages("", "", 1, ())]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", required=True, help="folder of NAME-K.jsonl.xz files (id, title, text)")
     parser.add_argument("--pairs", required=True, help="folder of train_*.jsonl.xz files (id, article, summary)")
     parser.add_argument("--workers", type=int, default=16, help="processes that make token shards")
     parser.add_argument("--logs", type=Path, default=Path("runs/logs"))
+    parser.add_argument(
+        "--remake",
+        nargs="+",
+        default=[],
+        choices=[*names, "all"],
+        metavar="STAGE",
+        help=f"make these although their products exist: {', '.join(names)} or all",
+    )
     parser.add_argument("evaluation", nargs="*", help="arguments for training.evaluate, behind --")
-    arguments = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = parse_arguments()
     arguments.logs.mkdir(parents=True, exist_ok=True)
-    for stage in stages(arguments.text, arguments.pairs, arguments.workers, tuple(arguments.evaluation)):
-        if stage.product.exists():
+    all_stages = stages(arguments.text, arguments.pairs, arguments.workers, tuple(arguments.evaluation))
+    chosen = select(all_stages, arguments.remake)
+    if all(stage.product is None for stage in chosen):
+        print("every product exists; --remake STAGE ... (or --remake all) makes them anew", flush=True)
+    for stage in all_stages:
+        if stage not in chosen:
             print(f"{stage.name}: {stage.product} exists, skipped", flush=True)
             continue
         try:

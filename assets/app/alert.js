@@ -1,8 +1,8 @@
 // Why an input cannot be used, under the box. props.value: {"run", "message"} as JSON, or null.
 const line = element.querySelector(".ss-alert");
 watch("value", () => {
-  const { run, message } = props.value ? JSON.parse(props.value) : { run: "", message: "" };
-  line.dataset.run = run;
+  const { run, message } = props.value ? JSON.parse(props.value) : { run: null, message: "" };
+  if (run !== null) line.dataset.run = run;
   line.textContent = message;
   const box = document.querySelector("#expression textarea, #expression input");
   box?.setAttribute("aria-invalid", message ? "true" : "false");

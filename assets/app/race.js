@@ -33,7 +33,10 @@ const seconds = (value) => {
   const whole = Math.round(value);
   return `${Math.floor(whole / 60)}m ${whole % 60}s`;
 };
-const percent = (share) => `${share >= 0.9995 ? 100 : (100 * share).toFixed(share < 0.1 || share > 0.99 ? 1 : 0)}\u202f%`;
+const percent = (share) => {
+  const digits = share < 0.1 || (share > 0.99 && share < 0.9995) ? 1 : 0;
+  return `${(100 * share).toFixed(digits)}\u202f%`;
+};
 const times = (speedup) => (speedup ? `${rounded(speedup)}×` : "–");
 const brief = (text) => (text.length > 12 ? `${text.slice(0, 11)}…` : text);
 const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
@@ -227,7 +230,8 @@ class Pane {
     if (focused) for (const name of reading) if (this.segments.has(name)) wanted.add(this.segments.get(name));
     this.swap("lit", wanted, "lit");
     this.root.classList.toggle("focus", focused);
-    this.root.classList.toggle("everything", this.dense && phase !== "done");
+    const everything = this.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
+    this.root.classList.toggle("everything", everything);
     this.root.dataset.reading = focused ? reading.join(" ") : "";
     const name = this.line?.name ?? "a step";
     if (this.dense) this.say(phase === "done" ? "" : "every token reads everything before it");
@@ -380,7 +384,7 @@ find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
 
 let run = null; // the newest run: payloads of any other are late and ignored
 let started = null; // the run that the panes show
-let stopping = null; // the run for which Stop was pressed
+let stopped = null; // the run that Stop ended: what is still under way of it is late
 let patience = 0;
 
 function setState(state, text) {
@@ -406,6 +410,8 @@ function begin(payload) {
   line.textContent = "The lane whose own clock is behind writes next.";
   for (const name of ["token", "answer", "share"]) tile(name, "–");
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
+  const ofWhat = panes.dense.annotated ? "of dense KV read" : "of the plain lane’s KV read";
+  find(root, "[data-of-what]").textContent = ofWhat;
   setState("running", "Running.");
   show();
 }
@@ -434,9 +440,16 @@ function end(payload) {
   tile("token", times(finished.speedup_ms_per_token));
   tile("answer", times(finished.speedup_time_to_answer));
   tile("share", percent(finished.read_share));
-  const right = Object.values(finished.lanes).filter((result) => result.correct).length;
-  const verdicts = ["Both lanes are wrong.", "One lane is right, one is wrong.", "Both lanes are right."];
-  setState("done", verdicts[right]);
+  setState("done", verdict(Object.values(finished.lanes)));
+}
+
+function verdict(results) {
+  const right = results.filter((result) => result.correct).length;
+  const without = results.filter((result) => result.answer === null).length;
+  if (right === results.length) return "Both lanes are right.";
+  if (without === results.length) return "Neither lane got to an answer.";
+  if (without) return `One lane is ${right ? "right" : "wrong"}, one got to no answer.`;
+  return right ? "One lane is right, one is wrong." : "Both lanes are wrong.";
 }
 
 function halt(state, text) {
@@ -449,19 +462,24 @@ function halt(state, text) {
 
 function handle(payload, draw) {
   const { kind } = payload;
+  if (stopped !== null && payload.run === stopped) return;
   if (kind === "waiting") {
     run = payload.run;
     return wait("waiting", 700, "Waiting: another run has the device. Yours starts by itself.");
   }
   if (kind === "halted") {
-    // Sent when a run was cancelled or never got its turn; it does not know its name.
-    const superseded = stopping !== null && stopping !== run;
-    if (!BUSY.includes(root.dataset.state) || superseded) return;
-    if (stopping === run) return halt("stopped", "Stopped.");
-    return halt("failed", "The run could not start: too many are waiting. Try again in a moment.");
+    // A run that never got its turn; it does not know its name.
+    if (BUSY.includes(root.dataset.state)) {
+      halt("failed", "The run could not start: too many are waiting. Try again in a moment.");
+    }
+    return;
   }
   if (run !== null && Number(payload.run) < Number(run)) return;
   run = payload.run;
+  if (kind === "stopped") {
+    stopped = run;
+    return halt("stopped", "Stopped.");
+  }
   if (kind === "starting") return wait("starting", 1200, "Loading the model…");
   if (kind === "failed") return halt("failed", payload.message);
   if (["stopped", "failed"].includes(root.dataset.state) && started === run) return;
@@ -498,9 +516,6 @@ function drain() {
   payloads.forEach((payload, i) => handle(payload, i === newest || payload.end !== undefined));
 }
 
-document.addEventListener("click", (event) => {
-  if (event.target.closest?.("#stop")) stopping = run;
-});
 document.querySelector("#stop")?.setAttribute("aria-disabled", "true");
 watch("value", () => receive(props.value));
 receive(props.value);
