@@ -24,10 +24,11 @@ def example(num_operands: int) -> str:
     return next(text for text in task.examples if task.parse(text).num_operands == num_operands)
 
 
-def picture(page: Page, url: str, text: str, min_tokens: int) -> bytes:
+def picture(page: Page, url: str, text: str, comparison: str, min_tokens: int) -> bytes:
     """PNG of the page while a step that reads two segments is being written, from `min_tokens` tokens on."""
     with page.expect_response(lambda response: "/heartbeat/" in response.url):
         page.goto(url)
+    page.click(f"text={next(label for label, adapter in app.COMPARISONS if adapter == comparison)}")
     page.fill("#expression textarea", text)
     page.click("#run")
     freeze = page.context.new_cdp_session(page)
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("assets/app.png"))
     parser.add_argument("--operands", type=int, default=24)
     parser.add_argument("--min-tokens", type=int, default=300)
+    parser.add_argument("--comparison", choices=[adapter for _, adapter in app.COMPARISONS], default="span")
     parser.add_argument("--dark", action="store_true")
     arguments = parser.parse_args()
     session = app.LazySession()
@@ -60,7 +62,7 @@ def main() -> None:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         scheme = "dark" if arguments.dark else "light"
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
-        data = picture(page, url, example(arguments.operands), arguments.min_tokens)
+        data = picture(page, url, example(arguments.operands), arguments.comparison, arguments.min_tokens)
         browser.close()
     demo.close(verbose=False)
     Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS).save(arguments.out, optimize=True)

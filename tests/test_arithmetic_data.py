@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from arithmetic_tools import CharacterTokenizer, value
 
 from selfspan_core.tasks.arithmetic import MAX_TOKENS, Arithmetic, is_held_out
-from selfspan_core.tasks.arithmetic_random import Grower, Mix, random_tree
+from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, DIFFERENCES_MIX, Grower, Mix, random_tree
 from selfspan_core.tasks.arithmetic_tree import MAX_VALUE, Literal, Operation, canonical, evaluate
 from training import arithmetic_data
 from training.arithmetic_data import Lengths, Statistics, evaluation_set, examples, problems, random_expression
@@ -92,6 +93,28 @@ def test_split_is_pinned():
     held_out = [text for text in texts if is_held_out(text)]
     assert 100 < len(held_out) < 220
     assert held_out[:3] == ["0+6", "0+34", "0+66"]
+
+
+@pytest.mark.parametrize("num_operands", [2, 5, 23, 64])
+def test_more_differences_are_still_valid_expressions(num_operands):
+    """Catches a number changed into one that no input may hold, or a value that the tree no longer has."""
+    rng = random.Random(num_operands)
+    for _ in range(40):
+        problem = random_expression(rng, num_operands, DIFFERENCES_MIX)
+        assert problem.num_operands == num_operands
+        assert Arithmetic().parse(problem.text) == problem
+
+
+def test_more_differences_are_more():
+    """Catches a mix that no longer sets differences up so that leading digits cancel."""
+
+    def share(mix) -> float:
+        steps = [step for problem in itertools.islice(problems(5, 0, mix=mix), 250) for step in problem.reductions]
+        differences = [re.search(r"(\d{3,})-(\d+)\)?=$", step.work) for step in steps]
+        cancelled = [d for d in differences if d and len(str(int(d[1]) - int(d[2]))) < len(d[1])]
+        return len(cancelled) / len(steps)
+
+    assert share(DIFFERENCES_MIX) > 2 * share(DEFAULT_MIX)
 
 
 def test_evaluation_set_that_cannot_be_filled(monkeypatch):

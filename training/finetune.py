@@ -24,6 +24,7 @@ from torch import nn
 from selfspan_core.model import load_base, resize_for_tokenizer
 from selfspan_core.provenance import provenance
 from selfspan_core.tasks import get_task
+from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, DIFFERENCES_MIX
 from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
 from selfspan_core.tokenizer import SpanTokenizer
 from training import metrics, sources
@@ -65,6 +66,8 @@ class FinetuneConfig:
         output: adapter folder; run: folder of metrics and checkpoints.
         mask_off_share: share of the examples that a span adapter sees without the span mask, so that it also answers
             with the mask off (what the app compares it with).
+        more_differences: train on three times as many differences whose leading digits cancel
+            (`arithmetic_random.DIFFERENCES_MIX`).
         heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each; their longest worked
             solution has to fit into `loop.row_tokens`.
     """
@@ -79,6 +82,7 @@ class FinetuneConfig:
     lora: LoraShape = LoraShape()
     fold_lora: bool = False
     mask_off_share: float = 0.0
+    more_differences: bool = False
     heldout_operands: tuple[int, ...] = (8, 24, 48)
     heldout_problems: int = 96
 
@@ -202,7 +206,12 @@ def main() -> None:
         trainer = Trainer(
             model,
             lambda trained: optimizers(trained, config),
-            sources.arithmetic_source(tokenizer, config.annotated, config.mask_off_share),
+            sources.arithmetic_source(
+                tokenizer,
+                config.annotated,
+                config.mask_off_share,
+                DIFFERENCES_MIX if config.more_differences else DEFAULT_MIX,
+            ),
             config.loop,
             Path(config.run),
             tokenizer.pad_id,

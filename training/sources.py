@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, Mix
 from selfspan_core.tokenizer import SpanTokenizer
 from training.arithmetic_data import examples as arithmetic_examples
 from training.copy_data import copy_examples
@@ -43,7 +44,9 @@ def copy_source(folder: Path, tokenizer: SpanTokenizer) -> ShardedSource:
     return stream
 
 
-def arithmetic_source(tokenizer: SpanTokenizer, annotated: bool, mask_off_share: float = 0.0) -> ShardedSource:
+def arithmetic_source(
+    tokenizer: SpanTokenizer, annotated: bool, mask_off_share: float = 0.0, mix: Mix = DEFAULT_MIX
+) -> ShardedSource:
     """Worked arithmetic, with or without markers; names start at a random anchor.
 
     Of the examples, `mask_off_share` (chosen at random) are seen without the span mask: every token sees all before it.
@@ -51,7 +54,7 @@ def arithmetic_source(tokenizer: SpanTokenizer, annotated: bool, mask_off_share:
 
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
         rng = random.Random(f"mask off {seed} {shard}")
-        for rendered in arithmetic_examples(seed, shard, tokenizer, annotated):
+        for rendered in arithmetic_examples(seed, shard, tokenizer, annotated, mix=mix):
             sample = sample_of(rendered)
             yield without_mask(sample) if rng.random() < mask_off_share else sample
 

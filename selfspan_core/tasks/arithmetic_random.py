@@ -25,6 +25,8 @@ class Mix:
         negative_literal: share of numbers with a minus.
         negation: share of operations put into `-(...)`.
         wide_divisor: how often a division whose divisor is a number is set up to have a two-digit divisor.
+        near_difference: how often a sum of two worked-out operands, the second of them a product, is set up so that
+            leading digits cancel (1994-1932): rare by chance, and what models miscalculate most.
     """
 
     shapes: tuple[tuple[str, float], ...] = (("flat", 0.25), ("groups", 0.25), ("binary", 0.3), ("chain", 0.2))
@@ -33,9 +35,12 @@ class Mix:
     negative_literal: float = 0.05
     negation: float = 0.03
     wide_divisor: float = 0.6
+    near_difference: float = 0.0
 
 
 DEFAULT_MIX = Mix()
+DIFFERENCES_MIX = Mix(shapes=(*DEFAULT_MIX.shapes, ("pairs", 0.3)), near_difference=0.8)
+"""Three times as many differences whose leading digits cancel; for training only."""
 
 
 def random_tree(rng: random.Random, num_operands: int, mix: Mix = DEFAULT_MIX) -> Node:
@@ -119,6 +124,8 @@ class Grower:
         return Literal(value), value
 
     def _sum(self, left: Grown | None, op: str, right: Grown | None) -> Grown | None:
+        if left and right and self.mix.near_difference and self.rng.random() < self.mix.near_difference:
+            right = self._fit_near(left[1] if op == "-" else -left[1], right) or right
         left, right = left or self._draw(), right or self._draw()
         value = left[1] + right[1] if op == "+" else left[1] - right[1]
         return (Operation(op, left[0], right[0]), value) if abs(value) <= MAX_VALUE else None
@@ -214,6 +221,18 @@ class Grower:
             return None
         number = step * self.rng.randint(1, most)
         return Operation("*", node.left, Literal(number)), base * number
+
+    def _fit_near(self, target: int, right: Grown) -> Grown | None:
+        """Change the last factor of a product so that its value comes close to `target`, on either side of it."""
+        node = right[0]
+        if not isinstance(node, Operation) or node.op != "*" or not isinstance(node.right, Literal) or right[1] == 0:
+            return None
+        base = right[1] // node.right.value
+        number = target // base + self.rng.randint(0, 1)
+        value = base * number
+        if not 1 <= abs(number) <= MAX_LITERAL or abs(value) > MAX_VALUE:
+            return None
+        return Operation("*", node.left, Literal(number)), value
 
     def _fit_divisor(self, dividend: int, right: Grown) -> Grown | None:
         """Change the last number of a sum or product so that it divides `dividend`, by more than 1."""

@@ -1,7 +1,8 @@
 """Shapes of random expressions: trees of operations without operators or numbers yet.
 
 `flat` (no parentheses, precedence decides), `groups` (short parenthesised groups in a flat chain), `binary` (any
-tree), `chain` (one number at a time joins on the left or the right of what there is).
+tree), `chain` (one number at a time joins on the left or the right of what there is), `pairs` (sums of two products
+each, summed up).
 """
 
 import random
@@ -68,4 +69,14 @@ def _chain(rng: random.Random, num_operands: int) -> Shape:
     return shape
 
 
-SHAPES = {"flat": _flat, "groups": _groups, "binary": _binary, "chain": _chain}
+def _pairs(rng: random.Random, num_operands: int) -> Shape:
+    terms = []
+    while num_operands:
+        size = min(num_operands, rng.randint(4, 7))
+        num_operands -= size
+        sizes = [size] if size < 4 else [num_left := rng.randint(2, size - 2), size - num_left]
+        terms.append(_fold([_fold([None] * part, "*") for part in sizes], SUM))
+    return _fold(terms, SUM)
+
+
+SHAPES = {"flat": _flat, "groups": _groups, "binary": _binary, "chain": _chain, "pairs": _pairs}
