@@ -32,7 +32,9 @@ def provenance() -> dict:
 def command() -> str:
     """The command line of this run; of absolute paths outside the working directory only the last part."""
     module = getattr(sys.modules["__main__"].__spec__, "name", None) if sys.modules["__main__"].__spec__ else None
-    program = ["python", "-m", module.removesuffix(".__main__")] if module else ["python", Path(sys.argv[0]).name]
+    program = (
+        ["python", "-m", module.removesuffix(".__main__")] if module else ["python", _without_private_path(sys.argv[0])]
+    )
     return shlex.join([*program, *map(_without_private_path, sys.argv[1:])])
 
 

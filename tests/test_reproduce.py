@@ -1,5 +1,6 @@
 """Which stages `training.reproduce` runs; nothing is run here."""
 
+import subprocess
 import sys
 
 import pytest
@@ -80,3 +81,14 @@ def test_what_is_run_and_said(tmp_path, monkeypatch, capsys, options, ran, hint)
     assert started == ran
     assert ("--remake STAGE" in out) == hint
     assert "base: assets/base/pretraining.json exists, skipped" in out
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(1, 3), (2, 1)])
+def test_only_what_may_succeed_is_tried_again(tmp_path, monkeypatch, status, attempts):
+    """Would catch three rounds of the same wrong setting, or a lost GPU that ends the run at once."""
+    tried = []
+    done = subprocess.CompletedProcess([], status)
+    monkeypatch.setattr(reproduce.subprocess, "run", lambda command, **_: tried.append(command) or done)
+    with pytest.raises(RuntimeError, match="base failed"):
+        reproduce.run(next(stage for stage in ALL if stage.name == "base"), tmp_path)
+    assert len(tried) == attempts

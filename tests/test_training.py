@@ -352,6 +352,9 @@ def test_command_without_private_paths(monkeypatch):
     inside = str(Path.cwd() / "assets" / "base")
     monkeypatch.setattr(sys, "argv", ["x", "--base", inside, "--out=/home/me/out.json", "/home/me/a b", "--n", "5"])
     assert provenance.command().endswith(" --base assets/base --out=out.json 'a b' --n 5")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys, "argv", [str(Path.cwd() / "training" / "finetune.py"), "--resume"])
+    assert provenance.command() == "python training/finetune.py --resume"
 
 
 @pytest.mark.parametrize("operands", ["1", "65"])

@@ -105,7 +105,8 @@ def run(stage: Stage, logs: Path) -> None:
         if status == 0:
             return
         print(f"{stage.name} failed with status {status}, attempt {attempt} of {ATTEMPTS}; see {log}", flush=True)
-        if not stage.is_training:
+        # 2 is a setting that is wrong: it will not be right the next time.
+        if not stage.is_training or status == 2:
             break
     raise RuntimeError(f"{stage.name} failed; see {log}")
 
