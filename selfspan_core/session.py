@@ -142,8 +142,9 @@ class Session:
     def _warm(self, run: Run) -> None:
         """Each lane's prefill once, in nobody's clock.
 
-        The first forward of a new length is slower than the next, by up to a quarter on a CPU: without this the lane
-        that steps first would pay for both.
+        The first forward of a new length is a little slower than the next: without this the lane that steps first pays
+        for both. Median time to the first token on two quiet CPU cores, dense over sparse, short expressions: 1.015 to
+        1.031 without, 1.005 to 1.018 with.
         """
         for lane in run.lanes if len(run.lanes) > 1 else ():
             with Race({lane.spec.id: self._events(run, lane)}) as race:

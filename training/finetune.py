@@ -225,9 +225,7 @@ def main() -> None:
     if trainer.accelerator.is_main_process:
         report = {
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "tokens": trainer.step * config.loop.rows_per_step * config.loop.row_tokens,
-            "num_processes": trainer.accelerator.num_processes,
-            "heldout": trainer.last_evaluation,
+            **trainer.report(),
             "config": asdict(config),
             **provenance(),
         }

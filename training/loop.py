@@ -285,6 +285,14 @@ class Trainer:
         self._run_evaluation()
         return self.accelerator.unwrap_model(self._loss).model
 
+    def report(self) -> dict:
+        """What a trained model's report says of its run: tokens seen, processes, the last held-out figures."""
+        return {
+            "tokens": self.step * self.config.rows_per_step * self.config.row_tokens,
+            "num_processes": self.accelerator.num_processes,
+            "heldout": self.last_evaluation,
+        }
+
     def _out_of_time(self, started: float) -> bool:
         """Whether any process has used up `max_seconds`: all of them must stop at the same step."""
         limit = self.config.max_seconds
