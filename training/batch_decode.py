@@ -120,7 +120,7 @@ def decode_greedily(
     rows = [_Row(prompt, markers, sparse, annotated) for prompt in prompts]
     longest = max(row.length for row in rows)
     capacity = min(model.max_context, longest + max_new_tokens)
-    reader = BatchReader(model, len(rows), _aligned(longest + MASK_ALIGNMENT))
+    reader = BatchReader(model, len(rows), aligned(longest + MASK_ALIGNMENT))
     next_ids = _prefill(model, reader, rows, longest)
     active = list(rows)
     while True:
@@ -145,7 +145,8 @@ def replay(example: Rendered, markers: Markers, sparse: bool, annotated: bool) -
     return row.decoded
 
 
-def _aligned(length: int) -> int:
+def aligned(length: int) -> int:
+    """The length rounded up to what fused attention likes its masks to be."""
     return -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
 
 
@@ -191,7 +192,7 @@ def _step(model: SpanModel, reader: BatchReader, active: list[_Row], sparse: boo
     place = [(row.last_id, row.state.position) for row in active]
     ids, positions = torch.tensor(place, device=model.device).unbind(1)
     # Finished rows not yet dropped go through again with their last token; nobody reads what comes of it.
-    limit = _aligned(max(row.state.position for row in active) + 1)
+    limit = aligned(max(row.state.position for row in active) + 1)
     reader.plan_tokens(positions, torch.tensor(bounds, dtype=torch.int32, device=model.device), limit)
     last = torch.zeros(len(active), dtype=torch.long, device=model.device)
     return model.forward_rows(ids[:, None], positions[:, None], last, reader).argmax(-1)

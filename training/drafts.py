@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
-from training.batch_decode import Decoded, decode_greedily, replay
+from training.batch_decode import Decoded, aligned, decode_greedily, replay
 from training.masks import dense_mask
 from training.packing import Row, sample_of
 
@@ -77,7 +77,7 @@ def decode_by_drafts(
 @torch.inference_mode()
 def would_write(model: SpanModel, drafts: Sequence[Rendered], sparse: bool) -> list[bool]:
     """Whether greedy decoding writes each draft's answer token for token, in one forward pass over all of them."""
-    length = max(len(draft.ids) for draft in drafts)
+    length = aligned(max(len(draft.ids) for draft in drafts))
     ids = torch.tensor([draft.ids + [0] * (length - len(draft.ids)) for draft in drafts], device=model.device)
     positions = torch.arange(length, device=model.device).expand(len(drafts), -1)
     mask = _span_mask(drafts, length, model.device) if sparse else None
