@@ -10,10 +10,12 @@ is the same thing with a memory, for decoding: planned once per token on the hos
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from selfspan_core.intervals import Interval
 from selfspan_core.kv_cache import KVCache
@@ -21,6 +23,9 @@ from selfspan_core.reference import masked_attention, visibility_mask
 from selfspan_core.tracker import MAX_BODY_TOKENS, Phase, State
 
 IMPLS = ("reference", "gather", "cuda")
+# cuDNN's attention is compiled anew for every length that it meets, and decoding meets a new one with every token: tens
+# of milliseconds per token where these need well under one.
+LENGTH_FREE_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class ImplUnavailable(RuntimeError):
@@ -54,6 +59,11 @@ def require_impl(impl: str, device: torch.device | str) -> None:
         raise ImplUnavailable(reason)
 
 
+def length_free_kernels(device: torch.device) -> AbstractContextManager:
+    """While it is open, PyTorch's fused attention on this device uses kernels that take any length as they are."""
+    return sdpa_kernel(LENGTH_FREE_BACKENDS) if device.type == "cuda" else nullcontext()
+
+
 def fused_one_query(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
     """PyTorch's fused attention of one query over all the keys that it is given.
 
@@ -68,12 +78,12 @@ def fused_one_query(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     Returns:
         `[1, num_heads, 1, head_dim]`.
     """
-    num_heads, num_kv_heads = query.shape[1], keys.shape[1]
-    if num_heads == num_kv_heads:
-        return F.scaled_dot_product_attention(query, keys, values, scale=scale)
-    grouped = query.view(1, num_kv_heads, num_heads // num_kv_heads, query.shape[3])
+    num_kv_heads = keys.shape[1]
+    grouped = query.view(1, num_kv_heads, query.shape[1] // num_kv_heads, query.shape[3])
+    with length_free_kernels(query.device):
+        attended = F.scaled_dot_product_attention(grouped, keys, values, scale=scale)
     # On CUDA the result may be laid out otherwise than the query.
-    return F.scaled_dot_product_attention(grouped, keys, values, scale=scale).reshape(query.shape)
+    return attended.reshape(query.shape)
 
 
 def attend(
@@ -161,7 +171,8 @@ class DenseReader:
             values = cache.values[layer].narrow(2, 0, start + 1)
             return fused_one_query(query, keys, values, scale)
         grouped = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        with length_free_kernels(query.device):
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
 class ReferenceReader:

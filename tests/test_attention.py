@@ -139,6 +139,17 @@ def test_low_precision_keeps_its_dtype_and_is_close():
 # ---- cache
 
 
+def test_kernels_compiled_per_length_are_left_out_on_cuda_only():
+    """Would catch cuDNN's attention in decoding: 40 ms per token for its plans, where the rest takes 8."""
+    backends = torch.backends.cuda
+    before = backends.cudnn_sdp_enabled(), backends.flash_sdp_enabled()
+    with attention.length_free_kernels(torch.device("cuda")):
+        assert not backends.cudnn_sdp_enabled() and backends.flash_sdp_enabled() and backends.math_sdp_enabled()
+    with attention.length_free_kernels(torch.device("cpu")):
+        assert (backends.cudnn_sdp_enabled(), backends.flash_sdp_enabled()) == before
+    assert (backends.cudnn_sdp_enabled(), backends.flash_sdp_enabled()) == before
+
+
 def test_cache_moves_positions_between_capacities():
     """Would catch a gather that mixes up layers, keys and values, or positions."""
     source, target = (KVCache(3, 2, 4, capacity, torch.float32, torch.device("cpu")) for capacity in (20, 9))
