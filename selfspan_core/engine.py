@@ -11,10 +11,11 @@ from typing import Literal
 
 import torch
 
-from selfspan_core.attention import make_reader, require_impl
+from selfspan_core.attention import require_impl
 from selfspan_core.intervals import Interval
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
+from selfspan_core.readers import make_reader
 from selfspan_core.tracker import Phase, State, StepRecord, Tracker
 
 

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from selfspan_core.attention import Reader
 from selfspan_core.kv_cache import KVCache
+from selfspan_core.locate import why_not_found
+from selfspan_core.readers import Reader
 
 if TYPE_CHECKING:
     from selfspan_core.tokenizer import SpanTokenizer
@@ -108,7 +109,7 @@ class SpanModel:
         if tokenizer is None:
             from selfspan_core.tokenizer import SpanTokenizer
 
-            _check_folder(base)
+            _require_base(base)
             try:
                 tokenizer = SpanTokenizer.load(base)
             except (OSError, ValueError) as error:
@@ -181,7 +182,7 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
     Raises:
         ModelError: not found, incomplete, or of an architecture that is not supported.
     """
-    _check_folder(base)
+    _require_base(base)
     try:
         config = AutoConfig.from_pretrained(base)
         if config.model_type not in FAMILIES:
@@ -211,11 +212,11 @@ def resize_for_tokenizer(hf: PreTrainedModel, tokenizer: "SpanTokenizer") -> Non
         hf.resize_token_embeddings(tokenizer.vocab_size)
 
 
-def _check_folder(base: str | Path) -> None:
+def _require_base(base: str | Path) -> None:
     """Say plainly that a folder is missing, instead of asking the hub for a model of that name."""
-    looks_like_path = isinstance(base, Path) or str(base).startswith((".", "/", "~")) or str(base).count("/") > 1
-    if looks_like_path and not Path(base).is_dir():
-        raise ModelError(f"there is no model folder {str(base)!r}")
+    reason = why_not_found(base)
+    if reason is not None:
+        raise ModelError(reason)
 
 
 def _lay_out_for_one_row(hf: PreTrainedModel) -> None:

@@ -363,10 +363,10 @@ def test_real_ticks_are_json_and_both_lanes_agree(tiny):
     ("change", "message"),
     [
         ({"--span-adapter": "/no/such/folder"}, "no adapter folder '/no/such/folder'"),
-        ({"--model": "/no/such/base"}, "no base model folder '/no/such/base'"),
+        ({"--model": "/no/such/base"}, "no model folder '/no/such/base'"),
         ({"--device": "tpu"}, "auto, cpu, cuda"),
         ({"--impl": "magic"}, "magic"),
-        ({"--impl": "cuda"}, "needs a CUDA device"),
+        ({"--impl": "cuda"}, "need a CUDA device"),
     ],
 )
 def test_missing_things_are_named(monkeypatch, capsys, tiny, change, message):

@@ -188,6 +188,21 @@ def test_lanes_agree_on_cuda(dtype):
     assert sampled[0] == sampled[1] and len(sampled[0]) > 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_kernel_serves_the_engine(dtype):
+    """`impl="cuda"` against the oracle on whole examples: would catch a step planned for another token's intervals."""
+    shape = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    prompt, forced = example_run(0)
+    exact = logits(run(Engine(SpanModel(tiny_hf(**shape)), MARKERS), prompt, "reference", forced))
+    rounded = logits(run(Engine(SpanModel(tiny_hf(**shape).to(dtype)), MARKERS), prompt, "reference", forced)).float()
+    engine = Engine(SpanModel(tiny_hf(**shape).to("cuda", dtype)), MARKERS)
+    events = engine.generate(prompt, "sparse", "cuda", forced_tokens=forced, with_logits=True)
+    served = logits(list(events)).float().cpu()
+    assert (served - exact).abs().max() < 1e-3 + 2 * (rounded - exact).abs().max()
+
+
 def test_weights_laid_out_for_one_row_are_the_same_model():
     """Would catch a layout that changes values or unties the output layer."""
     hf = tiny_hf(tie_word_embeddings=True)

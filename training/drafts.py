@@ -32,7 +32,7 @@ class DraftReader:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """See `selfspan_core.attention.Reader`."""
+        """See `selfspan_core.readers.Reader`."""
         grouped = query.shape[1] != key.shape[1]
         causal = self._mask is None
         return F.scaled_dot_product_attention(

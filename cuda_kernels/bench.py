@@ -1,0 +1,363 @@
+"""The attention kernel against its peers: `python -m cuda_kernels.bench`.
+
+Physics: a decode query does two operations per key or value byte that it reads (times the heads of a group), a GPU can
+do hundreds, so the time is bytes over bandwidth. The bytes are
+
+    keys and values of the visible tokens, once per key/value head  +  queries, outputs and the interval table
+
+and the bandwidth is what a kernel that does nothing but read reaches on this GPU, measured in the same run. Their
+quotient is the limit: nothing that reads what was selected gets far beyond it.
+
+Method: every figure is the median over replays of a CUDA graph that calls the kernel once per set of inputs, divided by
+the number of sets. There are as many sets as it takes to be several times the second-level cache, each with random
+values and intervals of its own. All of a shape's kernels run in one process, interleaved case by case. Writes
+`assets/results/kernel_<gpu>.json`.
+"""
+
+import argparse
+import json
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend
+
+from cuda_kernels import peers
+from cuda_kernels.launch import SpanAttention
+from cuda_kernels.loader import FOLDER, source
+from cuda_kernels.selections import ALL, SELECTIONS, Selection, choose, kept_blocks
+
+BYTES_PER_ELEMENT = 2
+DENSITIES = (0.05, 0.1, 0.25, 0.5, 0.75)
+SET_BYTES = 1.5e9
+MAX_SETS = 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of one decode step's attention."""
+
+    num_heads: int
+    num_kv_heads: int
+    batch: int
+    context: int
+    head_dim: int = 128
+
+    @property
+    def name(self) -> str:
+        """For tables: `32/8, 8 x 4096, d 128`."""
+        return f"{self.num_heads}/{self.num_kv_heads}, {self.batch} x {self.context}, d {self.head_dim}"
+
+    def cache_bytes(self, num_tokens: float) -> float:
+        """Keys and values of so many tokens, over all rows together."""
+        return 2 * BYTES_PER_ELEMENT * self.num_kv_heads * self.head_dim * num_tokens
+
+    @property
+    def dense_bytes(self) -> float:
+        """Keys and values of the whole context."""
+        return self.cache_bytes(self.batch * self.context)
+
+    @property
+    def vector_bytes(self) -> int:
+        """Queries and outputs."""
+        return 2 * BYTES_PER_ELEMENT * self.batch * self.num_heads * self.head_dim
+
+
+SHAPES = (
+    *(
+        Shape(32, kv, batch, context)
+        for kv in (32, 8)
+        for batch, context in ((1, 16384), (8, 4096), (32, 2048), (32, 8192))
+    ),
+    Shape(32, 32, 64, 2048),
+    Shape(32, 8, 64, 8192),
+    Shape(32, 8, 4, 32768),
+    Shape(32, 8, 1, 131072),
+    Shape(32, 4, 8, 8192),
+    Shape(32, 32, 32, 2048, 64),
+    Shape(32, 8, 32, 2048, 64),
+)
+
+
+class Bench:
+    """One shape's inputs and clock.
+
+    Args:
+        shape: what is measured.
+        seed: of values and intervals.
+        replays: per figure.
+    """
+
+    def __init__(self, shape: Shape, seed: int, replays: int) -> None:
+        self.shape, self.replays = shape, replays
+        self.generator = torch.Generator("cuda").manual_seed(seed)
+        num_sets = min(MAX_SETS, max(2, math.ceil(SET_BYTES / shape.dense_bytes)))
+        self.sets = [self._tensors() for _ in range(num_sets)]
+
+    def _tensors(self) -> peers.Tensors:
+        shape = self.shape
+        make = lambda heads, *rest: torch.randn(  # noqa: E731
+            shape.batch, heads, *rest, shape.head_dim, generator=self.generator, device="cuda", dtype=torch.bfloat16
+        )
+        cache = (shape.num_kv_heads, shape.context)
+        return peers.Tensors(make(shape.num_heads), make(*cache), make(*cache))
+
+    def microseconds(self, calls: Sequence[Callable[[], object]]) -> float:
+        """Median time of one call: the calls, one per set, are captured together and replayed."""
+        for call in calls:
+            call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for call in calls:
+                call()
+        times = []
+        for replay in range(self.replays + 3):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if replay >= 3:
+                times.append(1000 * begin.elapsed_time(end) / len(calls))
+        return statistics.median(times)
+
+    def dense(self) -> dict:
+        """PyTorch's dense attention by the two backends that serve decoding."""
+        backends = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+        figures = {}
+        for name, backend in backends.items():
+            calls = [peers.sdpa_dense(one, backend) for one in self.sets]
+            figures[name] = attempt(lambda calls=calls: {"us": self.microseconds(calls)})
+        return figures
+
+    def ours(self, selection: Selection, density: float) -> dict:
+        """The kernel on fresh intervals, with and without planning."""
+        shape = self.shape
+        tables = [choose(selection, density, shape.batch, shape.context, self.generator) for _ in self.sets]
+        served = [self._served(table) for table in tables]
+        outs = [torch.empty_like(one.query) for one in self.sets]
+        attend = [_call(*x) for x in zip(served, self.sets, outs, strict=True)]
+        plan = [_plan(one, table, shape.context) for one, table in zip(served, tables, strict=True)]
+        both = [_in_turn(*pair) for pair in zip(plan, attend, strict=True)]
+        visible = statistics.fmean(float((table[0][..., 1] - table[0][..., 0]).sum()) for table in tables)
+        num_spans = tables[0][0].shape[1]
+        num_bytes = shape.cache_bytes(visible) + shape.vector_bytes + 8 * num_spans * shape.batch
+        return {
+            "us": self.microseconds(attend),
+            "us_with_plan": self.microseconds(both),
+            "plan_us": self.microseconds(plan),
+            "kept": visible / (shape.batch * shape.context),
+            "spans_per_row": num_spans,
+            "bytes": num_bytes,
+        }
+
+    def _served(self, table: tuple[torch.Tensor, torch.Tensor]) -> SpanAttention:
+        shape = self.shape
+        served = SpanAttention(
+            batch=shape.batch,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            max_spans=table[0].shape[1],
+        )
+        served.plan(*table, shape.context)
+        return served
+
+    def flex(self, selection: Selection, density: float) -> dict:
+        """FlexAttention over the same kind of blocks."""
+        kept = [self._blocks(selection, density) for _ in self.sets]
+        return attempt(lambda: {"us": self.microseconds(peers.flex(self.sets, kept, selection))})
+
+    def flashinfer(self, selection: Selection, density: float) -> dict:
+        """FlashInfer over the same kind of pages, and what its planning takes on the host."""
+
+        def measure() -> dict:
+            made = [peers.flashinfer(one, self._blocks(selection, density), selection.tokens) for one in self.sets]
+            plans = []
+            for one in made:
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                one.plan()
+                torch.cuda.synchronize()
+                plans.append(1e6 * (time.perf_counter() - begin))
+            return {"us": self.microseconds([one.run for one in made]), "plan_us": statistics.median(plans)}
+
+        return attempt(measure)
+
+    def _blocks(self, selection: Selection, density: float) -> torch.Tensor:
+        return kept_blocks(selection, density, self.shape.batch, self.shape.context, self.generator)
+
+
+def _call(served: SpanAttention, one: peers.Tensors, out: torch.Tensor) -> Callable[[], object]:
+    return lambda: served(one.query, one.keys, one.values, out=out)
+
+
+def _plan(served: SpanAttention, table: tuple[torch.Tensor, torch.Tensor], context: int) -> Callable[[], object]:
+    return lambda: served.plan(*table, context)
+
+
+def _in_turn(first: Callable[[], object], second: Callable[[], object]) -> Callable[[], object]:
+    def both() -> None:
+        first()
+        second()
+
+    return both
+
+
+def attempt(measure: Callable[[], dict]) -> dict:
+    """Figures, or why there are none: a peer that is missing or refuses a case does not end the benchmark."""
+    try:
+        return measure()
+    except Exception as error:  # a peer's errors are of any kind
+        return {"unavailable": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
+
+
+def read_stream_tb_per_s() -> float:
+    """The bandwidth of a kernel that only reads: 8 GB, median of 10."""
+    import cupy
+
+    module = cupy.RawModule(code=source("read_stream.cu"), options=("-std=c++17", f"-I{FOLDER}", "-DIS_BF16=1"))
+    kernel = module.get_function("selfspan_read_stream")
+    data = torch.randint(-(2**31), 2**31 - 1, (2 * 10**9,), dtype=torch.int32, device="cuda")
+    sink = torch.zeros(1, dtype=torch.int32, device="cuda")
+    arguments = (np.uint64(data.data_ptr()), np.int64(data.numel() // 4), np.uint64(sink.data_ptr()))
+    num_blocks = 4 * torch.cuda.get_device_properties(0).multi_processor_count
+    stream = torch.cuda.current_stream().cuda_stream
+    times = []
+    for _ in range(12):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        with cupy.cuda.ExternalStream(stream):
+            kernel((num_blocks,), (512,), arguments)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return 4 * data.numel() / statistics.median(times[2:]) / 1e9
+
+
+def cases(selections: Sequence[Selection]) -> Iterator[tuple[Selection, float]]:
+    """What is measured per shape: every selection at every density, and everything kept."""
+    yield ALL, 1.0
+    for density in DENSITIES:
+        for selection in selections:
+            yield selection, density
+
+
+def measure_shape(shape: Shape, arguments: argparse.Namespace, limit_tb_per_s: float) -> dict:
+    """All figures of one shape."""
+    bench = Bench(shape, arguments.seed, arguments.replays)
+    dense = bench.dense()
+    best_dense = dense["cudnn"].get("us")
+    rows = []
+    for selection, density in cases([s for s in SELECTIONS if s.name in arguments.selections]):
+        ours = attempt(lambda s=selection, d=density: bench.ours(s, d))
+        row = {"selection": selection.name, "density": density, "ours": ours}
+        if "us" in ours:
+            ours["tb_per_s"] = ours["bytes"] / ours["us"] / 1e6
+            ours["share_of_limit"] = ours["tb_per_s"] / limit_tb_per_s
+            if best_dense:
+                ours["times_cudnn_dense"] = best_dense / ours["us"]
+        if selection.is_blocks and "flashinfer" in arguments.peers:
+            row["flashinfer"] = bench.flashinfer(selection, density)
+        if selection.is_blocks and "flex" in arguments.peers and density in (0.25, 0.5) and selection.kind == "random":
+            row["flex"] = bench.flex(selection, density)
+        rows.append(row)
+        print(f"  {selection.name:14s} {100 * density:5.1f} %  {summary(row)}", flush=True)
+    return {"shape": vars(shape) | {"name": shape.name}, "dense": dense, "cases": rows}
+
+
+def summary(row: dict) -> str:
+    """One line of figures."""
+    ours = row["ours"]
+    if "us" not in ours:
+        return ours["unavailable"]
+    times_dense = ours.get("times_cudnn_dense", math.nan)
+    text = f"{ours['us']:8.1f} us  {ours['tb_per_s']:.2f} TB/s  {times_dense:5.2f}x cuDNN dense"
+    text += f"  plan {ours['plan_us']:.1f} us"
+    for peer in ("flashinfer", "flex"):
+        if peer in row:
+            text += f"  {peer} " + (f"{row[peer]['us']:.1f} us" if "us" in row[peer] else row[peer]["unavailable"][:60])
+    return text
+
+
+def break_even(shapes: Sequence[dict]) -> list[dict]:
+    """Per shape and selection: the largest density at which the kernel, plan included, beats cuDNN's dense attention.
+
+    Interpolated linearly between the densities measured; None where it never does.
+    """
+    found = []
+    for measured in shapes:
+        dense = measured["dense"]["cudnn"].get("us")
+        if not dense:
+            continue
+        names = dict.fromkeys(row["selection"] for row in measured["cases"] if row["selection"] != ALL.name)
+        for name in names:
+            points = sorted(
+                (row["ours"]["kept"], row["ours"]["us_with_plan"])
+                for row in measured["cases"]
+                if row["selection"] in (name, ALL.name) and "us" in row["ours"]
+            )
+            found.append({"shape": measured["shape"]["name"], "selection": name, "density": _crossing(points, dense)})
+    return found
+
+
+def _crossing(points: Sequence[tuple[float, float]], dense: float) -> float | None:
+    below = [point for point in points if point[1] <= dense]
+    if not below:
+        return None
+    index = points.index(below[-1])
+    if index == len(points) - 1:
+        return 1.0
+    (x0, y0), (x1, y1) = points[index], points[index + 1]
+    return round(x0 + (x1 - x0) * (dense - y0) / (y1 - y0), 3)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", type=int, help="numbers of the shapes to measure (default: all)")
+    parser.add_argument("--selections", nargs="+", default=[s.name for s in SELECTIONS])
+    parser.add_argument("--peers", nargs="*", default=["flashinfer", "flex"], choices=["flashinfer", "flex"])
+    parser.add_argument("--replays", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="default: assets/results/kernel_<gpu>.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = parse_arguments()
+    if not torch.cuda.is_available():
+        sys.exit("error: this benchmark needs a CUDA device, and torch finds none")
+    # The kernels import nothing of selfspan_core; where a results file comes from is said there for all benchmarks.
+    from selfspan_core.provenance import provenance
+
+    origin = provenance()
+    gpu = re.sub(r"\W+", "_", torch.cuda.get_device_name().removeprefix("NVIDIA ")).lower()
+    out = arguments.out or Path(f"assets/results/kernel_{gpu}.json")
+    limit = read_stream_tb_per_s()
+    print(f"{torch.cuda.get_device_name()}: a read stream moves {limit:.2f} TB/s", flush=True)
+    shapes = [SHAPES[i] for i in arguments.shapes] if arguments.shapes else SHAPES
+    measured: list[dict] = []
+    for number, shape in enumerate(shapes, start=1):
+        started = time.perf_counter()
+        print(f"[{number}/{len(shapes)}] {shape.name}", flush=True)
+        measured.append(measure_shape(shape, arguments, limit))
+        torch.cuda.empty_cache()
+        results = {"read_stream_tb_per_s": limit, "shapes": measured, "break_even": break_even(measured)}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # After every shape: a benchmark that is cut off leaves what it has.
+        out.write_text(json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n", encoding="utf-8")
+        print(f"  {time.perf_counter() - started:.0f} s, wrote {out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Check arguments, then launch the kernels on torch's current stream.
+
+Nothing here waits for the device, copies to the host or allocates (apart from `out` where none is given, and in debug
+mode): `plan` and the call itself can be captured in a CUDA graph, and intervals, counts, queries and cache may change
+between replays.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, choose_config, load
+
+MAX_BATCH = 256
+MAX_CAPACITY = 262_144
+DTYPES = {torch.bfloat16: 80, torch.float16: 75}
+"""Element types, and the oldest architecture that has them in its tensor cores."""
+LOG2_E = math.log2(math.e)
+PLAN_THREADS = 256
+WRONG = {
+    1: "count outside [0, max_spans]",
+    2: "interval outside [0, capacity) or empty",
+    4: "intervals not sorted or overlapping",
+}
+
+
+class CudaUnavailable(RuntimeError):
+    """The kernels cannot run here; the message says why."""
+
+
+class BadIntervals(ValueError):
+    """Debug mode found intervals that break the contract."""
+
+
+class SpanAttention:
+    """Decode attention of one query token per sequence over the intervals that it sees.
+
+    Holds the buffers that the kernels share, so one instance serves one stream at a time.
+
+    Args:
+        batch: sequences, 1 to 256.
+        num_heads, num_kv_heads: query heads, and key/value heads; at most 16 of the former per one of the latter.
+        head_dim: 64, 96 or 128.
+        max_spans: most intervals of one sequence.
+        dtype: torch.bfloat16 or torch.float16.
+        device: a CUDA device.
+        debug: check intervals on the device in `plan`, which then waits for it (not for graphs).
+
+    Raises:
+        ValueError: an argument that the kernels cannot serve; the message names it.
+        CudaUnavailable: no CUDA device, or CuPy is missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_spans: int,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cuda",
+        debug: bool = False,
+    ) -> None:
+        check_shape(batch, num_heads, num_kv_heads, head_dim, max_spans, dtype)
+        self.device = cuda_device(device)
+        properties = torch.cuda.get_device_properties(self.device)
+        architecture = 10 * properties.major + properties.minor
+        if architecture < DTYPES[dtype]:
+            raise ValueError(
+                f"dtype: {dtype} needs an sm_{DTYPES[dtype]} GPU, and {properties.name} is sm_{architecture}"
+            )
+        self.batch, self.num_heads, self.num_kv_heads = batch, num_heads, num_kv_heads
+        self.head_dim, self.max_spans, self.dtype, self.debug = head_dim, max_spans, dtype, debug
+        num_sms, limit = properties.multi_processor_count, properties.shared_memory_per_block_optin
+        config = choose_config(head_dim, num_heads // num_kv_heads, dtype is torch.bfloat16, batch, 6 * num_sms, limit)
+        # A persistent grid: as many blocks as run at the same time.
+        by_memory = properties.shared_memory_per_multiprocessor // (config.shared_bytes(batch, 6 * num_sms) + 1024)
+        self._num_blocks = num_sms * max(1, min(by_memory, 12 // config.num_warps))
+        self._num_threads = 32 * config.num_warps
+        self._shared_bytes = config.shared_bytes(batch, self._num_blocks)
+        self._plan, self._attend = load(config, self.device.index)
+        # Of the kernel, which other instances launch too; a launch takes what it asks for.
+        self._attend.max_dynamic_shared_size_bytes = limit
+        self._counts: torch.Tensor | None = None
+        self._is_planned_for: int | None = None
+        self._allocate(config.state_floats)
+
+    def _allocate(self, state_floats: int) -> None:
+        integers = {"dtype": torch.int32, "device": self.device}
+        self._spans = torch.zeros(self.batch, self.max_spans, 2, **integers)
+        self._num_visible = torch.zeros(self.batch, **integers)
+        self._arrived = torch.zeros(self.batch, self.num_kv_heads, **integers)
+        self._errors = torch.zeros(self.batch, **integers)
+        self._states = torch.zeros(self._num_blocks, 2, state_floats, dtype=torch.float32, device=self.device)
+
+    def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:
+        """Take in what every sequence sees; once per decode step, for all layers.
+
+        Args:
+            intervals: int32 `[batch, max_spans, 2]` on the device, contiguous: half-open `[start, end)`, sorted,
+                disjoint. Entries from the count on are not read.
+            counts: int32 `[batch]` on the device; 0 for padding rows.
+            capacity: of the cache; nothing beyond it is ever read.
+
+        Raises:
+            ValueError: a wrong argument, named.
+            BadIntervals: debug mode only.
+        """
+        self._check("intervals", intervals, (self.batch, self.max_spans, 2), torch.int32, contiguous=True)
+        self._check("counts", counts, (self.batch,), torch.int32, contiguous=True)
+        if not 1 <= capacity <= MAX_CAPACITY:
+            raise ValueError(f"capacity is 1 to {MAX_CAPACITY}, not {capacity}")
+        if self.batch * self.num_kv_heads * (capacity + 32) >= 2**31:
+            raise ValueError(f"capacity: {self.batch} x {self.num_kv_heads} x {capacity} tokens are more than 2^31")
+        self._counts, self._is_planned_for = counts, capacity
+        arguments = (
+            _pointer(intervals),
+            _pointer(counts),
+            np.int32(self.max_spans),
+            np.int32(capacity),
+            _pointer(self._spans),
+            _pointer(self._num_visible),
+            _pointer(self._arrived),
+            np.int32(self.num_kv_heads),
+            _pointer(self._errors if self.debug else None),
+        )
+        self._launch(self._plan, self.batch, PLAN_THREADS, arguments, 0)
+        if self.debug:
+            self._raise_errors()
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float | None = None,
+        out: torch.Tensor | None = None,
+        lse: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attention over the planned intervals.
+
+        Args:
+            query: `[batch, num_heads, head_dim]`.
+            keys, values: `[batch, num_kv_heads, capacity, head_dim]`; any strides that are multiples of 8 elements, the
+                last dimension contiguous.
+            scale: multiplies the scores; None: head_dim ** -0.5.
+            out: `[batch, num_heads, head_dim]` to write to; None allocates.
+            lse: float32 `[batch, num_heads]`, contiguous: takes the log-sum-exp of the scaled scores.
+
+        Returns:
+            `out`; zeros (and an lse of minus infinity) for sequences without intervals.
+
+        Raises:
+            ValueError: a wrong argument, named; or nothing is planned.
+        """
+        if self._is_planned_for is None:
+            raise ValueError("nothing is planned: call plan(intervals, counts, capacity) first")
+        vectors = (self.batch, self.num_heads, self.head_dim)
+        cache = (self.batch, self.num_kv_heads, self._is_planned_for, self.head_dim)
+        self._check("query", query, vectors, self.dtype)
+        self._check("keys", keys, cache, self.dtype)
+        self._check("values", values, cache, self.dtype)
+        if out is None:
+            out = torch.empty(vectors, dtype=self.dtype, device=self.device)
+        self._check("out", out, vectors, self.dtype)
+        if lse is not None:
+            self._check("lse", lse, vectors[:2], torch.float32, contiguous=True)
+        scale = self.head_dim**-0.5 if scale is None else scale
+        if not math.isfinite(scale):
+            raise ValueError(f"scale is a finite number, not {scale}")
+        arguments = (
+            *_strided(query),
+            *_strided(keys),
+            *_strided(values),
+            *_strided(out),
+            _pointer(lse),
+            _pointer(self._spans),
+            _pointer(self._counts),
+            _pointer(self._num_visible),
+            np.int32(self.batch),
+            np.int32(self.num_kv_heads),
+            np.int32(self.max_spans),
+            np.float32(scale * LOG2_E),
+            _pointer(self._states),
+            _pointer(self._arrived),
+        )
+        self._launch(self._attend, self._num_blocks, self._num_threads, arguments, self._shared_bytes)
+        return out
+
+    def _launch(self, kernel, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int) -> None:
+        import cupy
+
+        stream = torch.cuda.current_stream(self.device).cuda_stream
+        with cupy.cuda.Device(self.device.index), cupy.cuda.ExternalStream(stream, self.device.index):
+            kernel((num_blocks,), (num_threads,), arguments, shared_mem=shared_bytes)
+
+    def _check(
+        self, name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, contiguous: bool = False
+    ) -> None:
+        check_tensor(name, tensor, shape, dtype, self.device, contiguous)
+
+    def _raise_errors(self) -> None:
+        for row, code in enumerate(self._errors.tolist()):
+            if code:
+                reasons = "; ".join(text for bit, text in WRONG.items() if code & bit)
+                raise BadIntervals(f"intervals of row {row}: {reasons}")
+
+
+def check_shape(
+    batch: int, num_heads: int, num_kv_heads: int, head_dim: int, max_spans: int, dtype: torch.dtype
+) -> None:
+    """Raise a ValueError that names the first number that the kernels cannot serve."""
+    if not 1 <= batch <= MAX_BATCH:
+        raise ValueError(f"batch is 1 to {MAX_BATCH}, not {batch}")
+    if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
+        raise ValueError(f"num_heads ({num_heads}) is no multiple of num_kv_heads ({num_kv_heads})")
+    if num_heads // num_kv_heads > MAX_GROUP_SIZE:
+        raise ValueError(f"num_heads: at most {MAX_GROUP_SIZE} per key/value head, not {num_heads // num_kv_heads}")
+    if head_dim not in HEAD_DIMS:
+        raise ValueError(f"head_dim is one of {', '.join(map(str, HEAD_DIMS))}, not {head_dim}")
+    if max_spans < 1:
+        raise ValueError(f"max_spans is 1 or more, not {max_spans}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is torch.bfloat16 or torch.float16, not {dtype}")
+
+
+def check_tensor(
+    name: str,
+    tensor: torch.Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    contiguous: bool = False,
+) -> None:
+    """Raise a ValueError that names the tensor and what is wrong with it.
+
+    Floating-point tensors of 16 bits are read in pieces of 16 bytes: their strides and start have to allow that.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise ValueError(f"{name} is a tensor, not {type(tensor).__name__}")
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, and the kernels run on {device}")
+    if tensor.dtype != dtype:
+        raise ValueError(f"{name} is {tensor.dtype}, and has to be {dtype}")
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, and has to have {shape}")
+    if contiguous:
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} is not contiguous")
+        return
+    if tensor.stride(-1) != 1:
+        raise ValueError(f"{name}: the last dimension is not contiguous")
+    outer = [step for size, step in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size > 1]
+    if any(step % 8 for step in outer) or tensor.data_ptr() % 16:
+        raise ValueError(
+            f"{name}: strides are multiples of 8 elements and the start of 16 bytes; strides: {tensor.stride()}"
+        )
+
+
+def cuda_device(device: torch.device | str) -> torch.device:
+    """The device with its index.
+
+    Raises:
+        CudaUnavailable: it is no CUDA device, there is none, or CuPy is missing.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        raise CudaUnavailable(f"the CUDA kernels need a CUDA device, not {device.type!r}")
+    if not torch.cuda.is_available():
+        raise CudaUnavailable("the CUDA kernels need a CUDA device, and torch finds none")
+    try:
+        import cupy  # noqa: F401
+    except ImportError as error:
+        raise CudaUnavailable("the CUDA kernels need CuPy: pip install cupy-cuda13x") from error
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _pointer(tensor: torch.Tensor | None) -> np.uint64:
+    return np.uint64(0 if tensor is None else tensor.data_ptr())
+
+
+def _strided(tensor: torch.Tensor) -> tuple[np.uint64, ...]:
+    """The pointer, and the strides of all dimensions but the last, as the kernel takes them."""
+    return (_pointer(tensor), *(np.int64(step) for step in tensor.stride()[:-1]))

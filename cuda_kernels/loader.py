@@ -1,0 +1,121 @@
+"""Compile the kernels at run time, once per configuration and device; CuPy keeps the result on disk.
+
+A configuration is what the sources take as macros: head_dim, heads per key/value head, element type, warps per block.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+HEAD_DIMS = (64, 96, 128)
+MAX_GROUP_SIZE = 16
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# The first whose merge buffers fit into a block's shared memory is taken. Twelve warps of 168 registers fill a
+# multiprocessor; with more than eight heads a group, a warp needs up to 255.
+WARPS_OF_SMALL_GROUPS = (12, 8, 4, 2)
+WARPS_OF_LARGE_GROUPS = (8, 4, 2)
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """What the sources are compiled for.
+
+    Attributes:
+        head_dim: 64, 96 or 128.
+        group_size: query heads per key/value head, 1 to 16.
+        is_bf16: bfloat16, otherwise float16.
+        num_warps: per block of the attention kernel.
+    """
+
+    head_dim: int
+    group_size: int
+    is_bf16: bool
+    num_warps: int
+
+    @property
+    def state_floats(self) -> int:
+        """Floats of one partial result (STATE_FLOATS in state.cuh)."""
+        return -(-self.group_size * (self.head_dim + 2) // 4) * 4
+
+    def shared_bytes(self, batch: int, num_blocks: int) -> int:
+        """Dynamic shared memory of one block (struct Shared in attention.cu)."""
+        states = 2 * self.num_warps * self.state_floats
+        numbers = (batch + 1) + (self.num_warps + 1) + 2 * self.num_warps + 2 + num_blocks
+        return 4 * (states + numbers)
+
+    def options(self) -> tuple[str, ...]:
+        """Compiler options: include path and macros."""
+        macros = {
+            "HEAD_DIM": self.head_dim,
+            "GROUP": self.group_size,
+            "IS_BF16": int(self.is_bf16),
+            "NUM_WARPS": self.num_warps,
+            # CuPy's disk cache looks at the options, and not into included files.
+            "SOURCES_DIGEST": f"0x{digest()}",
+        }
+        defines = (f"-D{name}={value}" for name, value in macros.items())
+        return ("-std=c++17", f"-I{FOLDER}", *defines)
+
+
+def choose_config(
+    head_dim: int, group_size: int, is_bf16: bool, batch: int, num_blocks: int, limit: int
+) -> KernelConfig:
+    """The configuration with the most warps whose shared memory stays within `limit` bytes.
+
+    Raises:
+        ValueError: not even the smallest does.
+    """
+    choices = WARPS_OF_SMALL_GROUPS if group_size <= 8 else WARPS_OF_LARGE_GROUPS
+    for num_warps in choices:
+        config = KernelConfig(head_dim, group_size, is_bf16, num_warps)
+        if config.shared_bytes(batch, num_blocks) <= limit:
+            return config
+    raise ValueError(f"a block of this GPU has {limit} bytes of shared memory, too few for {config}")
+
+
+@functools.cache
+def digest() -> str:
+    """Of all sources, 8 hex digits."""
+    files = sorted([*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
+def source(name: str) -> str:
+    """The text of one .cu file."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def load(config: KernelConfig, device_index: int) -> tuple:
+    """The plan and the attention kernel (`cupy.RawKernel`), compiled for one device; its architecture decides.
+
+    Compiling takes about a second the first time on a machine.
+    """
+    import cupy
+
+    with cupy.cuda.Device(device_index):
+        modules = (cupy.RawModule(code=source(name), options=config.options()) for name in ("plan.cu", "attention.cu"))
+        plan, attention = modules
+        return plan.get_function("selfspan_plan"), attention.get_function("selfspan_attention")
+
+
+def compile_for(config: KernelConfig, architecture: int, name: str) -> tuple[bytes, str]:
+    """Machine code for an architecture (75, 80, ...) and the compiler's resource report; needs NVRTC but no GPU.
+
+    Raises:
+        RuntimeError: it does not compile; the message is the compiler's log.
+    """
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(source(name), name, (), ())
+    try:
+        options = (*config.options(), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=--verbose")
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError as error:
+            raise RuntimeError(nvrtc.getProgramLog(program)) from error
+        return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)

@@ -1,0 +1,95 @@
+// The instructions that C++ has no name for, one function each. Everything above this file is plain C++, and the tests
+// compile it for the CPU with a stand-in for this file.
+#pragma once
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef long long i64;
+
+#define DEVICE __device__ __forceinline__
+// Shared memory sized at launch; aligned for 16-byte accesses.
+#define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
+
+// 16 or 8 bytes that nobody will read again soon: they do not displace what the first-level cache holds (the interval
+// table). `volatile` keeps the loads where they are written, in flight while the tile before is worked on.
+DEVICE uint4 load_stream16(const u16* from) {
+    uint4 x;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(from));
+    return x;
+}
+
+DEVICE uint2 load_stream8(const u16* from) {
+    uint2 x;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
+    return x;
+}
+
+// Memory that other blocks of this launch write: past the first-level cache, which does not see their writes.
+DEVICE float load_shared_by_blocks(const float* from) { return __ldcg(from); }
+DEVICE float4 load_shared_by_blocks(const float4* from) { return __ldcg(from); }
+
+// d[16 x 8] += a[16 x 16] * b[16 x 8], one warp. With row = lane / 4 and col = 2 * (lane % 4), a lane holds
+//   a: (row, col), (row + 8, col), (row, col + 8), (row + 8, col + 8), pairs along the 16;
+//   b: (col, row), (col + 8, row), pairs along the 16;
+//   d: (row, col), (row, col + 1), (row + 8, col), (row + 8, col + 1).
+DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+#if IS_BF16
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+#endif
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+    // Turing multiplies half as deep, and has no bfloat16.
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b0));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a2), "r"(a3), "r"(b1));
+#endif
+}
+
+// An 8 x 8 matrix of 16-bit elements over the warp: lane i holds row i / 4, columns 2 * (i % 4) and the next. Transposed.
+DEVICE u32 transpose_8x8(u32 x) {
+    u32 y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+// Two floats rounded to 16 bits, `low` in the lower half.
+DEVICE u32 pack(float low, float high) {
+    u32 x;
+#if IS_BF16
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+#elif __CUDA_ARCH__ >= 800
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low));
+#else
+    asm("{.reg .f16 l, h; cvt.rn.f16.f32 l, %1; cvt.rn.f16.f32 h, %2; mov.b32 %0, {l, h};}"
+        : "=r"(x)
+        : "f"(low), "f"(high));
+#endif
+    return x;
+}
+
+// The lower (upper) halves of two registers side by side, that of `a` lowest.
+DEVICE u32 lower_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
+DEVICE u32 upper_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
+
+// 2 to the x, to about two units of the last place; 0 for very negative x.
+DEVICE float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+DEVICE float log2_fast(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}

@@ -1,0 +1,20 @@
+// How fast this GPU reads: every block streams its share of a buffer, 16 bytes a thread at a time, eight in flight.
+#include <ptx.cuh>
+
+extern "C" __global__ void __launch_bounds__(512) selfspan_read_stream(const u16* data, i64 num_quads, u32* sink) {
+    i64 stride = (i64)gridDim.x * blockDim.x;
+    u32 seen = 0;
+    i64 first = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    for (i64 at = first; at < num_quads; at += 8 * stride) {
+        uint4 x[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            i64 quad = at + i * stride;
+            x[i] = load_stream16(data + 8 * (quad < num_quads ? quad : at));
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) seen ^= x[i].x ^ x[i].y ^ x[i].z ^ x[i].w;
+    }
+    // Nobody may leave the loads out; hardly ever true.
+    if (seen == 0x12345678u) *sink = seen;
+}

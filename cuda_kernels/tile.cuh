@@ -1,0 +1,145 @@
+// Tiles of keys and values in registers, laid out as the tensor cores want them, straight from global memory.
+//
+// A tile is TILE_TOKENS consecutive entries of the list of visible tokens, wherever each of them lies in the cache. All
+// products have the tokens or the head's dimensions along the 16 rows and the group's heads along the 8 columns:
+//   scores  [tokens x heads]   = keys [tokens x dims]    * queries [dims x heads]
+//   sums    [dims x heads]    += values^T [dims x tokens] * weights [tokens x heads]
+// The order of the summed-over dimension is free as long as both factors have the same, and so is the order of rows: it
+// is chosen such that every load takes 16 neighbouring bytes.
+#pragma once
+#include <table.cuh>
+
+// Two sub-tiles of 16 tokens where a token is short, so that as many bytes are in flight.
+constexpr int SUB_TILES = HEAD_DIM == 64 ? 2 : 1;
+constexpr int TILE_TOKENS = 16 * SUB_TILES;
+// 32 dimensions of a key: 16 bytes for each of four lanes.
+constexpr int KEY_PARTS = HEAD_DIM / 32;
+// 64 dimensions of a value: 16 bytes for each of eight lanes; the 32 that remain of 96: 8 bytes each.
+constexpr int VALUE_PARTS = HEAD_DIM / 64;
+constexpr bool HAS_HALF_PART = HEAD_DIM % 64 == 32;
+// Rows of `sums` in sixteens.
+constexpr int SUM_TILES = HEAD_DIM / 16;
+// Heads in eights.
+constexpr int HEAD_TILES = (GROUP + 7) / 8;
+
+// Which part of a fragment a lane holds.
+struct Lane {
+    int index;
+    DEVICE int row() const { return index / 4; }
+    DEVICE int column() const { return index % 4; }
+};
+
+struct Keys {
+    uint4 part[SUB_TILES][2][KEY_PARTS];
+
+    // position: of tile entry `lane % TILE_TOKENS`.
+    DEVICE void load(const u16* keys, i64 stride, int position, Lane lane) {
+#pragma unroll
+        for (int sub = 0; sub < SUB_TILES; sub++) {
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                int at = __shfl_sync(FULL_WARP, position, 16 * sub + 8 * half + lane.row());
+                const u16* key = keys + at * stride + 8 * lane.column();
+#pragma unroll
+                for (int i = 0; i < KEY_PARTS; i++) part[sub][half][i] = load_stream16(key + 32 * i);
+            }
+        }
+    }
+};
+
+struct Values {
+    uint4 part[SUB_TILES][4][VALUE_PARTS];
+    uint2 half_part[SUB_TILES][4];
+
+    DEVICE void load(const u16* values, i64 stride, int position, Lane lane) {
+#pragma unroll
+        for (int sub = 0; sub < SUB_TILES; sub++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int entry = 16 * sub + 8 * (i / 2) + 2 * lane.column() + i % 2;
+                int at = __shfl_sync(FULL_WARP, position, entry);
+                const u16* value = values + at * stride;
+#pragma unroll
+                for (int p = 0; p < VALUE_PARTS; p++)
+                    part[sub][i][p] = load_stream16(value + 64 * p + 8 * lane.row());
+                if (HAS_HALF_PART) half_part[sub][i] = load_stream8(value + 64 * VALUE_PARTS + 4 * lane.row());
+            }
+        }
+    }
+};
+
+struct Queries {
+    uint4 part[HEAD_TILES][KEY_PARTS];
+
+    // queries: of the group's first head; heads that the group does not have are zero.
+    DEVICE void load(const u16* queries, i64 stride, Lane lane) {
+#pragma unroll
+        for (int tile = 0; tile < HEAD_TILES; tile++) {
+            int head = 8 * tile + lane.row();
+#pragma unroll
+            for (int i = 0; i < KEY_PARTS; i++) {
+                part[tile][i] = make_uint4(0, 0, 0, 0);
+                if (head < GROUP) part[tile][i] = load_stream16(queries + head * stride + 32 * i + 8 * lane.column());
+            }
+        }
+    }
+};
+
+// scores[sub][tile]: token rows lane.row() and + 8, head columns 2 * lane.column() and + 1.
+typedef float Scores[SUB_TILES][HEAD_TILES][4];
+
+DEVICE void score(Scores& scores, const Keys& keys, const Queries& queries) {
+#pragma unroll
+    for (int sub = 0; sub < SUB_TILES; sub++) {
+#pragma unroll
+        for (int tile = 0; tile < HEAD_TILES; tile++) {
+            float(&s)[4] = scores[sub][tile];
+            s[0] = s[1] = s[2] = s[3] = 0.f;
+#pragma unroll
+            for (int i = 0; i < KEY_PARTS; i++) {
+                const uint4 &upper = keys.part[sub][0][i], &lower = keys.part[sub][1][i];
+                const uint4& query = queries.part[tile][i];
+                multiply_add(s, upper.x, lower.x, upper.y, lower.y, query.x, query.y);
+                multiply_add(s, upper.z, lower.z, upper.w, lower.w, query.z, query.w);
+            }
+        }
+    }
+}
+
+// sums[tile][m]: head columns as in scores; the rows are dimensions, `dimension_of` says which.
+typedef float Sums[HEAD_TILES][SUM_TILES][4];
+
+// Dimension of row lane.row() (half = 0) or lane.row() + 8 (half = 1) of sum tile m. A lane's dimensions of one part lie
+// side by side: that is how it loaded them.
+DEVICE int dimension_of(int m, int half, Lane lane) {
+    if (m < 4 * VALUE_PARTS) return 64 * (m / 4) + 8 * lane.row() + m % 4 + 4 * half;
+    return 64 * VALUE_PARTS + 4 * lane.row() + m % 4 + 2 * half;
+}
+
+DEVICE u32 element_pair(u32 a, u32 b, int element) {
+    return element % 2 == 0 ? lower_halves(a, b) : upper_halves(a, b);
+}
+
+// sums += values^T * weights for one sub-tile and one tile of heads; weights as two registers of the second factor.
+DEVICE void accumulate(float (&sums)[SUM_TILES][4], const Values& values, int sub, u32 weights0, u32 weights1) {
+#pragma unroll
+    for (int p = 0; p < VALUE_PARTS; p++) {
+        const u32* v0 = &values.part[sub][0][p].x;
+        const u32* v1 = &values.part[sub][1][p].x;
+        const u32* v2 = &values.part[sub][2][p].x;
+        const u32* v3 = &values.part[sub][3][p].x;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            int near = e / 2, far = e / 2 + 2;
+            multiply_add(sums[4 * p + e], element_pair(v0[near], v1[near], e), element_pair(v0[far], v1[far], e),
+                         element_pair(v2[near], v3[near], e), element_pair(v2[far], v3[far], e), weights0, weights1);
+        }
+    }
+    if (HAS_HALF_PART) {
+        const uint2(&v)[4] = values.half_part[sub];
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            multiply_add(sums[4 * VALUE_PARTS + e], element_pair(v[0].x, v[1].x, e), element_pair(v[0].y, v[1].y, e),
+                         element_pair(v[2].x, v[3].x, e), element_pair(v[2].y, v[3].y, e), weights0, weights1);
+    }
+}

@@ -1,0 +1,149 @@
+// Stands in for cuda_kernels/ptx.cuh: the same functions, and CUDA's own words, on fibers.
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "fibers.h"
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef long long i64;
+
+using std::max;
+using std::min;
+
+#define DEVICE inline
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(...)
+#define DYNAMIC_SHARED(name) \
+    float4* name = reinterpret_cast<float4*>((reinterpret_cast<uintptr_t>(Machine::get().shared.data()) + 15) / 16 * 16)
+
+struct int2 { int x, y; };
+struct uint2 { u32 x, y; };
+struct uint4 { u32 x, y, z, w; };
+struct float4 { float x, y, z, w; };
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+
+#define threadIdx (Dim{Machine::get().current->thread, 0, 0})
+#define blockIdx (Machine::get().block_index)
+#define gridDim (Machine::get().grid_size)
+
+inline void __syncthreads() {
+    Machine& machine = Machine::get();
+    machine.wait(machine.block, machine.block.generation);
+}
+inline void __threadfence() {}
+inline void __syncwarp() {
+    int nothing = 0;
+    Machine::get().exchange(&nothing, sizeof nothing);
+}
+
+template <class T> T from_lane(T value, unsigned lane) {
+    T result;
+    memcpy(&result, Machine::get().exchange(&value, sizeof value)[lane], sizeof result);
+    return result;
+}
+template <class T> T __shfl_sync(u32, T value, int lane) { return from_lane(value, lane % 32); }
+template <class T> T __shfl_xor_sync(u32, T value, int mask) { return from_lane(value, Machine::get().lane() ^ mask); }
+template <class T> T __shfl_up_sync(u32, T value, int step) {
+    unsigned lane = Machine::get().lane();
+    return from_lane(value, lane >= (unsigned)step ? lane - step : lane);
+}
+inline u32 __ballot_sync(u32, bool vote) {
+    auto votes = Machine::get().exchange(&vote, sizeof vote);
+    u32 all = 0;
+    for (int lane = 0; lane < 32; lane++) all |= (u32)(votes[lane][0] & 0xff ? 1 : 0) << lane;
+    return all;
+}
+inline int __ffs(u32 x) { return __builtin_ffs((int)x); }
+inline int __popc(u32 x) { return __builtin_popcount(x); }
+inline int atomicAdd(int* at, int value) { int before = *at; *at += value; return before; }
+inline int atomicOr(int* at, int value) { int before = *at; *at |= value; return before; }
+inline float __int_as_float(int x) { float y; memcpy(&y, &x, 4); return y; }
+
+inline uint4 load_stream16(const u16* from) {
+    if (reinterpret_cast<uintptr_t>(from) % 16) { fprintf(stderr, "a 16-byte load is not aligned\n"); abort(); }
+    uint4 x;
+    memcpy(&x, from, 16);
+    return x;
+}
+inline uint2 load_stream8(const u16* from) {
+    if (reinterpret_cast<uintptr_t>(from) % 8) { fprintf(stderr, "an 8-byte load is not aligned\n"); abort(); }
+    uint2 x;
+    memcpy(&x, from, 8);
+    return x;
+}
+inline float load_shared_by_blocks(const float* from) { return *from; }
+inline float4 load_shared_by_blocks(const float4* from) { return *from; }
+
+inline float widen(u32 bits) {
+#if IS_BF16
+    return __int_as_float((int)(bits << 16));
+#else
+    u32 sign = bits >> 15 << 31, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    float size = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                 : exponent     ? std::ldexp(1.f + mantissa / 1024.f, (int)exponent - 15)
+                                : std::ldexp((float)mantissa, -24);
+    return sign ? -size : size;
+#endif
+}
+
+inline u32 narrow(float x) {
+    u32 bits;
+    memcpy(&bits, &x, 4);
+#if IS_BF16
+    if (x != x) return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+#else
+    u32 sign = bits >> 31 << 15;
+    float size = std::fabs(x);
+    if (x != x) return 0x7fff;
+    if (size >= 65520.f) return sign | 0x7c00;
+    if (size < std::ldexp(1.f, -14)) return sign | (u32)std::nearbyint(std::ldexp(size, 24));
+    int exponent;
+    float mantissa = std::frexp(size, &exponent);  // in [0.5, 1)
+    u32 rounded = (u32)std::nearbyint(std::ldexp(mantissa, 11));
+    return sign | (((u32)(exponent + 14) << 10) + rounded - 1024);
+#endif
+}
+
+inline u32 pack(float low, float high) { return narrow(low) | narrow(high) << 16; }
+inline u32 lower_halves(u32 a, u32 b) { return (a & 0xffff) | b << 16; }
+inline u32 upper_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
+inline float exp2_fast(float x) { return std::exp2(x); }
+inline float log2_fast(float x) { return std::log2(x); }
+
+// What a lane holds of the factors, gathered from the warp: see the layouts in the real file.
+inline void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    Machine& machine = Machine::get();
+    u32 left[4] = {a0, a1, a2, a3}, right[2] = {b0, b1};
+    uint64_t all_left[32][2], all_right[32][2];
+    memcpy(all_left, machine.exchange(left, sizeof left), sizeof all_left);
+    memcpy(all_right, machine.exchange(right, sizeof right), sizeof all_right);
+    auto half = [](const uint64_t* held, int reg, int upper) {
+        u32 word = ((const u32*)held)[reg];
+        return widen(upper ? word >> 16 : word & 0xffff);
+    };
+    int lane = machine.lane();
+    for (int i = 0; i < 4; i++) {
+        int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+        double sum = d[i];
+        for (int k = 0; k < 16; k++) {
+            const uint64_t* a = all_left[row % 8 * 4 + k % 8 / 2];
+            const uint64_t* b = all_right[column * 4 + k % 8 / 2];
+            sum += (double)half(a, row / 8 + 2 * (k / 8), k % 2) * half(b, k / 8, k % 2);
+        }
+        d[i] = (float)sum;
+    }
+}
+
+inline u32 transpose_8x8(u32 x) {
+    auto all = Machine::get().exchange(&x, sizeof x);
+    int lane = Machine::get().lane(), row = lane / 4, column = 2 * (lane % 4);
+    auto at = [&](int r, int c) { return ((u32)all[r * 4 + c / 2][0] >> 16 * (c % 2)) & 0xffff; };
+    return at(column, row) | at(column + 1, row) << 16;
+}

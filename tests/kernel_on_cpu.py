@@ -1,0 +1,145 @@
+"""The CUDA sources compiled for the CPU, with a stand-in for the instructions: their logic runs where no GPU is."""
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cuda_kernels.loader import FOLDER, KernelConfig
+
+HERE = Path(__file__).parent / "cuda_on_cpu"
+COMPILER = shutil.which("g++")
+
+
+@functools.cache
+def library(config: KernelConfig) -> ctypes.CDLL:
+    """The kernels of one configuration; compiled once per test run."""
+    folder = Path(tempfile.mkdtemp(prefix="kernels-"))
+    target = folder / "kernels.so"
+    flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+    macros = [option for option in config.options() if option.startswith("-D")]
+    # The stand-in's folder first: <ptx.cuh> is found there.
+    command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / "kernels.cpp"]
+    subprocess.run(command, check=True)
+    loaded = ctypes.CDLL(str(target))
+    shutil.rmtree(folder)
+    return loaded
+
+
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def strides(tensor: torch.Tensor) -> ctypes.Array:
+    assert tensor.stride(-1) == 1
+    return (ctypes.c_longlong * 3)(*tensor.stride()[:-1])
+
+
+def table_of(rows: list[list[tuple[int, int]]], max_spans: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Interval lists as the kernel takes them: int32 `[B, max_spans, 2]`, unused ones senseless, and counts."""
+    intervals = torch.full((len(rows), max_spans, 2), -7777, dtype=torch.int32)
+    for row, spans in enumerate(rows):
+        for i, span in enumerate(spans):
+            intervals[row, i] = torch.tensor(span)
+    return intervals, torch.tensor([len(spans) for spans in rows], dtype=torch.int32)
+
+
+@dataclass
+class Planned:
+    """What the plan kernel leaves."""
+
+    spans: torch.Tensor
+    num_visible: torch.Tensor
+    arrived: torch.Tensor
+    errors: torch.Tensor
+
+
+def plan(
+    config: KernelConfig, intervals: torch.Tensor, counts: torch.Tensor, capacity: int, num_kv_heads: int
+) -> Planned:
+    """Run the plan kernel; everything that it has to write is poisoned before."""
+    batch, max_spans, _ = intervals.shape
+    poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
+    made = Planned(poison(batch, max_spans, 2), poison(batch), poison(batch * num_kv_heads), poison(batch))
+    library(config).run_plan(
+        pointer(intervals),
+        pointer(counts),
+        batch,
+        max_spans,
+        capacity,
+        pointer(made.spans),
+        pointer(made.num_visible),
+        pointer(made.arrived),
+        num_kv_heads,
+        pointer(made.errors),
+    )
+    return made
+
+
+def attend(
+    config: KernelConfig,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    rows: list[list[tuple[int, int]]],
+    scale: float,
+    max_spans: int,
+    num_blocks: int,
+    block_order: list[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plan and attend; `[B, H, D]` and log-sum-exp `[B, H]`.
+
+    Args:
+        query: `[B, H, D]`; keys, values: `[B, Hkv, capacity, D]`.
+        rows: intervals of every row.
+        num_blocks: of the grid; block_order: in which they run.
+    """
+    kernels = library(config)
+    batch, num_heads = query.shape[:2]
+    num_kv_heads, capacity = keys.shape[1:3]
+    intervals, counts = table_of(rows, max_spans)
+    planned = plan(config, intervals, counts, capacity, num_kv_heads)
+    assert not planned.errors.any()
+    out = torch.full_like(query, float("nan"))
+    lse = torch.full((batch, num_heads), float("nan"))
+    states = torch.full((num_blocks * 2 * config.state_floats,), float("nan"))
+    shared_bytes = config.shared_bytes(batch, num_blocks)
+    order = (ctypes.c_uint * num_blocks)(*(block_order or range(num_blocks)))
+    kernels.run_attention(
+        pointer(query),
+        strides(query),
+        pointer(keys),
+        strides(keys),
+        pointer(values),
+        strides(values),
+        pointer(out),
+        strides(out),
+        pointer(lse),
+        pointer(planned.spans),
+        pointer(counts),
+        pointer(planned.num_visible),
+        batch,
+        num_kv_heads,
+        max_spans,
+        ctypes.c_float(scale * 1.4426950408889634),
+        pointer(states),
+        pointer(planned.arrived),
+        order,
+        num_blocks,
+        ctypes.c_longlong(shared_bytes),
+    )
+    assert not planned.arrived.any(), "counters are not back at zero"
+    return out, lse
+
+
+def cuts(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int) -> list[int]:
+    """Where the slices of the line begin, and where the last one ends."""
+    visible = torch.tensor(num_visible, dtype=torch.int32)
+    places = torch.empty(num_warps + 1, dtype=torch.int32)
+    library(config).run_cuts(pointer(visible), len(num_visible), num_kv_heads, num_warps, pointer(places))
+    return places.tolist()

@@ -1,0 +1,443 @@
+"""The CUDA kernels: their logic on the CPU, their code for every architecture, and themselves where there is a GPU."""
+
+import itertools
+import random
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_on_cpu import COMPILER, attend, cuts, plan, table_of
+
+from cuda_kernels import loader
+from cuda_kernels.launch import BadIntervals, CudaUnavailable, SpanAttention, check_shape, check_tensor
+from cuda_kernels.loader import ARCHITECTURES, KernelConfig
+from cuda_kernels.selections import ALL, SELECTIONS, choose
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+BF16, FP16 = torch.bfloat16, torch.float16
+
+
+def problem(seed, rows, config, num_kv_heads, capacity):
+    """Random queries and cache; NaN wherever no interval of the row reaches."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = BF16 if config.is_bf16 else FP16
+    make = lambda *shape: torch.randn(*shape, config.head_dim, generator=generator).to(dtype)  # noqa: E731
+    batch = len(rows)
+    query = make(batch, num_kv_heads * config.group_size)
+    keys, values = make(batch, num_kv_heads, capacity), make(batch, num_kv_heads, capacity)
+    for row, spans in enumerate(rows):
+        hidden = torch.ones(capacity, dtype=torch.bool)
+        for start, end in spans:
+            hidden[start:end] = False
+        keys[row, :, hidden] = float("nan")
+        values[row, :, hidden] = float("nan")
+    return query, keys, values
+
+
+def exact(query, keys, values, rows, scale, dtype=torch.float64):
+    """What the kernel computes, `[B, H, D]` and log-sum-exp, in another precision by PyTorch's own operations."""
+    batch, num_heads, head_dim = query.shape
+    group = num_heads // keys.shape[1]
+    out = torch.zeros(batch, num_heads, head_dim, dtype=dtype)
+    lse = torch.full((batch, num_heads), -torch.inf, dtype=torch.float64)
+    for row, spans in enumerate(rows):
+        if not spans:
+            continue
+        positions = torch.cat([torch.arange(start, end) for start, end in spans])
+        k = keys[row, :, positions].repeat_interleave(group, 0)
+        v = values[row, :, positions].repeat_interleave(group, 0)
+        q = query[row, :, None]
+        out[row] = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), scale=scale)[:, 0]
+        lse[row] = torch.logsumexp((k.double() @ q.double().transpose(1, 2))[..., 0] * scale, 1)
+    return out, lse
+
+
+def assert_close(out, lse, query, keys, values, rows, scale):
+    """Error against float64 at most twice that of PyTorch's attention in the same precision, plus rounding."""
+    expected, expected_lse = exact(query, keys, values, rows, scale)
+    rounded, _ = exact(query, keys, values, rows, scale, query.dtype)
+    allowed = 2 * (rounded.double() - expected).abs().max() + torch.finfo(query.dtype).eps
+    assert not out.isnan().any()
+    assert (out.double() - expected).abs().max() <= allowed
+    torch.testing.assert_close(lse.double(), expected_lse, atol=1e-4, rtol=1e-5)
+
+
+def random_rows(seed, batch, capacity, max_spans):
+    """Interval lists: some dense, some empty, the others at random offsets, touching ones included."""
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(batch):
+        kind = generator.random()
+        if kind < 0.15:
+            rows.append([])
+        elif kind < 0.3:
+            rows.append([(0, generator.randint(1, capacity))])
+        else:
+            count = generator.randint(1, min(max_spans, (capacity + 1) // 2))
+            edges = sorted(generator.sample(range(capacity + 1), 2 * count))
+            spans = list(zip(edges[::2], edges[1::2], strict=True))
+            if generator.random() < 0.3 and len(spans) < max_spans:  # cut one in two
+                start, end = spans[-1]
+                if end - start > 1:
+                    spans[-1:] = [(start, start + 1), (start + 1, end)]
+            rows.append(spans)
+    return rows
+
+
+# ---- the logic, on the CPU
+
+CONFIGS = [
+    KernelConfig(128, 1, True, 12),
+    KernelConfig(128, 4, True, 4),
+    KernelConfig(64, 7, False, 4),
+    KernelConfig(96, 3, True, 2),
+    KernelConfig(128, 16, False, 2),
+    KernelConfig(64, 1, True, 8),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**9), st.integers(1, 5), st.integers(1, 300), st.integers(1, 3), st.integers(1, 9))
+def test_agrees_with_float64_on_any_table(config, seed, batch, capacity, num_kv_heads, num_blocks):
+    """Would catch a token read twice, left out or from outside the intervals; a lost part of a unit; a wrong merge."""
+    rows = random_rows(seed, batch, capacity, 12)
+    query, keys, values = problem(seed, rows, config, num_kv_heads, capacity)
+    order = list(range(num_blocks))
+    random.Random(seed).shuffle(order)
+    out, lse = attend(config, query, keys, values, rows, 0.1, 12, num_blocks, order)
+    assert_close(out, lse, query, keys, values, rows, 0.1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 33, 97, 1025])
+def test_odd_lengths(length):
+    """Would catch a last tile that is cut off or padded with something."""
+    config = CONFIGS[0]
+    rows = [[(0, length)], [(3, 3 + length)], [(length, length + 1)]]
+    query, keys, values = problem(length, rows, config, 2, length + 8)
+    out, lse = attend(config, query, keys, values, rows, 0.1, 1, 3)
+    assert_close(out, lse, query, keys, values, rows, 0.1)
+
+
+@needs_compiler
+def test_long_and_short_rows_in_one_batch():
+    """Would catch slices that follow rows instead of tokens: then a long row is one block's work, or is cut short."""
+    config = CONFIGS[1]
+    rows = [[(0, 3)], [(i, i + 1) for i in range(0, 2000, 2)], [], [(7, 1900)], [(0, 1)]]
+    query, keys, values = problem(1, rows, config, 2, 2000)
+    out, lse = attend(config, query, keys, values, rows, 0.1, 1000, 6)
+    assert_close(out, lse, query, keys, values, rows, 0.1)
+    assert not out[2].any() and (lse[2] == -torch.inf).all()
+
+
+@needs_compiler
+def test_same_bits_whichever_block_is_last():
+    """Would catch a merge in order of arrival: answers would change from run to run."""
+    config = CONFIGS[1]
+    rows = random_rows(5, 3, 400, 12)
+    query, keys, values = problem(5, rows, config, 2, 400)
+    run = lambda order: attend(config, query, keys, values, rows, 0.1, 12, 7, order)  # noqa: E731
+    (out, lse), (again, lse_again) = run(None), run([6, 2, 0, 5, 1, 3, 4])
+    assert torch.equal(out, again) and torch.equal(lse, lse_again)
+
+
+@needs_compiler
+def test_any_layout_of_the_cache():
+    """Would catch strides mixed up, in caches that keep tokens together or are a part of another one."""
+    config = CONFIGS[0]
+    rows = random_rows(8, 2, 90, 12)
+    query, keys, values = problem(8, rows, config, 3, 90)
+    by_token = keys.transpose(1, 2).contiguous().transpose(1, 2)
+    sliced = torch.full((2, 3, 200, 128), float("nan"), dtype=BF16)[:, :, 55:145]
+    sliced.copy_(values)
+    out, lse = attend(config, query, by_token, sliced, rows, 0.1, 12, 2)
+    assert_close(out, lse, query, keys, values, rows, 0.1)
+
+
+@needs_compiler
+def test_large_scores_do_not_overflow():
+    """Would catch weights without their greatest score taken off, and a part that weighs nothing beside the others."""
+    config = CONFIGS[0]
+    rows = [[(0, 40), (60, 100)]]
+    query, keys, values = problem(2, rows, config, 1, 100)
+    keys[0, 0, 70] = 30 * query[0, 0]
+    keys[0, 0, 5] = -30 * query[0, 0]
+    out, lse = attend(config, query, keys, values, rows, 1.0, 2, 2)
+    assert_close(out, lse, query, keys, values, rows, 1.0)
+    torch.testing.assert_close(out[0, 0], values[0, 0, 70])
+
+
+@pytest.mark.parametrize("selection", [*SELECTIONS, ALL], ids=lambda selection: selection.name)
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([2048, 4096]), st.sampled_from([0.05, 0.25, 0.5, 0.75]))
+def test_benchmark_selections_keep_what_they_say(selection, seed, context, density):
+    """Would catch a benchmark of overlapping intervals, or of fewer tokens than it claims."""
+    intervals, counts = choose(selection, density, 3, context, torch.Generator().manual_seed(seed))
+    starts, ends = intervals[..., 0], intervals[..., 1]
+    assert intervals.dtype == torch.int32 and (counts == intervals.shape[1]).all()
+    assert (
+        (starts < ends).all() and (starts[:, 1:] >= ends[:, :-1]).all() and starts.min() >= 0 and ends.max() <= context
+    )
+    kept = (ends - starts).sum().item() / (3 * context)
+    assert kept == 1 if selection == ALL else abs(kept - density) < 0.08
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**9), st.integers(1, 6), st.integers(1, 2000))
+def test_plan_lists_the_visible_tokens(seed, batch, capacity):
+    """Would catch a prefix sum that is off at the edge of a warp, or of the 256 spans that are added at a time."""
+    rows = random_rows(seed, batch, capacity, 700)
+    intervals, counts = table_of(rows, 700)
+    planned = plan(CONFIGS[0], intervals, counts, capacity, 2)
+    assert not planned.errors.any() and not planned.arrived.any()
+    assert planned.num_visible.tolist() == [sum(end - start for start, end in spans) for spans in rows]
+    for row, spans in enumerate(rows):
+        index = 0
+        for (start, end), (list_end, shift) in zip(spans, planned.spans[row].tolist(), strict=False):
+            assert (index + shift, list_end + shift) == (start, end)
+            index = list_end
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("spans", "count", "code"),
+    [
+        ([(0, 5), (4, 9)], 2, 4),
+        ([(6, 9), (0, 5)], 2, 4),
+        ([(0, 5), (6, 11)], 2, 2),
+        ([(-1, 5)], 1, 2),
+        ([(3, 3)], 1, 2),
+        ([(5, 3)], 1, 2),
+        ([(0, 2), (3, 4), (4, 5)], 4, 1),
+        ([(0, 5)], -1, 1),
+        ([(0, 10)], 1, 0),
+    ],
+)
+def test_plan_finds_bad_intervals_and_keeps_within_the_cache(spans, count, code):
+    """Would catch debug mode being blind, or a wrong table that makes the kernel read outside of the cache."""
+    intervals, _ = table_of([[(0, 1)], spans], 3)
+    planned = plan(CONFIGS[0], intervals, torch.tensor([1, count], dtype=torch.int32), 10, 1)
+    assert planned.errors.tolist() == [0, code]
+    assert 0 <= planned.num_visible[1] <= 10
+
+
+@needs_compiler
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=40), st.integers(1, 8), st.integers(1, 400))
+def test_slices_are_nearly_equal(num_visible, num_kv_heads, num_warps):
+    """Would catch a slice that is lost, out of order, or much longer than the others: one warp would hold up all."""
+    places = cuts(CONFIGS[0], num_visible, num_kv_heads, num_warps)
+    total = num_kv_heads * sum(visible + 32 for visible in num_visible if visible)
+    assert places[0] == 0 and places[-1] == total and places == sorted(places)
+    longest = max(end - start for start, end in itertools.pairwise(places))
+    assert longest <= max(16, -(-total // num_warps)) + 32 + 15
+
+
+# ---- the code, for every architecture, without a GPU
+
+
+def compiles(config: KernelConfig, architecture: int, name: str) -> str:
+    try:
+        return loader.compile_for(config, architecture, name)[1]
+    except ImportError as error:
+        pytest.skip(f"needs NVRTC: {error}")
+
+
+@pytest.mark.parametrize("name", ["plan.cu", "attention.cu", "read_stream.cu"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_compiles_for_every_architecture(architecture, name):
+    """Would catch an instruction that a Turing or a Blackwell GPU does not have."""
+    for is_bf16 in (False, True)[: 1 if architecture < 80 else 2]:
+        assert "spill" in compiles(KernelConfig(128, 4, is_bf16, 12), architecture, name)
+
+
+@pytest.mark.parametrize("head_dim", loader.HEAD_DIMS)
+@pytest.mark.parametrize("group_size", [1, 4, 8, 9, 16])
+def test_nothing_is_spilled_on_hopper(head_dim, group_size):
+    """Would catch registers that go to memory: the kernel would read more than the intervals name."""
+    config = loader.choose_config(head_dim, group_size, True, 256, 132, 227 * 1024)
+    report = compiles(config, 90, "attention.cu")
+    assert re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report) == [
+        ("0", "0", "0")
+    ]
+
+
+def test_digest_changes_with_any_source(tmp_path, monkeypatch):
+    """Would catch CuPy's disk cache serving yesterday's kernel after an included file has changed."""
+    before = loader.digest()
+    for file in loader.FOLDER.glob("*.cu*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(loader, "FOLDER", tmp_path)
+    loader.digest.cache_clear()
+    assert loader.digest() == before
+    with (tmp_path / "tile.cuh").open("a") as file:
+        file.write("// changed\n")
+    loader.digest.cache_clear()
+    assert loader.digest() != before
+    monkeypatch.undo()
+    loader.digest.cache_clear()
+
+
+@pytest.mark.parametrize("limit_kib", [64, 99, 163, 227])
+@pytest.mark.parametrize("group_size", range(1, 17))
+def test_every_group_fits_every_gpu(group_size, limit_kib):
+    """Would catch a shape that a GPU with little shared memory (Turing: 64 KiB a block) cannot launch."""
+    config = loader.choose_config(128, group_size, False, 256, 6 * 148, limit_kib * 1024)
+    assert config.shared_bytes(256, 6 * 148) <= limit_kib * 1024
+
+
+# ---- misuse
+
+SHAPE = {"batch": 2, "num_heads": 8, "num_kv_heads": 2, "head_dim": 128, "max_spans": 4, "dtype": BF16}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 0}, "batch is 1 to 256, not 0"),
+        ({"batch": 257}, "batch is 1 to 256, not 257"),
+        ({"num_heads": 9}, "num_heads (9) is no multiple of num_kv_heads (2)"),
+        ({"num_heads": 34}, "num_heads: at most 16 per key/value head, not 17"),
+        ({"num_kv_heads": 0}, "no multiple of num_kv_heads (0)"),
+        ({"head_dim": 80}, "head_dim is one of 64, 96, 128, not 80"),
+        ({"max_spans": 0}, "max_spans is 1 or more"),
+        ({"dtype": torch.float32}, "dtype is torch.bfloat16 or torch.float16, not torch.float32"),
+    ],
+)
+def test_shapes_that_cannot_be_served_are_named(change, message):
+    """Would catch a launch that reads past its arguments instead of an error before it."""
+    check_shape(**SHAPE)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_shape(**(SHAPE | change))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(2, 4, 64), "keys is torch.float32, and has to be torch.bfloat16"),
+        (torch.zeros(2, 5, 64, dtype=BF16), "keys has shape (2, 5, 64), and has to have (2, 4, 64)"),
+        (torch.zeros(2, 64, 4, dtype=BF16).transpose(1, 2), "keys: the last dimension is not contiguous"),
+        (torch.zeros(2, 4, 68, dtype=BF16)[..., :64], "keys: strides are multiples of 8 elements"),
+        (torch.zeros(2, 4, 72, dtype=BF16)[..., 4:68], "keys: strides are multiples of 8 elements"),
+        (torch.zeros(2, 4, 64, dtype=BF16, device="meta"), "keys is on meta, and the kernels run on cpu"),
+        ([1, 2], "keys is a tensor, not list"),
+    ],
+)
+def test_tensors_that_cannot_be_served_are_named(tensor, message):
+    """Would catch a misaligned or foreign tensor that crashes the process, or is read as something else."""
+    cpu = torch.device("cpu")
+    check_tensor("keys", torch.zeros(2, 4, 64, dtype=BF16), (2, 4, 64), BF16, cpu)
+    check_tensor("keys", torch.zeros(2, 4, 72, dtype=BF16)[..., 8:], (2, 4, 64), BF16, cpu)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_tensor("keys", tensor, (2, 4, 64), BF16, cpu)
+    with pytest.raises(ValueError, match="counts is not contiguous"):
+        check_tensor("counts", torch.zeros(4, dtype=torch.int32)[::2], (2,), torch.int32, cpu, contiguous=True)
+
+
+def test_without_a_gpu_the_reason_is_given():
+    """Would catch a silent fallback, or a crash inside CuPy."""
+    with pytest.raises(CudaUnavailable, match="need a CUDA device, not 'cpu'"):
+        SpanAttention(**SHAPE, device="cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(CudaUnavailable, match="torch finds none"):
+            SpanAttention(**SHAPE)
+
+
+# ---- the kernels themselves
+
+
+def on_gpu(config, rows, num_kv_heads, capacity, max_spans, seed, **arguments):
+    """A problem on the GPU: the instance, planned, and its tensors."""
+    query, keys, values = (x.cuda() for x in problem(seed, rows, config, num_kv_heads, capacity))
+    served = SpanAttention(
+        batch=len(rows),
+        num_heads=query.shape[1],
+        num_kv_heads=num_kv_heads,
+        head_dim=config.head_dim,
+        max_spans=max_spans,
+        dtype=query.dtype,
+        **arguments,
+    )
+    intervals, counts = (x.cuda() for x in table_of(rows, max_spans))
+    served.plan(intervals, counts, capacity)
+    return served, (query, keys, values), (intervals, counts)
+
+
+def called(served, tensors):
+    query = tensors[0]
+    out = torch.full_like(query, float("nan"))
+    lse = torch.full(query.shape[:2], float("nan"), device="cuda")
+    served(*tensors, scale=0.1, out=out, lse=lse)
+    return out.cpu(), lse.cpu()
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("seed", range(40))
+def test_gpu_agrees_with_float64(seed):
+    """Would catch what the CPU cannot show: a race, a wrong instruction, a store that others do not see."""
+    generator = random.Random(seed)
+    config = KernelConfig(generator.choice(loader.HEAD_DIMS), generator.randint(1, 16), generator.random() < 0.5, 0)
+    batch, capacity, num_kv_heads = (
+        generator.randint(1, 9),
+        generator.choice([1, 17, 300, 4099]),
+        generator.randint(1, 4),
+    )
+    rows = random_rows(seed, batch, capacity, 300)
+    served, tensors, _ = on_gpu(config, rows, num_kv_heads, capacity, 300, seed)
+    out, lse = called(served, tensors)
+    assert_close(out, lse, *(x.cpu() for x in tensors), rows, 0.1)
+    again, lse_again = called(served, tensors)
+    assert torch.equal(out, again) and torch.equal(lse, lse_again)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 97, 1025, 131_072])
+def test_gpu_lengths(length):
+    """Would catch an index that overflows, or a split over all blocks that loses a part."""
+    config = KernelConfig(128, 4, True, 0)
+    rows = [[(0, length)], [(length - 1, length)]]
+    served, tensors, _ = on_gpu(config, rows, 1, length, 1, length)
+    out, lse = called(served, tensors)
+    assert_close(out, lse, *(x.cpu() for x in tensors), rows, 0.1)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_graph_replays_see_new_intervals():
+    """Would catch a value that is baked into a captured graph: intervals, counts, queries and cache all change."""
+    config = KernelConfig(128, 8, True, 0)
+    capacity, max_spans = 700, 12
+    first, second = random_rows(1, 6, capacity, max_spans), random_rows(2, 6, capacity, max_spans)
+    served, tensors, tables = on_gpu(config, first, 2, capacity, max_spans, 1)
+    out = torch.empty_like(tensors[0])
+    served(*tensors, scale=0.1, out=out)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        served.plan(*tables, capacity)
+        served(*tensors, scale=0.1, out=out)
+    for seed, rows in ((1, first), (2, second), (1, first)):
+        fresh = [*problem(seed, rows, config, 2, capacity), *table_of(rows, max_spans)]
+        for kept, new in zip((*tensors, *tables), fresh, strict=True):
+            kept.copy_(new)
+        out.fill_(float("nan"))
+        graph.replay()
+        expected, _ = exact(*(x.cpu() for x in tensors), rows, 0.1)
+        assert (out.cpu().double() - expected).abs().max() < 0.02
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_debug_mode_names_bad_intervals():
+    """Would catch a debug mode that lets overlapping intervals pass: tokens would weigh twice."""
+    config = KernelConfig(64, 1, True, 0)
+    with pytest.raises(BadIntervals, match="row 1: intervals not sorted or overlapping"):
+        on_gpu(config, [[(0, 5)], [(0, 5), (4, 9)]], 1, 20, 2, 0, debug=True)
