@@ -10,6 +10,7 @@ import torch
 
 from selfspan_core.attention import require_impl
 from selfspan_core.engine import Engine
+from selfspan_core.locate import why_not_found
 from selfspan_core.model import ModelError, SpanModel
 from selfspan_core.protocol import PromptLayout, Rendered
 from selfspan_core.tokenizer import SpanTokenizer
@@ -133,9 +134,9 @@ class ModelStore:
 
     def _load_tokenizer(self) -> SpanTokenizer:
         if self._tokenizer is None:
-            is_folder = isinstance(self.base, Path) or str(self.base).startswith((".", "/", "~"))
-            if is_folder and not Path(self.base).is_dir():
-                raise ModelError(f"there is no base model folder {str(self.base)!r}")
+            reason = why_not_found(self.base)
+            if reason is not None:
+                raise ModelError(reason)
             try:
                 self._tokenizer = SpanTokenizer.load(self.base)
             except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Where a results file comes from: commit, machine, versions, command. Benchmarks write this beside their figures."""
 
+import hashlib
 import os
 import platform
 import shlex
@@ -27,6 +28,17 @@ def provenance() -> dict:
         "machine": machine(),
         "versions": {"python": platform.python_version()} | _versions(),
     }
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 over a folder's safetensors files, in the order of their names: says which weights were measured.
+
+    A commit alone does not, where weights are measured before they are committed.
+    """
+    total = hashlib.sha256()
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        total.update(file.read_bytes())
+    return total.hexdigest()
 
 
 def command() -> str:

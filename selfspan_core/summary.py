@@ -13,11 +13,17 @@ def ratio(slow: float | None, fast: float | None) -> float | None:
     return slow / fast if slow and fast else None
 
 
+def direction(speedup: float) -> int:
+    """1 for faster, -1 for slower, 0 where no winner is named."""
+    if abs(speedup - 1) < EQUAL_WITHIN:
+        return 0
+    return 1 if speedup > 1 else -1
+
+
 def speed_phrase(speedup: float) -> str:
     """A speed-up in words: a slow-down is called one."""
-    if abs(speedup - 1) < EQUAL_WITHIN:
-        return "equally fast"
-    return f"{speedup:.2f} times as fast" if speedup > 1 else f"slower ({speedup:.2f} times the speed)"
+    equal, faster = "equally fast", f"{speedup:.2f} times as fast"
+    return {0: equal, 1: faster, -1: f"slower ({speedup:.2f} times the speed)"}[direction(speedup)]
 
 
 def percent(share: float) -> str:
@@ -70,7 +76,7 @@ def compare_line(
     else:
         speed = f"Self-selected attention was {speed_phrase(speedup_ms_per_token)} per token"
         if speedup_time_to_answer is not None:
-            joint = "and" if (speedup_time_to_answer < 1) == (speedup_ms_per_token < 1) else "but"
+            joint = "and" if direction(speedup_time_to_answer) == direction(speedup_ms_per_token) else "but"
             speed += f" {joint} {speed_phrase(speedup_time_to_answer)} to the answer"
     of_what = "what the plain adapter's lane read" if paid_for else "what dense attention reads for the same tokens"
     read = f"it read {percent(read_share)} of {of_what}"

@@ -6,13 +6,13 @@ those are put in by whoever lays out ids (`selfspan_core.protocol`), never by ty
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer
 
+from selfspan_core.locate import why_not_found
 from selfspan_core.protocol import ANCHORS, END, GO, MARKER_PIECES, REF, RES, Markers
 
 if TYPE_CHECKING:
@@ -102,15 +102,19 @@ class SpanTokenizer:
         """
         from transformers import AutoTokenizer
 
-        path = Path(path_or_hub_id)
-        if isinstance(path_or_hub_id, Path) or path_or_hub_id.startswith((".", "~", os.sep)):
-            path = path.expanduser()
-            if not path.is_dir():
-                raise FileNotFoundError(f"no tokenizer folder {path}")
-        if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZER_FILES):
-            raise FileNotFoundError(f"the folder {path} holds no {_TOKENIZER_FILES[0]}")
-        where = str(path) if path.is_dir() else str(path_or_hub_id)
-        return cls(AutoTokenizer.from_pretrained(where))
+        reason = why_not_found(path_or_hub_id)
+        if reason is not None:
+            raise FileNotFoundError(reason)
+        path = Path(path_or_hub_id).expanduser()
+        if path.is_dir():
+            if not any((path / name).is_file() for name in _TOKENIZER_FILES):
+                raise FileNotFoundError(f"the folder {path} holds no {_TOKENIZER_FILES[0]}")
+            return cls(AutoTokenizer.from_pretrained(str(path)))
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(path_or_hub_id)))
+        except OSError as error:
+            here = f"there is no folder {str(path_or_hub_id)!r} here"
+            raise OSError(f"{here}, and the hub gave no model of that name: {error}") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text as it is: no `<bos>`, no `<eos>`, and never a marker's id, whatever the text holds."""

@@ -506,6 +506,40 @@ class TestLoad:
         tab.page.click(f"{tab.pane('sparse')} .ss-follow")
         tab.wait("done")
         assert tab.page.evaluate(top) > before
+        # Nothing is left to follow: the button would only lie over the verdict.
+        end = tab.page.evaluate(top)
+        tab.page.hover(area)
+        tab.page.mouse.wheel(0, -150)
+        tab.page.wait_for_function(f"{top} < {end}")
+        assert not tab.page.is_visible(f"{tab.pane('sparse')} .ss-follow")
+
+    def test_a_phone_shows_the_numbers_that_are_read(self, serve, open_tab):
+        """A long expression scrolls on a phone: would catch a step whose lit numbers are out of sight."""
+        tab = open_tab(serve(FakeSession(dense=400, sparse=400)))
+        tab.page.set_viewport_size({"width": 390, "height": 844})
+        tab.page.evaluate(
+            """() => {
+                Object.assign(window, { unseen: 0, read: new Set() });
+                const look = () => {
+                    const box = document.querySelector('[data-lane="sparse"] .ss-prompt');
+                    const lit = [...(box?.querySelectorAll(".lit") ?? [])];
+                    const inside = (node) => {
+                        const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
+                        return inner.top >= outer.top - 1 && inner.bottom <= outer.bottom + 1;
+                    };
+                    if (lit.length && !lit.some(inside)) window.unseen += 1;
+                    for (const node of lit) window.read.add(node.dataset.name);
+                    requestAnimationFrame(look);
+                };
+                look();
+            }"""
+        )
+        tab.run(next(text for text in get_task("arithmetic").examples if count(text) == 48))
+        tab.wait("done")
+        box = f"document.querySelector('{tab.pane('sparse')} .ss-prompt')"
+        assert tab.page.evaluate(f"{box}.scrollHeight > {box}.clientHeight + 20")
+        assert tab.page.evaluate("window.read.size") > 20
+        assert tab.page.evaluate("window.unseen") == 0
 
     @pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 720)])
     def test_a_small_screen_follows_the_race_and_keeps_stop_in_reach(self, serve, open_tab, width, height):

@@ -100,6 +100,14 @@ def test_wrong_settings_of_the_base_are_named(tmp_path, change, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("written", ["2e-3", "2E-3", "2.0e-3", "+2e-3"])
+def test_numbers_may_be_written_with_an_exponent(tmp_path, written):
+    """Would catch YAML 1.1's idea that 2e-3 is a word, which everybody who trains runs into."""
+    path = tmp_path / "changed.yaml"
+    path.write_text((CONFIGS / "example.yaml").read_text().replace("learning_rate: 0.002", f"learning_rate: {written}"))
+    assert load_config(path, FinetuneConfig).learning_rate == 0.002
+
+
 def test_merge_keys_are_no_repetition(tmp_path):
     """Would catch the check for repeated keys refusing YAML's own way to override what was merged."""
     text = (CONFIGS / "arithmetic-span.yaml").read_text()

@@ -26,6 +26,7 @@ from transformers import (
 
 from selfspan_core import protocol
 from selfspan_core.engine import Engine, Token
+from selfspan_core.locate import why_not_found
 from selfspan_core.model import ModelError, SpanModel, load_base, resize_for_tokenizer
 from selfspan_core.protocol import Example, Part, Step
 from selfspan_core.reference import visibility_mask
@@ -256,6 +257,18 @@ def test_missing_and_incomplete_folders(tmp_path):
     (base / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json"):
         SpanModel.load(base, None, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("name", ["nope", "no/such/folder", "tests/nope", "./nope", "~/nope-nope"])
+def test_names_that_can_be_no_hub_id_are_not_looked_up(name, monkeypatch):
+    """Would catch a minute of retries and a hint at the internet connection, where a folder's name is mistyped."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_: pytest.fail("asked the hub"))
+    with pytest.raises(OSError, match="there is no model folder"):
+        SpanTokenizer.load(name)
+    with pytest.raises(ModelError, match="there is no model folder"):
+        SpanModel.load(name, None, "cpu", torch.float32)
+    assert why_not_found("some-one/some-model") is None and why_not_found("assets/base") is None
 
 
 def test_pickled_weights_are_never_read(tmp_path):

@@ -491,6 +491,21 @@ def test_line_is_honest(dense, sparse, per_token, to_answer, head, tail):
     assert line == f"{head} of what dense attention reads for the same tokens; {tail}"
 
 
+@pytest.mark.parametrize(
+    ("per_token", "to_answer", "words"),
+    [
+        (0.995, 1.005, "equally fast per token and equally fast to the answer"),
+        (0.99, 0.53, "equally fast per token but slower (0.53 times the speed) to the answer"),
+        (1.01, 0.53, "equally fast per token but slower (0.53 times the speed) to the answer"),
+        (1.30, 1.25, "1.30 times as fast per token and 1.25 times as fast to the answer"),
+    ],
+)
+def test_and_or_but(per_token, to_answer, words):
+    """Would catch "equally fast but equally fast", where two speeds fall on different sides of 1 by a hair."""
+    both = {"dense": result(), "sparse": result()}
+    assert words in compare_line(both, per_token, to_answer, 0.5, paid_for=False)
+
+
 def test_phrases():
     """Would catch rounding that turns a little into nothing, or a hair's breadth into a victory."""
     assert speed_phrase(1.015) == "equally fast" == speed_phrase(0.985)

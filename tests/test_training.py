@@ -357,6 +357,17 @@ def test_command_without_private_paths(monkeypatch):
     assert provenance.command() == "python training/finetune.py --resume"
 
 
+def test_weights_have_a_digest_of_their_own(tmp_path):
+    """Would catch results of one set of weights being taken for those of another that came into the same folder."""
+    digest = provenance.weights_digest
+    (tmp_path / "a.safetensors").write_bytes(b"one")
+    before = digest(tmp_path)
+    (tmp_path / "notes.json").write_text("{}")
+    assert digest(tmp_path) == before
+    (tmp_path / "a.safetensors").write_bytes(b"two")
+    assert digest(tmp_path) != before
+
+
 @pytest.mark.parametrize("operands", ["1", "65"])
 def test_evaluation_refuses_operand_counts_that_do_not_exist(monkeypatch, capsys, operands):
     """Would catch a search without end for expressions that no prompt holds."""

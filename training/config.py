@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
@@ -92,6 +93,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {_convert(k, args[0], where): _convert(v, args[1], where) for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # YAML 1.1 takes 2e-3 for a word; only 2.0e-3 is a number to it.
+    if hint is float and isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value

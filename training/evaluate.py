@@ -26,7 +26,7 @@ if not __package__:
 import torch
 
 from selfspan_core.model import SpanModel
-from selfspan_core.provenance import provenance
+from selfspan_core.provenance import provenance, weights_digest
 from selfspan_core.tasks import get_task
 from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
 from training.arithmetic_data import evaluation_set
@@ -108,7 +108,7 @@ def run_job(arguments: argparse.Namespace, lane: Lane, operands: int, device: st
 def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, origin: dict) -> None:
     """Write what is known so far: a long evaluation that is cut off leaves its finished parts.
 
-    `origin` is the provenance as it was at the start, when the code was loaded.
+    `origin` is the provenance as it was at the start, when code and weights were loaded.
     """
     results = {
         "operands": {
@@ -126,10 +126,11 @@ def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, ori
 def main() -> None:
     """Entry point."""
     arguments = parse_arguments()
-    origin = provenance()
+    lanes = [lane for lane in LANES if lane.name in arguments.lanes]
+    folders = [arguments.base, *dict.fromkeys(f"{arguments.adapters}/{lane.adapter}" for lane in lanes)]
+    origin = {"weights_sha256": {folder: weights_digest(folder) for folder in folders}} | provenance()
     figures: dict = {operands: {} for operands in arguments.operands}
     wrong: dict = {operands: {} for operands in arguments.operands}
-    lanes = [lane for lane in LANES if lane.name in arguments.lanes]
     # A small model's decoding waits for the host: several processes share one GPU well. The longest go first.
     work = [(lane, operands) for operands in sorted(arguments.operands, reverse=True) for lane in lanes]
     devices = itertools.cycle(devices_of(arguments.device))

@@ -17,6 +17,7 @@ const WAYS = {
 };
 const HINT = "Point at a step, or tap it, to see what it read.";
 const HIDDEN_FRAME_MS = 300;
+const ENDINGS = { stopped: "stopped", length: "out of tokens" };
 const BUSY = ["waiting", "starting", "running"];
 
 const find = (root, selector) => root.querySelector(selector);
@@ -45,12 +46,14 @@ class Pane {
   constructor(root, lane) {
     this.root = root;
     this.lane = lane;
+    this.prompt = find(root, ".ss-prompt");
     this.scroll = find(root, ".ss-scroll");
     this.steps = find(root, ".ss-steps");
     this.caption = find(root, ".ss-caption");
     this.caption.id = `ss-caption-${lane}`;
     this.follow = find(root, ".ss-follow");
     this.following = true;
+    this.streaming = false;
     this.figures = {};
     root.dataset.lane = lane;
     for (const node of root.querySelectorAll("[data-figure]")) this.figures[node.dataset.figure] = node;
@@ -86,8 +89,9 @@ class Pane {
     for (const node of Object.values(this.figures)) node.textContent = "–";
     find(this.root, ".ss-kv-fill").style.width = "0";
     this.steps.replaceChildren();
-    const box = find(this.root, ".ss-prompt");
+    const box = this.prompt;
     box.replaceChildren();
+    box.scrollTop = 0;
     for (const part of prompt) {
       if (part.name === null || !this.annotated) {
         box.append(make("span", "ss-op", this.typeset(part.text)));
@@ -101,6 +105,8 @@ class Pane {
       box.append(segment);
     }
     this.following = true;
+    this.streaming = true;
+    this.follow.hidden = true;
     this.say("");
   }
 
@@ -248,8 +254,21 @@ class Pane {
 
   swap(field, wanted, className) {
     for (const node of this[field]) if (!wanted.has(node)) node.classList.remove(className);
-    for (const node of wanted) if (!this[field].has(node)) node.classList.add(className);
+    const fresh = [...wanted].filter((node) => !this[field].has(node));
+    for (const node of fresh) node.classList.add(className);
     this[field] = wanted;
+    this.reveal(fresh.filter((node) => node.parentNode === this.prompt));
+  }
+
+  // On a small screen the expression scrolls: bring what is lit into sight, the first of them for certain.
+  reveal(literals) {
+    const box = this.prompt;
+    if (!literals.length || box.scrollHeight <= box.clientHeight) return;
+    for (const node of literals.reverse()) {
+      const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
+      if (inner.top < outer.top) box.scrollTop -= outer.top - inner.top + 4;
+      else if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom + 4;
+    }
   }
 
   say(text) {
@@ -287,6 +306,8 @@ class Pane {
 
   // Nothing is being read any more.
   rest(text) {
+    this.streaming = false;
+    this.follow.hidden = true;
     this.root.classList.remove("focus", "everything");
     this.swap("lit", new Set(), "lit");
     find(this.steps, ".current")?.classList.remove("current");
@@ -340,7 +361,7 @@ class Pane {
     this.scroll.addEventListener("scroll", () => {
       const below = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight;
       this.following = below < FOLLOW_SLACK_PX;
-      this.follow.hidden = this.following;
+      this.follow.hidden = this.following || !this.streaming;
     });
     this.follow.addEventListener("click", () => {
       this.following = true;
@@ -490,7 +511,7 @@ function handle(payload, draw) {
   for (const [lane, news] of Object.entries(payload.lanes ?? {})) {
     panes[lane].finished = news.done ? news.finish : null;
     panes[lane].update(news, draw);
-    panes[lane].flag(news.done ? (news.finish === "stopped" ? "stopped" : "finished") : "");
+    panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
   if (draw && payload.lanes) compare(payload.lanes);
   if (payload.end) end(payload);
