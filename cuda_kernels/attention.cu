@@ -1,9 +1,10 @@
 // Decode attention over exactly the tokens that a row's intervals name: one query token per row, any head grouping.
 //
-// A persistent grid. Every warp takes one slice of the line of all (row, key/value head) units (schedule.cuh) and streams
-// its tokens through registers (tile.cuh), with the next tile's loads in flight. A unit that lies in one slice is written
-// at once; the parts of the others are merged in the block, and where a unit spans blocks, by whichever of them is
-// done last, always in the same order: the same input gives the same bits.
+// A persistent grid. Blocks take slices of the line of all (row, key/value head) units (schedule.cuh), one per warp:
+// long lines in several rounds, first come, first served. A warp streams its tokens through registers (tile.cuh), with
+// the next tile's loads in flight. A unit that lies in one slice is written at once; the parts of the others are merged
+// in the block, and where a unit spans blocks, by whichever of them is done last, always in the same order: the same
+// input gives the same bits.
 //
 // Injected: HEAD_DIM (64, 96, 128), GROUP (query heads per key/value head, 1 to 16), IS_BF16 (else fp16), NUM_WARPS.
 #include <schedule.cuh>
@@ -12,6 +13,9 @@
 
 constexpr int NUM_THREADS = 32 * NUM_WARPS;
 constexpr int NUM_SLOTS = 2 * NUM_WARPS;
+// As many warps as a multiprocessor's registers hold: twelve of 168, or eight of up to 255 for more than eight heads.
+constexpr int WARPS_PER_SM = HEAD_TILES == 1 ? 12 : 8;
+constexpr int BLOCKS_PER_SM = WARPS_PER_SM < NUM_WARPS ? 1 : WARPS_PER_SM / NUM_WARPS;
 
 // A tensor of one vector per row and head.
 struct Vectors {
@@ -35,9 +39,10 @@ struct Job {
     const Span* spans;  // [batch, max_spans]
     const int* counts;  // [batch]
     int max_spans;
-    float scale;     // times log2(e)
-    float* states;   // [num_blocks, 2] states: of a unit that began before the block, of one that goes on behind it
-    int* arrived;    // [num_units] tokens whose part is done, of units that span blocks; zero before and after
+    float scale;    // times log2(e)
+    float* states;  // [num_groups, 2] states: of a unit that began before the group, of one that goes on behind it
+    int* arrived;   // [num_units] tokens whose part is done, of units that span groups; zero before and after
+    int* tickets;   // groups handed out so far; zero before and after
 };
 
 // Shared memory of a block.
@@ -46,8 +51,8 @@ struct Shared {
     int* row_start;  // [batch + 1] of the line
     int* cuts;       // [NUM_WARPS + 1] of the block's slices
     int* slot_unit;  // [NUM_SLOTS] row * num_kv_heads + head, or -1
-    int* sources;    // [num_blocks]
-    int* flags;      // [2]
+    int* sources;    // [num_groups]
+    int* flags;      // [3]
 
     DEVICE Shared(float4* memory, int batch) {
         states = reinterpret_cast<float*>(memory);
@@ -55,7 +60,7 @@ struct Shared {
         cuts = row_start + batch + 1;
         slot_unit = cuts + NUM_WARPS + 1;
         flags = slot_unit + NUM_SLOTS;
-        sources = flags + 2;
+        sources = flags + 3;
     }
 };
 
@@ -86,7 +91,8 @@ struct Part {
 #pragma unroll
         for (int tile = 0; tile < HEAD_TILES; tile++) {
 #pragma unroll
-            for (int m = 0; m < SUM_TILES; m++) sums[tile][m][0] = sums[tile][m][1] = sums[tile][m][2] = sums[tile][m][3] = 0.f;
+            for (int m = 0; m < SUM_TILES; m++)
+                sums[tile][m][0] = sums[tile][m][1] = sums[tile][m][2] = sums[tile][m][3] = 0.f;
             greatest[tile][0] = greatest[tile][1] = NO_SCORE;
             weight[tile][0] = weight[tile][1] = 0.f;
         }
@@ -110,7 +116,8 @@ struct Part {
             float keep[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                for (int step = 4; step < 32; step *= 2) top[h] = fmaxf(top[h], __shfl_xor_sync(FULL_WARP, top[h], step));
+                for (int step = 4; step < 32; step *= 2)
+                    top[h] = fmaxf(top[h], __shfl_xor_sync(FULL_WARP, top[h], step));
                 top[h] = fmaxf(top[h], greatest[tile][h]);
                 keep[h] = exp2_fast(greatest[tile][h] - top[h]);
                 greatest[tile][h] = top[h];
@@ -140,7 +147,7 @@ struct Part {
         for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
             for (int tile = 0; tile < HEAD_TILES; tile++) {
-                const float(&w)[4] = weights[sub][tile];
+                const float (&w)[4] = weights[sub][tile];
                 u32 weights0 = transpose_8x8(pack(w[0], w[1])), weights1 = transpose_8x8(pack(w[2], w[3]));
                 accumulate(sums[tile], values, sub, weights0, weights1);
             }
@@ -329,9 +336,10 @@ DEVICE Run find_run(const Shared& shared, int number) {
     return run;
 }
 
-// The parts that this block's warps left in their slots, each run merged by some of the warps. A unit that is complete is
-// written; any other's state goes to global memory.
-DEVICE void merge_block(const Job& job, const Line& line, const Shared& shared, int begin, int end, int warp, Lane lane) {
+// The parts that this block's warps left in their slots, each run merged by some of the warps. A unit that is complete
+// is written; any other's state goes to global memory.
+DEVICE void merge_block(const Job& job, const Line& line, const Shared& shared, int group, int warp, Lane lane) {
+    int begin = shared.cuts[0], end = shared.cuts[NUM_WARPS];
     int num_runs = count_runs(shared);
     if (num_runs == 0) return;
     // Warps are dealt out over the runs, and a run's warps share its quads. There can be one run more than warps.
@@ -342,37 +350,41 @@ DEVICE void merge_block(const Job& job, const Line& line, const Shared& shared, 
         int row = run.unit / line.num_kv_heads, head = run.unit % line.num_kv_heads;
         Share share = share_of(line, row, head, begin, end);
         bool complete = share.num_tokens == line.num_visible[row];
-        float* state = job.states + (2 * (i64)blockIdx.x + share.from_start) * STATE_FLOATS;
+        float* state = job.states + (2 * (i64)group + share.from_start) * STATE_FLOATS;
         for (int quad = lane.index + 32 * turn; quad < QUADS; quad += 32 * turns) {
             Merged merged = merge_slots(shared, run.first, run.last, quad);
-            if (complete) write_quad(job, merged, row, head, line.num_kv_heads, quad);
-            else merged.store(state, quad);
+            if (complete)
+                write_quad(job, merged, row, head, line.num_kv_heads, quad);
+            else
+                merged.store(state, quad);
         }
     }
 }
 
-// Numbers of the states of one unit, in the order of the blocks that hold a part of it; by one warp.
+// Numbers of the states of one unit, in the order of the groups that hold a part of it; by one warp.
 DEVICE int list_sources(const Line& line, const Shared& shared, int row, int head, Lane lane) {
-    // A cut moves within its unit, or to the start of the next: the blocks are those whose uncut stretch touches the unit.
+    // A cut moves within its unit, or to the start of the next: the groups are those whose uncut stretch touches the
+    // unit.
     int start = line.unit_start(row, head), end = start + Line::unit_length(line.num_visible[row]);
     int first = start / line.slice_length / NUM_WARPS;
-    int last = min((int)gridDim.x, (end - 1) / line.slice_length / NUM_WARPS + 1);
+    int last = (end - 1) / line.slice_length / NUM_WARPS + 1;
     int found = 0;
-    for (int block = first + lane.index; block - lane.index < last; block += 32) {
+    for (int group = first + lane.index; group - lane.index < last; group += 32) {
         Share share = {0, false};
-        if (block < last)
-            share = share_of(line, row, head, line.cut(block * NUM_WARPS), line.cut((block + 1) * NUM_WARPS));
+        if (group < last)
+            share = share_of(line, row, head, line.cut(group * NUM_WARPS), line.cut((group + 1) * NUM_WARPS));
         u32 holders = __ballot_sync(FULL_WARP, share.num_tokens > 0);
         if (share.num_tokens > 0)
-            shared.sources[found + __popc(holders & ((1u << lane.index) - 1))] = 2 * block + share.from_start;
+            shared.sources[found + __popc(holders & ((1u << lane.index) - 1))] = 2 * group + share.from_start;
         found += __popc(holders);
     }
     return found;
 }
 
-// This block was the last to finish a part of a unit: merge all blocks' parts. Every warp takes some of them into its first
+// This group was the last to finish a part of a unit: merge all groups' parts. Every warp takes some of them into a
 // slot, then the slots are merged.
-DEVICE void merge_blocks(const Job& job, const Line& line, const Shared& shared, int row, int head, int warp, Lane lane) {
+DEVICE void merge_blocks(const Job& job, const Line& line, const Shared& shared, int row, int head, int warp,
+                         Lane lane) {
     if (warp == 0) {
         int found = list_sources(line, shared, row, head, lane);
         if (lane.index == 0) shared.flags[0] = found;
@@ -407,10 +419,10 @@ DEVICE bool is_incomplete(const Line& line, int at, int begin, int end, Place& u
     return num_tokens > 0 && num_tokens < line.num_visible[unit.row];
 }
 
-// Report the parts of units that other blocks work on too, and finish those units whose last part was ours. There are two at
-// most: the one that this block begins in and the one that it ends in.
-DEVICE void finish_shared_units(const Job& job, const Line& line, const Shared& shared, int begin, int end, int warp,
-                                Lane lane) {
+// Report the parts of units that other groups hold a part of too, and finish those units whose last part was ours.
+// There are two at most: the one that this group begins in and the one that it ends in.
+DEVICE void finish_shared_units(const Job& job, const Line& line, const Shared& shared, int warp, Lane lane) {
+    int begin = shared.cuts[0], end = shared.cuts[NUM_WARPS];
     Place units[2];
     int tokens[2];
     bool open[2];
@@ -456,13 +468,29 @@ DEVICE void write_empty_rows(const Job& job, const Line& line) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) selfspan_attention(
-    u16* queries, i64 query_row_stride, i64 query_head_stride,                                            //
-    const u16* keys, i64 key_row_stride, i64 key_head_stride, i64 key_token_stride,                       //
-    const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,               //
-    u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                                        //
-    const Span* spans, const int* counts, const int* num_visible, int batch, int num_kv_heads, int max_spans, float scale,
-    float* states, int* arrived) {
+// The next group that nobody has, or a number that is none. Multiprocessors do not all read equally fast (those of a
+// larger cluster share its way to memory with more), so on long lines the quick ones take more.
+DEVICE int next_group(const Job& job, const Shared& shared, int num_groups) {
+    if (num_groups == gridDim.x) return num_groups;
+    // The slots and cuts of the last group are read no more.
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int ticket = atomicAdd(job.tickets, 1);
+        // Every block asks once in vain: this was the last of all questions.
+        if (ticket == num_groups - 1) *job.tickets = 0;
+        shared.flags[2] = gridDim.x + ticket;
+    }
+    __syncthreads();
+    return shared.flags[2];
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
+    selfspan_attention(u16* queries, i64 query_row_stride, i64 query_head_stride,                               //
+                       const u16* keys, i64 key_row_stride, i64 key_head_stride, i64 key_token_stride,          //
+                       const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,  //
+                       u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                           //
+                       const Span* spans, const int* counts, const int* num_visible, int batch, int num_kv_heads,
+                       int max_spans, float scale, float* states, int* arrived) {
     DYNAMIC_SHARED(memory);
     Job job = {{queries, query_row_stride, query_head_stride},
                {out, out_row_stride, out_head_stride},
@@ -474,21 +502,26 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1) selfspan_attention(
                max_spans,
                scale,
                states,
-               arrived};
+               arrived,
+               arrived + batch * num_kv_heads};
     Shared shared(memory, batch);
     int warp = threadIdx.x / 32;
     Lane lane = {(int)(threadIdx.x % 32)};
     if (warp == 0) lay_out_rows(shared.row_start, num_visible, batch, num_kv_heads, lane.index);
     __syncthreads();
-    Line line(shared.row_start, num_visible, batch, num_kv_heads, gridDim.x * NUM_WARPS);
+    // One group of slices per block, or several where the line is long.
+    int num_groups = gridDim.x * num_rounds(shared.row_start[batch], gridDim.x * NUM_WARPS);
+    Line line(shared.row_start, num_visible, batch, num_kv_heads, num_groups * NUM_WARPS);
     write_empty_rows(job, line);
     if (line.length == 0) return;
-    if (threadIdx.x <= NUM_WARPS) shared.cuts[threadIdx.x] = line.cut(blockIdx.x * NUM_WARPS + threadIdx.x);
-    __syncthreads();
-    int begin = shared.cuts[0], end = shared.cuts[NUM_WARPS];
-    if (begin >= end) return;
-    work_slice(job, line, shared, warp, lane);
-    __syncthreads();
-    merge_block(job, line, shared, begin, end, warp, lane);
-    finish_shared_units(job, line, shared, begin, end, warp, lane);
+    for (int group = blockIdx.x; group < num_groups; group = next_group(job, shared, num_groups)) {
+        if (threadIdx.x <= NUM_WARPS) shared.cuts[threadIdx.x] = line.cut(group * NUM_WARPS + threadIdx.x);
+        __syncthreads();
+        if (shared.cuts[0] < shared.cuts[NUM_WARPS]) {
+            work_slice(job, line, shared, warp, lane);
+            __syncthreads();
+            merge_block(job, line, shared, group, warp, lane);
+            finish_shared_units(job, line, shared, warp, lane);
+        }
+    }
 }

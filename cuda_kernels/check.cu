@@ -1,8 +1,9 @@
 // The kernels alone, without a framework, for compute-sanitizer:
-//   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4 cuda_kernels/check.cu -o check
+//   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
+//       cuda_kernels/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
-// Rows of very different lengths, and more blocks than rows, so that units span warps and blocks. Every answer is compared
-// with plain C++.
+// Rows of very different lengths, and more blocks than rows, so that units span warps and blocks. Every answer is
+// compared with plain C++.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -12,23 +13,25 @@
 #include <plan.cu>
 #include <attention.cu>
 
-#define CHECK(call)                                                                      \
-    do {                                                                                 \
-        cudaError_t error = (call);                                                      \
-        if (error != cudaSuccess) {                                                      \
-            printf("%s, line %d: %s\n", #call, __LINE__, cudaGetErrorString(error));     \
-            exit(1);                                                                     \
-        }                                                                                \
+#define CHECK(call)                                                                  \
+    do {                                                                             \
+        cudaError_t error = (call);                                                  \
+        if (error != cudaSuccess) {                                                  \
+            printf("%s, line %d: %s\n", #call, __LINE__, cudaGetErrorString(error)); \
+            exit(1);                                                                 \
+        }                                                                            \
     } while (0)
 
-template <class T> T* on_device(const std::vector<T>& host) {
+template <class T>
+T* on_device(const std::vector<T>& host) {
     T* device;
     CHECK(cudaMalloc(&device, host.size() * sizeof(T)));
     CHECK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
     return device;
 }
 
-template <class T> std::vector<T> on_host(const T* device, size_t count) {
+template <class T>
+std::vector<T> on_host(const T* device, size_t count) {
     std::vector<T> host(count);
     CHECK(cudaMemcpy(host.data(), device, count * sizeof(T), cudaMemcpyDeviceToHost));
     return host;
@@ -65,29 +68,30 @@ int main() {
         for (size_t i = 0; i < rows[row].size(); i++) intervals[row * max_spans + i] = rows[row][i];
         counts.push_back((int)rows[row].size());
     }
-    std::vector<u16> queries(batch * num_heads * HEAD_DIM), keys(batch * num_kv_heads * capacity * HEAD_DIM), values(keys.size());
+    std::vector<u16> queries(batch * num_heads * HEAD_DIM), keys(batch * num_kv_heads * capacity * HEAD_DIM),
+        values(keys.size());
     for (auto* tensor : {&queries, &keys, &values})
         for (u16& element : *tensor) element = random_element();
 
     auto *d_intervals = on_device(intervals), *d_spans = on_device(intervals);
     auto *d_counts = on_device(counts), *d_visible = on_device(counts), *d_errors = on_device(counts);
-    auto *d_arrived = on_device(std::vector<int>(batch * num_kv_heads, -1));
+    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads + 1, 0));
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
-    auto *d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
-    auto *d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
-    auto *d_states = on_device(std::vector<float>(num_blocks * 2 * STATE_FLOATS, NAN));
+    auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
+    auto* d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
+    auto* d_states = on_device(std::vector<float>(MAX_ROUNDS * num_blocks * 2 * STATE_FLOATS, NAN));
     const int shared_bytes =
-        4 * (NUM_SLOTS * STATE_FLOATS + batch + 1 + NUM_WARPS + 1 + NUM_SLOTS + 2 + num_blocks);
+        4 * (NUM_SLOTS * STATE_FLOATS + batch + 1 + NUM_WARPS + 1 + NUM_SLOTS + 3 + MAX_ROUNDS * num_blocks);
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
     for (int repeat = 0; repeat < 3; repeat++) {
-        selfspan_plan<<<batch, PLAN_THREADS>>>(d_intervals, d_counts, max_spans, capacity, d_spans, d_visible, d_arrived,
-                                               num_kv_heads, d_errors);
+        selfspan_plan<<<batch, PLAN_THREADS>>>(d_intervals, d_counts, max_spans, capacity, d_spans, d_visible,
+                                               d_arrived, num_kv_heads, d_errors);
         CHECK(cudaGetLastError());
         selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
-            d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values, num_kv_heads * cache, cache,
-            head, d_out, num_heads * head, head, d_lse, d_spans, d_counts, d_visible, batch, num_kv_heads, max_spans,
-            scale * 1.44269504f, d_states, d_arrived);
+            d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
+            num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_counts, d_visible,
+            batch, num_kv_heads, max_spans, scale * 1.44269504f, d_states, d_arrived);
         CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());
     }

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, choose_config, load
+from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, MAX_ROUNDS, choose_config, load
 
 MAX_BATCH = 256
 MAX_CAPACITY = 262_144
@@ -78,7 +78,7 @@ class SpanAttention:
         config = choose_config(head_dim, num_heads // num_kv_heads, dtype is torch.bfloat16, batch, 6 * num_sms, limit)
         # A persistent grid: as many blocks as run at the same time.
         by_memory = properties.shared_memory_per_multiprocessor // (config.shared_bytes(batch, 6 * num_sms) + 1024)
-        self._num_blocks = num_sms * max(1, min(by_memory, 12 // config.num_warps))
+        self._num_blocks = num_sms * max(1, min(by_memory, config.blocks_per_sm))
         self._num_threads = 32 * config.num_warps
         self._shared_bytes = config.shared_bytes(batch, self._num_blocks)
         self._plan, self._attend = load(config, self.device.index)
@@ -92,9 +92,12 @@ class SpanAttention:
         integers = {"dtype": torch.int32, "device": self.device}
         self._spans = torch.zeros(self.batch, self.max_spans, 2, **integers)
         self._num_visible = torch.zeros(self.batch, **integers)
-        self._arrived = torch.zeros(self.batch, self.num_kv_heads, **integers)
+        # One counter per unit, and the tickets behind them.
+        self._arrived = torch.zeros(self.batch * self.num_kv_heads + 1, **integers)
         self._errors = torch.zeros(self.batch, **integers)
-        self._states = torch.zeros(self._num_blocks, 2, state_floats, dtype=torch.float32, device=self.device)
+        self._states = torch.zeros(
+            MAX_ROUNDS * self._num_blocks, 2, state_floats, dtype=torch.float32, device=self.device
+        )
 
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:
         """Take in what every sequence sees; once per decode step, for all layers.

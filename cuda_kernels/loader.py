@@ -12,6 +12,8 @@ FOLDER = Path(__file__).parent
 HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Most rounds in which the slices of a long line are handed out (schedule.cuh).
+MAX_ROUNDS = 4
 # The first whose merge buffers fit into a block's shared memory is taken. Twelve warps of 168 registers fill a
 # multiprocessor; with more than eight heads a group, a warp needs up to 255.
 WARPS_OF_SMALL_GROUPS = (12, 8, 4, 2)
@@ -35,6 +37,11 @@ class KernelConfig:
     num_warps: int
 
     @property
+    def blocks_per_sm(self) -> int:
+        """Blocks that a multiprocessor's registers hold (BLOCKS_PER_SM in attention.cu)."""
+        return max(1, (12 if self.group_size <= 8 else 8) // self.num_warps)
+
+    @property
     def state_floats(self) -> int:
         """Floats of one partial result (STATE_FLOATS in state.cuh)."""
         return -(-self.group_size * (self.head_dim + 2) // 4) * 4
@@ -42,7 +49,7 @@ class KernelConfig:
     def shared_bytes(self, batch: int, num_blocks: int) -> int:
         """Dynamic shared memory of one block (struct Shared in attention.cu)."""
         states = 2 * self.num_warps * self.state_floats
-        numbers = (batch + 1) + (self.num_warps + 1) + 2 * self.num_warps + 2 + num_blocks
+        numbers = (batch + 1) + (self.num_warps + 1) + 2 * self.num_warps + 3 + MAX_ROUNDS * num_blocks
         return 4 * (states + numbers)
 
     def options(self) -> tuple[str, ...]:

@@ -27,8 +27,12 @@ DEVICE uint2 load_stream8(const u16* from) {
 }
 
 // Memory that other blocks of this launch write: past the first-level cache, which does not see their writes.
-DEVICE float load_shared_by_blocks(const float* from) { return __ldcg(from); }
-DEVICE float4 load_shared_by_blocks(const float4* from) { return __ldcg(from); }
+DEVICE float load_shared_by_blocks(const float* from) {
+    return __ldcg(from);
+}
+DEVICE float4 load_shared_by_blocks(const float4* from) {
+    return __ldcg(from);
+}
 
 // d[16 x 8] += a[16 x 16] * b[16 x 8], one warp. With row = lane / 4 and col = 2 * (lane % 4), a lane holds
 //   a: (row, col), (row + 8, col), (row, col + 8), (row + 8, col + 8), pairs along the 16;
@@ -37,13 +41,15 @@ DEVICE float4 load_shared_by_blocks(const float4* from) { return __ldcg(from); }
 DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 800
 #if IS_BF16
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
 #endif
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 #else
     // Turing multiplies half as deep, and has no bfloat16.
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
@@ -55,7 +61,8 @@ DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
 #endif
 }
 
-// An 8 x 8 matrix of 16-bit elements over the warp: lane i holds row i / 4, columns 2 * (i % 4) and the next. Transposed.
+// An 8 x 8 matrix of 16-bit elements over the warp: lane i holds row i / 4, columns 2 * (i % 4) and the next.
+// Transposed.
 DEVICE u32 transpose_8x8(u32 x) {
     u32 y;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
@@ -78,8 +85,12 @@ DEVICE u32 pack(float low, float high) {
 }
 
 // The lower (upper) halves of two registers side by side, that of `a` lowest.
-DEVICE u32 lower_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
-DEVICE u32 upper_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
+DEVICE u32 lower_halves(u32 a, u32 b) {
+    return __byte_perm(a, b, 0x5410);
+}
+DEVICE u32 upper_halves(u32 a, u32 b) {
+    return __byte_perm(a, b, 0x7632);
+}
 
 // 2 to the x, to about two units of the last place; 0 for very negative x.
 DEVICE float exp2_fast(float x) {

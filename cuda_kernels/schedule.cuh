@@ -8,7 +8,18 @@
 constexpr int CUT_TOKENS = 16;
 constexpr int UNIT_COST_TOKENS = 32;
 
-// A place on the line. `token` is a list index of the row; the place behind a unit's last token is the next unit's start.
+// Rounds in which the slices are handed out, and how many places a slice of more than one round holds at least.
+constexpr int MAX_ROUNDS = 4;
+#ifndef LONG_SLICE_PLACES
+#define LONG_SLICE_PLACES 512
+#endif
+
+DEVICE int num_rounds(int length, int num_warps) {
+    return min(MAX_ROUNDS, max(1, length / num_warps / LONG_SLICE_PLACES));
+}
+
+// A place on the line. `token` is a list index of the row; the place behind a unit's last token is the next unit's
+// start.
 struct Place {
     int row;
     int head;
@@ -45,8 +56,10 @@ struct Line {
         int low = 0, high = batch;
         while (high - low > 1) {
             int middle = (low + high) / 2;
-            if (row_start[middle] <= place) low = middle;
-            else high = middle;
+            if (row_start[middle] <= place)
+                low = middle;
+            else
+                high = middle;
         }
         return low;
     }

@@ -13,10 +13,18 @@ constexpr int STATE_FLOATS = (GROUP * (HEAD_DIM + 2) + 3) / 4 * 4;
 constexpr int QUADS_PER_HEAD = HEAD_DIM / 4;
 constexpr int QUADS = GROUP * QUADS_PER_HEAD;
 
-DEVICE const float* greatest_of(const float* state) { return state + GROUP * HEAD_DIM; }
-DEVICE const float* weights_of(const float* state) { return state + GROUP * HEAD_DIM + GROUP; }
-DEVICE float* greatest_of(float* state) { return state + GROUP * HEAD_DIM; }
-DEVICE float* weights_of(float* state) { return state + GROUP * HEAD_DIM + GROUP; }
+DEVICE const float* greatest_of(const float* state) {
+    return state + GROUP * HEAD_DIM;
+}
+DEVICE const float* weights_of(const float* state) {
+    return state + GROUP * HEAD_DIM + GROUP;
+}
+DEVICE float* greatest_of(float* state) {
+    return state + GROUP * HEAD_DIM;
+}
+DEVICE float* weights_of(float* state) {
+    return state + GROUP * HEAD_DIM + GROUP;
+}
 
 // One head's part of a state, as far as one thread is concerned.
 struct Merged {

@@ -6,8 +6,12 @@ constexpr u32 FULL_WARP = 0xffffffffu;
 
 // One interval of a row: the list index behind its last token, and what to add to a list index to get a position.
 typedef int2 Span;
-DEVICE int span_end(const Span& span) { return span.x; }
-DEVICE int span_shift(const Span& span) { return span.y; }
+DEVICE int span_end(const Span& span) {
+    return span.x;
+}
+DEVICE int span_shift(const Span& span) {
+    return span.y;
+}
 
 // Walks forward through a row's spans.
 struct Cursor {

@@ -60,8 +60,7 @@ struct Values {
                 int at = __shfl_sync(FULL_WARP, position, entry);
                 const u16* value = values + at * stride;
 #pragma unroll
-                for (int p = 0; p < VALUE_PARTS; p++)
-                    part[sub][i][p] = load_stream16(value + 64 * p + 8 * lane.row());
+                for (int p = 0; p < VALUE_PARTS; p++) part[sub][i][p] = load_stream16(value + 64 * p + 8 * lane.row());
                 if (HAS_HALF_PART) half_part[sub][i] = load_stream8(value + 64 * VALUE_PARTS + 4 * lane.row());
             }
         }
@@ -93,7 +92,7 @@ DEVICE void score(Scores& scores, const Keys& keys, const Queries& queries) {
     for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
         for (int tile = 0; tile < HEAD_TILES; tile++) {
-            float(&s)[4] = scores[sub][tile];
+            float (&s)[4] = scores[sub][tile];
             s[0] = s[1] = s[2] = s[3] = 0.f;
 #pragma unroll
             for (int i = 0; i < KEY_PARTS; i++) {
@@ -109,8 +108,8 @@ DEVICE void score(Scores& scores, const Keys& keys, const Queries& queries) {
 // sums[tile][m]: head columns as in scores; the rows are dimensions, `dimension_of` says which.
 typedef float Sums[HEAD_TILES][SUM_TILES][4];
 
-// Dimension of row lane.row() (half = 0) or lane.row() + 8 (half = 1) of sum tile m. A lane's dimensions of one part lie
-// side by side: that is how it loaded them.
+// Dimension of row lane.row() (half = 0) or lane.row() + 8 (half = 1) of sum tile m. A lane's dimensions of one part
+// lie side by side: that is how it loaded them.
 DEVICE int dimension_of(int m, int half, Lane lane) {
     if (m < 4 * VALUE_PARTS) return 64 * (m / 4) + 8 * lane.row() + m % 4 + 4 * half;
     return 64 * VALUE_PARTS + 4 * lane.row() + m % 4 + 2 * half;

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.loader import FOLDER, KernelConfig
+from cuda_kernels.loader import FOLDER, MAX_ROUNDS, KernelConfig
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
@@ -22,7 +22,8 @@ def library(config: KernelConfig) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="kernels-"))
     target = folder / "kernels.so"
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    macros = [option for option in config.options() if option.startswith("-D")]
+    # Small problems, too, are to take several rounds.
+    macros = [*(option for option in config.options() if option.startswith("-D")), "-DLONG_SLICE_PLACES=40"]
     # The stand-in's folder first: <ptx.cuh> is found there.
     command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / "kernels.cpp"]
     subprocess.run(command, check=True)
@@ -65,7 +66,8 @@ def plan(
     """Run the plan kernel; everything that it has to write is poisoned before."""
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
-    made = Planned(poison(batch, max_spans, 2), poison(batch), poison(batch * num_kv_heads), poison(batch))
+    made = Planned(poison(batch, max_spans, 2), poison(batch), poison(batch * num_kv_heads + 1), poison(batch))
+    made.arrived[-1] = 0  # tickets: the attention kernel's own
     library(config).run_plan(
         pointer(intervals),
         pointer(counts),
@@ -107,7 +109,7 @@ def attend(
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
-    states = torch.full((num_blocks * 2 * config.state_floats,), float("nan"))
+    states = torch.full((MAX_ROUNDS * num_blocks * 2 * config.state_floats,), float("nan"))
     shared_bytes = config.shared_bytes(batch, num_blocks)
     order = (ctypes.c_uint * num_blocks)(*(block_order or range(num_blocks)))
     kernels.run_attention(

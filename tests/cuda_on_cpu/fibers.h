@@ -1,5 +1,6 @@
-// CUDA's execution model on one CPU thread: every CUDA thread is a fiber, and a warp's or block's collective operation lets the
-// others run until all have arrived. Slow and exact about who waits for whom: enough to run the kernels' own source in tests.
+// CUDA's execution model on one CPU thread: every CUDA thread is a fiber, and a warp's or block's collective operation
+// lets the others run until all have arrived. Slow and exact about who waits for whom: enough to run the kernels' own
+// source in tests.
 #pragma once
 #include <ucontext.h>
 
@@ -114,7 +115,8 @@ struct Machine {
     }
 
     // `order`: the blocks, in the order in which they run.
-    void run(const std::vector<unsigned>& order, unsigned num_threads, size_t shared_bytes, std::function<void()> work) {
+    void run(const std::vector<unsigned>& order, unsigned num_threads, size_t shared_bytes,
+             std::function<void()> work) {
         kernel = std::move(work);
         grid_size.x = (unsigned)order.size();
         for (unsigned index : order) {

@@ -20,13 +20,27 @@ using std::min;
 #define DYNAMIC_SHARED(name) \
     float4* name = reinterpret_cast<float4*>((reinterpret_cast<uintptr_t>(Machine::get().shared.data()) + 15) / 16 * 16)
 
-struct int2 { int x, y; };
-struct uint2 { u32 x, y; };
-struct uint4 { u32 x, y, z, w; };
-struct float4 { float x, y, z, w; };
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
-inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+struct int2 {
+    int x, y;
+};
+struct uint2 {
+    u32 x, y;
+};
+struct uint4 {
+    u32 x, y, z, w;
+};
+struct float4 {
+    float x, y, z, w;
+};
+inline int2 make_int2(int x, int y) {
+    return {x, y};
+}
+inline uint2 make_uint2(u32 x, u32 y) {
+    return {x, y};
+}
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) {
+    return {x, y, z, w};
+}
 
 #define threadIdx (Dim{Machine::get().current->thread, 0, 0})
 #define blockIdx (Machine::get().block_index)
@@ -42,14 +56,22 @@ inline void __syncwarp() {
     Machine::get().exchange(&nothing, sizeof nothing);
 }
 
-template <class T> T from_lane(T value, unsigned lane) {
+template <class T>
+T from_lane(T value, unsigned lane) {
     T result;
     memcpy(&result, Machine::get().exchange(&value, sizeof value)[lane], sizeof result);
     return result;
 }
-template <class T> T __shfl_sync(u32, T value, int lane) { return from_lane(value, lane % 32); }
-template <class T> T __shfl_xor_sync(u32, T value, int mask) { return from_lane(value, Machine::get().lane() ^ mask); }
-template <class T> T __shfl_up_sync(u32, T value, int step) {
+template <class T>
+T __shfl_sync(u32, T value, int lane) {
+    return from_lane(value, lane % 32);
+}
+template <class T>
+T __shfl_xor_sync(u32, T value, int mask) {
+    return from_lane(value, Machine::get().lane() ^ mask);
+}
+template <class T>
+T __shfl_up_sync(u32, T value, int step) {
     unsigned lane = Machine::get().lane();
     return from_lane(value, lane >= (unsigned)step ? lane - step : lane);
 }
@@ -59,26 +81,52 @@ inline u32 __ballot_sync(u32, bool vote) {
     for (int lane = 0; lane < 32; lane++) all |= (u32)(votes[lane][0] & 0xff ? 1 : 0) << lane;
     return all;
 }
-inline int __ffs(u32 x) { return __builtin_ffs((int)x); }
-inline int __popc(u32 x) { return __builtin_popcount(x); }
-inline int atomicAdd(int* at, int value) { int before = *at; *at += value; return before; }
-inline int atomicOr(int* at, int value) { int before = *at; *at |= value; return before; }
-inline float __int_as_float(int x) { float y; memcpy(&y, &x, 4); return y; }
+inline int __ffs(u32 x) {
+    return __builtin_ffs((int)x);
+}
+inline int __popc(u32 x) {
+    return __builtin_popcount(x);
+}
+inline int atomicAdd(int* at, int value) {
+    int before = *at;
+    *at += value;
+    return before;
+}
+inline int atomicOr(int* at, int value) {
+    int before = *at;
+    *at |= value;
+    return before;
+}
+inline float __int_as_float(int x) {
+    float y;
+    memcpy(&y, &x, 4);
+    return y;
+}
 
 inline uint4 load_stream16(const u16* from) {
-    if (reinterpret_cast<uintptr_t>(from) % 16) { fprintf(stderr, "a 16-byte load is not aligned\n"); abort(); }
+    if (reinterpret_cast<uintptr_t>(from) % 16) {
+        fprintf(stderr, "a 16-byte load is not aligned\n");
+        abort();
+    }
     uint4 x;
     memcpy(&x, from, 16);
     return x;
 }
 inline uint2 load_stream8(const u16* from) {
-    if (reinterpret_cast<uintptr_t>(from) % 8) { fprintf(stderr, "an 8-byte load is not aligned\n"); abort(); }
+    if (reinterpret_cast<uintptr_t>(from) % 8) {
+        fprintf(stderr, "an 8-byte load is not aligned\n");
+        abort();
+    }
     uint2 x;
     memcpy(&x, from, 8);
     return x;
 }
-inline float load_shared_by_blocks(const float* from) { return *from; }
-inline float4 load_shared_by_blocks(const float4* from) { return *from; }
+inline float load_shared_by_blocks(const float* from) {
+    return *from;
+}
+inline float4 load_shared_by_blocks(const float4* from) {
+    return *from;
+}
 
 inline float widen(u32 bits) {
 #if IS_BF16
@@ -111,11 +159,21 @@ inline u32 narrow(float x) {
 #endif
 }
 
-inline u32 pack(float low, float high) { return narrow(low) | narrow(high) << 16; }
-inline u32 lower_halves(u32 a, u32 b) { return (a & 0xffff) | b << 16; }
-inline u32 upper_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
-inline float exp2_fast(float x) { return std::exp2(x); }
-inline float log2_fast(float x) { return std::log2(x); }
+inline u32 pack(float low, float high) {
+    return narrow(low) | narrow(high) << 16;
+}
+inline u32 lower_halves(u32 a, u32 b) {
+    return (a & 0xffff) | b << 16;
+}
+inline u32 upper_halves(u32 a, u32 b) {
+    return a >> 16 | (b & 0xffff0000u);
+}
+inline float exp2_fast(float x) {
+    return std::exp2(x);
+}
+inline float log2_fast(float x) {
+    return std::log2(x);
+}
 
 // What a lane holds of the factors, gathered from the warp: see the layouts in the real file.
 inline void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
