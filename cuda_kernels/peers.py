@@ -93,7 +93,8 @@ def flashinfer(tensors: Tensors, blocks: torch.Tensor, page: int) -> FlashInfer:
     num_kv_heads, context = tensors.keys.shape[1:3]
     device = tensors.query.device
     group = num_heads // num_kv_heads
-    workspace = torch.empty(256 * 2**20, dtype=torch.uint8, device=device)
+    # Zeroed before its first use, as FlashInfer asks.
+    workspace = torch.zeros(128 * 2**20, dtype=torch.uint8, device=device)
     wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=group > 1)
     per_row = context // page
     # Copied: a cache kept in pages, as it would be.
