@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_on_cpu import COMPILER, attend, cuts, plan, table_of
 
-from cuda_kernels import loader
+from cuda_kernels import bench, loader
 from cuda_kernels.launch import BadIntervals, CudaUnavailable, SpanAttention, check_shape, check_tensor
 from cuda_kernels.loader import ARCHITECTURES, KernelConfig
 from cuda_kernels.selections import ALL, SELECTIONS, choose
+from training import report
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -240,6 +241,62 @@ def test_slices_are_nearly_equal(num_visible, num_kv_heads, num_warps):
     assert longest <= max(16, -(-total // num_warps)) + 32 + 15
 
 
+def results_of(points: dict[str, list[tuple[float, float]]], dense_us: float) -> dict:
+    """Benchmark results of one shape: per selection, (share kept, microseconds)."""
+    cases = [
+        {
+            "selection": name,
+            "density": kept,
+            "ours": {"us": us, "us_with_plan": us, "kept": kept, "bytes": 1e6, "times_cudnn_dense": dense_us / us},
+            "flashinfer": {"unavailable": "ModuleNotFoundError"},
+        }
+        for name, pairs in points.items()
+        for kept, us in pairs
+    ]
+    shape = {"shape": {"name": "8/8, 1 x 64"}, "dense": {"cudnn": {"us": dense_us}}, "cases": cases}
+    origin = {
+        "machine": {"gpu": "some GPU"},
+        "commit": "abc",
+        "dirty": False,
+        "command": "python -m cuda_kernels.bench",
+    }
+    return {"read_stream_tb_per_s": 4.0, "shapes": [shape]} | origin
+
+
+def test_break_even_is_where_dense_attention_is_as_fast():
+    """Would catch a break-even that is read off a point which is already slower."""
+    results = results_of(
+        {"random 16": [(0.25, 30.0), (0.5, 60.0)], "spans 4": [(0.25, 130.0)], "all": [(1.0, 120.0)]}, 100
+    )
+    found = {one["selection"]: one["density"] for one in bench.break_even(results["shapes"])}
+    assert found == {"random 16": pytest.approx(0.833), "spans 4": None}
+    results = results_of({"random 16": [(0.5, 60.0)], "all": [(1.0, 99.0)]}, 100)
+    assert bench.break_even(results["shapes"])[0]["density"] == 1.0
+
+
+def test_a_picture_can_be_drawn_where_peers_are_missing(tmp_path):
+    """Would catch a benchmark whose picture needs every peer."""
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib (requirements-train.txt)")
+    from cuda_kernels import picture
+
+    points = {name: [(0.25, 30.0), (0.5, 60.0)] for name in ("random 16", "spans 16", "spans 4")}
+    picture.draw(results_of(points | {"all": [(1.0, 110.0)]}, 100), tmp_path / "kernel.png")
+    assert (tmp_path / "kernel.png").stat().st_size > 5000
+
+
+def test_the_table_shows_the_slowest_selection(monkeypatch):
+    """Would catch a table of the best cases."""
+    points = {
+        "random 16": [(0.25, 40.0), (0.5, 70.0)],
+        "clustered 256": [(0.25, 30.0), (0.5, 80.0)],
+        "all": [(1.0, 110.0)],
+    }
+    monkeypatch.setattr(report, "read", lambda path: results_of(points, 100))
+    assert "| 8/8, 1 x 64 | 100.0 | 0.91x | 1.25x | 2.50x | – |" in report.kernel()
+    monkeypatch.setattr(report, "read", lambda path: None)
+    assert report.kernel() == "The CUDA kernel: not measured yet.\n"
+
+
 # ---- the code, for every architecture, without a GPU
 
 
@@ -378,24 +435,45 @@ def called(served, tensors):
     return out.cpu(), lse.cpu()
 
 
+# Compiling takes a second each: a few of the 96 combinations, all paths among them.
+GPU_CONFIGS = [
+    KernelConfig(128, 1, True, 0),
+    KernelConfig(128, 4, True, 0),
+    KernelConfig(128, 8, False, 0),
+    KernelConfig(128, 12, False, 0),
+    KernelConfig(96, 3, True, 0),
+    KernelConfig(64, 2, False, 0),
+    KernelConfig(64, 16, True, 0),
+]
+
+
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("seed", range(40))
-def test_gpu_agrees_with_float64(seed):
+@pytest.mark.parametrize("config", GPU_CONFIGS, ids=str)
+def test_gpu_agrees_with_float64_on_any_table(config):
     """Would catch what the CPU cannot show: a race, a wrong instruction, a store that others do not see."""
-    generator = random.Random(seed)
-    config = KernelConfig(generator.choice(loader.HEAD_DIMS), generator.randint(1, 16), generator.random() < 0.5, 0)
-    batch, capacity, num_kv_heads = (
-        generator.randint(1, 9),
-        generator.choice([1, 17, 300, 4099]),
-        generator.randint(1, 4),
-    )
-    rows = random_rows(seed, batch, capacity, 300)
-    served, tensors, _ = on_gpu(config, rows, num_kv_heads, capacity, 300, seed)
-    out, lse = called(served, tensors)
-    assert_close(out, lse, *(x.cpu() for x in tensors), rows, 0.1)
-    again, lse_again = called(served, tensors)
-    assert torch.equal(out, again) and torch.equal(lse, lse_again)
+    for seed in range(60):
+        generator = random.Random(seed)
+        batch, num_kv_heads = generator.randint(1, 9), generator.randint(1, 4)
+        capacity = generator.choice([1, 17, 300, 4099])
+        rows = random_rows(seed, batch, capacity, 300)
+        served, tensors, _ = on_gpu(config, rows, num_kv_heads, capacity, 300, seed)
+        out, lse = called(served, tensors)
+        assert_close(out, lse, *(x.cpu() for x in tensors), rows, 0.1)
+        again, lse_again = called(served, tensors)
+        assert torch.equal(out, again) and torch.equal(lse, lse_again)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_long_lines_take_several_rounds():
+    """Would catch groups that two blocks take, or none: only long lines are handed out by tickets."""
+    config = KernelConfig(128, 1, True, 0)
+    rows = random_rows(3, 64, 16_384, 300)
+    served, tensors, _ = on_gpu(config, rows, 2, 16_384, 300, 3)
+    for _ in range(3):  # the tickets are back at zero each time
+        out, lse = called(served, tensors)
+        assert_close(out, lse, *(x.cpu() for x in tensors), rows, 0.1)
 
 
 @pytest.mark.gpu
