@@ -36,8 +36,8 @@ struct Job {
     Vectors queries, out;
     float* lse;  // [batch, num_kv_heads * GROUP] or null
     Cache keys, values;
-    const Span* spans;  // [batch, max_spans]
-    const int* counts;  // [batch]
+    const Span* spans;     // [batch, max_spans]
+    const int* num_spans;  // [batch]
     int max_spans;
     float scale;    // times log2(e)
     float* states;  // [num_groups, 2] states: of a unit that began before the group, of one that goes on behind it
@@ -222,7 +222,7 @@ DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int first, 
     Queries queries;
     queries.load(job.queries.at(row, kv_head * GROUP), job.queries.head_stride, lane);
     Cursor cursor;
-    cursor.start(job.spans + (i64)row * job.max_spans, min(job.counts[row], job.max_spans), first, lane.index);
+    cursor.start(job.spans + (i64)row * job.max_spans, job.num_spans[row], first, lane.index);
     // Entries behind the last stand for the last: loaded again, weighed nothing.
     int entry = first + lane.index % TILE_TOKENS;
     int position = cursor.position(min(entry, last - 1));
@@ -366,8 +366,8 @@ DEVICE int list_sources(const Line& line, const Shared& shared, int row, int hea
     // A cut moves within its unit, or to the start of the next: the groups are those whose uncut stretch touches the
     // unit.
     int start = line.unit_start(row, head), end = start + Line::unit_length(line.num_visible[row]);
-    int first = start / line.slice_length / NUM_WARPS;
-    int last = (end - 1) / line.slice_length / NUM_WARPS + 1;
+    int first = line.slice_of(start) / NUM_WARPS;
+    int last = line.slice_of(end - 1) / NUM_WARPS + 1;
     int found = 0;
     for (int group = first + lane.index; group - lane.index < last; group += 32) {
         Share share = {0, false};
@@ -489,7 +489,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                        const u16* keys, i64 key_row_stride, i64 key_head_stride, i64 key_token_stride,          //
                        const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,  //
                        u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                           //
-                       const Span* spans, const int* counts, const int* num_visible, int batch, int num_kv_heads,
+                       const Span* spans, const int* num_spans, const int* num_visible, int batch, int num_kv_heads,
                        int max_spans, float scale, float* states, int* arrived) {
     DYNAMIC_SHARED(memory);
     Job job = {{queries, query_row_stride, query_head_stride},
@@ -498,7 +498,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                {keys, key_row_stride, key_head_stride, key_token_stride},
                {values, value_row_stride, value_head_stride, value_token_stride},
                spans,
-               counts,
+               num_spans,
                max_spans,
                scale,
                states,
@@ -509,9 +509,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
     Lane lane = {(int)(threadIdx.x % 32)};
     if (warp == 0) lay_out_rows(shared.row_start, num_visible, batch, num_kv_heads, lane.index);
     __syncthreads();
-    // One group of slices per block, or several where the line is long.
-    int num_groups = gridDim.x * num_rounds(shared.row_start[batch], gridDim.x * NUM_WARPS);
-    Line line(shared.row_start, num_visible, batch, num_kv_heads, num_groups * NUM_WARPS);
+    Line line(shared.row_start, num_visible, batch, num_kv_heads, gridDim.x * NUM_WARPS);
+    // One group of slices per block and round.
+    int num_groups = gridDim.x * line.num_rounds;
     write_empty_rows(job, line);
     if (line.length == 0) return;
     for (int group = blockIdx.x; group < num_groups; group = next_group(job, shared, num_groups)) {

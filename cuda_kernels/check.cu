@@ -1,9 +1,9 @@
 // The kernels alone, without a framework, for compute-sanitizer:
 //   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
-//       cuda_kernels/check.cu -o check
+//       -DLONG_SLICE_PLACES=16 -DSHORT_SLICE_PLACES=16 cuda_kernels/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
-// Rows of very different lengths, and more blocks than rows, so that units span warps and blocks. Every answer is
-// compared with plain C++.
+// Rows of very different lengths, more blocks than rows and several rounds, so that units span warps, blocks and
+// rounds. Every answer is compared with plain C++.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -74,7 +74,8 @@ int main() {
         for (u16& element : *tensor) element = random_element();
 
     auto *d_intervals = on_device(intervals), *d_spans = on_device(intervals);
-    auto *d_counts = on_device(counts), *d_visible = on_device(counts), *d_errors = on_device(counts);
+    auto *d_counts = on_device(counts), *d_num_spans = on_device(counts), *d_visible = on_device(counts),
+         *d_errors = on_device(counts);
     auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads + 1, 0));
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
@@ -85,12 +86,12 @@ int main() {
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
     for (int repeat = 0; repeat < 3; repeat++) {
-        selfspan_plan<<<batch, PLAN_THREADS>>>(d_intervals, d_counts, max_spans, capacity, d_spans, d_visible,
-                                               d_arrived, num_kv_heads, d_errors);
+        selfspan_plan<<<batch, PLAN_THREADS>>>(d_intervals, d_counts, max_spans, capacity, d_spans, d_num_spans,
+                                               d_visible, d_arrived, num_kv_heads, d_errors);
         CHECK(cudaGetLastError());
         selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
             d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
-            num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_counts, d_visible,
+            num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_num_spans, d_visible,
             batch, num_kv_heads, max_spans, scale * 1.44269504f, d_states, d_arrived);
         CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());

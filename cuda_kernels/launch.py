@@ -6,6 +6,7 @@ between replays.
 """
 
 import math
+import warnings
 
 import numpy as np
 import torch
@@ -82,15 +83,17 @@ class SpanAttention:
         self._num_threads = 32 * config.num_warps
         self._shared_bytes = config.shared_bytes(batch, self._num_blocks)
         self._plan, self._attend = load(config, self.device.index)
-        # Of the kernel, which other instances launch too; a launch takes what it asks for.
-        self._attend.max_dynamic_shared_size_bytes = limit
-        self._counts: torch.Tensor | None = None
+        self._streams: dict[int, object] = {}
+        with _cupy_device(self.device):
+            # Of the kernel, which other instances launch too; a launch takes what it asks for.
+            self._attend.max_dynamic_shared_size_bytes = limit
         self._is_planned_for: int | None = None
         self._allocate(config.state_floats)
 
     def _allocate(self, state_floats: int) -> None:
         integers = {"dtype": torch.int32, "device": self.device}
         self._spans = torch.zeros(self.batch, self.max_spans, 2, **integers)
+        self._num_spans = torch.zeros(self.batch, **integers)
         self._num_visible = torch.zeros(self.batch, **integers)
         # One counter per unit, and the tickets behind them.
         self._arrived = torch.zeros(self.batch * self.num_kv_heads + 1, **integers)
@@ -118,13 +121,14 @@ class SpanAttention:
             raise ValueError(f"capacity is 1 to {MAX_CAPACITY}, not {capacity}")
         if self.batch * self.num_kv_heads * (capacity + 32) >= 2**31:
             raise ValueError(f"capacity: {self.batch} x {self.num_kv_heads} x {capacity} tokens are more than 2^31")
-        self._counts, self._is_planned_for = counts, capacity
+        self._is_planned_for = capacity
         arguments = (
             _pointer(intervals),
             _pointer(counts),
             np.int32(self.max_spans),
             np.int32(capacity),
             _pointer(self._spans),
+            _pointer(self._num_spans),
             _pointer(self._num_visible),
             _pointer(self._arrived),
             np.int32(self.num_kv_heads),
@@ -181,7 +185,7 @@ class SpanAttention:
             *_strided(out),
             _pointer(lse),
             _pointer(self._spans),
-            _pointer(self._counts),
+            _pointer(self._num_spans),
             _pointer(self._num_visible),
             np.int32(self.batch),
             np.int32(self.num_kv_heads),
@@ -194,10 +198,10 @@ class SpanAttention:
         return out
 
     def _launch(self, kernel, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int) -> None:
-        import cupy
-
-        stream = torch.cuda.current_stream(self.device).cuda_stream
-        with cupy.cuda.Device(self.device.index), cupy.cuda.ExternalStream(stream, self.device.index):
+        pointer = torch.cuda.current_stream(self.device).cuda_stream
+        if pointer not in self._streams:
+            self._streams[pointer] = foreign_stream(pointer, self.device)
+        with _cupy_device(self.device), self._streams[pointer]:
             kernel((num_blocks,), (num_threads,), arguments, shared_mem=shared_bytes)
 
     def _check(
@@ -251,8 +255,9 @@ def check_tensor(
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, and has to have {shape}")
     if contiguous:
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} is not contiguous")
+        # Pairs of int32 are read as one.
+        if not tensor.is_contiguous() or tensor.data_ptr() % 8:
+            raise ValueError(f"{name} is not contiguous from an address that is a multiple of 8 bytes")
         return
     if tensor.stride(-1) != 1:
         raise ValueError(f"{name}: the last dimension is not contiguous")
@@ -279,6 +284,22 @@ def cuda_device(device: torch.device | str) -> torch.device:
     except ImportError as error:
         raise CudaUnavailable("the CUDA kernels need CuPy: pip install cupy-cuda13x") from error
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def foreign_stream(pointer: int, device: torch.device):
+    """torch's stream for CuPy, which neither owns nor destroys it."""
+    import cupy
+
+    with warnings.catch_warnings():
+        # Its successor, Stream.from_external, would destroy the stream with the object.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return cupy.cuda.ExternalStream(pointer, device.index)
+
+
+def _cupy_device(device: torch.device):
+    import cupy
+
+    return cupy.cuda.Device(device.index)
 
 
 def _pointer(tensor: torch.Tensor | None) -> np.uint64:

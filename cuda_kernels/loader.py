@@ -13,7 +13,7 @@ HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Most rounds in which the slices of a long line are handed out (schedule.cuh).
-MAX_ROUNDS = 4
+MAX_ROUNDS = 6
 # The first whose merge buffers fit into a block's shared memory is taken. Twelve warps of 168 registers fill a
 # multiprocessor; with more than eight heads a group, a warp needs up to 255.
 WARPS_OF_SMALL_GROUPS = (12, 8, 4, 2)

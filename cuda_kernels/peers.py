@@ -40,11 +40,13 @@ def sdpa_dense(tensors: Tensors, backend: SDPBackend) -> Call:
     return call
 
 
-def flex(tensors: list[Tensors], kept: list[torch.Tensor], selection: Selection) -> list[Call]:
+def flex(tensors: list[Tensors], kept: list[torch.Tensor], selection: Selection, as_partial: bool) -> list[Call]:
     """A compiled FlexAttention with a block mask of the same blocks; compiled anew for every shape.
 
     Args:
         kept: per set, the blocks that every row keeps, int64 `[B, num_kept]`.
+        as_partial: call the blocks partial (with a mask that hides nothing) and not full: the two are split over the
+            multiprocessors in different ways, and either can be the faster.
     """
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -58,10 +60,8 @@ def flex(tensors: list[Tensors], kept: list[torch.Tensor], selection: Selection)
         indices = torch.zeros(batch, 1, 1, context // selection.tokens, dtype=torch.int32, device=blocks.device)
         indices[:, 0, 0, :num_kept] = blocks
         mask = BlockMask.from_kv_blocks(
-            torch.zeros_like(counts),
-            torch.zeros_like(indices),
-            counts,
-            indices,
+            *((counts, indices) if as_partial else (torch.zeros_like(counts), torch.zeros_like(indices))),
+            *((None, None) if as_partial else (counts, indices)),
             BLOCK_SIZE=(128, selection.tokens),
             seq_lengths=(1, context),
         )

@@ -13,7 +13,11 @@ extern "C" __global__ void __launch_bounds__(512) selfspan_read_stream(const u16
             x[i] = load_stream16(data + 8 * (quad < num_quads ? quad : at));
         }
 #pragma unroll
-        for (int i = 0; i < 8; i++) seen ^= x[i].x ^ x[i].y ^ x[i].z ^ x[i].w;
+        for (int i = 0; i < 8; i++)
+            // volatile, like the loads: none of it moves between them.
+            asm volatile("{.reg .u32 t; xor.b32 t, %1, %2; xor.b32 %0, %0, t; xor.b32 t, %3, %4; xor.b32 %0, %0, t;}"
+                         : "+r"(seen)
+                         : "r"(x[i].x), "r"(x[i].y), "r"(x[i].z), "r"(x[i].w));
     }
     // Nobody may leave the loads out; hardly ever true.
     if (seen == 0x12345678u) *sink = seen;

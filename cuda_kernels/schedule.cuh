@@ -8,14 +8,22 @@
 constexpr int CUT_TOKENS = 16;
 constexpr int UNIT_COST_TOKENS = 32;
 
-// Rounds in which the slices are handed out, and how many places a slice of more than one round holds at least.
-constexpr int MAX_ROUNDS = 4;
+// A long line is handed out in rounds of slices that get shorter: one half, a quarter, an eighth ... each, and the last
+// two rounds alike. Whoever reads fast takes more of the short ones, and all are done at about the same time.
+constexpr int MAX_ROUNDS = 6;
+// From how many places per warp on a line is long, and how many the shortest slices of a long one have at least.
 #ifndef LONG_SLICE_PLACES
-#define LONG_SLICE_PLACES 512
+#define LONG_SLICE_PLACES 1024
+#endif
+#ifndef SHORT_SLICE_PLACES
+#define SHORT_SLICE_PLACES 64
 #endif
 
-DEVICE int num_rounds(int length, int num_warps) {
-    return min(MAX_ROUNDS, max(1, length / num_warps / LONG_SLICE_PLACES));
+DEVICE int choose_rounds(int length, int num_warps) {
+    int rounds = 1, places = length / num_warps;
+    if (places < LONG_SLICE_PLACES) return rounds;
+    while (rounds < MAX_ROUNDS && places >> rounds >= SHORT_SLICE_PLACES) rounds++;
+    return rounds;
 }
 
 // A place on the line. `token` is a list index of the row; the place behind a unit's last token is the next unit's
@@ -33,17 +41,35 @@ struct Line {
     int batch;
     int num_kv_heads;
     int length;
-    int slice_length;
-    int num_slices;  // that hold work; the other warps have none
+    int num_warps;  // of the grid; as many slices a round
+    int num_rounds;
+    int shortest;  // places of a slice of the last round
 
-    DEVICE Line(const int* starts, const int* visible, int rows, int heads, int num_warps) {
+    DEVICE Line(const int* starts, const int* visible, int rows, int heads, int warps) {
         row_start = starts;
         num_visible = visible;
         batch = rows;
         num_kv_heads = heads;
         length = starts[rows];
-        slice_length = max(CUT_TOKENS, (length + num_warps - 1) / num_warps);
-        num_slices = (length + slice_length - 1) / slice_length;
+        num_warps = warps;
+        num_rounds = choose_rounds(length, warps);
+        int parts = warps << (num_rounds - 1);
+        shortest = max(CUT_TOKENS, (length + parts - 1) / parts);
+    }
+
+    DEVICE int num_slices() const { return num_rounds * num_warps; }
+
+    // Places of a slice of one round, and of all slices of the rounds before it.
+    DEVICE int slice_places(int round) const { return shortest << max(0, num_rounds - 2 - round); }
+    DEVICE int places_before(int round) const {
+        return shortest * num_warps * ((1 << (num_rounds - 1)) - (1 << (num_rounds - 1 - round)));
+    }
+
+    // The slice that a place would be in if slices were cut anywhere.
+    DEVICE int slice_of(int place) const {
+        int round = 0;
+        while (round < num_rounds - 1 && place >= places_before(round + 1)) round++;
+        return round * num_warps + (place - places_before(round)) / slice_places(round);
     }
 
     // Places of one unit of a row.
@@ -70,10 +96,14 @@ struct Line {
         return {row, (int)(inside / unit), (int)(inside % unit)};
     }
 
-    // Where slice number `slice` begins; a warp's slice ends where the next begins.
+    // Where slice number `slice` begins; a warp's slice ends where the next begins. A cut moves to where a tile of its
+    // unit begins, or behind the unit.
     DEVICE int cut(int slice) const {
-        if (slice >= num_slices) return length;
-        Place at = place(slice * slice_length);
+        if (slice >= num_slices()) return length;
+        int round = slice / num_warps;
+        int raw = places_before(round) + slice % num_warps * slice_places(round);
+        if (raw >= length) return length;
+        Place at = place(raw);
         int token = at.token / CUT_TOKENS * CUT_TOKENS, visible = num_visible[at.row];
         return unit_start(at.row, at.head) + (token < visible ? token : unit_length(visible));
     }

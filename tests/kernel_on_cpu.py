@@ -23,7 +23,11 @@ def library(config: KernelConfig) -> ctypes.CDLL:
     target = folder / "kernels.so"
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
     # Small problems, too, are to take several rounds.
-    macros = [*(option for option in config.options() if option.startswith("-D")), "-DLONG_SLICE_PLACES=40"]
+    macros = [
+        *(option for option in config.options() if option.startswith("-D")),
+        "-DLONG_SLICE_PLACES=40",
+        "-DSHORT_SLICE_PLACES=16",
+    ]
     # The stand-in's folder first: <ptx.cuh> is found there.
     command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / "kernels.cpp"]
     subprocess.run(command, check=True)
@@ -55,6 +59,7 @@ class Planned:
     """What the plan kernel leaves."""
 
     spans: torch.Tensor
+    num_spans: torch.Tensor
     num_visible: torch.Tensor
     arrived: torch.Tensor
     errors: torch.Tensor
@@ -66,7 +71,9 @@ def plan(
     """Run the plan kernel; everything that it has to write is poisoned before."""
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
-    made = Planned(poison(batch, max_spans, 2), poison(batch), poison(batch * num_kv_heads + 1), poison(batch))
+    made = Planned(
+        poison(batch, max_spans, 2), poison(batch), poison(batch), poison(batch * num_kv_heads + 1), poison(batch)
+    )
     made.arrived[-1] = 0  # tickets: the attention kernel's own
     library(config).run_plan(
         pointer(intervals),
@@ -75,6 +82,7 @@ def plan(
         max_spans,
         capacity,
         pointer(made.spans),
+        pointer(made.num_spans),
         pointer(made.num_visible),
         pointer(made.arrived),
         num_kv_heads,
@@ -123,7 +131,7 @@ def attend(
         strides(out),
         pointer(lse),
         pointer(planned.spans),
-        pointer(counts),
+        pointer(planned.num_spans),
         pointer(planned.num_visible),
         batch,
         num_kv_heads,
@@ -140,8 +148,8 @@ def attend(
 
 
 def cuts(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int) -> list[int]:
-    """Where the slices of the line begin, and where the last one ends."""
+    """Where the slices of the line begin, and where the last one ends, for the most rounds there can be."""
     visible = torch.tensor(num_visible, dtype=torch.int32)
-    places = torch.empty(num_warps + 1, dtype=torch.int32)
+    places = torch.empty(MAX_ROUNDS * num_warps + 1, dtype=torch.int32)
     library(config).run_cuts(pointer(visible), len(num_visible), num_kv_heads, num_warps, pointer(places))
     return places.tolist()
