@@ -81,6 +81,12 @@ DEVICE void lay_out_rows(int* row_start, const int* num_visible, int batch, int 
     if (lane == 0) row_start[batch] = before;
 }
 
+// The logarithm of the sum of all weights, to base e, if it is asked for. Scores are in base 2.
+DEVICE void write_lse(const Job& job, int row, int head, int num_kv_heads, float greatest, float weight) {
+    constexpr float LN_2 = 0.6931471805599453f;
+    if (job.lse) job.lse[(i64)row * num_kv_heads * GROUP + head] = (greatest + log2_fast(weight)) * LN_2;
+}
+
 // Attention of one unit's group of heads over a part of its tokens, in the registers of one warp.
 struct Part {
     Sums sums;
@@ -206,16 +212,15 @@ struct Part {
                     uint2 x = make_uint2(pack(sum(m, 0), sum(m + 1, 0)), pack(sum(m, 1), sum(m + 1, 1)));
                     *reinterpret_cast<uint2*>(out + dimension_of(m, 0, lane)) = x;
                 }
-                if (job.lse && lane.row() == 0)
-                    job.lse[((i64)row * num_kv_heads + kv_head) * GROUP + head] =
-                        (greatest[tile][h] + log2_fast(weight[tile][h])) * 0.6931471805599453f;
+                if (lane.row() == 0)
+                    write_lse(job, row, kv_head * GROUP + head, num_kv_heads, greatest[tile][h], weight[tile][h]);
             }
         }
     }
 };
 
-// List entries [first, last) of one unit. The loads of a tile are issued while the one before is worked on: at any time
-// about one tile of keys and values per warp is under way.
+// List entries [first, last) of one unit. The loads of a tile are issued while the one before is worked on: up to a
+// tile of keys and values per warp is under way.
 DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int first, int last, Lane lane) {
     const u16* keys = job.keys.at(row, kv_head);
     const u16* values = job.values.at(row, kv_head);
@@ -275,9 +280,7 @@ DEVICE void write_quad(const Job& job, const Merged& merged, int row, int kv_hea
     uint2 x = make_uint2(pack(merged.sum.x * inverse, merged.sum.y * inverse),
                          pack(merged.sum.z * inverse, merged.sum.w * inverse));
     *reinterpret_cast<uint2*>(job.out.at(row, kv_head * GROUP + head) + dimension) = x;
-    if (job.lse && dimension == 0)
-        job.lse[((i64)row * num_kv_heads + kv_head) * GROUP + head] =
-            (merged.greatest + log2_fast(merged.weight)) * 0.6931471805599453f;
+    if (dimension == 0) write_lse(job, row, kv_head * GROUP + head, num_kv_heads, merged.greatest, merged.weight);
 }
 
 // States in shared memory, slots [first, last), some of them empty (unit < 0): one quad of all of them.

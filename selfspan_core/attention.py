@@ -59,7 +59,11 @@ def require_impl(impl: str, device: torch.device | str) -> None:
 
 
 def length_free_kernels(device: torch.device) -> AbstractContextManager:
-    """While it is open, PyTorch's fused attention on this device uses kernels that take any length as they are."""
+    """While it is open, PyTorch's fused attention on this device uses kernels that take any length as they are.
+
+    PyTorch keeps that choice per process; what it was before is back when the context closes. Open it around a whole
+    forward pass, not around each layer.
+    """
     return sdpa_kernel(LENGTH_FREE_BACKENDS) if device.type == "cuda" else nullcontext()
 
 
@@ -79,8 +83,7 @@ def fused_one_query(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     """
     num_kv_heads = keys.shape[1]
     grouped = query.view(1, num_kv_heads, query.shape[1] // num_kv_heads, query.shape[3])
-    with length_free_kernels(query.device):
-        attended = F.scaled_dot_product_attention(grouped, keys, values, scale=scale)
+    attended = F.scaled_dot_product_attention(grouped, keys, values, scale=scale)
     # On CUDA the result may be laid out otherwise than the query.
     return attended.reshape(query.shape)
 
@@ -124,7 +127,8 @@ def attend(
     pieces = [slice(start, end) for start, end in visible]
     gathered_keys = torch.cat([keys[:, :, piece] for piece in pieces], dim=2)
     gathered_values = torch.cat([values[:, :, piece] for piece in pieces], dim=2)
-    return fused_one_query(query, gathered_keys, gathered_values, scale)
+    with length_free_kernels(query.device):
+        return fused_one_query(query, gathered_keys, gathered_values, scale)
 
 
 def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAttention:

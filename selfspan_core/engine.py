@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from selfspan_core.attention import require_impl
+from selfspan_core.attention import length_free_kernels, require_impl
 from selfspan_core.intervals import Interval
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
@@ -258,7 +258,7 @@ class _Run:
         self._reader = make_reader(self._attention, self._impl, cache, model.device)
         self._reader.plan(0, None)
         ids = torch.tensor([prompt_ids], device=model.device)
-        self._logits = model.forward_logits(ids, 0, self._reader)
+        self._forward(ids, 0)
         self._state: State | None = None
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
@@ -271,7 +271,7 @@ class _Run:
         state = self._state
         if state is not None:
             self._reader.plan(state.position, state)
-            self._logits = self._model.forward_logits(self._ids, state.position, self._reader)
+            self._forward(self._ids, state.position)
         token, self._ids = self._draw(self._logits)
         self._state = state = self._tracker.push(token)
         context = state.position + 1
@@ -293,6 +293,10 @@ class _Run:
             state.malformed,
             logits,
         )
+
+    def _forward(self, ids: torch.Tensor, start: int) -> None:
+        with length_free_kernels(self._model.device):
+            self._logits = self._model.forward_logits(ids, start, self._reader)
 
     def _news(self) -> Iterator[HeaderClosed | StepEnded]:
         """What the tracker has to say about the token just drawn."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cuda_kernels.launch import SpanAttention
-from selfspan_core.attention import cuda_attention, fused_one_query, length_free_kernels, plan_visible, require_impl
+from selfspan_core.attention import cuda_attention, fused_one_query, plan_visible, require_impl
 from selfspan_core.intervals import Interval
 from selfspan_core.kv_cache import KVCache
 from selfspan_core.reference import masked_attention, visibility_mask
@@ -66,8 +66,7 @@ class DenseReader:
             values = cache.values[layer].narrow(2, 0, start + 1)
             return fused_one_query(query, keys, values, scale)
         grouped = query.shape[1] != key.shape[1]
-        with length_free_kernels(query.device):
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
 class ReferenceReader:

@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -201,6 +202,18 @@ def test_the_kernel_serves_the_engine(dtype):
     events = engine.generate(prompt, "sparse", "cuda", forced_tokens=forced, with_logits=True)
     served = logits(list(events)).float().cpu()
     assert (served - exact).abs().max() < 1e-3 + 2 * (rounded - exact).abs().max()
+
+
+@pytest.mark.parametrize("lane", ["dense", "gather"])
+def test_every_forward_pass_leaves_out_kernels_compiled_per_length(monkeypatch, engine, lane):
+    """Would catch decoding on CUDA at five times its time: cuDNN's attention makes a plan for every new length."""
+    opened, forwards = [], []
+    monkeypatch.setattr("selfspan_core.engine.length_free_kernels", lambda device: nullcontext(opened.append(device)))
+    forward = engine.model.forward_logits
+    monkeypatch.setattr(engine.model, "forward_logits", lambda *a: (forwards.append(len(opened)), forward(*a))[1])
+    prompt, forced = example_run(0)
+    run(engine, prompt, lane, forced)
+    assert forwards == list(range(1, len(forced) + 1)) and opened == [engine.model.device] * len(forced)
 
 
 def test_weights_laid_out_for_one_row_are_the_same_model():

@@ -1,6 +1,7 @@
 """The CUDA kernels: their logic on the CPU, their code for every architecture, and themselves where there is a GPU."""
 
 import itertools
+import platform
 import random
 import re
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_on_cpu import COMPILER, attend, cuts, plan, table_of
 
-from cuda_kernels import bench, loader
+from cuda_kernels import bench, loader, picture
 from cuda_kernels.launch import BadIntervals, CudaUnavailable, SpanAttention, check_shape, check_tensor
 from cuda_kernels.loader import ARCHITECTURES, KernelConfig
 from cuda_kernels.selections import ALL, SELECTIONS, choose
@@ -276,9 +277,6 @@ def test_break_even_is_where_dense_attention_is_as_fast():
 
 def test_a_picture_can_be_drawn_where_peers_are_missing(tmp_path):
     """Would catch a benchmark whose picture needs every peer."""
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib (requirements-train.txt)")
-    from cuda_kernels import picture
-
     points = {name: [(0.25, 30.0), (0.5, 60.0)] for name in ("random 16", "spans 16", "spans 4")}
     picture.draw(results_of(points | {"all": [(1.0, 110.0)]}, 100), tmp_path / "kernel.png")
     assert (tmp_path / "kernel.png").stat().st_size > 5000
@@ -300,13 +298,17 @@ def test_the_table_shows_the_slowest_selection(monkeypatch):
 # ---- the code, for every architecture, without a GPU
 
 
+# Where the test requirements install NVRTC, its absence is a failure and no reason to skip.
+needs_nvrtc = pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="needs NVRTC, which is for Linux on x86_64"
+)
+
+
 def compiles(config: KernelConfig, architecture: int, name: str) -> str:
-    try:
-        return loader.compile_for(config, architecture, name)[1]
-    except ImportError as error:
-        pytest.skip(f"needs NVRTC: {error}")
+    return loader.compile_for(config, architecture, name)[1]
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("name", ["plan.cu", "attention.cu", "read_stream.cu"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiles_for_every_architecture(architecture, name):
@@ -315,6 +317,7 @@ def test_compiles_for_every_architecture(architecture, name):
         assert "spill" in compiles(KernelConfig(128, 4, is_bf16, 12), architecture, name)
 
 
+@needs_nvrtc
 @pytest.mark.parametrize("head_dim", loader.HEAD_DIMS)
 @pytest.mark.parametrize("group_size", [1, 4, 8, 9, 16])
 def test_nothing_is_spilled_on_hopper(head_dim, group_size):

@@ -103,23 +103,21 @@ inline float __int_as_float(int x) {
     return y;
 }
 
-inline uint4 load_stream16(const u16* from) {
-    if (reinterpret_cast<uintptr_t>(from) % 16) {
-        fprintf(stderr, "a 16-byte load is not aligned\n");
+template <class T>
+T aligned_load(const u16* from) {
+    if (reinterpret_cast<uintptr_t>(from) % sizeof(T)) {
+        fprintf(stderr, "a load of %zu bytes is not aligned\n", sizeof(T));
         abort();
     }
-    uint4 x;
-    memcpy(&x, from, 16);
+    T x;
+    memcpy(&x, from, sizeof x);
     return x;
 }
+inline uint4 load_stream16(const u16* from) {
+    return aligned_load<uint4>(from);
+}
 inline uint2 load_stream8(const u16* from) {
-    if (reinterpret_cast<uintptr_t>(from) % 8) {
-        fprintf(stderr, "an 8-byte load is not aligned\n");
-        abort();
-    }
-    uint2 x;
-    memcpy(&x, from, 8);
-    return x;
+    return aligned_load<uint2>(from);
 }
 inline float load_shared_by_blocks(const float* from) {
     return *from;
