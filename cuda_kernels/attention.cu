@@ -1,10 +1,10 @@
 // Decode attention over exactly the tokens that a row's intervals name: one query token per row, any head grouping.
 //
-// A persistent grid. Blocks take slices of the line of all (row, key/value head) units (schedule.cuh), one per warp:
-// long lines in several rounds, first come, first served. A warp streams its tokens through registers (tile.cuh), with
-// the next tile's loads in flight. A unit that lies in one slice is written at once; the parts of the others are merged
-// in the block, and where a unit spans blocks, by whichever of them is done last, always in the same order: the same
-// input gives the same bits.
+// A persistent grid. Teams of warps take slices of the line of all (row, key/value head) units (schedule.cuh), one per
+// warp: long lines in several rounds, first come, first served. A warp streams its tokens through registers (tile.cuh),
+// with the next tile's loads in flight. A unit that lies in one slice is written at once; the parts of the others are
+// merged in the team, and where a unit spans teams, by whichever of them is done last, always in the same order: the
+// same input gives the same bits.
 //
 // Injected: HEAD_DIM (64, 96, 128), GROUP (query heads per key/value head, 1 to 16), IS_BF16 (else fp16), NUM_WARPS.
 #include <schedule.cuh>
@@ -36,49 +36,95 @@ struct Job {
     Vectors queries, out;
     float* lse;  // [batch, num_kv_heads * GROUP] or null
     Cache keys, values;
-    const Span* spans;     // [batch, max_spans]
-    const int* num_spans;  // [batch]
+    const Span* spans;  // [batch, max_spans]
     int max_spans;
     float scale;    // times log2(e)
     float* states;  // [num_groups, 2] states: of a unit that began before the group, of one that goes on behind it
-    int* arrived;   // [num_units] tokens whose part is done, of units that span groups; zero before and after
+    int* arrived;   // [num_units] groups whose part is done, of units that span groups; zero before and after
     int* tickets;   // groups handed out so far; zero before and after
 };
 
-// Shared memory of a block.
-struct Shared {
-    float* states;   // [NUM_SLOTS]: per warp, of a unit that began before its slice, of one that goes on behind it
-    int* row_start;  // [batch + 1] of the line
-    int* cuts;       // [NUM_WARPS + 1] of the block's slices
-    int* slot_unit;  // [NUM_SLOTS] row * num_kv_heads + head, or -1
-    int* sources;    // [num_groups]
-    int* flags;      // [3]
+// A unit that other groups than `group` hold a part of, too. `unit` is a number for the row and the head.
+struct Open {
+    int group;
+    int unit;
+    Groups groups;
+    int is_last;  // all other groups' parts were done before ours
+};
+constexpr int NO_UNIT = -1, NO_GROUP = -1;
+DEVICE int unit_number(int row, int head) {
+    return row << 16 | head;
+}
+DEVICE int row_of_unit(int unit) {
+    return unit >> 16;
+}
+DEVICE int head_of_unit(int unit) {
+    return unit & 0xffff;
+}
 
-    DEVICE Shared(float4* memory, int batch) {
-        states = reinterpret_cast<float*>(memory);
-        row_start = reinterpret_cast<int*>(states + NUM_SLOTS * STATE_FLOATS);
-        cuts = row_start + batch + 1;
-        slot_unit = cuts + NUM_WARPS + 1;
-        flags = slot_unit + NUM_SLOTS;
-        sources = flags + 3;
+// What the warps of a team tell each other.
+struct TeamNotes {
+    Open open[2];  // a unit that began before the group, one that goes on behind it; of `group`, or left from another
+    int group;     // at work on
+};
+
+// Shared memory of a block; behind it, what `line` points to.
+struct Shared {
+    float states[NUM_SLOTS * STATE_FLOATS];  // per warp, of a unit that began before its slice, of one that goes on
+    int slot_unit[NUM_SLOTS];                // unit numbers
+    TeamNotes notes[MAX_TEAMS];
+    Line line;  // here it takes up no registers
+
+    DEVICE Rows rows(int batch) {
+        int* start = reinterpret_cast<int*>(this + 1);
+        return {start, start + batch + 1, start + 2 * batch + 1};
     }
 };
 
-// First place of every row on the line; by one warp.
-DEVICE void lay_out_rows(int* row_start, const int* num_visible, int batch, int num_kv_heads, int lane) {
-    int before = 0;
+// Some neighbouring warps of a block (schedule.cuh).
+struct Team {
+    int number;     // in its block
+    int num_warps;  // of it
+    int warp;       // this thread's, in the team
+
+    DEVICE int first_slot() const { return 2 * number * num_warps; }
+    // Wait for the team's other warps.
+    DEVICE void meet() const { ::meet(1 + number, 32 * num_warps); }
+};
+
+// Rows behind one another, and with them the line; by one warp.
+DEVICE void lay_out_line(Shared& shared, const int2* rows, int batch, int num_kv_heads, int lane) {
+    Rows laid_out = shared.rows(batch);
+    int before = 0, longest = 0;
     for (int first = 0; first < batch; first += 32) {
         int row = first + lane;
-        int length = row < batch ? num_kv_heads * Line::unit_length(num_visible[row]) : 0;
+        int2 counts = row < batch ? rows[row] : make_int2(0, 0);
+        int length = num_kv_heads * Line::unit_length(counts.x);
         int end = length;
         for (int step = 1; step < 32; step *= 2) {
             int other = __shfl_up_sync(FULL_WARP, end, step);
             if (lane >= step) end += other;
         }
-        if (row < batch) row_start[row] = before + end - length;
+        longest = max(longest, counts.x);
+        if (row < batch) {
+            laid_out.start[row] = before + end - length;
+            laid_out.num_visible[row] = counts.x;
+            laid_out.num_spans[row] = counts.y;
+        }
         before += __shfl_sync(FULL_WARP, end, 31);
     }
-    if (lane == 0) row_start[batch] = before;
+    for (int step = 1; step < 32; step *= 2) longest = max(longest, __shfl_xor_sync(FULL_WARP, longest, step));
+    if (lane == 0) {
+        laid_out.start[batch] = before;
+        shared.line = Line(laid_out, batch, num_kv_heads, gridDim.x * NUM_WARPS, longest);
+    }
+}
+
+// The first lines of the interval table are on their way while rows are laid out.
+DEVICE void prefetch_table(const Job& job, int batch) {
+    constexpr int SPANS_PER_LINE = 128 / sizeof(Span), MOST_LINES = 2048;
+    int line = blockIdx.x * NUM_THREADS + threadIdx.x;
+    if (line < min(MOST_LINES, batch * job.max_spans / SPANS_PER_LINE)) prefetch(job.spans + line * SPANS_PER_LINE);
 }
 
 // The logarithm of the sum of all weights, to base e, if it is asked for. Scores are in base 2.
@@ -177,15 +223,22 @@ struct Part {
             for (int h = 0; h < 2; h++) {
                 int head = 8 * tile + 2 * lane.column() + h;
                 if (head >= GROUP) continue;
+                float* at = state + head * HEAD_FLOATS;
+                auto sum = [&](int m, int half) { return sums[tile][m][2 * half + h]; };
 #pragma unroll
-                for (int m = 0; m < SUM_TILES; m++) {
-                    state[head * HEAD_DIM + dimension_of(m, 0, lane)] = sums[tile][m][h];
-                    state[head * HEAD_DIM + dimension_of(m, 1, lane)] = sums[tile][m][2 + h];
+                for (int m = 0; m < 4 * VALUE_PARTS; m += 4) {
+#pragma unroll
+                    for (int half = 0; half < 2; half++)
+                        *reinterpret_cast<float4*>(at + dimension_of(m, half, lane)) =
+                            make_float4(sum(m, half), sum(m + 1, half), sum(m + 2, half), sum(m + 3, half));
                 }
-                if (lane.row() == 0) {
-                    greatest_of(state)[head] = greatest[tile][h];
-                    weights_of(state)[head] = weight[tile][h];
+                if (HAS_HALF_PART) {
+                    constexpr int m = 4 * VALUE_PARTS;
+                    *reinterpret_cast<float4*>(at + dimension_of(m, 0, lane)) =
+                        make_float4(sum(m, 0), sum(m + 1, 0), sum(m, 1), sum(m + 1, 1));
                 }
+                if (lane.row() == 0)
+                    *reinterpret_cast<float2*>(at + HEAD_DIM) = make_float2(greatest[tile][h], weight[tile][h]);
             }
         }
     }
@@ -221,15 +274,15 @@ struct Part {
 
 // List entries [first, last) of one unit. The loads of a tile are issued while the one before is worked on: up to a
 // tile of keys and values per warp is under way.
-DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int first, int last, Lane lane) {
+DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spans, int first, int last, Lane lane) {
     const u16* keys = job.keys.at(row, kv_head);
     const u16* values = job.values.at(row, kv_head);
     Queries queries;
     queries.load(job.queries.at(row, kv_head * GROUP), job.queries.head_stride, lane);
-    Cursor cursor;
-    cursor.start(job.spans + (i64)row * job.max_spans, job.num_spans[row], first, lane.index);
     // Entries behind the last stand for the last: loaded again, weighed nothing.
     int entry = first + lane.index % TILE_TOKENS;
+    Cursor cursor;
+    cursor.start(job.spans + (i64)row * job.max_spans, num_spans, first, min(entry, last - 1), lane.index);
     int position = cursor.position(min(entry, last - 1));
     Keys key_tile;
     Values value_tile;
@@ -250,218 +303,118 @@ DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int first, 
     part.finish();
 }
 
-// One warp's slice, unit by unit.
-DEVICE void work_slice(const Job& job, const Line& line, Shared& shared, int warp, Lane lane) {
-    int begin = shared.cuts[warp], end = shared.cuts[warp + 1];
-    if (lane.index < 2) shared.slot_unit[2 * warp + lane.index] = -1;
+// One warp's slice of a group, unit by unit.
+DEVICE void work_slice(const Job& job, const Line& line, Shared& shared, int group, const Team& team, Lane lane) {
+    int round = group / line.num_teams, slice = group % line.num_teams * team.num_warps + team.warp;
+    int begin = uniform(line.slice_begin(round, slice)), end = uniform(line.slice_begin(round, slice + 1));
+    int slot = team.first_slot() + 2 * team.warp;
+    if (lane.index < 2) shared.slot_unit[slot + lane.index] = NO_UNIT;
     __syncwarp();
-    while (begin < end) {
-        Place at = line.place(begin);
-        int visible = line.num_visible[at.row];
+    if (begin >= end) return;
+    Place at = line.place(begin);
+    while (true) {
+        at = {uniform(at.row), uniform(at.head), uniform(at.token)};
+        int visible = uniform(line.rows.num_visible[at.row]);
         int unit_start = begin - at.token;
         int last = min(visible, end - unit_start);
-        Part part;
-        attend(part, job, at.row, at.head, at.token, last, lane);
-        if (at.token == 0 && last == visible) {
-            part.write(job, at.row, at.head, line.num_kv_heads, lane);
-        } else {
-            int slot = 2 * warp + (at.token == 0);
-            part.store(shared.states + slot * STATE_FLOATS, lane);
-            if (lane.index == 0) shared.slot_unit[slot] = at.row * line.num_kv_heads + at.head;
+        if (at.token < last) {
+            Part part;
+            attend(part, job, at.row, at.head, line.rows.num_spans[at.row], at.token, last, lane);
+            if (at.token == 0 && last == visible) {
+                part.write(job, at.row, at.head, line.num_kv_heads, lane);
+            } else {
+                int mine = slot + (at.token == 0);
+                part.store(shared.states + mine * STATE_FLOATS, lane);
+                if (lane.index == 0) shared.slot_unit[mine] = unit_number(at.row, at.head);
+            }
         }
         begin = unit_start + Line::unit_length(visible);
+        if (begin >= end) break;
+        at = line.next_unit(at);
     }
 }
 
-// Four elements of one head's result.
-DEVICE void write_quad(const Job& job, const Merged& merged, int row, int kv_head, int num_kv_heads, int quad) {
-    int head = quad / QUADS_PER_HEAD, dimension = quad % QUADS_PER_HEAD * 4;
+// One head's result.
+DEVICE void write_head(const Job& job, const Merged& merged, int row, int head, int num_kv_heads, Lane lane) {
     float inverse = 1.f / merged.weight;
     uint2 x = make_uint2(pack(merged.sum.x * inverse, merged.sum.y * inverse),
                          pack(merged.sum.z * inverse, merged.sum.w * inverse));
-    *reinterpret_cast<uint2*>(job.out.at(row, kv_head * GROUP + head) + dimension) = x;
-    if (dimension == 0) write_lse(job, row, kv_head * GROUP + head, num_kv_heads, merged.greatest, merged.weight);
+    if (lane.index < QUADS_PER_HEAD) reinterpret_cast<uint2*>(job.out.at(row, head))[lane.index] = x;
+    if (lane.index == 0) write_lse(job, row, head, num_kv_heads, merged.greatest, merged.weight);
 }
 
-// States in shared memory, slots [first, last), some of them empty (unit < 0): one quad of all of them.
-DEVICE Merged merge_slots(const Shared& shared, int first, int last, int quad) {
-    Merged merged;
-    for (int slot = first; slot < last; slot++) {
-        if (shared.slot_unit[slot] < 0) continue;
-        const float* state = shared.states + slot * STATE_FLOATS;
-        int head = quad / QUADS_PER_HEAD;
-        merged.add(reinterpret_cast<const float4*>(state)[quad], greatest_of(state)[head], weights_of(state)[head]);
-    }
-    return merged;
+// Slots of one unit lie behind one another: a run of used slots, as bits.
+DEVICE u32 run_of(u32 used, u32 firsts, int number) {
+    for (; number > 0; number--) firsts &= firsts - 1;
+    u32 from = firsts & -firsts, next = firsts & (firsts - 1);
+    u32 behind = next & -next;  // 0 if there is no next run: then all bits from `from` on
+    return used & (behind - from);
 }
 
-// The tokens of one unit that a stretch of the line holds.
-struct Share {
-    int num_tokens;
-    bool from_start;  // the unit begins in the stretch
-};
-
-DEVICE Share share_of(const Line& line, int row, int head, int begin, int end) {
-    int start = line.unit_start(row, head);
-    int first = max(start, begin), last = min(start + line.num_visible[row], end);
-    return {max(0, last - first), start >= begin};
-}
-
-// Slots of one unit lie behind one another; `run` counts such runs of used slots.
-struct Run {
-    int first, last, unit;
-};
-
-DEVICE int count_runs(const Shared& shared) {
-    int runs = 0;
-    for (int slot = 0, unit = -1; slot < NUM_SLOTS; slot++) {
-        int here = shared.slot_unit[slot];
-        if (here < 0 || here == unit) continue;
-        unit = here;
-        runs++;
-    }
-    return runs;
-}
-
-DEVICE Run find_run(const Shared& shared, int number) {
-    Run run = {0, NUM_SLOTS, -1};
-    for (int slot = 0, runs = 0; slot < NUM_SLOTS; slot++) {
-        int here = shared.slot_unit[slot];
-        if (here < 0 || here == run.unit) continue;
-        if (runs > number) {
-            run.last = slot;
-            break;
-        }
-        run.first = slot;
-        run.unit = here;
-        runs++;
-    }
-    return run;
-}
-
-// The parts that this block's warps left in their slots, each run merged by some of the warps. A unit that is complete
-// is written; any other's state goes to global memory.
-DEVICE void merge_block(const Job& job, const Line& line, const Shared& shared, int group, int warp, Lane lane) {
-    int begin = shared.cuts[0], end = shared.cuts[NUM_WARPS];
-    int num_runs = count_runs(shared);
-    if (num_runs == 0) return;
-    // Warps are dealt out over the runs, and a run's warps share its quads. There can be one run more than warps.
-    int turn = warp / num_runs;
-    for (int number = warp % num_runs; number < num_runs; number += NUM_WARPS) {
-        int turns = max(1, (NUM_WARPS - number + num_runs - 1) / num_runs);
-        Run run = find_run(shared, number);
-        int row = run.unit / line.num_kv_heads, head = run.unit % line.num_kv_heads;
-        Share share = share_of(line, row, head, begin, end);
-        bool complete = share.num_tokens == line.num_visible[row];
-        float* state = job.states + (2 * (i64)group + share.from_start) * STATE_FLOATS;
-        for (int quad = lane.index + 32 * turn; quad < QUADS; quad += 32 * turns) {
-            Merged merged = merge_slots(shared, run.first, run.last, quad);
-            if (complete)
-                write_quad(job, merged, row, head, line.num_kv_heads, quad);
-            else
-                merged.store(state, quad);
-        }
-    }
-}
-
-// Numbers of the states of one unit, in the order of the groups that hold a part of it; by one warp.
-DEVICE int list_sources(const Line& line, const Shared& shared, int row, int head, Lane lane) {
-    // A cut moves within its unit, or to the start of the next: the groups are those whose uncut stretch touches the
-    // unit.
-    int start = line.unit_start(row, head), end = start + Line::unit_length(line.num_visible[row]);
-    int first = line.slice_of(start) / NUM_WARPS;
-    int last = line.slice_of(end - 1) / NUM_WARPS + 1;
-    int found = 0;
-    for (int group = first + lane.index; group - lane.index < last; group += 32) {
-        Share share = {0, false};
-        if (group < last)
-            share = share_of(line, row, head, line.cut(group * NUM_WARPS), line.cut((group + 1) * NUM_WARPS));
-        u32 holders = __ballot_sync(FULL_WARP, share.num_tokens > 0);
-        if (share.num_tokens > 0)
-            shared.sources[found + __popc(holders & ((1u << lane.index) - 1))] = 2 * group + share.from_start;
-        found += __popc(holders);
-    }
-    return found;
-}
-
-// This group was the last to finish a part of a unit: merge all groups' parts. Every warp takes some of them into a
-// slot, then the slots are merged.
-DEVICE void merge_blocks(const Job& job, const Line& line, const Shared& shared, int row, int head, int warp,
-                         Lane lane) {
-    if (warp == 0) {
-        int found = list_sources(line, shared, row, head, lane);
-        if (lane.index == 0) shared.flags[0] = found;
-    }
-    __syncthreads();
-    int num_sources = shared.flags[0];
-    float* slot = shared.states + warp * STATE_FLOATS;
-    int first = warp * num_sources / NUM_WARPS, last = (warp + 1) * num_sources / NUM_WARPS;
-    for (int quad = lane.index; quad < QUADS; quad += 32) {
+// The parts that a team's warps left in their slots, one head of one run of them per warp. A unit that is complete is
+// written; any other's state goes to global memory, and is noted as open.
+DEVICE void merge_slots(const Job& job, const Line& line, Shared& shared, const Team& team, Open* open, int group,
+                        Lane lane) {
+    const float* states = shared.states + team.first_slot() * STATE_FLOATS;
+    bool is_slot = lane.index < 2 * team.num_warps;
+    int unit = is_slot ? shared.slot_unit[team.first_slot() + lane.index] : NO_UNIT;
+    u32 used = __ballot_sync(FULL_WARP, unit != NO_UNIT);
+    u32 below = used & ((1u << lane.index) - 1);
+    int unit_below = __shfl_sync(FULL_WARP, unit, below ? 31 - __clz(below) : lane.index);
+    u32 firsts = __ballot_sync(FULL_WARP, unit != NO_UNIT && (below == 0 || unit_below != unit));
+    for (int item = team.warp; item < __popc(firsts) * GROUP; item += team.num_warps) {
+        u32 run = run_of(used, firsts, item / GROUP);
+        int head = item % GROUP;
         Merged merged;
-        for (int i = first; i < last; i++) {
-            const float* state = job.states + (i64)shared.sources[i] * STATE_FLOATS;
-            int in_group = quad / QUADS_PER_HEAD;
-            merged.add(load_shared_by_blocks(reinterpret_cast<const float4*>(state) + quad),
-                       load_shared_by_blocks(greatest_of(state) + in_group),
-                       load_shared_by_blocks(weights_of(state) + in_group));
+        merged.add<SlotLoads>(run, [&](int i) { return states + i * STATE_FLOATS + head * HEAD_FLOATS; }, lane.index);
+        int run_unit = __shfl_sync(FULL_WARP, unit, __ffs(run) - 1);
+        int row = row_of_unit(run_unit), kv_head = head_of_unit(run_unit);
+        Groups groups = line.groups_of(row, kv_head);
+        if (groups.first == groups.last) {
+            write_head(job, merged, row, kv_head * GROUP + head, line.num_kv_heads, lane);
+            continue;
         }
-        merged.store(slot, quad);
+        bool goes_on = groups.first == group;
+        merged.store(job.states + (2 * (i64)group + goes_on) * STATE_FLOATS + head * HEAD_FLOATS, lane.index);
+        if (head == 0 && lane.index == 0) open[goes_on] = {group, run_unit, groups, 0};
     }
-    if (lane.index == 0) shared.slot_unit[warp] = first < last ? 0 : -1;
-    __syncthreads();
-    for (int quad = threadIdx.x; quad < QUADS; quad += NUM_THREADS)
-        write_quad(job, merge_slots(shared, 0, NUM_WARPS, quad), row, head, line.num_kv_heads, quad);
-    __syncthreads();
 }
 
-// The unit that a place lies in, if the stretch [begin, end) of the line holds only a part of it.
-DEVICE bool is_incomplete(const Line& line, int at, int begin, int end, Place& unit, int& num_tokens) {
-    unit = line.place(at);
-    Share share = share_of(line, unit.row, unit.head, begin, end);
-    num_tokens = share.num_tokens;
-    return num_tokens > 0 && num_tokens < line.num_visible[unit.row];
+// Count a group's part of an open unit; whoever counts the last one notes it. By one thread for all of a team's stores:
+// a fence covers what its thread has seen at a barrier.
+DEVICE void report(const Job& job, const Line& line, Open& open) {
+    int* counter = job.arrived + row_of_unit(open.unit) * line.num_kv_heads + head_of_unit(open.unit);
+    fence_device();
+    int others = atomicAdd(counter, 1);
+    fence_device();
+    open.is_last = others == open.groups.last - open.groups.first;
+    if (open.is_last) *counter = 0;
 }
 
-// Report the parts of units that other groups hold a part of too, and finish those units whose last part was ours.
-// There are two at most: the one that this group begins in and the one that it ends in.
-DEVICE void finish_shared_units(const Job& job, const Line& line, const Shared& shared, int warp, Lane lane) {
-    int begin = shared.cuts[0], end = shared.cuts[NUM_WARPS];
-    Place units[2];
-    int tokens[2];
-    bool open[2];
-    open[0] = is_incomplete(line, begin, begin, end, units[0], tokens[0]);
-    open[1] = is_incomplete(line, end - 1, begin, end, units[1], tokens[1]);
-    if (units[0].row == units[1].row && units[0].head == units[1].head) open[1] = false;
-    // All of the block's stores before the count, by one thread for all: a fence is cumulative over the barrier.
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            shared.flags[i] = 0;
-            if (!open[i]) continue;
-            int* counter = job.arrived + units[i].row * line.num_kv_heads + units[i].head;
-            int before = atomicAdd(counter, tokens[i]);
-            if (before + tokens[i] == line.num_visible[units[i].row]) {
-                shared.flags[i] = 1;
-                *counter = 0;
-            }
+// All groups' parts of a unit, one head per warp.
+DEVICE void merge_groups(const Job& job, const Line& line, const Team& team, const Open& open, Lane lane) {
+    int first = open.groups.first, num_parts = open.groups.last - first + 1;
+    for (int head = team.warp; head < GROUP; head += team.num_warps) {
+        Merged merged;
+        for (int part = 0; part < num_parts; part += 32) {
+            u32 used = FULL_WARP >> max(0, 32 - (num_parts - part));
+            // The unit begins in the first of the groups, and before all others.
+            auto at_head = [&](int i) {
+                i64 state = 2 * (i64)(first + part + i) + (part + i == 0);
+                return job.states + state * STATE_FLOATS + head * HEAD_FLOATS;
+            };
+            merged.add<GlobalLoads>(used, at_head, lane.index);
         }
-        __threadfence();
+        int row = row_of_unit(open.unit), kv_head = head_of_unit(open.unit);
+        write_head(job, merged, row, kv_head * GROUP + head, line.num_kv_heads, lane);
     }
-    __syncthreads();
-    bool ours[2] = {shared.flags[0] != 0, shared.flags[1] != 0};
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        if (ours[i]) merge_blocks(job, line, shared, units[i].row, units[i].head, warp, lane);
 }
 
 // Rows that see nothing (padding) give zeros, and a log-sum-exp of minus infinity.
 DEVICE void write_empty_rows(const Job& job, const Line& line) {
     int num_heads = line.num_kv_heads * GROUP;
     for (int row = blockIdx.x; row < line.batch; row += gridDim.x) {
-        if (line.num_visible[row] != 0) continue;
+        if (line.rows.num_visible[row] != 0) continue;
         for (int i = threadIdx.x; i < num_heads * HEAD_DIM / 8; i += NUM_THREADS) {
             u16* out = job.out.at(row, i / (HEAD_DIM / 8)) + i % (HEAD_DIM / 8) * 8;
             *reinterpret_cast<uint4*>(out) = make_uint4(0, 0, 0, 0);
@@ -471,20 +424,39 @@ DEVICE void write_empty_rows(const Job& job, const Line& line) {
     }
 }
 
-// The next group that nobody has, or a number that is none. Multiprocessors do not all read equally fast (those of a
-// larger cluster share its way to memory with more), so on long lines the quick ones take more.
-DEVICE int next_group(const Job& job, const Shared& shared, int num_groups) {
-    if (num_groups == gridDim.x) return num_groups;
-    // The slots and cuts of the last group are read no more.
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        int ticket = atomicAdd(job.tickets, 1);
-        // Every block asks once in vain: this was the last of all questions.
-        if (ticket == num_groups - 1) *job.tickets = 0;
-        shared.flags[2] = gridDim.x + ticket;
+// Ask for a group that nobody has yet; the answer takes a while, in which the last group's parts are merged.
+DEVICE int ask_for_group(const Job& job, const Line& line) {
+    if (line.num_rounds == 1) return line.num_groups();
+    int ticket = atomicAdd(job.tickets, 1);
+    // Every team asks once in vain: this was the last of all questions.
+    if (ticket == line.num_groups() - 1) *job.tickets = 0;
+    return line.num_teams + ticket;
+}
+
+// One group of slices after the other, first come, first served: multiprocessors do not all read equally fast (those
+// of a larger cluster share its way to memory with more), so on long lines the quick ones take more.
+DEVICE void work(const Job& job, const Line& line, Shared& shared, int warp) {
+    Team team = {warp / line.team_warps, line.team_warps, warp % line.team_warps};
+    TeamNotes& notes = shared.notes[team.number];
+    if (team.warp == 0 && Lane().index == 0)
+        notes = {{{NO_GROUP}, {NO_GROUP}}, (int)blockIdx.x * (NUM_WARPS / team.num_warps) + team.number};
+    team.meet();
+    while (notes.group < line.num_groups()) {
+        work_slice(job, line, shared, uniform(notes.group), team, Lane());
+        team.meet();
+        Lane lane;
+        int group = uniform(notes.group);
+        int next = team.warp == 0 && lane.index == 0 ? ask_for_group(job, line) : 0;
+        merge_slots(job, line, shared, team, notes.open, group, lane);
+        team.meet();
+        if (team.warp == 0 && lane.index < 2 && notes.open[lane.index].group == group)
+            report(job, line, notes.open[lane.index]);
+        if (team.warp == 0 && lane.index == 0) notes.group = next;
+        team.meet();
+        for (int i = 0; i < 2; i++)
+            if (notes.open[i].group == group && notes.open[i].is_last)
+                merge_groups(job, line, team, notes.open[i], lane);
     }
-    __syncthreads();
-    return shared.flags[2];
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
@@ -492,8 +464,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                        const u16* keys, i64 key_row_stride, i64 key_head_stride, i64 key_token_stride,          //
                        const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,  //
                        u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                           //
-                       const Span* spans, const int* num_spans, const int* num_visible, int batch, int num_kv_heads,
-                       int max_spans, float scale, float* states, int* arrived) {
+                       const Span* spans, const int2* rows, int batch, int num_kv_heads, int max_spans, float scale,
+                       float* states, int* arrived) {
     DYNAMIC_SHARED(memory);
     Job job = {{queries, query_row_stride, query_head_stride},
                {out, out_row_stride, out_head_stride},
@@ -501,30 +473,17 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                {keys, key_row_stride, key_head_stride, key_token_stride},
                {values, value_row_stride, value_head_stride, value_token_stride},
                spans,
-               num_spans,
                max_spans,
                scale,
                states,
                arrived,
                arrived + batch * num_kv_heads};
-    Shared shared(memory, batch);
-    int warp = threadIdx.x / 32;
-    Lane lane = {(int)(threadIdx.x % 32)};
-    if (warp == 0) lay_out_rows(shared.row_start, num_visible, batch, num_kv_heads, lane.index);
+    Shared& shared = *reinterpret_cast<Shared*>(memory);
+    int warp = uniform(threadIdx.x / 32);
+    prefetch_table(job, batch);
+    if (warp == 0) lay_out_line(shared, rows, batch, num_kv_heads, Lane().index);
     __syncthreads();
-    Line line(shared.row_start, num_visible, batch, num_kv_heads, gridDim.x * NUM_WARPS);
-    // One group of slices per block and round.
-    int num_groups = gridDim.x * line.num_rounds;
+    const Line& line = shared.line;
+    work(job, line, shared, warp);
     write_empty_rows(job, line);
-    if (line.length == 0) return;
-    for (int group = blockIdx.x; group < num_groups; group = next_group(job, shared, num_groups)) {
-        if (threadIdx.x <= NUM_WARPS) shared.cuts[threadIdx.x] = line.cut(group * NUM_WARPS + threadIdx.x);
-        __syncthreads();
-        if (shared.cuts[0] < shared.cuts[NUM_WARPS]) {
-            work_slice(job, line, shared, warp, lane);
-            __syncthreads();
-            merge_block(job, line, shared, group, warp, lane);
-            finish_shared_units(job, line, shared, warp, lane);
-        }
-    }
 }

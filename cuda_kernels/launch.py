@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 
-from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, MAX_ROUNDS, choose_config, load
+from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, KernelConfig, choose_config, load
 
 MAX_BATCH = 256
 MAX_CAPACITY = 262_144
@@ -76,30 +76,29 @@ class SpanAttention:
         self.batch, self.num_heads, self.num_kv_heads = batch, num_heads, num_kv_heads
         self.head_dim, self.max_spans, self.dtype, self.debug = head_dim, max_spans, dtype, debug
         num_sms, limit = properties.multi_processor_count, properties.shared_memory_per_block_optin
-        config = choose_config(head_dim, num_heads // num_kv_heads, dtype is torch.bfloat16, batch, 6 * num_sms, limit)
+        config = choose_config(head_dim, num_heads // num_kv_heads, dtype is torch.bfloat16, batch, limit)
         # A persistent grid: as many blocks as run at the same time.
-        by_memory = properties.shared_memory_per_multiprocessor // (config.shared_bytes(batch, 6 * num_sms) + 1024)
+        by_memory = properties.shared_memory_per_multiprocessor // (config.shared_bytes(batch) + 1024)
         self._num_blocks = num_sms * max(1, min(by_memory, config.blocks_per_sm))
         self._num_threads = 32 * config.num_warps
-        self._shared_bytes = config.shared_bytes(batch, self._num_blocks)
+        self._shared_bytes = config.shared_bytes(batch)
         self._plan, self._attend = load(config, self.device.index)
         self._streams: dict[int, object] = {}
         with _cupy_device(self.device):
             # Of the kernel, which other instances launch too; a launch takes what it asks for.
             self._attend.max_dynamic_shared_size_bytes = limit
         self._is_planned_for: int | None = None
-        self._allocate(config.state_floats)
+        self._allocate(config)
 
-    def _allocate(self, state_floats: int) -> None:
+    def _allocate(self, config: KernelConfig) -> None:
         integers = {"dtype": torch.int32, "device": self.device}
         self._spans = torch.zeros(self.batch, self.max_spans, 2, **integers)
-        self._num_spans = torch.zeros(self.batch, **integers)
-        self._num_visible = torch.zeros(self.batch, **integers)
+        self._rows = torch.zeros(self.batch, 2, **integers)
         # One counter per unit, and the tickets behind them.
         self._arrived = torch.zeros(self.batch * self.num_kv_heads + 1, **integers)
         self._errors = torch.zeros(self.batch, **integers)
         self._states = torch.zeros(
-            MAX_ROUNDS * self._num_blocks, 2, state_floats, dtype=torch.float32, device=self.device
+            config.max_groups(self._num_blocks), 2, config.state_floats, dtype=torch.float32, device=self.device
         )
 
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:
@@ -128,8 +127,7 @@ class SpanAttention:
             np.int32(self.max_spans),
             np.int32(capacity),
             _pointer(self._spans),
-            _pointer(self._num_spans),
-            _pointer(self._num_visible),
+            _pointer(self._rows),
             _pointer(self._arrived),
             np.int32(self.num_kv_heads),
             _pointer(self._errors if self.debug else None),
@@ -185,8 +183,7 @@ class SpanAttention:
             *_strided(out),
             _pointer(lse),
             _pointer(self._spans),
-            _pointer(self._num_spans),
-            _pointer(self._num_visible),
+            _pointer(self._rows),
             np.int32(self.batch),
             np.int32(self.num_kv_heads),
             np.int32(self.max_spans),

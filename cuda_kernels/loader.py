@@ -12,8 +12,9 @@ FOLDER = Path(__file__).parent
 HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-# Most rounds in which the slices of a long line are handed out (schedule.cuh).
+# Most rounds in which the slices of a long line are handed out, and warps that take them together (schedule.cuh).
 MAX_ROUNDS = 6
+LONG_TEAM_WARPS = 4
 # The first whose merge buffers fit into a block's shared memory is taken. Twelve warps of 168 registers fill a
 # multiprocessor; with more than eight heads a group, a warp needs up to 255.
 WARPS_OF_SMALL_GROUPS = (12, 8, 4, 2)
@@ -44,13 +45,22 @@ class KernelConfig:
     @property
     def state_floats(self) -> int:
         """Floats of one partial result (STATE_FLOATS in state.cuh)."""
-        return -(-self.group_size * (self.head_dim + 2) // 4) * 4
+        return self.group_size * (self.head_dim + 4)
 
-    def shared_bytes(self, batch: int, num_blocks: int) -> int:
+    @property
+    def max_teams(self) -> int:
+        """Teams of a block on a long line (MAX_TEAMS in schedule.cuh)."""
+        return max(1, self.num_warps // LONG_TEAM_WARPS)
+
+    def shared_bytes(self, batch: int) -> int:
         """Dynamic shared memory of one block (struct Shared in attention.cu)."""
         states = 2 * self.num_warps * self.state_floats
-        numbers = (batch + 1) + (self.num_warps + 1) + 2 * self.num_warps + 3 + MAX_ROUNDS * num_blocks
+        numbers = 2 * self.num_warps + 11 * self.max_teams + 16 + (3 * batch + 1)
         return 4 * (states + numbers)
+
+    def max_groups(self, num_blocks: int) -> int:
+        """Groups of slices in a launch, at most."""
+        return MAX_ROUNDS * self.max_teams * num_blocks
 
     def options(self) -> tuple[str, ...]:
         """Compiler options: include path and macros."""
@@ -66,9 +76,7 @@ class KernelConfig:
         return ("-std=c++17", f"-I{FOLDER}", *defines)
 
 
-def choose_config(
-    head_dim: int, group_size: int, is_bf16: bool, batch: int, num_blocks: int, limit: int
-) -> KernelConfig:
+def choose_config(head_dim: int, group_size: int, is_bf16: bool, batch: int, limit: int) -> KernelConfig:
     """The configuration with the most warps whose shared memory stays within `limit` bytes.
 
     Raises:
@@ -77,7 +85,7 @@ def choose_config(
     choices = WARPS_OF_SMALL_GROUPS if group_size <= 8 else WARPS_OF_LARGE_GROUPS
     for num_warps in choices:
         config = KernelConfig(head_dim, group_size, is_bf16, num_warps)
-        if config.shared_bytes(batch, num_blocks) <= limit:
+        if config.shared_bytes(batch) <= limit:
             return config
     raise ValueError(f"a block of this GPU has {limit} bytes of shared memory, too few for {config}")
 
@@ -118,7 +126,8 @@ def compile_for(config: KernelConfig, architecture: int, name: str) -> tuple[byt
 
     program = nvrtc.createProgram(source(name), name, (), ())
     try:
-        options = (*config.options(), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=--verbose")
+        # Without NVRTC's cache: what it has compiled before, it does not report on.
+        options = (*config.options(), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=--verbose", "--no-cache")
         try:
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError as error:

@@ -34,12 +34,12 @@ DEVICE int check(int2 interval, int previous_end, int capacity) {
 }
 
 // intervals: int32 [batch, max_spans, 2], sorted, disjoint, half-open; counts: int32 [batch], how many of them are
-// meant. spans: [batch, max_spans] for `Cursor`, of which num_spans: int32 [batch] are used; num_visible: int32
-// [batch]; arrived: int32 [num_units], set to zero. errors: int32 [batch] or null; where given, intervals are checked
+// meant. spans: [batch, max_spans] for `Cursor`; rows: int32 [batch, 2], how many tokens each row sees, and how many
+// spans that takes; arrived: int32 [num_units], set to zero. errors: int32 [batch] or null; where given, intervals are checked
 // against the capacity and each other.
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
-    selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int* num_spans,
-                  int* num_visible, int* arrived, int units_per_row, int* errors) {
+    selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int2* rows,
+                  int* arrived, int units_per_row, int* errors) {
     __shared__ int warp_sums[PLAN_THREADS / 32];
     int row = blockIdx.x;
     int count = min(max(counts[row], 0), max_spans);
@@ -62,8 +62,5 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
         }
         before += total;
     }
-    if (threadIdx.x == 0) {
-        num_spans[row] = count;
-        num_visible[row] = min(before, capacity);
-    }
+    if (threadIdx.x == 0) rows[row] = make_int2(min(before, capacity), count);
 }

@@ -11,10 +11,11 @@ typedef long long i64;
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 
 // 16 or 8 bytes that nobody will read again soon: they do not displace what the first-level cache holds (the interval
-// table). `volatile` keeps the loads where they are written, in flight while the tile before is worked on.
+// table). The second level takes 128 bytes at a time: the neighbours are read by the same warp, and memory is a few
+// percent faster so. `volatile` keeps the loads where they are written, in flight while the tile before is worked on.
 DEVICE uint4 load_stream16(const u16* from) {
     uint4 x;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                  : "l"(from));
     return x;
@@ -22,16 +23,39 @@ DEVICE uint4 load_stream16(const u16* from) {
 
 DEVICE uint2 load_stream8(const u16* from) {
     uint2 x;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
     return x;
 }
 
+// This thread's number in its warp. `volatile`: whoever asks gets it anew, so that what follows from it takes up no
+// registers while tiles are worked on.
+DEVICE int lane_index() {
+    int lane;
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
 // Memory that other blocks of this launch write: past the first-level cache, which does not see their writes.
-DEVICE float load_shared_by_blocks(const float* from) {
+DEVICE float2 load_shared_by_blocks(const float2* from) {
     return __ldcg(from);
 }
 DEVICE float4 load_shared_by_blocks(const float4* from) {
     return __ldcg(from);
+}
+
+// Bring 128 bytes into the second-level cache.
+DEVICE void prefetch(const void* from) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
+// What this thread has written or seen written is seen by whoever sees what it writes next, on the whole device.
+DEVICE void fence_device() {
+    asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+// Meet the other threads of this block that use barrier `number` (0 is __syncthreads'); a multiple of 32.
+DEVICE void meet(int number, int num_threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(num_threads) : "memory");
 }
 
 // d[16 x 8] += a[16 x 16] * b[16 x 8], one warp. With row = lane / 4 and col = 2 * (lane % 4), a lane holds

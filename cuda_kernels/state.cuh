@@ -2,53 +2,71 @@
 // arXiv 1805.02867; split over the sequence as in Flash-Decoding): the greatest score, the sum of weights and the
 // weighted sum of values, per head. Scores are in base 2.
 #pragma once
-#include <ptx.cuh>
+#include <table.cuh>
 
 // Stands for "no score yet". Finite: the difference of two of them is 0, where infinities would give NaN.
 constexpr float NO_SCORE = -1e30f;
 
-// One state in memory: sums [GROUP][HEAD_DIM], then the greatest scores [GROUP], then the weights [GROUP].
-constexpr int STATE_FLOATS = (GROUP * (HEAD_DIM + 2) + 3) / 4 * 4;
-// Four neighbouring elements of one head's sum are merged by one thread.
+// One head's state in memory: sums [HEAD_DIM], the greatest score, the weight, and two floats that spread heads over
+// the banks of shared memory. A state is that of all heads of a group.
+constexpr int HEAD_FLOATS = HEAD_DIM + 4;
+constexpr int STATE_FLOATS = GROUP * HEAD_FLOATS;
+// Four neighbouring elements of a sum are merged by one lane.
 constexpr int QUADS_PER_HEAD = HEAD_DIM / 4;
-constexpr int QUADS = GROUP * QUADS_PER_HEAD;
 
-DEVICE const float* greatest_of(const float* state) {
-    return state + GROUP * HEAD_DIM;
-}
-DEVICE const float* weights_of(const float* state) {
-    return state + GROUP * HEAD_DIM + GROUP;
-}
-DEVICE float* greatest_of(float* state) {
-    return state + GROUP * HEAD_DIM;
-}
-DEVICE float* weights_of(float* state) {
-    return state + GROUP * HEAD_DIM + GROUP;
-}
+// States of this block, in shared memory.
+struct SlotLoads {
+    DEVICE float2 pair(const float* from) const { return *reinterpret_cast<const float2*>(from); }
+    DEVICE float4 quad(const float* from) const { return *reinterpret_cast<const float4*>(from); }
+};
+// States of any block of this launch, in global memory.
+struct GlobalLoads {
+    DEVICE float2 pair(const float* from) const { return load_shared_by_blocks(reinterpret_cast<const float2*>(from)); }
+    DEVICE float4 quad(const float* from) const { return load_shared_by_blocks(reinterpret_cast<const float4*>(from)); }
+};
 
-// One head's part of a state, as far as one thread is concerned.
+// One head's state in the registers of a warp: four elements of the sum a lane, the rest the same in all lanes.
 struct Merged {
     float4 sum = {0.f, 0.f, 0.f, 0.f};
     float greatest = NO_SCORE;
     float weight = 0.f;
 
-    DEVICE void add(float4 other_sum, float other_greatest, float other_weight) {
-        float top = fmaxf(greatest, other_greatest);
-        float mine = exp2_fast(greatest - top), others = exp2_fast(other_greatest - top);
-        sum.x = sum.x * mine + other_sum.x * others;
-        sum.y = sum.y * mine + other_sum.y * others;
-        sum.z = sum.z * mine + other_sum.z * others;
-        sum.w = sum.w * mine + other_sum.w * others;
-        weight = weight * mine + other_weight * others;
+    // Add up to 32 states at once: those whose bit is set in `used`; at_head(i) is where the head's state lies in the
+    // i-th. Every lane weighs one of them; then all read through them, eight at a time.
+    template <class Loads, class AtHead>
+    DEVICE void add(u32 used, AtHead at_head, int lane) {
+        Loads loads;
+        int some = __ffs(used) - 1;  // stands for those that are not used, and counts nothing
+        bool mine = used >> lane & 1;
+        float2 score = loads.pair(at_head(mine ? lane : some) + HEAD_DIM);
+        float top = mine ? score.x : NO_SCORE;
+        for (int step = 1; step < 32; step *= 2) top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, step));
+        top = fmaxf(top, greatest);
+        float factor = mine ? exp2_fast(score.x - top) : 0.f, weights = factor * score.y;
+        for (int step = 1; step < 32; step *= 2) weights += __shfl_xor_sync(FULL_WARP, weights, step);
+        float keep = exp2_fast(greatest - top);
         greatest = top;
+        weight = weight * keep + weights;
+        sum = make_float4(sum.x * keep, sum.y * keep, sum.z * keep, sum.w * keep);
+        int quad = min(lane, QUADS_PER_HEAD - 1);
+        for (int first = 0; first < 32 && used >> first; first += 8) {
+            float4 part[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                part[i] = loads.quad(at_head(used >> (first + i) & 1 ? first + i : some) + 4 * quad);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                float times = __shfl_sync(FULL_WARP, factor, first + i);
+                sum.x += part[i].x * times;
+                sum.y += part[i].y * times;
+                sum.z += part[i].z * times;
+                sum.w += part[i].w * times;
+            }
+        }
     }
 
-    DEVICE void store(float* state, int quad) const {
-        int head = quad / QUADS_PER_HEAD;
-        reinterpret_cast<float4*>(state)[quad] = sum;
-        if (quad % QUADS_PER_HEAD == 0) {
-            greatest_of(state)[head] = greatest;
-            weights_of(state)[head] = weight;
-        }
+    DEVICE void store(float* head, int lane) const {
+        if (lane < QUADS_PER_HEAD) reinterpret_cast<float4*>(head)[lane] = sum;
+        if (lane == 0) *reinterpret_cast<float2*>(head + HEAD_DIM) = make_float2(greatest, weight);
     }
 };

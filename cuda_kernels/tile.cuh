@@ -24,7 +24,7 @@ constexpr int HEAD_TILES = (GROUP + 7) / 8;
 
 // Which part of a fragment a lane holds.
 struct Lane {
-    int index;
+    int index = lane_index();
     DEVICE int row() const { return index / 4; }
     DEVICE int column() const { return index % 4; }
 };
@@ -77,8 +77,9 @@ struct Queries {
             int head = 8 * tile + lane.row();
 #pragma unroll
             for (int i = 0; i < KEY_PARTS; i++) {
-                part[tile][i] = make_uint4(0, 0, 0, 0);
-                if (head < GROUP) part[tile][i] = load_stream16(queries + head * stride + 32 * i + 8 * lane.column());
+                // The last head stands for those: a branch here would be taken up by all that follows.
+                uint4 loaded = load_stream16(queries + min(head, GROUP - 1) * stride + 32 * i + 8 * lane.column());
+                part[tile][i] = head < GROUP ? loaded : make_uint4(0, 0, 0, 0);
             }
         }
     }

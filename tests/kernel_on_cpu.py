@@ -59,8 +59,7 @@ class Planned:
     """What the plan kernel leaves."""
 
     spans: torch.Tensor
-    num_spans: torch.Tensor
-    num_visible: torch.Tensor
+    rows: torch.Tensor
     arrived: torch.Tensor
     errors: torch.Tensor
 
@@ -71,9 +70,7 @@ def plan(
     """Run the plan kernel; everything that it has to write is poisoned before."""
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
-    made = Planned(
-        poison(batch, max_spans, 2), poison(batch), poison(batch), poison(batch * num_kv_heads + 1), poison(batch)
-    )
+    made = Planned(poison(batch, max_spans, 2), poison(batch, 2), poison(batch * num_kv_heads + 1), poison(batch))
     made.arrived[-1] = 0  # tickets: the attention kernel's own
     library(config).run_plan(
         pointer(intervals),
@@ -82,8 +79,7 @@ def plan(
         max_spans,
         capacity,
         pointer(made.spans),
-        pointer(made.num_spans),
-        pointer(made.num_visible),
+        pointer(made.rows),
         pointer(made.arrived),
         num_kv_heads,
         pointer(made.errors),
@@ -117,8 +113,8 @@ def attend(
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
-    states = torch.full((MAX_ROUNDS * num_blocks * 2 * config.state_floats,), float("nan"))
-    shared_bytes = config.shared_bytes(batch, num_blocks)
+    states = torch.full((config.max_groups(num_blocks) * 2 * config.state_floats,), float("nan"))
+    shared_bytes = config.shared_bytes(batch)
     order = (ctypes.c_uint * num_blocks)(*(block_order or range(num_blocks)))
     kernels.run_attention(
         pointer(query),
@@ -131,8 +127,7 @@ def attend(
         strides(out),
         pointer(lse),
         pointer(planned.spans),
-        pointer(planned.num_spans),
-        pointer(planned.num_visible),
+        pointer(planned.rows),
         batch,
         num_kv_heads,
         max_spans,
@@ -147,9 +142,9 @@ def attend(
     return out, lse
 
 
-def cuts(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int) -> list[int]:
+def slices(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int) -> list[int]:
     """Where the slices of the line begin, and where the last one ends, for the most rounds there can be."""
     visible = torch.tensor(num_visible, dtype=torch.int32)
     places = torch.empty(MAX_ROUNDS * num_warps + 1, dtype=torch.int32)
-    library(config).run_cuts(pointer(visible), len(num_visible), num_kv_heads, num_warps, pointer(places))
+    library(config).run_slices(pointer(visible), len(num_visible), num_kv_heads, num_warps, pointer(places))
     return places.tolist()

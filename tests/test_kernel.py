@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_on_cpu import COMPILER, attend, cuts, plan, table_of
+from kernel_on_cpu import COMPILER, attend, plan, slices, table_of
 
 from cuda_kernels import bench, loader, picture
 from cuda_kernels.launch import BadIntervals, CudaUnavailable, SpanAttention, check_shape, check_tensor
@@ -199,7 +199,7 @@ def test_plan_lists_the_visible_tokens(seed, batch, capacity):
     intervals, counts = table_of(rows, 700)
     planned = plan(CONFIGS[0], intervals, counts, capacity, 2)
     assert not planned.errors.any() and not planned.arrived.any()
-    assert planned.num_visible.tolist() == [sum(end - start for start, end in spans) for spans in rows]
+    assert planned.rows[:, 0].tolist() == [sum(end - start for start, end in spans) for spans in rows]
     for row, spans in enumerate(rows):
         index = 0
         for (start, end), (list_end, shift) in zip(spans, planned.spans[row].tolist(), strict=False):
@@ -227,7 +227,7 @@ def test_plan_finds_bad_intervals_and_keeps_within_the_cache(spans, count, code)
     intervals, _ = table_of([[(0, 1)], spans], 3)
     planned = plan(CONFIGS[0], intervals, torch.tensor([1, count], dtype=torch.int32), 10, 1)
     assert planned.errors.tolist() == [0, code]
-    assert 0 <= planned.num_visible[1] <= 10
+    assert 0 <= planned.rows[1, 0] <= 10
 
 
 @needs_compiler
@@ -235,11 +235,11 @@ def test_plan_finds_bad_intervals_and_keeps_within_the_cache(spans, count, code)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=40), st.integers(1, 8), st.integers(1, 400))
 def test_slices_are_nearly_equal(num_visible, num_kv_heads, num_warps):
     """Would catch a slice that is lost, out of order, or much longer than the others: one warp would hold up all."""
-    places = cuts(CONFIGS[0], num_visible, num_kv_heads, num_warps)
-    total = num_kv_heads * sum(visible + 32 for visible in num_visible if visible)
+    places = slices(CONFIGS[0], num_visible, num_kv_heads, num_warps)
+    total = num_kv_heads * sum(visible + 16 for visible in num_visible if visible)
     assert places[0] == 0 and places[-1] == total and places == sorted(places)
     longest = max(end - start for start, end in itertools.pairwise(places))
-    assert longest <= max(16, -(-total // num_warps)) + 32 + 15
+    assert longest <= max(16, -(-total // num_warps))
 
 
 def results_of(points: dict[str, list[tuple[float, float]]], dense_us: float) -> dict:
@@ -323,7 +323,7 @@ def test_compiles_for_every_architecture(architecture, name):
 def test_nothing_is_spilled_on_hopper(head_dim, group_size):
     """Would catch registers that go to memory: the kernel would read more than the intervals name."""
     for limit_kib in (99, 227):
-        config = loader.choose_config(head_dim, group_size, True, 256, 132, limit_kib * 1024)
+        config = loader.choose_config(head_dim, group_size, True, 256, limit_kib * 1024)
         report = compiles(config, 90, "attention.cu")
         found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
         assert found == [("0", "0", "0")]
@@ -349,8 +349,8 @@ def test_digest_changes_with_any_source(tmp_path, monkeypatch):
 @pytest.mark.parametrize("group_size", range(1, 17))
 def test_every_group_fits_every_gpu(group_size, limit_kib):
     """Would catch a shape that a GPU with little shared memory (Turing: 64 KiB a block) cannot launch."""
-    config = loader.choose_config(128, group_size, False, 256, 6 * 148, limit_kib * 1024)
-    assert config.shared_bytes(256, 6 * 148) <= limit_kib * 1024
+    config = loader.choose_config(128, group_size, False, 256, limit_kib * 1024)
+    assert config.shared_bytes(256) <= limit_kib * 1024
 
 
 # ---- misuse

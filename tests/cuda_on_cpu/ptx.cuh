@@ -29,9 +29,18 @@ struct uint2 {
 struct uint4 {
     u32 x, y, z, w;
 };
+struct float2 {
+    float x, y;
+};
 struct float4 {
     float x, y, z, w;
 };
+inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
 inline int2 make_int2(int x, int y) {
     return {x, y};
 }
@@ -50,7 +59,21 @@ inline void __syncthreads() {
     Machine& machine = Machine::get();
     machine.wait(machine.block, machine.block.generation);
 }
-inline void __threadfence() {}
+inline void meet(int number, int num_threads) {
+    Machine& machine = Machine::get();
+    Meeting& meeting = machine.numbered[number];
+    if (meeting.arrived == 0) meeting.size = num_threads;
+    if (meeting.size != (unsigned)num_threads) {
+        fprintf(stderr, "threads disagree on how many meet at barrier %d\n", number);
+        abort();
+    }
+    machine.wait(meeting, meeting.generation);
+}
+inline void fence_device() {}
+inline int lane_index() {
+    return Machine::get().lane();
+}
+inline void prefetch(const void*) {}
 inline void __syncwarp() {
     int nothing = 0;
     Machine::get().exchange(&nothing, sizeof nothing);
@@ -83,6 +106,9 @@ inline u32 __ballot_sync(u32, bool vote) {
 }
 inline int __ffs(u32 x) {
     return __builtin_ffs((int)x);
+}
+inline int __clz(u32 x) {
+    return x ? __builtin_clz(x) : 32;
 }
 inline int __popc(u32 x) {
     return __builtin_popcount(x);
@@ -119,7 +145,7 @@ inline uint4 load_stream16(const u16* from) {
 inline uint2 load_stream8(const u16* from) {
     return aligned_load<uint2>(from);
 }
-inline float load_shared_by_blocks(const float* from) {
+inline float2 load_shared_by_blocks(const float2* from) {
     return *from;
 }
 inline float4 load_shared_by_blocks(const float4* from) {
