@@ -1,15 +1,13 @@
 // Decode attention over exactly the tokens that a row's intervals name: one query token per row, any head grouping.
 //
-// A persistent grid. Teams of warps take slices of the line of all (row, key/value head) units (schedule.cuh), one per
-// warp: long lines in several rounds, first come, first served. A warp streams its tokens through registers (tile.cuh),
-// with the next tile's loads in flight. A unit that lies in one slice is written at once; the parts of the others are
-// merged in the team, and where a unit spans teams, by whichever of them is done last, always in the same order: the
-// same input gives the same bits.
+// As many blocks as run at the same time, and one slice of the line of all (row, key/value head) units (schedule.cuh)
+// per warp. A warp streams its tokens through registers (tile.cuh), with the next tile's loads in flight. A unit that
+// lies in one slice is written at once; the parts of the others are merged in the block, and where a unit spans blocks,
+// by whichever of them is done last, always in the same order: the same input gives the same bits.
 //
 // Injected: HEAD_DIM (64, 96, 128), GROUP (query heads per key/value head, 1 to 16), IS_BF16 (else fp16), NUM_WARPS.
 #include <schedule.cuh>
 #include <state.cuh>
-#include <tile.cuh>
 
 constexpr int NUM_THREADS = 32 * NUM_WARPS;
 constexpr int NUM_SLOTS = 2 * NUM_WARPS;
@@ -39,19 +37,17 @@ struct Job {
     const Span* spans;  // [batch, max_spans]
     int max_spans;
     float scale;    // times log2(e)
-    float* states;  // [num_groups, 2] states: of a unit that began before the group, of one that goes on behind it
-    int* arrived;   // [num_units] groups whose part is done, of units that span groups; zero before and after
-    int* tickets;   // groups handed out so far; zero before and after
+    float* states;  // [num_blocks, 2] states: of a unit that began before the block, of one that goes on behind it
+    int* arrived;   // [num_units] blocks whose part is done, of units that span blocks; zero before and after
 };
 
-// A unit that other groups than `group` hold a part of, too. `unit` is a number for the row and the head.
+// A unit that other blocks hold a part of, too. `unit` is a number for the row and the head, or NO_UNIT.
 struct Open {
-    int group;
     int unit;
-    Groups groups;
-    int is_last;  // all other groups' parts were done before ours
+    Blocks blocks;
+    int is_last;  // all other blocks' parts were done before ours
 };
-constexpr int NO_UNIT = -1, NO_GROUP = -1;
+constexpr int NO_UNIT = -1;
 DEVICE int unit_number(int row, int head) {
     return row << 16 | head;
 }
@@ -62,18 +58,12 @@ DEVICE int head_of_unit(int unit) {
     return unit & 0xffff;
 }
 
-// What the warps of a team tell each other.
-struct TeamNotes {
-    Open open[2];  // a unit that began before the group, one that goes on behind it; of `group`, or left from another
-    int group;     // at work on
-};
-
 // Shared memory of a block; behind it, what `line` points to.
 struct Shared {
     float states[NUM_SLOTS * STATE_FLOATS];  // per warp, of a unit that began before its slice, of one that goes on
     int slot_unit[NUM_SLOTS];                // unit numbers
-    TeamNotes notes[MAX_TEAMS];
-    Line line;  // here it takes up no registers
+    Open open[2];                            // a unit that began before the block, one that goes on behind it
+    Line line;                               // here it takes up no registers
 
     DEVICE Rows rows(int batch) {
         int* start = reinterpret_cast<int*>(this + 1);
@@ -81,21 +71,10 @@ struct Shared {
     }
 };
 
-// Some neighbouring warps of a block (schedule.cuh).
-struct Team {
-    int number;     // in its block
-    int num_warps;  // of it
-    int warp;       // this thread's, in the team
-
-    DEVICE int first_slot() const { return 2 * number * num_warps; }
-    // Wait for the team's other warps.
-    DEVICE void meet() const { ::meet(1 + number, 32 * num_warps); }
-};
-
 // Rows behind one another, and with them the line; by one warp.
 DEVICE void lay_out_line(Shared& shared, const int2* rows, int batch, int num_kv_heads, int lane) {
     Rows laid_out = shared.rows(batch);
-    int before = 0, longest = 0;
+    int before = 0;
     for (int first = 0; first < batch; first += 32) {
         int row = first + lane;
         int2 counts = row < batch ? rows[row] : make_int2(0, 0);
@@ -105,7 +84,6 @@ DEVICE void lay_out_line(Shared& shared, const int2* rows, int batch, int num_kv
             int other = __shfl_up_sync(FULL_WARP, end, step);
             if (lane >= step) end += other;
         }
-        longest = max(longest, counts.x);
         if (row < batch) {
             laid_out.start[row] = before + end - length;
             laid_out.num_visible[row] = counts.x;
@@ -113,10 +91,9 @@ DEVICE void lay_out_line(Shared& shared, const int2* rows, int batch, int num_kv
         }
         before += __shfl_sync(FULL_WARP, end, 31);
     }
-    for (int step = 1; step < 32; step *= 2) longest = max(longest, __shfl_xor_sync(FULL_WARP, longest, step));
     if (lane == 0) {
         laid_out.start[batch] = before;
-        shared.line = Line(laid_out, batch, num_kv_heads, gridDim.x * NUM_WARPS, longest);
+        shared.line = Line(laid_out, batch, num_kv_heads, gridDim.x * NUM_WARPS);
     }
 }
 
@@ -303,27 +280,27 @@ DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spa
     part.finish();
 }
 
-// One warp's slice of a group, unit by unit.
-DEVICE void work_slice(const Job& job, const Line& line, Shared& shared, int group, const Team& team, Lane lane) {
-    int round = group / line.num_teams, slice = group % line.num_teams * team.num_warps + team.warp;
-    int begin = uniform(line.slice_begin(round, slice)), end = uniform(line.slice_begin(round, slice + 1));
-    int slot = team.first_slot() + 2 * team.warp;
+// One warp's slice of the line, unit by unit.
+DEVICE void work_slice(const Job& job, const Line& line, Shared& shared, int warp, Lane lane) {
+    int slot = 2 * warp;
     if (lane.index < 2) shared.slot_unit[slot + lane.index] = NO_UNIT;
     __syncwarp();
+    int slice = blockIdx.x * NUM_WARPS + warp;
+    int begin = uniform(line.slice_begin(slice)), end = uniform(line.slice_begin(slice + 1));
     if (begin >= end) return;
     Place at = line.place(begin);
     while (true) {
-        at = {uniform(at.row), uniform(at.head), uniform(at.token)};
+        at = {uniform(at.row), uniform(at.head), uniform(at.tile)};
         int visible = uniform(line.rows.num_visible[at.row]);
-        int unit_start = begin - at.token;
-        int last = min(visible, end - unit_start);
-        if (at.token < last) {
+        int unit_start = begin - at.tile;
+        int first = at.tile * TILE_TOKENS, last = min(visible, (end - unit_start) * TILE_TOKENS);
+        if (first < last) {
             Part part;
-            attend(part, job, at.row, at.head, line.rows.num_spans[at.row], at.token, last, lane);
-            if (at.token == 0 && last == visible) {
+            attend(part, job, at.row, at.head, line.rows.num_spans[at.row], first, last, lane);
+            if (first == 0 && last == visible) {
                 part.write(job, at.row, at.head, line.num_kv_heads, lane);
             } else {
-                int mine = slot + (at.token == 0);
+                int mine = slot + (first == 0);
                 part.store(shared.states + mine * STATE_FLOATS, lane);
                 if (lane.index == 0) shared.slot_unit[mine] = unit_number(at.row, at.head);
             }
@@ -351,56 +328,55 @@ DEVICE u32 run_of(u32 used, u32 firsts, int number) {
     return used & (behind - from);
 }
 
-// The parts that a team's warps left in their slots, one head of one run of them per warp. A unit that is complete is
+// The parts that a block's warps left in their slots, one head of one run of them per warp. A unit that is complete is
 // written; any other's state goes to global memory, and is noted as open.
-DEVICE void merge_slots(const Job& job, const Line& line, Shared& shared, const Team& team, Open* open, int group,
-                        Lane lane) {
-    const float* states = shared.states + team.first_slot() * STATE_FLOATS;
-    bool is_slot = lane.index < 2 * team.num_warps;
-    int unit = is_slot ? shared.slot_unit[team.first_slot() + lane.index] : NO_UNIT;
+DEVICE void merge_slots(const Job& job, const Line& line, Shared& shared, int warp, Lane lane) {
+    int unit = lane.index < NUM_SLOTS ? shared.slot_unit[lane.index] : NO_UNIT;
     u32 used = __ballot_sync(FULL_WARP, unit != NO_UNIT);
     u32 below = used & ((1u << lane.index) - 1);
     int unit_below = __shfl_sync(FULL_WARP, unit, below ? 31 - __clz(below) : lane.index);
     u32 firsts = __ballot_sync(FULL_WARP, unit != NO_UNIT && (below == 0 || unit_below != unit));
-    for (int item = team.warp; item < __popc(firsts) * GROUP; item += team.num_warps) {
+    for (int item = warp; item < __popc(firsts) * GROUP; item += NUM_WARPS) {
         u32 run = run_of(used, firsts, item / GROUP);
         int head = item % GROUP;
+        auto at_head = [&](int i) { return shared.states + i * STATE_FLOATS + head * HEAD_FLOATS; };
         Merged merged;
-        merged.add<SlotLoads>(run, [&](int i) { return states + i * STATE_FLOATS + head * HEAD_FLOATS; }, lane.index);
+        merged.add<SlotLoads>(run, at_head, lane.index);
         int run_unit = __shfl_sync(FULL_WARP, unit, __ffs(run) - 1);
         int row = row_of_unit(run_unit), kv_head = head_of_unit(run_unit);
-        Groups groups = line.groups_of(row, kv_head);
-        if (groups.first == groups.last) {
+        Blocks blocks = line.blocks_of(row, kv_head);
+        if (blocks.first == blocks.last) {
             write_head(job, merged, row, kv_head * GROUP + head, line.num_kv_heads, lane);
             continue;
         }
-        bool goes_on = groups.first == group;
-        merged.store(job.states + (2 * (i64)group + goes_on) * STATE_FLOATS + head * HEAD_FLOATS, lane.index);
-        if (head == 0 && lane.index == 0) open[goes_on] = {group, run_unit, groups, 0};
+        bool goes_on = blocks.first == blockIdx.x;
+        merged.store(job.states + (2 * blockIdx.x + goes_on) * STATE_FLOATS + head * HEAD_FLOATS, lane.index);
+        if (head == 0 && lane.index == 0) shared.open[goes_on] = {run_unit, blocks, 0};
     }
 }
 
-// Count a group's part of an open unit; whoever counts the last one notes it. By one thread for all of a team's stores:
+// Count a block's part of an open unit; whoever counts the last one notes it. By one thread for all of a block's stores:
 // a fence covers what its thread has seen at a barrier.
 DEVICE void report(const Job& job, const Line& line, Open& open) {
+    if (open.unit == NO_UNIT) return;
     int* counter = job.arrived + row_of_unit(open.unit) * line.num_kv_heads + head_of_unit(open.unit);
     fence_device();
     int others = atomicAdd(counter, 1);
     fence_device();
-    open.is_last = others == open.groups.last - open.groups.first;
+    open.is_last = others == open.blocks.last - open.blocks.first;
     if (open.is_last) *counter = 0;
 }
 
-// All groups' parts of a unit, one head per warp.
-DEVICE void merge_groups(const Job& job, const Line& line, const Team& team, const Open& open, Lane lane) {
-    int first = open.groups.first, num_parts = open.groups.last - first + 1;
-    for (int head = team.warp; head < GROUP; head += team.num_warps) {
+// All blocks' parts of a unit, one head per warp.
+DEVICE void merge_blocks(const Job& job, const Line& line, const Open& open, int warp, Lane lane) {
+    int first = open.blocks.first, num_parts = open.blocks.last - first + 1;
+    for (int head = warp; head < GROUP; head += NUM_WARPS) {
         Merged merged;
         for (int part = 0; part < num_parts; part += 32) {
             u32 used = FULL_WARP >> max(0, 32 - (num_parts - part));
-            // The unit begins in the first of the groups, and before all others.
+            // The unit begins in the first of the blocks, and before all others.
             auto at_head = [&](int i) {
-                i64 state = 2 * (i64)(first + part + i) + (part + i == 0);
+                int state = 2 * (first + part + i) + (part + i == 0);
                 return job.states + state * STATE_FLOATS + head * HEAD_FLOATS;
             };
             merged.add<GlobalLoads>(used, at_head, lane.index);
@@ -424,39 +400,18 @@ DEVICE void write_empty_rows(const Job& job, const Line& line) {
     }
 }
 
-// Ask for a group that nobody has yet; the answer takes a while, in which the last group's parts are merged.
-DEVICE int ask_for_group(const Job& job, const Line& line) {
-    if (line.num_rounds == 1) return line.num_groups();
-    int ticket = atomicAdd(job.tickets, 1);
-    // Every team asks once in vain: this was the last of all questions.
-    if (ticket == line.num_groups() - 1) *job.tickets = 0;
-    return line.num_teams + ticket;
-}
-
-// One group of slices after the other, first come, first served: multiprocessors do not all read equally fast (those
-// of a larger cluster share its way to memory with more), so on long lines the quick ones take more.
-DEVICE void work(const Job& job, const Line& line, Shared& shared, int warp) {
-    Team team = {warp / line.team_warps, line.team_warps, warp % line.team_warps};
-    TeamNotes& notes = shared.notes[team.number];
-    if (team.warp == 0 && Lane().index == 0)
-        notes = {{{NO_GROUP}, {NO_GROUP}}, (int)blockIdx.x * (NUM_WARPS / team.num_warps) + team.number};
-    team.meet();
-    while (notes.group < line.num_groups()) {
-        work_slice(job, line, shared, uniform(notes.group), team, Lane());
-        team.meet();
-        Lane lane;
-        int group = uniform(notes.group);
-        int next = team.warp == 0 && lane.index == 0 ? ask_for_group(job, line) : 0;
-        merge_slots(job, line, shared, team, notes.open, group, lane);
-        team.meet();
-        if (team.warp == 0 && lane.index < 2 && notes.open[lane.index].group == group)
-            report(job, line, notes.open[lane.index]);
-        if (team.warp == 0 && lane.index == 0) notes.group = next;
-        team.meet();
-        for (int i = 0; i < 2; i++)
-            if (notes.open[i].group == group && notes.open[i].is_last)
-                merge_groups(job, line, team, notes.open[i], lane);
-    }
+// Make whole what the block's warps left in parts.
+DEVICE void merge(const Job& job, const Line& line, Shared& shared, int warp) {
+    Lane lane;
+    if (warp == 0 && lane.index < 2) shared.open[lane.index].unit = NO_UNIT;
+    __syncthreads();
+    merge_slots(job, line, shared, warp, lane);
+    __syncthreads();
+    if (warp == 0 && lane.index < 2) report(job, line, shared.open[lane.index]);
+    __syncthreads();
+    for (int i = 0; i < 2; i++)
+        if (shared.open[i].unit != NO_UNIT && shared.open[i].is_last)
+            merge_blocks(job, line, shared.open[i], warp, lane);
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
@@ -476,14 +431,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                max_spans,
                scale,
                states,
-               arrived,
-               arrived + batch * num_kv_heads};
+               arrived};
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     int warp = uniform(threadIdx.x / 32);
     prefetch_table(job, batch);
     if (warp == 0) lay_out_line(shared, rows, batch, num_kv_heads, Lane().index);
     __syncthreads();
     const Line& line = shared.line;
-    work(job, line, shared, warp);
+    work_slice(job, line, shared, warp, Lane());
+    merge(job, line, shared, warp);
     write_empty_rows(job, line);
 }

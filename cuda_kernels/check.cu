@@ -1,9 +1,8 @@
 // The kernels alone, without a framework, for compute-sanitizer:
 //   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
-//       -DLONG_SLICE_PLACES=16 -DSHORT_SLICE_PLACES=16 cuda_kernels/check.cu -o check
+//       cuda_kernels/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
-// Rows of very different lengths, more blocks than rows and several rounds, so that units span warps, blocks and
-// rounds. Every answer is compared with plain C++.
+// Rows of very different lengths and more blocks than rows, so that units span warps and blocks. Every answer is compared with plain C++.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -76,11 +75,11 @@ int main() {
     auto *d_intervals = on_device(intervals), *d_spans = on_device(intervals);
     auto *d_counts = on_device(counts), *d_errors = on_device(counts);
     auto* d_rows = on_device(std::vector<int2>(batch, int2{-9, -9}));
-    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads + 1, 0));
+    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads, 0));
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
     auto* d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
-    auto* d_states = on_device(std::vector<float>(MAX_ROUNDS * MAX_TEAMS * num_blocks * 2 * STATE_FLOATS, NAN));
+    auto* d_states = on_device(std::vector<float>(num_blocks * 2 * STATE_FLOATS, NAN));
     const int shared_bytes =
         (int)sizeof(Shared) + 4 * (3 * batch + 1);
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));

@@ -94,11 +94,10 @@ class SpanAttention:
         integers = {"dtype": torch.int32, "device": self.device}
         self._spans = torch.zeros(self.batch, self.max_spans, 2, **integers)
         self._rows = torch.zeros(self.batch, 2, **integers)
-        # One counter per unit, and the tickets behind them.
-        self._arrived = torch.zeros(self.batch * self.num_kv_heads + 1, **integers)
+        self._arrived = torch.zeros(self.batch * self.num_kv_heads, **integers)
         self._errors = torch.zeros(self.batch, **integers)
         self._states = torch.zeros(
-            config.max_groups(self._num_blocks), 2, config.state_floats, dtype=torch.float32, device=self.device
+            self._num_blocks, 2, config.state_floats, dtype=torch.float32, device=self.device
         )
 
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:

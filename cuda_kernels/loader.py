@@ -12,9 +12,6 @@ FOLDER = Path(__file__).parent
 HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-# Most rounds in which the slices of a long line are handed out, and warps that take them together (schedule.cuh).
-MAX_ROUNDS = 6
-LONG_TEAM_WARPS = 4
 # The first whose merge buffers fit into a block's shared memory is taken. Twelve warps of 168 registers fill a
 # multiprocessor; with more than eight heads a group, a warp needs up to 255.
 WARPS_OF_SMALL_GROUPS = (12, 8, 4, 2)
@@ -47,20 +44,12 @@ class KernelConfig:
         """Floats of one partial result (STATE_FLOATS in state.cuh)."""
         return self.group_size * (self.head_dim + 4)
 
-    @property
-    def max_teams(self) -> int:
-        """Teams of a block on a long line (MAX_TEAMS in schedule.cuh)."""
-        return max(1, self.num_warps // LONG_TEAM_WARPS)
-
     def shared_bytes(self, batch: int) -> int:
         """Dynamic shared memory of one block (struct Shared in attention.cu)."""
         states = 2 * self.num_warps * self.state_floats
-        numbers = 2 * self.num_warps + 11 * self.max_teams + 16 + (3 * batch + 1)
+        # Behind the slots' units: two open units of 16 bytes, and the line's 48.
+        numbers = 2 * self.num_warps + 20 + (3 * batch + 1)
         return 4 * (states + numbers)
-
-    def max_groups(self, num_blocks: int) -> int:
-        """Groups of slices in a launch, at most."""
-        return MAX_ROUNDS * self.max_teams * num_blocks
 
     def options(self) -> tuple[str, ...]:
         """Compiler options: include path and macros."""

@@ -53,11 +53,6 @@ DEVICE void fence_device() {
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
-// Meet the other threads of this block that use barrier `number` (0 is __syncthreads'); a multiple of 32.
-DEVICE void meet(int number, int num_threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(num_threads) : "memory");
-}
-
 // d[16 x 8] += a[16 x 16] * b[16 x 8], one warp. With row = lane / 4 and col = 2 * (lane % 4), a lane holds
 //   a: (row, col), (row + 8, col), (row, col + 8), (row + 8, col + 8), pairs along the 16;
 //   b: (col, row), (col + 8, row), pairs along the 16;

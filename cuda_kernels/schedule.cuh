@@ -1,47 +1,19 @@
-// Who works on what: all (row, key/value head) units lie behind one another on a line, and the line is cut into slices
-// of equal length, one per warp. So no mix of lengths leaves a multiprocessor without work.
+// Who works on what: the tiles of all (row, key/value head) units lie behind one another on a line, and the line is cut
+// into slices of as many tiles, one per warp. So no mix of lengths leaves a multiprocessor without work, and all are
+// done at about the same time.
 #pragma once
-#include <ptx.cuh>
+#include <tile.cuh>
 
-// A unit's stretch of the line is a little longer than its tokens, because taking one up costs about as much as reading
-// so many.
-#ifndef UNIT_COST_TOKENS
-#define UNIT_COST_TOKENS 16
+// A unit's stretch of the line is longer than its tiles by as many: taking one up costs about as much time.
+#ifndef UNIT_COST_TILES
+#define UNIT_COST_TILES 1
 #endif
-// No slice is shorter: a tile costs the same however few of its tokens are there.
-constexpr int LEAST_SLICE_PLACES = 16;
 
-// A long line is handed out in rounds of slices that get shorter: one half, a quarter, an eighth ... each, and the last
-// two rounds alike. Whoever reads fast takes more of the short ones, and all are done at about the same time.
-constexpr int MAX_ROUNDS = 6;
-// From how many places per warp on a line is long, and how many the shortest slices of a long one have at least.
-#ifndef LONG_SLICE_PLACES
-#define LONG_SLICE_PLACES 512
-#endif
-#ifndef SHORT_SLICE_PLACES
-#define SHORT_SLICE_PLACES 64
-#endif
-// Warps that take slices, and merge what these leave, together. All of a block on a short line, which leaves the fewest
-// parts for other blocks to merge; few on a long one, where nobody is to wait for others more than needed.
-constexpr int LONG_TEAM_WARPS = NUM_WARPS % 4 == 0 ? 4 : NUM_WARPS;
-constexpr int MAX_TEAMS = NUM_WARPS / LONG_TEAM_WARPS;
-// Slices stay so long that a unit has at most about as many parts: one warp merges them.
-constexpr int MAX_PARTS = 32;
-
-DEVICE int choose_rounds(int length, int num_warps, int longest_unit) {
-    int rounds = 1, places = length / num_warps;
-    if (places < LONG_SLICE_PLACES) return rounds;
-    while (rounds < MAX_ROUNDS && places >> rounds >= SHORT_SLICE_PLACES &&
-           (places >> rounds) * LONG_TEAM_WARPS * MAX_PARTS >= longest_unit)
-        rounds++;
-    return rounds;
-}
-
-// A place on the line. `token` is a list index of the row, or, behind the unit's last token, not below their number.
+// A place on the line. Behind a unit's last tile, `tile` is not below their number.
 struct Place {
     int row;
     int head;
-    int token;
+    int tile;
 };
 
 // Rows as all threads of a block see them, in shared memory.
@@ -51,8 +23,8 @@ struct Rows {
     int* num_spans;    // [batch]
 };
 
-// Groups of slices, one per team, that hold a part of one unit; all of them do.
-struct Groups {
+// Blocks that hold a part of one unit: all from the first to the last.
+struct Blocks {
     int first, last;
 };
 
@@ -62,54 +34,45 @@ struct Line {
     int batch;
     int num_kv_heads;
     int length;
-    int num_warps;  // of the grid; as many slices a round
-    int num_rounds;
-    int shortest;    // places of a slice of the last round
-    int team_warps;  // of this launch
-    int num_teams;   // of the grid; as many groups a round
+    int num_slices;  // none of them empty: one per warp of the grid, or fewer
+    int per_slice;   // places of a slice, rounded down
+    int left;        // places that are left over then; they are spread
 
     Line() = default;
-    DEVICE Line(const Rows& laid_out, int batch_size, int heads, int warps, int longest_unit) {
+    DEVICE Line(const Rows& laid_out, int batch_size, int heads, int num_warps) {
         rows = laid_out;
         batch = batch_size;
         num_kv_heads = heads;
         length = rows.start[batch];
-        num_warps = warps;
-        num_rounds = choose_rounds(length, warps, longest_unit);
-        int parts = warps << (num_rounds - 1);
-        shortest = max(LEAST_SLICE_PLACES, (length + parts - 1) / parts);
-        team_warps = num_rounds == 1 ? NUM_WARPS : LONG_TEAM_WARPS;
-        num_teams = num_warps / team_warps;
+        num_slices = max(1, min(num_warps, length));
+        per_slice = length / num_slices;
+        left = length % num_slices;
     }
 
-    DEVICE int num_groups() const { return num_rounds * num_teams; }
-
-    // Places of a slice of one round, and of all slices of the rounds before it.
-    DEVICE int slice_places(int round) const { return shortest << max(0, num_rounds - 2 - round); }
-    DEVICE int places_before(int round) const {
-        return shortest * num_warps * ((1 << (num_rounds - 1)) - (1 << (num_rounds - 1 - round)));
+    // First place of a slice; for slices behind the last, the end of the line.
+    DEVICE int slice_begin(int slice) const {
+        if (slice >= num_slices) return length;
+        return slice * per_slice + (u32)(slice * left) / (u32)num_slices;
     }
 
-    // First place of a slice of a round; `slice` may be the number of warps, for the end of the last.
-    DEVICE int slice_begin(int round, int slice) const {
-        return min(length, places_before(round) + slice * slice_places(round));
+    // The block that holds a place.
+    DEVICE int block_of(int place) const {
+        int slice = min(num_slices - 1, (int)(place * ((float)num_slices / (float)length)));
+        // The guess may be off by one.
+        if (place < slice_begin(slice)) slice--;
+        if (place >= slice_begin(slice + 1)) slice++;
+        return slice / NUM_WARPS;
     }
 
-    // The group that holds a place.
-    DEVICE int group_of(int place) const {
-        int round = 0;
-        while (round < num_rounds - 1 && place >= places_before(round + 1)) round++;
-        int slice = (u32)(place - places_before(round)) / (u32)slice_places(round);
-        return (round * num_warps + slice) / team_warps;
-    }
-
-    DEVICE Groups groups_of(int row, int head) const {
+    DEVICE Blocks blocks_of(int row, int head) const {
         int start = unit_start(row, head);
-        return {group_of(start), group_of(start + rows.num_visible[row] - 1)};
+        return {block_of(start), block_of(start + num_tiles(rows.num_visible[row]) - 1)};
     }
+
+    static DEVICE int num_tiles(int visible) { return (visible + TILE_TOKENS - 1) / TILE_TOKENS; }
 
     // Places of one unit of a row.
-    static DEVICE int unit_length(int visible) { return visible == 0 ? 0 : visible + UNIT_COST_TOKENS; }
+    static DEVICE int unit_length(int visible) { return visible == 0 ? 0 : num_tiles(visible) + UNIT_COST_TILES; }
 
     DEVICE int unit_start(int row, int head) const {
         return rows.start[row] + head * unit_length(rows.num_visible[row]);

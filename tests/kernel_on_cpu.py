@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.loader import FOLDER, MAX_ROUNDS, KernelConfig
+from cuda_kernels.loader import FOLDER, KernelConfig
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
@@ -22,12 +22,7 @@ def library(config: KernelConfig) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="kernels-"))
     target = folder / "kernels.so"
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    # Small problems, too, are to take several rounds.
-    macros = [
-        *(option for option in config.options() if option.startswith("-D")),
-        "-DLONG_SLICE_PLACES=40",
-        "-DSHORT_SLICE_PLACES=16",
-    ]
+    macros = [option for option in config.options() if option.startswith("-D")]
     # The stand-in's folder first: <ptx.cuh> is found there.
     command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / "kernels.cpp"]
     subprocess.run(command, check=True)
@@ -70,8 +65,7 @@ def plan(
     """Run the plan kernel; everything that it has to write is poisoned before."""
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
-    made = Planned(poison(batch, max_spans, 2), poison(batch, 2), poison(batch * num_kv_heads + 1), poison(batch))
-    made.arrived[-1] = 0  # tickets: the attention kernel's own
+    made = Planned(poison(batch, max_spans, 2), poison(batch, 2), poison(batch * num_kv_heads), poison(batch))
     library(config).run_plan(
         pointer(intervals),
         pointer(counts),
@@ -113,7 +107,7 @@ def attend(
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
-    states = torch.full((config.max_groups(num_blocks) * 2 * config.state_floats,), float("nan"))
+    states = torch.full((num_blocks * 2 * config.state_floats,), float("nan"))
     shared_bytes = config.shared_bytes(batch)
     order = (ctypes.c_uint * num_blocks)(*(block_order or range(num_blocks)))
     kernels.run_attention(
@@ -143,8 +137,8 @@ def attend(
 
 
 def slices(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int) -> list[int]:
-    """Where the slices of the line begin, and where the last one ends, for the most rounds there can be."""
+    """Where the slices of the line begin, and where the last one ends."""
     visible = torch.tensor(num_visible, dtype=torch.int32)
-    places = torch.empty(MAX_ROUNDS * num_warps + 1, dtype=torch.int32)
+    places = torch.empty(num_warps + 1, dtype=torch.int32)
     library(config).run_slices(pointer(visible), len(num_visible), num_kv_heads, num_warps, pointer(places))
     return places.tolist()

@@ -34,7 +34,6 @@ struct Machine {
     std::vector<Fiber> fibers;
     std::vector<Meeting> warps;
     Meeting block;
-    Meeting numbered[16];
     ucontext_t scheduler;
     Fiber* current = nullptr;
     std::function<void()> kernel;
@@ -85,7 +84,6 @@ struct Machine {
         for (Meeting& warp : warps) warp.size = 32;
         block = Meeting{};
         block.size = num_threads;
-        for (Meeting& meeting : numbered) meeting = Meeting{};
         fibers.resize(num_threads);
         for (unsigned thread = 0; thread < num_threads; thread++) {
             Fiber& fiber = fibers[thread];

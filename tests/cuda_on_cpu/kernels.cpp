@@ -25,16 +25,18 @@ extern "C" void run_attention(u16* queries, const i64* query_strides, const u16*
     });
 }
 
-// Where the slices of a line begin; `begins` [MAX_ROUNDS * num_warps + 1].
+// Where the slices of a line begin; `begins` [num_warps + 1].
 extern "C" void run_slices(int* num_visible, int batch, int num_kv_heads, int num_warps, int* begins) {
     std::vector<int> start(batch + 1);
     for (int row = 0; row < batch; row++)
         start[row + 1] = start[row] + num_kv_heads * Line::unit_length(num_visible[row]);
-    Line line({start.data(), num_visible, nullptr}, batch, num_kv_heads, num_warps,
-              *std::max_element(num_visible, num_visible + batch));
-    for (int slice = 0; slice < MAX_ROUNDS * num_warps; slice++) {
-        int round = min(slice / num_warps, line.num_rounds);
-        begins[slice] = round < line.num_rounds ? line.slice_begin(round, slice % num_warps) : line.length;
+    Line line({start.data(), num_visible, nullptr}, batch, num_kv_heads, num_warps);
+    for (int slice = 0; slice <= num_warps; slice++) begins[slice] = line.slice_begin(slice);
+    for (int place = 0; place < line.length; place++) {
+        int slice = line.block_of(place) * NUM_WARPS;
+        if (place < begins[slice] || place >= begins[min(num_warps, slice + NUM_WARPS)]) {
+            fprintf(stderr, "place %d is not in block %d\n", place, slice / NUM_WARPS);
+            abort();
+        }
     }
-    begins[MAX_ROUNDS * num_warps] = line.length;
 }

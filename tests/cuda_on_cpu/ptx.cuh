@@ -59,16 +59,6 @@ inline void __syncthreads() {
     Machine& machine = Machine::get();
     machine.wait(machine.block, machine.block.generation);
 }
-inline void meet(int number, int num_threads) {
-    Machine& machine = Machine::get();
-    Meeting& meeting = machine.numbered[number];
-    if (meeting.arrived == 0) meeting.size = num_threads;
-    if (meeting.size != (unsigned)num_threads) {
-        fprintf(stderr, "threads disagree on how many meet at barrier %d\n", number);
-        abort();
-    }
-    machine.wait(meeting, meeting.generation);
-}
 inline void fence_device() {}
 inline int lane_index() {
     return Machine::get().lane();
