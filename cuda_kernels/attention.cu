@@ -11,8 +11,8 @@
 
 constexpr int NUM_THREADS = 32 * NUM_WARPS;
 constexpr int NUM_SLOTS = 2 * NUM_WARPS;
-// As many warps as a multiprocessor's registers hold: twelve of 168, or eight of up to 255 for more than eight heads.
-constexpr int WARPS_PER_SM = HEAD_TILES == 1 ? 12 : 8;
+// Eight warps, 64 KiB on their way, are as fast as twelve, and multiprocessors read more equally then.
+constexpr int WARPS_PER_SM = 8;
 constexpr int BLOCKS_PER_SM = WARPS_PER_SM < NUM_WARPS ? 1 : WARPS_PER_SM / NUM_WARPS;
 
 // A tensor of one vector per row and head.
@@ -74,12 +74,13 @@ struct Shared {
 // Rows behind one another, and with them the line; by one warp.
 DEVICE void lay_out_line(Shared& shared, const int2* rows, int batch, int num_kv_heads, int lane) {
     Rows laid_out = shared.rows(batch);
-    int before = 0;
+    int before = 0, longest = 0;
     for (int first = 0; first < batch; first += 32) {
         int row = first + lane;
         int2 counts = row < batch ? rows[row] : make_int2(0, 0);
-        int length = num_kv_heads * Line::unit_length(counts.x);
+        int unit = Line::unit_length(counts.x), length = num_kv_heads * unit;
         int end = length;
+        longest = max(longest, unit);
         for (int step = 1; step < 32; step *= 2) {
             int other = __shfl_up_sync(FULL_WARP, end, step);
             if (lane >= step) end += other;
@@ -91,9 +92,10 @@ DEVICE void lay_out_line(Shared& shared, const int2* rows, int batch, int num_kv
         }
         before += __shfl_sync(FULL_WARP, end, 31);
     }
+    for (int step = 1; step < 32; step *= 2) longest = max(longest, __shfl_xor_sync(FULL_WARP, longest, step));
     if (lane == 0) {
         laid_out.start[batch] = before;
-        shared.line = Line(laid_out, batch, num_kv_heads, gridDim.x * NUM_WARPS);
+        shared.line = Line(laid_out, batch, num_kv_heads, gridDim.x * NUM_WARPS, longest);
     }
 }
 
@@ -361,10 +363,10 @@ DEVICE void report(const Job& job, const Line& line, Open& open) {
     if (open.unit == NO_UNIT) return;
     int* counter = job.arrived + row_of_unit(open.unit) * line.num_kv_heads + head_of_unit(open.unit);
     fence_device();
-    int others = atomicAdd(counter, 1);
+    open.is_last = atomicAdd(counter, 1) == open.blocks.last - open.blocks.first;
+    if (!open.is_last) return;
     fence_device();
-    open.is_last = others == open.blocks.last - open.blocks.first;
-    if (open.is_last) *counter = 0;
+    *counter = 0;
 }
 
 // All blocks' parts of a unit, one head per warp.
@@ -406,6 +408,7 @@ DEVICE void merge(const Job& job, const Line& line, Shared& shared, int warp) {
     if (warp == 0 && lane.index < 2) shared.open[lane.index].unit = NO_UNIT;
     __syncthreads();
     merge_slots(job, line, shared, warp, lane);
+    if (line.deal.warps) return;
     __syncthreads();
     if (warp == 0 && lane.index < 2) report(job, line, shared.open[lane.index]);
     __syncthreads();

@@ -12,10 +12,9 @@ FOLDER = Path(__file__).parent
 HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-# The first whose merge buffers fit into a block's shared memory is taken. Twelve warps of 168 registers fill a
-# multiprocessor; with more than eight heads a group, a warp needs up to 255.
-WARPS_OF_SMALL_GROUPS = (12, 8, 4, 2)
-WARPS_OF_LARGE_GROUPS = (8, 4, 2)
+# Warps that a multiprocessor runs (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
+WARPS_PER_SM = 8
+WARPS_PER_BLOCK = (8, 4, 2)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class KernelConfig:
     @property
     def blocks_per_sm(self) -> int:
         """Blocks that a multiprocessor's registers hold (BLOCKS_PER_SM in attention.cu)."""
-        return max(1, (12 if self.group_size <= 8 else 8) // self.num_warps)
+        return WARPS_PER_SM // self.num_warps
 
     @property
     def state_floats(self) -> int:
@@ -47,8 +46,8 @@ class KernelConfig:
     def shared_bytes(self, batch: int) -> int:
         """Dynamic shared memory of one block (struct Shared in attention.cu)."""
         states = 2 * self.num_warps * self.state_floats
-        # Behind the slots' units: two open units of 16 bytes, and the line's 48.
-        numbers = 2 * self.num_warps + 20 + (3 * batch + 1)
+        # Behind the slots' units: two open units of 16 bytes, and 64 of the line.
+        numbers = 2 * self.num_warps + 24 + (3 * batch + 1)
         return 4 * (states + numbers)
 
     def options(self) -> tuple[str, ...]:
@@ -71,8 +70,7 @@ def choose_config(head_dim: int, group_size: int, is_bf16: bool, batch: int, lim
     Raises:
         ValueError: not even the smallest does.
     """
-    choices = WARPS_OF_SMALL_GROUPS if group_size <= 8 else WARPS_OF_LARGE_GROUPS
-    for num_warps in choices:
+    for num_warps in WARPS_PER_BLOCK:
         config = KernelConfig(head_dim, group_size, is_bf16, num_warps)
         if config.shared_bytes(batch) <= limit:
             return config

@@ -37,6 +37,14 @@ struct Merged {
     DEVICE void add(u32 used, AtHead at_head, int lane) {
         Loads loads;
         int some = __ffs(used) - 1;  // stands for those that are not used, and counts nothing
+        int quad = min(lane, QUADS_PER_HEAD - 1);
+        float4 part[8];
+        auto load = [&](int first) {
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                part[i] = loads.quad(at_head(used >> (first + i) & 1 ? first + i : some) + 4 * quad);
+        };
+        load(0);
         bool mine = used >> lane & 1;
         float2 score = loads.pair(at_head(mine ? lane : some) + HEAD_DIM);
         float top = mine ? score.x : NO_SCORE;
@@ -48,12 +56,8 @@ struct Merged {
         greatest = top;
         weight = weight * keep + weights;
         sum = make_float4(sum.x * keep, sum.y * keep, sum.z * keep, sum.w * keep);
-        int quad = min(lane, QUADS_PER_HEAD - 1);
         for (int first = 0; first < 32 && used >> first; first += 8) {
-            float4 part[8];
-#pragma unroll
-            for (int i = 0; i < 8; i++)
-                part[i] = loads.quad(at_head(used >> (first + i) & 1 ? first + i : some) + 4 * quad);
+            if (first > 0) load(first);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 float times = __shfl_sync(FULL_WARP, factor, first + i);

@@ -136,9 +136,11 @@ def attend(
     return out, lse
 
 
-def slices(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int) -> list[int]:
-    """Where the slices of the line begin, and where the last one ends."""
+def slices(
+    config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int
+) -> tuple[list[int], bool]:
+    """Where the slices of the line begin, and where the last one ends; and whether whole units are dealt out."""
     visible = torch.tensor(num_visible, dtype=torch.int32)
     places = torch.empty(num_warps + 1, dtype=torch.int32)
-    library(config).run_slices(pointer(visible), len(num_visible), num_kv_heads, num_warps, pointer(places))
-    return places.tolist()
+    is_dealt = library(config).run_slices(pointer(visible), len(num_visible), num_kv_heads, num_warps, pointer(places))
+    return places.tolist(), bool(is_dealt & 1)

@@ -25,18 +25,22 @@ extern "C" void run_attention(u16* queries, const i64* query_strides, const u16*
     });
 }
 
-// Where the slices of a line begin; `begins` [num_warps + 1].
-extern "C" void run_slices(int* num_visible, int batch, int num_kv_heads, int num_warps, int* begins) {
+// Where the slices of a line begin: `begins` [num_warps + 1]; and whether whole units are dealt out.
+extern "C" bool run_slices(int* num_visible, int batch, int num_kv_heads, int num_warps, int* begins) {
     std::vector<int> start(batch + 1);
-    for (int row = 0; row < batch; row++)
+    int longest = 0;
+    for (int row = 0; row < batch; row++) {
         start[row + 1] = start[row] + num_kv_heads * Line::unit_length(num_visible[row]);
-    Line line({start.data(), num_visible, nullptr}, batch, num_kv_heads, num_warps);
+        longest = max(longest, Line::unit_length(num_visible[row]));
+    }
+    Line line({start.data(), num_visible, nullptr}, batch, num_kv_heads, num_warps, longest);
     for (int slice = 0; slice <= num_warps; slice++) begins[slice] = line.slice_begin(slice);
-    for (int place = 0; place < line.length; place++) {
+    for (int place = 0; place < line.length && !line.deal.warps; place++) {
         int slice = line.block_of(place) * NUM_WARPS;
         if (place < begins[slice] || place >= begins[min(num_warps, slice + NUM_WARPS)]) {
             fprintf(stderr, "place %d is not in block %d\n", place, slice / NUM_WARPS);
             abort();
         }
     }
+    return line.deal.warps;
 }
