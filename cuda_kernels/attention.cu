@@ -41,65 +41,30 @@ struct Job {
     int* arrived;   // [num_units] blocks whose part is done, of units that span blocks; zero before and after
 };
 
-// A unit that other blocks hold a part of, too. `unit` is a number for the row and the head, or NO_UNIT.
-struct Open {
+// What a warp left in one of its slots: of which unit, and which blocks hold a part of it. Row and head in one number,
+// or NO_UNIT.
+struct Slot {
     int unit;
     Blocks blocks;
-    int is_last;  // all other blocks' parts were done before ours
+    int is_last;  // once its part is reported: all other blocks' were before
+    DEVICE int row() const { return unit >> 16; }
+    DEVICE int head() const { return unit & 0xffff; }
 };
 constexpr int NO_UNIT = -1;
-DEVICE int unit_number(int row, int head) {
-    return row << 16 | head;
-}
-DEVICE int row_of_unit(int unit) {
-    return unit >> 16;
-}
-DEVICE int head_of_unit(int unit) {
-    return unit & 0xffff;
-}
 
-// Shared memory of a block; behind it, what `line` points to.
+// Shared memory of a block; behind it, what belongs to the line.
 struct Shared {
     float states[NUM_SLOTS * STATE_FLOATS];  // per warp, of a unit that began before its slice, of one that goes on
-    int slot_unit[NUM_SLOTS];                // unit numbers
-    Open open[2];                            // a unit that began before the block, one that goes on behind it
-    Line line;                               // here it takes up no registers
-
-    DEVICE Rows rows(int batch) {
-        int* start = reinterpret_cast<int*>(this + 1);
-        return {start, start + batch + 1, start + 2 * batch + 1};
-    }
+    Slot slots[NUM_SLOTS];                   // the same
+    Slot open[2];  // units that other blocks hold a part of, too: one that began before the block, one that goes on
+    Line line;     // here it takes up no registers
 };
 
-// Rows behind one another, and with them the line; by one warp.
-DEVICE void lay_out_line(Shared& shared, const int2* rows, int batch, int num_kv_heads, int lane) {
-    Rows laid_out = shared.rows(batch);
-    int before = 0, longest = 0;
-    for (int first = 0; first < batch; first += 32) {
-        int row = first + lane;
-        int2 counts = row < batch ? rows[row] : make_int2(0, 0);
-        int unit = Line::unit_length(counts.x), length = num_kv_heads * unit;
-        int end = length;
-        longest = max(longest, unit);
-        for (int step = 1; step < 32; step *= 2) {
-            int other = __shfl_up_sync(FULL_WARP, end, step);
-            if (lane >= step) end += other;
-        }
-        if (row < batch) {
-            laid_out.start[row] = before + end - length;
-            laid_out.num_visible[row] = counts.x;
-            laid_out.num_spans[row] = counts.y;
-        }
-        before += __shfl_sync(FULL_WARP, end, 31);
-    }
-    for (int step = 1; step < 32; step *= 2) longest = max(longest, __shfl_xor_sync(FULL_WARP, longest, step));
-    if (lane == 0) {
-        laid_out.start[batch] = before;
-        shared.line = Line(laid_out, batch, num_kv_heads, gridDim.x * NUM_WARPS, longest);
-    }
+DEVICE void copy_line(Line& line, const int* words, int batch) {
+    for (int i = threadIdx.x; i < Line::num_words(batch); i += NUM_THREADS) reinterpret_cast<int*>(&line)[i] = words[i];
 }
 
-// The first lines of the interval table are on their way while rows are laid out.
+// The first lines of the interval table are on their way while the line is.
 DEVICE void prefetch_table(const Job& job, int batch) {
     constexpr int SPANS_PER_LINE = 128 / sizeof(Span), MOST_LINES = 2048;
     int line = blockIdx.x * NUM_THREADS + threadIdx.x;
@@ -252,8 +217,10 @@ struct Part {
 };
 
 // List entries [first, last) of one unit. The loads of a tile are issued while the one before is worked on: up to a
-// tile of keys and values per warp is under way.
-DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spans, int first, int last, Lane lane) {
+// tile of keys and values per warp is under way. `meanwhile` is done while the first one is.
+template <class Meanwhile>
+DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spans, int first, int last, Lane lane,
+                   Meanwhile meanwhile) {
     const u16* keys = job.keys.at(row, kv_head);
     const u16* values = job.values.at(row, kv_head);
     Queries queries;
@@ -268,6 +235,7 @@ DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spa
     key_tile.load(keys, job.keys.token_stride, position, lane);
     value_tile.load(values, job.values.token_stride, position, lane);
     part.clear();
+    meanwhile();
     for (int tile = first; tile < last; tile += TILE_TOKENS) {
         bool more = tile + TILE_TOKENS < last;
         entry += TILE_TOKENS;
@@ -283,33 +251,34 @@ DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spa
 }
 
 // One warp's slice of the line, unit by unit.
-DEVICE void work_slice(const Job& job, const Line& line, Shared& shared, int warp, Lane lane) {
-    int slot = 2 * warp;
-    if (lane.index < 2) shared.slot_unit[slot + lane.index] = NO_UNIT;
+DEVICE void work_slice(const Job& job, Shared& shared, int warp, Lane lane) {
+    const Line& line = shared.line;
+    Slot* slots = shared.slots + 2 * warp;
+    if (lane.index < 2) slots[lane.index].unit = NO_UNIT;
     __syncwarp();
-    int slice = blockIdx.x * NUM_WARPS + warp;
-    int begin = uniform(line.slice_begin(slice)), end = uniform(line.slice_begin(slice + 1));
-    if (begin >= end) return;
-    Place at = line.place(begin);
-    while (true) {
+    Slice slice = line.slice(blockIdx.x * NUM_WARPS + warp);
+    Place at = slice.from;
+    int left = uniform(slice.length);
+    while (left > 0) {
         at = {uniform(at.row), uniform(at.head), uniform(at.tile)};
-        int visible = uniform(line.rows.num_visible[at.row]);
-        int unit_start = begin - at.tile;
-        int first = at.tile * TILE_TOKENS, last = min(visible, (end - unit_start) * TILE_TOKENS);
+        int visible = uniform(line.num_visible(at.row));
+        int first = at.tile * TILE_TOKENS, last = min(visible, first + left * TILE_TOKENS);
         if (first < last) {
+            bool is_whole = first == 0 && last == visible;
+            int slot = first == 0;
+            auto label = [&] {
+                if (!is_whole && lane.index == 0)
+                    slots[slot] = {at.row << 16 | at.head, line.blocks_of(at.row, at.head), 0};
+            };
             Part part;
-            attend(part, job, at.row, at.head, line.rows.num_spans[at.row], first, last, lane);
-            if (first == 0 && last == visible) {
+            attend(part, job, at.row, at.head, line.num_spans(at.row), first, last, lane, label);
+            if (is_whole)
                 part.write(job, at.row, at.head, line.num_kv_heads, lane);
-            } else {
-                int mine = slot + (first == 0);
-                part.store(shared.states + mine * STATE_FLOATS, lane);
-                if (lane.index == 0) shared.slot_unit[mine] = unit_number(at.row, at.head);
-            }
+            else
+                part.store(shared.states + (2 * warp + slot) * STATE_FLOATS, lane);
         }
-        begin = unit_start + Line::unit_length(visible);
-        if (begin >= end) break;
-        at = line.next_unit(at);
+        left -= Line::unit_length(visible) - at.tile;
+        if (left > 0) at = line.next_unit(at);
     }
 }
 
@@ -332,45 +301,44 @@ DEVICE u32 run_of(u32 used, u32 firsts, int number) {
 
 // The parts that a block's warps left in their slots, one head of one run of them per warp. A unit that is complete is
 // written; any other's state goes to global memory, and is noted as open.
-DEVICE void merge_slots(const Job& job, const Line& line, Shared& shared, int warp, Lane lane) {
-    int unit = lane.index < NUM_SLOTS ? shared.slot_unit[lane.index] : NO_UNIT;
-    u32 used = __ballot_sync(FULL_WARP, unit != NO_UNIT);
+DEVICE void merge_slots(const Job& job, Shared& shared, int warp, Lane lane) {
+    Slot slot = shared.slots[min(lane.index, NUM_SLOTS - 1)];
+    bool is_used = lane.index < NUM_SLOTS && slot.unit != NO_UNIT;
+    u32 used = __ballot_sync(FULL_WARP, is_used);
     u32 below = used & ((1u << lane.index) - 1);
-    int unit_below = __shfl_sync(FULL_WARP, unit, below ? 31 - __clz(below) : lane.index);
-    u32 firsts = __ballot_sync(FULL_WARP, unit != NO_UNIT && (below == 0 || unit_below != unit));
+    int unit_below = __shfl_sync(FULL_WARP, slot.unit, below ? 31 - __clz(below) : lane.index);
+    u32 firsts = __ballot_sync(FULL_WARP, is_used && (below == 0 || unit_below != slot.unit));
     for (int item = warp; item < __popc(firsts) * GROUP; item += NUM_WARPS) {
         u32 run = run_of(used, firsts, item / GROUP);
         int head = item % GROUP;
         auto at_head = [&](int i) { return shared.states + i * STATE_FLOATS + head * HEAD_FLOATS; };
         Merged merged;
         merged.add<SlotLoads>(run, at_head, lane.index);
-        int run_unit = __shfl_sync(FULL_WARP, unit, __ffs(run) - 1);
-        int row = row_of_unit(run_unit), kv_head = head_of_unit(run_unit);
-        Blocks blocks = line.blocks_of(row, kv_head);
-        if (blocks.first == blocks.last) {
-            write_head(job, merged, row, kv_head * GROUP + head, line.num_kv_heads, lane);
+        const Slot& first = shared.slots[__ffs(run) - 1];
+        if (first.blocks.first == first.blocks.last) {
+            write_head(job, merged, first.row(), first.head() * GROUP + head, shared.line.num_kv_heads, lane);
             continue;
         }
-        bool goes_on = blocks.first == blockIdx.x;
+        bool goes_on = first.blocks.first == blockIdx.x;
         merged.store(job.states + (2 * blockIdx.x + goes_on) * STATE_FLOATS + head * HEAD_FLOATS, lane.index);
-        if (head == 0 && lane.index == 0) shared.open[goes_on] = {run_unit, blocks, 0};
+        if (head == 0 && lane.index == 0) shared.open[goes_on] = first;
     }
 }
 
 // Count a block's part of an open unit; whoever counts the last one notes it. By one thread for all of a block's stores:
 // a fence covers what its thread has seen at a barrier.
-DEVICE void report(const Job& job, const Line& line, Open& open) {
+DEVICE void report(const Job& job, const Line& line, Slot& open) {
     if (open.unit == NO_UNIT) return;
-    int* counter = job.arrived + row_of_unit(open.unit) * line.num_kv_heads + head_of_unit(open.unit);
+    int* counter = job.arrived + open.row() * line.num_kv_heads + open.head();
     fence_device();
-    open.is_last = atomicAdd(counter, 1) == open.blocks.last - open.blocks.first;
-    if (!open.is_last) return;
+    if (atomicAdd(counter, 1) != open.blocks.last - open.blocks.first) return;
     fence_device();
+    open.is_last = 1;
     *counter = 0;
 }
 
 // All blocks' parts of a unit, one head per warp.
-DEVICE void merge_blocks(const Job& job, const Line& line, const Open& open, int warp, Lane lane) {
+DEVICE void merge_blocks(const Job& job, const Line& line, const Slot& open, int warp, Lane lane) {
     int first = open.blocks.first, num_parts = open.blocks.last - first + 1;
     for (int head = warp; head < GROUP; head += NUM_WARPS) {
         Merged merged;
@@ -383,31 +351,18 @@ DEVICE void merge_blocks(const Job& job, const Line& line, const Open& open, int
             };
             merged.add<GlobalLoads>(used, at_head, lane.index);
         }
-        int row = row_of_unit(open.unit), kv_head = head_of_unit(open.unit);
-        write_head(job, merged, row, kv_head * GROUP + head, line.num_kv_heads, lane);
-    }
-}
-
-// Rows that see nothing (padding) give zeros, and a log-sum-exp of minus infinity.
-DEVICE void write_empty_rows(const Job& job, const Line& line) {
-    int num_heads = line.num_kv_heads * GROUP;
-    for (int row = blockIdx.x; row < line.batch; row += gridDim.x) {
-        if (line.rows.num_visible[row] != 0) continue;
-        for (int i = threadIdx.x; i < num_heads * HEAD_DIM / 8; i += NUM_THREADS) {
-            u16* out = job.out.at(row, i / (HEAD_DIM / 8)) + i % (HEAD_DIM / 8) * 8;
-            *reinterpret_cast<uint4*>(out) = make_uint4(0, 0, 0, 0);
-        }
-        for (int i = threadIdx.x; job.lse && i < num_heads; i += NUM_THREADS)
-            job.lse[(i64)row * num_heads + i] = -__int_as_float(0x7f800000);
+        write_head(job, merged, open.row(), open.head() * GROUP + head, line.num_kv_heads, lane);
     }
 }
 
 // Make whole what the block's warps left in parts.
-DEVICE void merge(const Job& job, const Line& line, Shared& shared, int warp) {
+DEVICE void merge(const Job& job, Shared& shared, int warp) {
+    const Line& line = shared.line;
     Lane lane;
     if (warp == 0 && lane.index < 2) shared.open[lane.index].unit = NO_UNIT;
     __syncthreads();
-    merge_slots(job, line, shared, warp, lane);
+    merge_slots(job, shared, warp, lane);
+    // Then no unit spans blocks.
     if (line.deal.warps) return;
     __syncthreads();
     if (warp == 0 && lane.index < 2) report(job, line, shared.open[lane.index]);
@@ -417,13 +372,27 @@ DEVICE void merge(const Job& job, const Line& line, Shared& shared, int warp) {
             merge_blocks(job, line, shared.open[i], warp, lane);
 }
 
+// Rows that see nothing (padding) give zeros, and a log-sum-exp of minus infinity.
+DEVICE void write_empty_rows(const Job& job, const Line& line) {
+    int num_heads = line.num_kv_heads * GROUP;
+    for (int row = blockIdx.x; row < line.batch; row += gridDim.x) {
+        if (line.num_visible(row) != 0) continue;
+        for (int i = threadIdx.x; i < num_heads * HEAD_DIM / 8; i += NUM_THREADS) {
+            u16* out = job.out.at(row, i / (HEAD_DIM / 8)) + i % (HEAD_DIM / 8) * 8;
+            *reinterpret_cast<uint4*>(out) = make_uint4(0, 0, 0, 0);
+        }
+        for (int i = threadIdx.x; job.lse && i < num_heads; i += NUM_THREADS)
+            job.lse[(i64)row * num_heads + i] = -__int_as_float(0x7f800000);
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
     selfspan_attention(u16* queries, i64 query_row_stride, i64 query_head_stride,                               //
                        const u16* keys, i64 key_row_stride, i64 key_head_stride, i64 key_token_stride,          //
                        const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,  //
                        u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                           //
-                       const Span* spans, const int2* rows, int batch, int num_kv_heads, int max_spans, float scale,
-                       float* states, int* arrived) {
+                       const Span* spans, const int* line_words, int batch, int max_spans, float scale, float* states,
+                       int* arrived) {
     DYNAMIC_SHARED(memory);
     Job job = {{queries, query_row_stride, query_head_stride},
                {out, out_row_stride, out_head_stride},
@@ -437,11 +406,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                arrived};
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     int warp = uniform(threadIdx.x / 32);
+    copy_line(shared.line, line_words, batch);
     prefetch_table(job, batch);
-    if (warp == 0) lay_out_line(shared, rows, batch, num_kv_heads, Lane().index);
     __syncthreads();
-    const Line& line = shared.line;
-    work_slice(job, line, shared, warp, Lane());
-    merge(job, line, shared, warp);
-    write_empty_rows(job, line);
+    work_slice(job, shared, warp, Lane());
+    merge(job, shared, warp);
+    write_empty_rows(job, shared.line);
 }

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 
-from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, KernelConfig, choose_config, load
+from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, KernelConfig, choose_config, line_words, load
 
 MAX_BATCH = 256
 MAX_CAPACITY = 262_144
@@ -93,8 +93,9 @@ class SpanAttention:
     def _allocate(self, config: KernelConfig) -> None:
         integers = {"dtype": torch.int32, "device": self.device}
         self._spans = torch.zeros(self.batch, self.max_spans, 2, **integers)
-        self._rows = torch.zeros(self.batch, 2, **integers)
+        self._line = torch.zeros(line_words(self.batch), **integers)
         self._arrived = torch.zeros(self.batch * self.num_kv_heads, **integers)
+        self._num_done = torch.zeros(1, **integers)
         self._errors = torch.zeros(self.batch, **integers)
         self._states = torch.zeros(
             self._num_blocks, 2, config.state_floats, dtype=torch.float32, device=self.device
@@ -126,9 +127,11 @@ class SpanAttention:
             np.int32(self.max_spans),
             np.int32(capacity),
             _pointer(self._spans),
-            _pointer(self._rows),
+            _pointer(self._line),
             _pointer(self._arrived),
+            _pointer(self._num_done),
             np.int32(self.num_kv_heads),
+            np.int32(self._num_blocks * self._num_threads // 32),
             _pointer(self._errors if self.debug else None),
         )
         self._launch(self._plan, self.batch, PLAN_THREADS, arguments, 0)
@@ -182,9 +185,8 @@ class SpanAttention:
             *_strided(out),
             _pointer(lse),
             _pointer(self._spans),
-            _pointer(self._rows),
+            _pointer(self._line),
             np.int32(self.batch),
-            np.int32(self.num_kv_heads),
             np.int32(self.max_spans),
             np.float32(scale * LOG2_E),
             _pointer(self._states),

@@ -17,6 +17,11 @@ WARPS_PER_SM = 8
 WARPS_PER_BLOCK = (8, 4, 2)
 
 
+def line_words(batch: int) -> int:
+    """Numbers of 32 bits that say who works on what (struct Line in schedule.cuh, and what lies behind it)."""
+    return 9 + 3 * batch + 1
+
+
 @dataclass(frozen=True)
 class KernelConfig:
     """What the sources are compiled for.
@@ -46,9 +51,8 @@ class KernelConfig:
     def shared_bytes(self, batch: int) -> int:
         """Dynamic shared memory of one block (struct Shared in attention.cu)."""
         states = 2 * self.num_warps * self.state_floats
-        # Behind the slots' units: two open units of 16 bytes, and 64 of the line.
-        numbers = 2 * self.num_warps + 24 + (3 * batch + 1)
-        return 4 * (states + numbers)
+        # A label of four words per slot, and two more.
+        return 4 * (states + 4 * (2 * self.num_warps + 2) + line_words(batch))
 
     def options(self) -> tuple[str, ...]:
         """Compiler options: include path and macros."""

@@ -1,6 +1,6 @@
-// Once per decode step, for all layers: intervals -> spans of the gapless list, and how long that list is. One block a
-// row.
-#include <table.cuh>
+// Once per decode step, for all layers: intervals -> spans of the gapless list, and who works on what. One block a row;
+// the last one to be done lays out the line.
+#include <schedule.cuh>
 
 constexpr int PLAN_THREADS = 256;
 
@@ -33,20 +33,53 @@ DEVICE int check(int2 interval, int previous_end, int capacity) {
     return wrong;
 }
 
+// Rows behind one another; by one warp.
+DEVICE void lay_out(Line& line, int num_warps, int lane) {
+    int before = 0, longest = 0;
+    for (int first = 0; first < line.batch; first += 32) {
+        int row = first + lane;
+        int visible = row < line.batch ? load_shared_by_blocks(line.num_visible() + row) : 0;
+        int unit = Line::unit_length(visible), length = line.num_kv_heads * unit;
+        int end = length;
+        for (int step = 1; step < 32; step *= 2) {
+            int other = __shfl_up_sync(FULL_WARP, end, step);
+            if (lane >= step) end += other;
+        }
+        longest = max(longest, unit);
+        if (row < line.batch) line.start()[row] = before + end - length;
+        before += __shfl_sync(FULL_WARP, end, 31);
+    }
+    for (int step = 1; step < 32; step *= 2) longest = max(longest, __shfl_xor_sync(FULL_WARP, longest, step));
+    if (lane > 0) return;
+    line.start()[line.batch] = line.length = before;
+    line.divide(num_warps, longest);
+}
+
+// Whether all other blocks are done; by one thread for all of the block's stores.
+DEVICE bool is_last_block(int* num_done) {
+    fence_device();
+    bool is_last = atomicAdd(num_done, 1) == (int)gridDim.x - 1;
+    fence_device();
+    if (is_last) *num_done = 0;
+    return is_last;
+}
+
 // intervals: int32 [batch, max_spans, 2], sorted, disjoint, half-open; counts: int32 [batch], how many of them are
-// meant. spans: [batch, max_spans] for `Cursor`; rows: int32 [batch, 2], how many tokens each row sees, and how many
-// spans that takes; arrived: int32 [num_units], set to zero. errors: int32 [batch] or null; where given, intervals are checked
-// against the capacity and each other.
+// meant. spans: [batch, max_spans] for `Cursor`; line_words: the line, for num_warps warps of the attention kernel;
+// arrived: int32 [num_units], set to zero; num_done: int32 [1], zero before and after. errors: int32 [batch] or null;
+// where given, intervals are checked against the capacity and each other.
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
-    selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int2* rows,
-                  int* arrived, int units_per_row, int* errors) {
+    selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int* line_words,
+                  int* arrived, int* num_done, int num_kv_heads, int num_warps, int* errors) {
     __shared__ int warp_sums[PLAN_THREADS / 32];
-    int row = blockIdx.x;
+    __shared__ bool is_last;
+    Line& line = *reinterpret_cast<Line*>(line_words);
+    int row = blockIdx.x, batch = gridDim.x;
     int count = min(max(counts[row], 0), max_spans);
     intervals += (i64)row * max_spans;
     spans += (i64)row * max_spans;
     if (errors && threadIdx.x == 0) errors[row] = counts[row] == count ? 0 : WRONG_COUNT;
-    for (int unit = threadIdx.x; unit < units_per_row; unit += PLAN_THREADS) arrived[row * units_per_row + unit] = 0;
+    for (int head = threadIdx.x; head < num_kv_heads; head += PLAN_THREADS) arrived[row * num_kv_heads + head] = 0;
     int before = 0;
     for (int first = 0; first < count; first += PLAN_THREADS) {
         int i = first + threadIdx.x;
@@ -62,5 +95,14 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
         }
         before += total;
     }
-    if (threadIdx.x == 0) rows[row] = make_int2(min(before, capacity), count);
+    if (threadIdx.x == 0) {
+        // The same from every block.
+        line.batch = batch;
+        line.num_kv_heads = num_kv_heads;
+        line.num_visible()[row] = min(before, capacity);
+        line.num_spans()[row] = count;
+        is_last = is_last_block(num_done);
+    }
+    __syncthreads();
+    if (is_last && threadIdx.x < 32) lay_out(line, num_warps, threadIdx.x);
 }

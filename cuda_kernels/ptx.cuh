@@ -36,6 +36,9 @@ DEVICE int lane_index() {
 }
 
 // Memory that other blocks of this launch write: past the first-level cache, which does not see their writes.
+DEVICE int load_shared_by_blocks(const int* from) {
+    return __ldcg(from);
+}
 DEVICE float2 load_shared_by_blocks(const float2* from) {
     return __ldcg(from);
 }

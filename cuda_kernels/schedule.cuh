@@ -17,11 +17,10 @@ struct Place {
     int tile;
 };
 
-// Rows as all threads of a block see them, in shared memory.
-struct Rows {
-    int* start;        // [batch + 1] first place of each row, and the length of the line
-    int* num_visible;  // [batch]
-    int* num_spans;    // [batch]
+// So many places from `from` on.
+struct Slice {
+    Place from;
+    int length;
 };
 
 // Blocks that hold a part of one unit: all from the first to the last.
@@ -36,20 +35,20 @@ struct Deal {
 };
 
 // What is dealt out keeps at least this share of the warps busy: the others' reads are not missed then.
-constexpr int LEAST_BUSY_PERCENT = 55;
+constexpr float LEAST_BUSY = 0.55f;
 
 DEVICE Deal choose_deal(int num_units, int num_warps, int length, int longest_unit) {
     // Units that are longer than others, by more than a tenth and two tiles, would be waited for.
-    if (num_units * (i64)(longest_unit - 2) > length * (i64)11 / 10) return {0, 0};
+    if ((float)num_units * (longest_unit - 2) > 1.1f * length) return {0, 0};
     Deal deal = {(num_units + num_warps - 1) / num_warps, 1};
     while (NUM_WARPS % (2 * deal.warps) == 0 && num_units * 2 * deal.warps <= num_warps) deal.warps *= 2;
-    i64 busy = (i64)num_units * deal.warps / deal.units;
-    return 100 * busy >= (i64)LEAST_BUSY_PERCENT * num_warps ? deal : Deal{0, 0};
+    float busy = (float)num_units * deal.warps / deal.units;
+    return busy >= LEAST_BUSY * num_warps ? deal : Deal{0, 0};
 }
 
-// One for all threads of a block. 31 bits are enough for every cache that fits a GPU; the launcher makes sure.
+// The plan kernel makes it, for all layers, and every block of the attention kernel takes a copy. What is known of the
+// rows lies right behind it. 31 bits are enough for every cache that fits a GPU; the launcher makes sure.
 struct Line {
-    Rows rows;
     int batch;
     int num_kv_heads;
     int length;
@@ -60,31 +59,46 @@ struct Line {
     float left;          // places per slice that are left over then: they are spread
     float inverse_step;  // slices per place
 
-    Line() = default;
-    DEVICE Line(const Rows& laid_out, int batch_size, int heads, int num_warps, int longest_unit) {
-        rows = laid_out;
-        batch = batch_size;
-        num_kv_heads = heads;
-        length = rows.start[batch];
-        deal = choose_deal(batch * heads, num_warps, length, longest_unit);
+    // start: [batch + 1] first place of each row, and the length of the line.
+    DEVICE int* start() { return reinterpret_cast<int*>(this + 1); }
+    DEVICE int* num_visible() { return start() + batch + 1; }
+    DEVICE int* num_spans() { return num_visible() + batch; }
+    DEVICE int start(int row) const { return const_cast<Line*>(this)->start()[row]; }
+    DEVICE int num_visible(int row) const { return const_cast<Line*>(this)->num_visible()[row]; }
+    DEVICE int num_spans(int row) const { return const_cast<Line*>(this)->num_spans()[row]; }
+    // In all, with what lies behind.
+    static DEVICE int num_words(int batch) { return sizeof(Line) / 4 + 3 * batch + 1; }
+
+    DEVICE void divide(int num_warps, int longest_unit) {
+        deal = choose_deal(batch * num_kv_heads, num_warps, length, longest_unit);
         num_slices = max(1, min(num_warps, length));
         per_slice = length / num_slices;
-        left = (float)(length % num_slices) / (float)num_slices;
-        inverse_step = (float)num_slices / (float)length;
+        left = (float)(length - num_slices * per_slice) / num_slices;
+        inverse_step = (float)num_slices / length;
     }
 
-    // First place of a slice; for slices behind the last, the end of the line.
-    DEVICE int slice_begin(int slice) const {
-        if (deal.warps) return dealt_begin(slice);
-        if (slice >= num_slices) return length;
-        return slice * per_slice + (int)(slice * left);
+    DEVICE Slice slice(int number) const {
+        if (deal.warps) return dealt_slice(number);
+        int begin = slice_begin(number);
+        return begin < length ? Slice{place(begin), slice_begin(number + 1) - begin} : Slice{{0, 0, 0}, 0};
     }
 
-    DEVICE int dealt_begin(int slice) const {
-        int unit = slice / deal.warps * deal.units, part = slice % deal.warps;
-        if (unit >= batch * num_kv_heads) return length;
-        int row = unit / num_kv_heads;
-        return unit_start(row, unit % num_kv_heads) + num_tiles(rows.num_visible[row]) * part / deal.warps;
+    // First place of a slice that is cut anywhere; for slices behind the last, the end of the line.
+    DEVICE int slice_begin(int number) const {
+        return number >= num_slices ? length : number * per_slice + (int)(number * left);
+    }
+
+    DEVICE Slice dealt_slice(int number) const {
+        int unit = number / deal.warps * deal.units, part = number % deal.warps, units = batch * num_kv_heads;
+        if (unit >= units) return {{0, 0, 0}, 0};
+        int row = unit / num_kv_heads, head = unit - row * num_kv_heads;
+        if (deal.warps > 1) {
+            int tiles = num_tiles(num_visible(row)), tile = tiles * part / deal.warps;
+            return {{row, head, tile}, tiles * (part + 1) / deal.warps - tile};
+        }
+        int behind = min(unit + deal.units, units), last_row = (behind - 1) / num_kv_heads;
+        int end = unit_start(last_row, behind - last_row * num_kv_heads);
+        return {{row, head, 0}, end - unit_start(row, head)};
     }
 
     // The block that holds a place, where units are cut anywhere.
@@ -99,7 +113,7 @@ struct Line {
     DEVICE Blocks blocks_of(int row, int head) const {
         if (deal.warps) return {(int)blockIdx.x, (int)blockIdx.x};
         int start = unit_start(row, head);
-        return {block_of(start), block_of(start + num_tiles(rows.num_visible[row]) - 1)};
+        return {block_of(start), block_of(start + num_tiles(num_visible(row)) - 1)};
     }
 
     static DEVICE int num_tiles(int visible) { return (visible + TILE_TOKENS - 1) / TILE_TOKENS; }
@@ -107,16 +121,14 @@ struct Line {
     // Places of one unit of a row.
     static DEVICE int unit_length(int visible) { return visible == 0 ? 0 : num_tiles(visible) + UNIT_COST_TILES; }
 
-    DEVICE int unit_start(int row, int head) const {
-        return rows.start[row] + head * unit_length(rows.num_visible[row]);
-    }
+    DEVICE int unit_start(int row, int head) const { return start(row) + head * unit_length(num_visible(row)); }
 
     // The row that holds a place before the end of the line; rows without tokens hold none.
     DEVICE int row_of(int place) const {
         int low = 0, high = batch;
         while (high - low > 1) {
             int middle = (low + high) / 2;
-            if (rows.start[middle] <= place)
+            if (start(middle) <= place)
                 low = middle;
             else
                 high = middle;
@@ -126,7 +138,7 @@ struct Line {
 
     DEVICE Place place(int at) const {
         int row = row_of(at);
-        u32 unit = unit_length(rows.num_visible[row]), inside = at - rows.start[row];
+        u32 unit = unit_length(num_visible(row)), inside = at - start(row);
         return {row, (int)(inside / unit), (int)(inside % unit)};
     }
 
@@ -134,7 +146,7 @@ struct Line {
     DEVICE Place next_unit(const Place& place) const {
         if (place.head + 1 < num_kv_heads) return {place.row, place.head + 1, 0};
         int row = place.row + 1;
-        while (rows.num_visible[row] == 0) row++;
+        while (num_visible(row) == 0) row++;
         return {row, 0, 0};
     }
 };

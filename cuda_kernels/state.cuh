@@ -32,19 +32,22 @@ struct Merged {
     float weight = 0.f;
 
     // Add up to 32 states at once: those whose bit is set in `used`; at_head(i) is where the head's state lies in the
-    // i-th. Every lane weighs one of them; then all read through them, eight at a time.
+    // i-th. All are on their way at once, eight by eight; meanwhile every lane weighs one of them.
     template <class Loads, class AtHead>
     DEVICE void add(u32 used, AtHead at_head, int lane) {
         Loads loads;
         int some = __ffs(used) - 1;  // stands for those that are not used, and counts nothing
         int quad = min(lane, QUADS_PER_HEAD - 1);
-        float4 part[8];
-        auto load = [&](int first) {
+        float4 part[4][8];
 #pragma unroll
-            for (int i = 0; i < 8; i++)
-                part[i] = loads.quad(at_head(used >> (first + i) & 1 ? first + i : some) + 4 * quad);
-        };
-        load(0);
+        for (int eight = 0; eight < 4; eight++) {
+            if (!(used >> 8 * eight)) continue;
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                int state = 8 * eight + i;
+                part[eight][i] = loads.quad(at_head(used >> state & 1 ? state : some) + 4 * quad);
+            }
+        }
         bool mine = used >> lane & 1;
         float2 score = loads.pair(at_head(mine ? lane : some) + HEAD_DIM);
         float top = mine ? score.x : NO_SCORE;
@@ -56,15 +59,14 @@ struct Merged {
         greatest = top;
         weight = weight * keep + weights;
         sum = make_float4(sum.x * keep, sum.y * keep, sum.z * keep, sum.w * keep);
-        for (int first = 0; first < 32 && used >> first; first += 8) {
-            if (first > 0) load(first);
+#pragma unroll
+        for (int eight = 0; eight < 4; eight++) {
+            if (!(used >> 8 * eight)) continue;
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                float times = __shfl_sync(FULL_WARP, factor, first + i);
-                sum.x += part[i].x * times;
-                sum.y += part[i].y * times;
-                sum.z += part[i].z * times;
-                sum.w += part[i].w * times;
+                float times = __shfl_sync(FULL_WARP, factor, 8 * eight + i);
+                const float4& x = part[eight][i];
+                sum = make_float4(sum.x + x.x * times, sum.y + x.y * times, sum.z + x.z * times, sum.w + x.w * times);
             }
         }
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.loader import FOLDER, KernelConfig
+from cuda_kernels.loader import FOLDER, KernelConfig, line_words
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
@@ -54,18 +54,33 @@ class Planned:
     """What the plan kernel leaves."""
 
     spans: torch.Tensor
-    rows: torch.Tensor
+    line: torch.Tensor
     arrived: torch.Tensor
     errors: torch.Tensor
 
+    @property
+    def num_visible(self) -> list[int]:
+        """Of every row."""
+        batch = len(self.errors)
+        return self.line[-2 * batch : -batch].tolist()
+
 
 def plan(
-    config: KernelConfig, intervals: torch.Tensor, counts: torch.Tensor, capacity: int, num_kv_heads: int
+    config: KernelConfig,
+    intervals: torch.Tensor,
+    counts: torch.Tensor,
+    capacity: int,
+    num_kv_heads: int,
+    num_warps: int = 64,
 ) -> Planned:
-    """Run the plan kernel; everything that it has to write is poisoned before."""
+    """Run the plan kernel, for so many warps; everything that it has to write is poisoned before."""
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
-    made = Planned(poison(batch, max_spans, 2), poison(batch, 2), poison(batch * num_kv_heads), poison(batch))
+    assert library(config).num_line_words(batch) == line_words(batch)
+    num_done = torch.zeros(1, dtype=torch.int32)
+    made = Planned(
+        poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads), poison(batch)
+    )
     library(config).run_plan(
         pointer(intervals),
         pointer(counts),
@@ -73,11 +88,14 @@ def plan(
         max_spans,
         capacity,
         pointer(made.spans),
-        pointer(made.rows),
+        pointer(made.line),
         pointer(made.arrived),
+        pointer(num_done),
         num_kv_heads,
+        num_warps,
         pointer(made.errors),
     )
+    assert not num_done.any(), "the counter is not back at zero"
     return made
 
 
@@ -103,7 +121,7 @@ def attend(
     batch, num_heads = query.shape[:2]
     num_kv_heads, capacity = keys.shape[1:3]
     intervals, counts = table_of(rows, max_spans)
-    planned = plan(config, intervals, counts, capacity, num_kv_heads)
+    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks * config.num_warps)
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
@@ -121,9 +139,8 @@ def attend(
         strides(out),
         pointer(lse),
         pointer(planned.spans),
-        pointer(planned.rows),
+        pointer(planned.line),
         batch,
-        num_kv_heads,
         max_spans,
         ctypes.c_float(scale * 1.4426950408889634),
         pointer(states),
@@ -138,9 +155,10 @@ def attend(
 
 def slices(
     config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int
-) -> tuple[list[int], bool]:
-    """Where the slices of the line begin, and where the last one ends; and whether whole units are dealt out."""
-    visible = torch.tensor(num_visible, dtype=torch.int32)
-    places = torch.empty(num_warps + 1, dtype=torch.int32)
-    is_dealt = library(config).run_slices(pointer(visible), len(num_visible), num_kv_heads, num_warps, pointer(places))
-    return places.tolist(), bool(is_dealt & 1)
+) -> tuple[list[tuple[int, int]], bool]:
+    """Where every slice of the line begins, and how long it is; and whether whole units are dealt out."""
+    intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
+    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_warps)
+    found = torch.empty(num_warps, 2, dtype=torch.int32)
+    is_dealt = library(config).run_slices(pointer(planned.line), num_warps, pointer(found))
+    return [tuple(pair) for pair in found.tolist()], bool(is_dealt)

@@ -135,6 +135,9 @@ inline uint4 load_stream16(const u16* from) {
 inline uint2 load_stream8(const u16* from) {
     return aligned_load<uint2>(from);
 }
+inline int load_shared_by_blocks(const int* from) {
+    return *from;
+}
 inline float2 load_shared_by_blocks(const float2* from) {
     return *from;
 }
