@@ -256,7 +256,7 @@ DEVICE void work_slice(const Job& job, Shared& shared, int warp, Lane lane) {
     Slot* slots = shared.slots + 2 * warp;
     if (lane.index < 2) slots[lane.index].unit = NO_UNIT;
     __syncwarp();
-    Slice slice = line.slice(blockIdx.x * NUM_WARPS + warp);
+    Slice slice = line.slice(blockIdx.x, warp);
     Place at = slice.from;
     int left = uniform(slice.length);
     while (left > 0) {
@@ -291,38 +291,43 @@ DEVICE void write_head(const Job& job, const Merged& merged, int row, int head, 
     if (lane.index == 0) write_lse(job, row, head, num_kv_heads, merged.greatest, merged.weight);
 }
 
-// Slots of one unit lie behind one another: a run of used slots, as bits.
-DEVICE u32 run_of(u32 used, u32 firsts, int number) {
-    for (; number > 0; number--) firsts &= firsts - 1;
-    u32 from = firsts & -firsts, next = firsts & (firsts - 1);
-    u32 behind = next & -next;  // 0 if there is no next run: then all bits from `from` on
-    return used & (behind - from);
+// The block's slots in use, as bits. Those of one unit lie behind one another: a run.
+struct Runs {
+    u32 used, firsts;
+
+    DEVICE Runs(const Shared& shared, Lane lane) {
+        int unit = lane.index < NUM_SLOTS ? shared.slots[lane.index].unit : NO_UNIT;
+        used = __ballot_sync(FULL_WARP, unit != NO_UNIT);
+        u32 below = used & ((1u << lane.index) - 1);
+        int unit_below = __shfl_sync(FULL_WARP, unit, below ? 31 - __clz(below) : lane.index);
+        firsts = __ballot_sync(FULL_WARP, unit != NO_UNIT && (below == 0 || unit_below != unit));
+    }
+
+    DEVICE u32 run(int number) const {
+        u32 from = firsts;
+        for (; number > 0; number--) from &= from - 1;
+        u32 next = from & (from - 1);
+        from &= -from;
+        u32 behind = next & -next;  // 0 if there is no next run: then all bits from `from` on
+        return used & (behind - from);
+    }
+};
+
+// One head's parts of a unit: those of a run of slots, or those of all blocks, 32 at a time.
+DEVICE States parts_in_slots(const Shared& shared, u32 run, int head) {
+    return {shared.states + head * HEAD_FLOATS, STATE_FLOATS, 0, run};
+}
+DEVICE States parts_of_blocks(const Job& job, const Blocks& blocks, int part, int head) {
+    const float* base = job.states + 2 * (blocks.first + part) * STATE_FLOATS + head * HEAD_FLOATS;
+    // The unit begins in the first of the blocks, and before all others.
+    int shift = part == 0 ? STATE_FLOATS : 0;
+    return {base, 2 * STATE_FLOATS, shift, FULL_WARP >> max(0, 31 - (blocks.last - blocks.first - part))};
 }
 
-// The parts that a block's warps left in their slots, one head of one run of them per warp. A unit that is complete is
-// written; any other's state goes to global memory, and is noted as open.
-DEVICE void merge_slots(const Job& job, Shared& shared, int warp, Lane lane) {
-    Slot slot = shared.slots[min(lane.index, NUM_SLOTS - 1)];
-    bool is_used = lane.index < NUM_SLOTS && slot.unit != NO_UNIT;
-    u32 used = __ballot_sync(FULL_WARP, is_used);
-    u32 below = used & ((1u << lane.index) - 1);
-    int unit_below = __shfl_sync(FULL_WARP, slot.unit, below ? 31 - __clz(below) : lane.index);
-    u32 firsts = __ballot_sync(FULL_WARP, is_used && (below == 0 || unit_below != slot.unit));
-    for (int item = warp; item < __popc(firsts) * GROUP; item += NUM_WARPS) {
-        u32 run = run_of(used, firsts, item / GROUP);
-        int head = item % GROUP;
-        auto at_head = [&](int i) { return shared.states + i * STATE_FLOATS + head * HEAD_FLOATS; };
-        Merged merged;
-        merged.add<SlotLoads>(run, at_head, lane.index);
-        const Slot& first = shared.slots[__ffs(run) - 1];
-        if (first.blocks.first == first.blocks.last) {
-            write_head(job, merged, first.row(), first.head() * GROUP + head, shared.line.num_kv_heads, lane);
-            continue;
-        }
-        bool goes_on = first.blocks.first == blockIdx.x;
-        merged.store(job.states + (2 * blockIdx.x + goes_on) * STATE_FLOATS + head * HEAD_FLOATS, lane.index);
-        if (head == 0 && lane.index == 0) shared.open[goes_on] = first;
-    }
+// Where the first of a unit's blocks leaves its part, and where the others do.
+DEVICE float* part_of_block(const Job& job, const Blocks& blocks, int head) {
+    bool goes_on = blocks.first == blockIdx.x;
+    return job.states + (2 * blockIdx.x + goes_on) * STATE_FLOATS + head * HEAD_FLOATS;
 }
 
 // Count a block's part of an open unit; whoever counts the last one notes it. By one thread for all of a block's stores:
@@ -337,39 +342,44 @@ DEVICE void report(const Job& job, const Line& line, Slot& open) {
     *counter = 0;
 }
 
-// All blocks' parts of a unit, one head per warp.
-DEVICE void merge_blocks(const Job& job, const Line& line, const Slot& open, int warp, Lane lane) {
-    int first = open.blocks.first, num_parts = open.blocks.last - first + 1;
-    for (int head = warp; head < GROUP; head += NUM_WARPS) {
+// One step of `merge`, one head of one unit per warp. Of what is in slots, a unit that is complete is written; any
+// other's state goes to global memory, and is noted as open. Then open units whose last part was this block's.
+DEVICE void merge_step(const Job& job, Shared& shared, const Runs& runs, bool is_across, int warp, Lane lane) {
+    int num_units = is_across ? 2 : __popc(runs.firsts);
+    for (int item = warp; item < num_units * GROUP; item += NUM_WARPS) {
+        int number = item / GROUP, head = item % GROUP;
+        u32 run = is_across ? 0 : runs.run(number);
+        const Slot& slot = is_across ? shared.open[number] : shared.slots[__ffs(run) - 1];
+        if (is_across && (slot.unit == NO_UNIT || !slot.is_last)) continue;
+        int num_blocks = slot.blocks.last - slot.blocks.first + 1;
         Merged merged;
-        for (int part = 0; part < num_parts; part += 32) {
-            u32 used = FULL_WARP >> max(0, 32 - (num_parts - part));
-            // The unit begins in the first of the blocks, and before all others.
-            auto at_head = [&](int i) {
-                int state = 2 * (first + part + i) + (part + i == 0);
-                return job.states + state * STATE_FLOATS + head * HEAD_FLOATS;
-            };
-            merged.add<GlobalLoads>(used, at_head, lane.index);
+        for (int part = 0; part < (is_across ? num_blocks : 1); part += 32)
+            merged.add(is_across ? parts_of_blocks(job, slot.blocks, part, head) : parts_in_slots(shared, run, head),
+                       lane.index);
+        if (is_across || num_blocks == 1) {
+            write_head(job, merged, slot.row(), slot.head() * GROUP + head, shared.line.num_kv_heads, lane);
+        } else {
+            merged.store(part_of_block(job, slot.blocks, head), lane.index);
+            if (head == 0 && lane.index == 0) shared.open[slot.blocks.first == blockIdx.x] = slot;
         }
-        write_head(job, merged, open.row(), open.head() * GROUP + head, line.num_kv_heads, lane);
     }
 }
 
-// Make whole what the block's warps left in parts.
+// Make whole what the block's warps left in parts. One loop, not two calls: its code is read from memory once.
 DEVICE void merge(const Job& job, Shared& shared, int warp) {
-    const Line& line = shared.line;
     Lane lane;
     if (warp == 0 && lane.index < 2) shared.open[lane.index].unit = NO_UNIT;
     __syncthreads();
-    merge_slots(job, shared, warp, lane);
-    // Then no unit spans blocks.
-    if (line.deal.warps) return;
-    __syncthreads();
-    if (warp == 0 && lane.index < 2) report(job, line, shared.open[lane.index]);
-    __syncthreads();
-    for (int i = 0; i < 2; i++)
-        if (shared.open[i].unit != NO_UNIT && shared.open[i].is_last)
-            merge_blocks(job, line, shared.open[i], warp, lane);
+    Runs runs(shared, lane);
+#pragma unroll 1
+    for (int step = 0; step < 2; step++) {
+        merge_step(job, shared, runs, step == 1, warp, lane);
+        // Dealt out, no unit spans blocks.
+        if (step == 1 || shared.line.deal.warps) return;
+        __syncthreads();
+        if (warp == 0 && lane.index < 2) report(job, shared.line, shared.open[lane.index]);
+        __syncthreads();
+    }
 }
 
 // Rows that see nothing (padding) give zeros, and a log-sum-exp of minus infinity.

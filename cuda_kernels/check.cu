@@ -86,7 +86,7 @@ int main() {
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
     for (int repeat = 0; repeat < 3; repeat++) {
         selfspan_plan<<<batch, PLAN_THREADS>>>(d_intervals, d_counts, max_spans, capacity, d_spans, d_line, d_arrived,
-                                               d_num_done, num_kv_heads, num_blocks * NUM_WARPS, d_errors);
+                                               d_num_done, num_kv_heads, num_blocks, d_errors);
         CHECK(cudaGetLastError());
         selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
             d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,

@@ -131,7 +131,7 @@ class SpanAttention:
             _pointer(self._arrived),
             _pointer(self._num_done),
             np.int32(self.num_kv_heads),
-            np.int32(self._num_blocks * self._num_threads // 32),
+            np.int32(self._num_blocks),
             _pointer(self._errors if self.debug else None),
         )
         self._launch(self._plan, self.batch, PLAN_THREADS, arguments, 0)

@@ -19,7 +19,7 @@ WARPS_PER_BLOCK = (8, 4, 2)
 
 def line_words(batch: int) -> int:
     """Numbers of 32 bits that say who works on what (struct Line in schedule.cuh, and what lies behind it)."""
-    return 9 + 3 * batch + 1
+    return 10 + 3 * batch + 1
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ DEVICE int check(int2 interval, int previous_end, int capacity) {
 }
 
 // Rows behind one another; by one warp.
-DEVICE void lay_out(Line& line, int num_warps, int lane) {
+DEVICE void lay_out(Line& line, int lane) {
     int before = 0, longest = 0;
     for (int first = 0; first < line.batch; first += 32) {
         int row = first + lane;
-        int visible = row < line.batch ? load_shared_by_blocks(line.num_visible() + row) : 0;
+        int visible = row < line.batch ? load_from_any_block(line.num_visible() + row) : 0;
         int unit = Line::unit_length(visible), length = line.num_kv_heads * unit;
         int end = length;
         for (int step = 1; step < 32; step *= 2) {
@@ -52,27 +52,26 @@ DEVICE void lay_out(Line& line, int num_warps, int lane) {
     for (int step = 1; step < 32; step *= 2) longest = max(longest, __shfl_xor_sync(FULL_WARP, longest, step));
     if (lane > 0) return;
     line.start()[line.batch] = line.length = before;
-    line.divide(num_warps, longest);
+    line.divide(longest);
 }
 
-// Whether all other blocks are done; by one thread for all of the block's stores.
+// Whether all other blocks are done, and have said what this thread's said before.
 DEVICE bool is_last_block(int* num_done) {
     fence_device();
-    bool is_last = atomicAdd(num_done, 1) == (int)gridDim.x - 1;
+    if (atomicAdd(num_done, 1) != (int)gridDim.x - 1) return false;
     fence_device();
-    if (is_last) *num_done = 0;
-    return is_last;
+    *num_done = 0;
+    return true;
 }
 
 // intervals: int32 [batch, max_spans, 2], sorted, disjoint, half-open; counts: int32 [batch], how many of them are
-// meant. spans: [batch, max_spans] for `Cursor`; line_words: the line, for num_warps warps of the attention kernel;
-// arrived: int32 [num_units], set to zero; num_done: int32 [1], zero before and after. errors: int32 [batch] or null;
+// meant. spans: [batch, max_spans] for `Cursor`; line_words: the line, for num_blocks blocks of the attention
+// kernel; arrived: int32 [num_units], set to zero; num_done: int32 [1], zero before and after. errors: int32 [batch] or null;
 // where given, intervals are checked against the capacity and each other.
 extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
     selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int* line_words,
-                  int* arrived, int* num_done, int num_kv_heads, int num_warps, int* errors) {
+                  int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {
     __shared__ int warp_sums[PLAN_THREADS / 32];
-    __shared__ bool is_last;
     Line& line = *reinterpret_cast<Line*>(line_words);
     int row = blockIdx.x, batch = gridDim.x;
     int count = min(max(counts[row], 0), max_spans);
@@ -99,10 +98,11 @@ extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
         // The same from every block.
         line.batch = batch;
         line.num_kv_heads = num_kv_heads;
+        line.num_blocks = num_blocks;
         line.num_visible()[row] = min(before, capacity);
         line.num_spans()[row] = count;
-        is_last = is_last_block(num_done);
     }
-    __syncthreads();
-    if (is_last && threadIdx.x < 32) lay_out(line, num_warps, threadIdx.x);
+    if (threadIdx.x >= 32) return;
+    bool is_last = threadIdx.x == 0 && is_last_block(num_done);
+    if (__ballot_sync(FULL_WARP, is_last)) lay_out(line, threadIdx.x);
 }

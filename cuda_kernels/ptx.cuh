@@ -35,15 +35,24 @@ DEVICE int lane_index() {
     return lane;
 }
 
-// Memory that other blocks of this launch write: past the first-level cache, which does not see their writes.
-DEVICE int load_shared_by_blocks(const int* from) {
-    return __ldcg(from);
+// What other blocks of this launch write: past the first-level cache, which does not see it. Shared memory, too.
+DEVICE int load_from_any_block(const int* from) {
+    int x;
+    asm volatile("ld.relaxed.gpu.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
+    return x;
 }
-DEVICE float2 load_shared_by_blocks(const float2* from) {
-    return __ldcg(from);
+DEVICE float2 load_from_any_block(const float2* from) {
+    float2 x;
+    asm volatile("ld.relaxed.gpu.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(from) : "memory");
+    return x;
 }
-DEVICE float4 load_shared_by_blocks(const float4* from) {
-    return __ldcg(from);
+DEVICE float4 load_from_any_block(const float4* from) {
+    float4 x;
+    asm volatile("ld.relaxed.gpu.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+                 : "l"(from)
+                 : "memory");
+    return x;
 }
 
 // Bring 128 bytes into the second-level cache.

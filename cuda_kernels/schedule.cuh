@@ -51,6 +51,7 @@ DEVICE Deal choose_deal(int num_units, int num_warps, int length, int longest_un
 struct Line {
     int batch;
     int num_kv_heads;
+    int num_blocks;  // of the attention kernel
     int length;
     Deal deal;
     // Of slices that are cut anywhere:
@@ -69,7 +70,8 @@ struct Line {
     // In all, with what lies behind.
     static DEVICE int num_words(int batch) { return sizeof(Line) / 4 + 3 * batch + 1; }
 
-    DEVICE void divide(int num_warps, int longest_unit) {
+    DEVICE void divide(int longest_unit) {
+        int num_warps = num_blocks * NUM_WARPS;
         deal = choose_deal(batch * num_kv_heads, num_warps, length, longest_unit);
         num_slices = max(1, min(num_warps, length));
         per_slice = length / num_slices;
@@ -77,9 +79,9 @@ struct Line {
         inverse_step = (float)num_slices / length;
     }
 
-    DEVICE Slice slice(int number) const {
-        if (deal.warps) return dealt_slice(number);
-        int begin = slice_begin(number);
+    DEVICE Slice slice(int block, int warp) const {
+        if (deal.warps) return dealt_slice(block, warp);
+        int number = block * NUM_WARPS + warp, begin = slice_begin(number);
         return begin < length ? Slice{place(begin), slice_begin(number + 1) - begin} : Slice{{0, 0, 0}, 0};
     }
 
@@ -88,8 +90,10 @@ struct Line {
         return number >= num_slices ? length : number * per_slice + (int)(number * left);
     }
 
-    DEVICE Slice dealt_slice(int number) const {
-        int unit = number / deal.warps * deal.units, part = number % deal.warps, units = batch * num_kv_heads;
+    // One block after the other gets its first, then its second ...: those that get one less are spread over the GPU.
+    DEVICE Slice dealt_slice(int block, int warp) const {
+        int turn = warp / deal.warps, part = warp % deal.warps, units = batch * num_kv_heads;
+        int unit = (turn * num_blocks + block) * deal.units;
         if (unit >= units) return {{0, 0, 0}, 0};
         int row = unit / num_kv_heads, head = unit - row * num_kv_heads;
         if (deal.warps > 1) {

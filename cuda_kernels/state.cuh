@@ -14,15 +14,13 @@ constexpr int STATE_FLOATS = GROUP * HEAD_FLOATS;
 // Four neighbouring elements of a sum are merged by one lane.
 constexpr int QUADS_PER_HEAD = HEAD_DIM / 4;
 
-// States of this block, in shared memory.
-struct SlotLoads {
-    DEVICE float2 pair(const float* from) const { return *reinterpret_cast<const float2*>(from); }
-    DEVICE float4 quad(const float* from) const { return *reinterpret_cast<const float4*>(from); }
-};
-// States of any block of this launch, in global memory.
-struct GlobalLoads {
-    DEVICE float2 pair(const float* from) const { return load_shared_by_blocks(reinterpret_cast<const float2*>(from)); }
-    DEVICE float4 quad(const float* from) const { return load_shared_by_blocks(reinterpret_cast<const float4*>(from)); }
+// Where up to 32 states lie that are merged at once, in shared or global memory: one head's of the i-th at
+// base + i * stride, but that of the first at base + shift. Those whose bit is not set in `used` do not count.
+struct States {
+    const float* base;
+    int stride, shift;
+    u32 used;
+    DEVICE const float* at(int i) const { return base + (i == 0 ? shift : i * stride); }
 };
 
 // One head's state in the registers of a warp: four elements of the sum a lane, the rest the same in all lanes.
@@ -31,25 +29,24 @@ struct Merged {
     float greatest = NO_SCORE;
     float weight = 0.f;
 
-    // Add up to 32 states at once: those whose bit is set in `used`; at_head(i) is where the head's state lies in the
-    // i-th. All are on their way at once, eight by eight; meanwhile every lane weighs one of them.
-    template <class Loads, class AtHead>
-    DEVICE void add(u32 used, AtHead at_head, int lane) {
-        Loads loads;
+    // Every lane weighs one of the states; then all read through them, the first sixteen on their way meanwhile.
+    DEVICE void add(const States& states, int lane) {
+        u32 used = states.used;
         int some = __ffs(used) - 1;  // stands for those that are not used, and counts nothing
         int quad = min(lane, QUADS_PER_HEAD - 1);
-        float4 part[4][8];
+        float4 part[16];
+        auto load = [&](int first) {
 #pragma unroll
-        for (int eight = 0; eight < 4; eight++) {
-            if (!(used >> 8 * eight)) continue;
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                int state = 8 * eight + i;
-                part[eight][i] = loads.quad(at_head(used >> state & 1 ? state : some) + 4 * quad);
+            for (int i = 0; i < 16; i++) {
+                int state = first + i;
+                part[i] = load_from_any_block(
+                    reinterpret_cast<const float4*>(states.at(used >> state & 1 ? state : some)) + quad);
             }
-        }
+        };
         bool mine = used >> lane & 1;
-        float2 score = loads.pair(at_head(mine ? lane : some) + HEAD_DIM);
+        float2 score =
+            load_from_any_block(reinterpret_cast<const float2*>(states.at(mine ? lane : some) + HEAD_DIM));
+        load(0);
         float top = mine ? score.x : NO_SCORE;
         for (int step = 1; step < 32; step *= 2) top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, step));
         top = fmaxf(top, greatest);
@@ -59,13 +56,13 @@ struct Merged {
         greatest = top;
         weight = weight * keep + weights;
         sum = make_float4(sum.x * keep, sum.y * keep, sum.z * keep, sum.w * keep);
+#pragma unroll 1
+        for (int first = 0; first < 32 && used >> first; first += 16) {
+            if (first > 0) load(first);
 #pragma unroll
-        for (int eight = 0; eight < 4; eight++) {
-            if (!(used >> 8 * eight)) continue;
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                float times = __shfl_sync(FULL_WARP, factor, 8 * eight + i);
-                const float4& x = part[eight][i];
+            for (int i = 0; i < 16; i++) {
+                float times = __shfl_sync(FULL_WARP, factor, first + i);
+                const float4& x = part[i];
                 sum = make_float4(sum.x + x.x * times, sum.y + x.y * times, sum.z + x.z * times, sum.w + x.w * times);
             }
         }

@@ -71,9 +71,9 @@ def plan(
     counts: torch.Tensor,
     capacity: int,
     num_kv_heads: int,
-    num_warps: int = 64,
+    num_blocks: int = 8,
 ) -> Planned:
-    """Run the plan kernel, for so many warps; everything that it has to write is poisoned before."""
+    """Run the plan kernel, for so many blocks; everything that it has to write is poisoned before."""
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
     assert library(config).num_line_words(batch) == line_words(batch)
@@ -92,7 +92,7 @@ def plan(
         pointer(made.arrived),
         pointer(num_done),
         num_kv_heads,
-        num_warps,
+        num_blocks,
         pointer(made.errors),
     )
     assert not num_done.any(), "the counter is not back at zero"
@@ -121,7 +121,7 @@ def attend(
     batch, num_heads = query.shape[:2]
     num_kv_heads, capacity = keys.shape[1:3]
     intervals, counts = table_of(rows, max_spans)
-    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks * config.num_warps)
+    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks)
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
@@ -154,11 +154,11 @@ def attend(
 
 
 def slices(
-    config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_warps: int
+    config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_blocks: int
 ) -> tuple[list[tuple[int, int]], bool]:
     """Where every slice of the line begins, and how long it is; and whether whole units are dealt out."""
     intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
-    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_warps)
-    found = torch.empty(num_warps, 2, dtype=torch.int32)
-    is_dealt = library(config).run_slices(pointer(planned.line), num_warps, pointer(found))
+    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks)
+    found = torch.empty(num_blocks * config.num_warps, 2, dtype=torch.int32)
+    is_dealt = library(config).run_slices(pointer(planned.line), num_blocks, pointer(found))
     return [tuple(pair) for pair in found.tolist()], bool(is_dealt)

@@ -9,11 +9,11 @@ extern "C" int num_line_words(int batch) {
 }
 
 extern "C" void run_plan(const int2* intervals, const int* counts, int batch, int max_spans, int capacity, Span* spans,
-                         int* line, int* arrived, int* num_done, int num_kv_heads, int num_warps, int* errors) {
+                         int* line, int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {
     std::vector<unsigned> order(batch);
     for (int row = 0; row < batch; row++) order[row] = row;
     Machine::get().run(order, PLAN_THREADS, 0, [=] {
-        selfspan_plan(intervals, counts, max_spans, capacity, spans, line, arrived, num_done, num_kv_heads, num_warps,
+        selfspan_plan(intervals, counts, max_spans, capacity, spans, line, arrived, num_done, num_kv_heads, num_blocks,
                       errors);
     });
 }
@@ -30,12 +30,12 @@ extern "C" void run_attention(u16* queries, const i64* query_strides, const u16*
     });
 }
 
-// The slices of a planned line: where each begins, and how long it is; [num_warps, 2]. Returns whether whole units are
-// dealt out.
-extern "C" int run_slices(const int* words, int num_warps, int* slices) {
+// The slices of a planned line: where each begins, and how long it is; [num_blocks, NUM_WARPS, 2]. Returns whether whole
+// units are dealt out.
+extern "C" int run_slices(const int* words, int num_blocks, int* slices) {
     const Line& line = *reinterpret_cast<const Line*>(words);
-    for (int number = 0; number < num_warps; number++) {
-        Slice slice = line.slice(number);
+    for (int number = 0; number < num_blocks * NUM_WARPS; number++) {
+        Slice slice = line.slice(number / NUM_WARPS, number % NUM_WARPS);
         slices[2 * number] = line.unit_start(slice.from.row, slice.from.head) + slice.from.tile;
         slices[2 * number + 1] = slice.length;
         for (int i = 0; i < slice.length && !line.deal.warps; i++) {

@@ -135,13 +135,13 @@ inline uint4 load_stream16(const u16* from) {
 inline uint2 load_stream8(const u16* from) {
     return aligned_load<uint2>(from);
 }
-inline int load_shared_by_blocks(const int* from) {
+inline int load_from_any_block(const int* from) {
     return *from;
 }
-inline float2 load_shared_by_blocks(const float2* from) {
+inline float2 load_from_any_block(const float2* from) {
     return *from;
 }
-inline float4 load_shared_by_blocks(const float4* from) {
+inline float4 load_from_any_block(const float4* from) {
     return *from;
 }
 
