@@ -104,7 +104,7 @@ struct Part {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float& s = scores[sub][tile][i];
-                    bool valid = 16 * sub + 8 * (i / 2) + lane.row() < num_valid;
+                    bool valid = 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
                     s = valid ? s * scale : NO_SCORE;
                     top[i % 2] = fmaxf(top[i % 2], s);
                 }
@@ -170,14 +170,14 @@ struct Part {
                 float* at = state + head * HEAD_FLOATS;
                 auto sum = [&](int m, int half) { return sums[tile][m][2 * half + h]; };
 #pragma unroll
-                for (int m = 0; m < 4 * VALUE_PARTS; m += 4) {
+                for (int m = 0; m < 4 * PARTS; m += 4) {
 #pragma unroll
                     for (int half = 0; half < 2; half++)
                         *reinterpret_cast<float4*>(at + dimension_of(m, half, lane)) =
                             make_float4(sum(m, half), sum(m + 1, half), sum(m + 2, half), sum(m + 3, half));
                 }
                 if (HAS_HALF_PART) {
-                    constexpr int m = 4 * VALUE_PARTS;
+                    constexpr int m = 4 * PARTS;
                     *reinterpret_cast<float4*>(at + dimension_of(m, 0, lane)) =
                         make_float4(sum(m, 0), sum(m + 1, 0), sum(m, 1), sum(m + 1, 1));
                 }
@@ -198,14 +198,14 @@ struct Part {
                 u16* out = job.out.at(row, kv_head * GROUP + head);
                 auto sum = [&](int m, int half) { return sums[tile][m][2 * half + h] * inverse; };
 #pragma unroll
-                for (int p = 0; p < VALUE_PARTS; p++) {
+                for (int p = 0; p < PARTS; p++) {
                     int m = 4 * p;
                     uint4 x = make_uint4(pack(sum(m, 0), sum(m + 1, 0)), pack(sum(m + 2, 0), sum(m + 3, 0)),
                                          pack(sum(m, 1), sum(m + 1, 1)), pack(sum(m + 2, 1), sum(m + 3, 1)));
                     *reinterpret_cast<uint4*>(out + dimension_of(m, 0, lane)) = x;
                 }
                 if (HAS_HALF_PART) {
-                    int m = 4 * VALUE_PARTS;
+                    int m = 4 * PARTS;
                     uint2 x = make_uint2(pack(sum(m, 0), sum(m + 1, 0)), pack(sum(m, 1), sum(m + 1, 1)));
                     *reinterpret_cast<uint2*>(out + dimension_of(m, 0, lane)) = x;
                 }
@@ -216,11 +216,11 @@ struct Part {
     }
 };
 
-// List entries [first, last) of one unit. The loads of a tile are issued while the one before is worked on: up to a
+// List entries [first, last) of one unit, or every `step`-th tile of them. The loads of a tile are issued while the one before is worked on: up to a
 // tile of keys and values per warp is under way. `meanwhile` is done while the first one is.
 template <class Meanwhile>
-DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spans, int first, int last, Lane lane,
-                   Meanwhile meanwhile) {
+DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spans, int first, int last, int step,
+                   Lane lane, Meanwhile meanwhile) {
     const u16* keys = job.keys.at(row, kv_head);
     const u16* values = job.values.at(row, kv_head);
     Queries queries;
@@ -236,12 +236,12 @@ DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spa
     value_tile.load(values, job.values.token_stride, position, lane);
     part.clear();
     meanwhile();
-    for (int tile = first; tile < last; tile += TILE_TOKENS) {
-        bool more = tile + TILE_TOKENS < last;
-        entry += TILE_TOKENS;
+    for (int tile = first; tile < last; tile += step * TILE_TOKENS) {
+        bool more = tile + step * TILE_TOKENS < last;
+        entry += step * TILE_TOKENS;
         if (more) position = cursor.position(min(entry, last - 1));
         Scores scores;
-        score(scores, key_tile, queries);
+        score(scores, key_tile, queries, lane);
         if (more) key_tile.load(keys, job.keys.token_stride, position, lane);
         part.weigh(scores, last - tile, job.scale, lane);
         part.add(scores, value_tile);
@@ -258,20 +258,20 @@ DEVICE void work_slice(const Job& job, Shared& shared, int warp, Lane lane) {
     __syncwarp();
     Slice slice = line.slice(blockIdx.x, warp);
     Place at = slice.from;
-    int left = uniform(slice.length);
+    int left = uniform(slice.length), step = uniform(slice.step);
     while (left > 0) {
         at = {uniform(at.row), uniform(at.head), uniform(at.tile)};
         int visible = uniform(line.num_visible(at.row));
         int first = at.tile * TILE_TOKENS, last = min(visible, first + left * TILE_TOKENS);
         if (first < last) {
-            bool is_whole = first == 0 && last == visible;
+            bool is_whole = first == 0 && last == visible && step == 1;
             int slot = first == 0;
             auto label = [&] {
                 if (!is_whole && lane.index == 0)
                     slots[slot] = {at.row << 16 | at.head, line.blocks_of(at.row, at.head), 0};
             };
             Part part;
-            attend(part, job, at.row, at.head, line.num_spans(at.row), first, last, lane, label);
+            attend(part, job, at.row, at.head, line.num_spans(at.row), first, last, step, lane, label);
             if (is_whole)
                 part.write(job, at.row, at.head, line.num_kv_heads, lane);
             else

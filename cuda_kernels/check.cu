@@ -74,14 +74,14 @@ int main() {
 
     auto *d_intervals = on_device(intervals), *d_spans = on_device(intervals);
     auto *d_counts = on_device(counts), *d_errors = on_device(counts);
-    auto *d_line = on_device(std::vector<int>(Line::num_words(batch), -9)), *d_num_done = on_device(std::vector<int>(1, 0));
+    auto *d_line = on_device(std::vector<int>(Line::num_words(batch), -9)),
+         *d_num_done = on_device(std::vector<int>(1, 0));
     auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads, 0));
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
     auto* d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
     auto* d_states = on_device(std::vector<float>(num_blocks * 2 * STATE_FLOATS, NAN));
-    const int shared_bytes =
-        (int)sizeof(Shared) - (int)sizeof(Line) + 4 * Line::num_words(batch);
+    const int shared_bytes = (int)sizeof(Shared) - (int)sizeof(Line) + 4 * Line::num_words(batch);
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
     for (int repeat = 0; repeat < 3; repeat++) {
@@ -90,8 +90,8 @@ int main() {
         CHECK(cudaGetLastError());
         selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
             d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
-            num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_line, batch,
-            max_spans, scale * 1.44269504f, d_states, d_arrived);
+            num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_line, batch, max_spans,
+            scale * 1.44269504f, d_states, d_arrived);
         CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());
     }

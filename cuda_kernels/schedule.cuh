@@ -17,10 +17,11 @@ struct Place {
     int tile;
 };
 
-// So many places from `from` on.
+// So many places from `from` on; if `step` is more than 1, only every `step`-th tile of them.
 struct Slice {
     Place from;
     int length;
+    int step = 1;
 };
 
 // Blocks that hold a part of one unit: all from the first to the last.
@@ -97,8 +98,9 @@ struct Line {
         if (unit >= units) return {{0, 0, 0}, 0};
         int row = unit / num_kv_heads, head = unit - row * num_kv_heads;
         if (deal.warps > 1) {
-            int tiles = num_tiles(num_visible(row)), tile = tiles * part / deal.warps;
-            return {{row, head, tile}, tiles * (part + 1) / deal.warps - tile};
+            // Every so many-th tile: what a block reads lies together.
+            int tiles = num_tiles(num_visible(row));
+            return {{row, head, part}, max(0, tiles - part), deal.warps};
         }
         int behind = min(unit + deal.units, units), last_row = (behind - 1) / num_kv_heads;
         int end = unit_start(last_row, behind - last_row * num_kv_heads);

@@ -44,8 +44,7 @@ struct Merged {
             }
         };
         bool mine = used >> lane & 1;
-        float2 score =
-            load_from_any_block(reinterpret_cast<const float2*>(states.at(mine ? lane : some) + HEAD_DIM));
+        float2 score = load_from_any_block(reinterpret_cast<const float2*>(states.at(mine ? lane : some) + HEAD_DIM));
         load(0);
         float top = mine ? score.x : NO_SCORE;
         for (int step = 1; step < 32; step *= 2) top = fmaxf(top, __shfl_xor_sync(FULL_WARP, top, step));

@@ -155,10 +155,10 @@ def attend(
 
 def slices(
     config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_blocks: int
-) -> tuple[list[tuple[int, int]], bool]:
-    """Where every slice of the line begins, and how long it is; and whether whole units are dealt out."""
+) -> tuple[list[range], bool]:
+    """The places of the line that every slice has; and whether whole units are dealt out."""
     intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
     planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks)
-    found = torch.empty(num_blocks * config.num_warps, 2, dtype=torch.int32)
+    found = torch.empty(num_blocks * config.num_warps, 3, dtype=torch.int32)
     is_dealt = library(config).run_slices(pointer(planned.line), num_blocks, pointer(found))
-    return [tuple(pair) for pair in found.tolist()], bool(is_dealt)
+    return [range(begin, begin + length, step) for begin, length, step in found.tolist()], bool(is_dealt)

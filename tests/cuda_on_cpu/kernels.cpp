@@ -30,17 +30,19 @@ extern "C" void run_attention(u16* queries, const i64* query_strides, const u16*
     });
 }
 
-// The slices of a planned line: where each begins, and how long it is; [num_blocks, NUM_WARPS, 2]. Returns whether whole
-// units are dealt out.
+// The slices of a planned line: where each begins, how long it is, and its step; [num_blocks, NUM_WARPS, 3]. Returns
+// whether whole units are dealt out.
 extern "C" int run_slices(const int* words, int num_blocks, int* slices) {
     const Line& line = *reinterpret_cast<const Line*>(words);
     for (int number = 0; number < num_blocks * NUM_WARPS; number++) {
         Slice slice = line.slice(number / NUM_WARPS, number % NUM_WARPS);
-        slices[2 * number] = line.unit_start(slice.from.row, slice.from.head) + slice.from.tile;
-        slices[2 * number + 1] = slice.length;
+        int begin = line.unit_start(slice.from.row, slice.from.head) + slice.from.tile;
+        slices[3 * number] = begin;
+        slices[3 * number + 1] = slice.length;
+        slices[3 * number + 2] = slice.step;
         for (int i = 0; i < slice.length && !line.deal.warps; i++) {
-            if (line.block_of(slices[2 * number] + i) == number / NUM_WARPS) continue;
-            fprintf(stderr, "place %d is not in block %d\n", slices[2 * number] + i, number / NUM_WARPS);
+            if (line.block_of(begin + i) == number / NUM_WARPS) continue;
+            fprintf(stderr, "place %d is not in block %d\n", begin + i, number / NUM_WARPS);
             abort();
         }
     }
