@@ -97,9 +97,7 @@ class SpanAttention:
         self._arrived = torch.zeros(self.batch * self.num_kv_heads, **integers)
         self._num_done = torch.zeros(1, **integers)
         self._errors = torch.zeros(self.batch, **integers)
-        self._states = torch.zeros(
-            self._num_blocks, 2, config.state_floats, dtype=torch.float32, device=self.device
-        )
+        self._states = torch.zeros(self._num_blocks, 2, config.state_floats, dtype=torch.float32, device=self.device)
 
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:
         """Take in what every sequence sees; once per decode step, for all layers.

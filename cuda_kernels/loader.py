@@ -118,7 +118,12 @@ def compile_for(config: KernelConfig, architecture: int, name: str) -> tuple[byt
     program = nvrtc.createProgram(source(name), name, (), ())
     try:
         # Without NVRTC's cache: what it has compiled before, it does not report on.
-        options = (*config.options(), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=--verbose", "--no-cache")
+        options = (
+            *config.options(),
+            f"--gpu-architecture=sm_{architecture}",
+            "--ptxas-options=--verbose",
+            "--no-cache",
+        )
         try:
             nvrtc.compileProgram(program, options)
         except nvrtc.NVRTCError as error:

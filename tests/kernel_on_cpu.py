@@ -78,9 +78,7 @@ def plan(
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
     assert library(config).num_line_words(batch) == line_words(batch)
     num_done = torch.zeros(1, dtype=torch.int32)
-    made = Planned(
-        poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads), poison(batch)
-    )
+    made = Planned(poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads), poison(batch))
     library(config).run_plan(
         pointer(intervals),
         pointer(counts),

@@ -501,7 +501,7 @@ def test_gpu_agrees_with_float64_on_any_table(config):
 @pytest.mark.gpu
 @needs_cuda
 def test_gpu_long_lines():
-    """Would catch a slice that begins a place too early or too late where there are many: a token lost or read twice."""
+    """Would catch a slice that begins a place too early or too late where there are many: a lost or doubled token."""
     config = KernelConfig(64, 1, True, 0)
     rows = [[(0, 16_384)]] * 40 + random_rows(3, 8, 16_384, 300)
     served, tensors, _ = on_gpu(config, rows, 4, 16_384, 300, 3)
