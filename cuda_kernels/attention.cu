@@ -1,9 +1,9 @@
 // Decode attention over exactly the tokens that a row's intervals name: one query token per row, any head grouping.
 //
-// As many blocks as run at the same time, and one slice of the line of all (row, key/value head) units (schedule.cuh)
-// per warp. A warp streams its tokens through registers (tile.cuh), with the next tile's loads in flight. A unit that
-// lies in one slice is written at once; the parts of the others are merged in the block, and where a unit spans blocks,
-// by whichever of them is done last, always in the same order: the same input gives the same bits.
+// As many blocks as run at the same time; their warps take slices of the line of all (row, key/value head) units
+// (schedule.cuh). A warp streams its tokens through registers (tile.cuh), with the next tile's loads in flight. A unit
+// that lies in one slice is written at once; the parts of the others are merged in the block, and where a unit spans
+// blocks, by whichever of them is done last, always in the same order: the same input gives the same bits.
 //
 // Injected: HEAD_DIM (64, 96, 128), GROUP (query heads per key/value head, 1 to 16), IS_BF16 (else fp16), NUM_WARPS.
 #include <schedule.cuh>
@@ -37,16 +37,17 @@ struct Job {
     const Span* spans;  // [batch, max_spans]
     int max_spans;
     float scale;    // times log2(e)
-    float* states;  // [num_blocks, 2] states: of a unit that began before the block, of one that goes on behind it
-    int* arrived;   // [num_units] blocks whose part is done, of units that span blocks; zero before and after
+    float* states;  // [num_units] of parts that a unit begins with, then [num_holders] of those that go on with one
+    int* arrived;   // [num_units] parts that are done, of units that several hold; zero before and after
+    int* shares;    // [1] given out so far, of a long line; zero before and after
 };
 
-// What a warp left in one of its slots: of which unit, and which blocks hold a part of it. Row and head in one number,
-// or NO_UNIT.
+// What a warp left in one of its slots: of which unit, and who else has a part of it. Row and head in one number, or
+// NO_UNIT.
 struct Slot {
     int unit;
-    Blocks blocks;
-    int is_last;  // once its part is reported: all other blocks' were before
+    Holders holders;
+    int is_last;  // once its part is reported: all others' were before
     DEVICE int row() const { return unit >> 16; }
     DEVICE int head() const { return unit & 0xffff; }
 };
@@ -56,7 +57,7 @@ constexpr int NO_UNIT = -1;
 struct Shared {
     float states[NUM_SLOTS * STATE_FLOATS];  // per warp, of a unit that began before its slice, of one that goes on
     Slot slots[NUM_SLOTS];                   // the same
-    Slot open[2];  // units that other blocks hold a part of, too: one that began before the block, one that goes on
+    Slot open[2];  // units that other blocks have a part of, too: one that began before the block, one that goes on
     Line line;     // here it takes up no registers
 };
 
@@ -250,13 +251,68 @@ DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spa
     part.finish();
 }
 
-// One warp's slice of the line, unit by unit.
-DEVICE void work_slice(const Job& job, Shared& shared, int warp, Lane lane) {
+// One head's result.
+DEVICE void write_head(const Job& job, const Merged& merged, int row, int head, int num_kv_heads, Lane lane) {
+    float inverse = 1.f / merged.weight;
+    uint2 x = make_uint2(pack(merged.sum.x * inverse, merged.sum.y * inverse),
+                         pack(merged.sum.z * inverse, merged.sum.w * inverse));
+    if (lane.index < QUADS_PER_HEAD) reinterpret_cast<uint2*>(job.out.at(row, head))[lane.index] = x;
+    if (lane.index == 0) write_lse(job, row, head, num_kv_heads, merged.greatest, merged.weight);
+}
+
+// Where a holder leaves its part of a unit that others have a part of, too.
+DEVICE float* state_of(const Job& job, const Line& line, const Slot& slot, int holder) {
+    int unit = slot.row() * line.num_kv_heads + slot.head();
+    return job.states + (i64)(holder == slot.holders.first ? unit : line.num_units() + holder) * STATE_FLOATS;
+}
+
+// Count a part of a unit that several hold. Whether it was the last; by one thread, for all whose stores it has seen at
+// a barrier: a fence covers those.
+DEVICE bool is_last_part(const Job& job, const Line& line, const Slot& slot) {
+    int* counter = job.arrived + slot.row() * line.num_kv_heads + slot.head();
+    fence_device();
+    if (atomicAdd(counter, 1) != slot.holders.last - slot.holders.first) return false;
+    fence_device();
+    *counter = 0;
+    return true;
+}
+
+// One head's parts of a unit, 32 at a time from `part` on: those of all holders, or those of a run of slots.
+DEVICE States parts_of_holders(const Job& job, const Line& line, const Slot& slot, int part, int head) {
+    i64 first = part == 0 ? slot.row() * line.num_kv_heads + slot.head() : line.num_units() + slot.holders.first + part;
+    i64 base = line.num_units() + slot.holders.first + part;
+    int num_parts = slot.holders.last - slot.holders.first + 1;
+    const float* states = job.states + head * HEAD_FLOATS;
+    return {states + first * STATE_FLOATS, states + base * STATE_FLOATS, FULL_WARP >> max(0, 32 - (num_parts - part))};
+}
+DEVICE States parts_in_slots(const Shared& shared, u32 run, int head) {
+    int first = __ffs(run) - 1;
+    const float* states = shared.states + first * STATE_FLOATS + head * HEAD_FLOATS;
+    return {states, states, run >> first};
+}
+
+// On a long line every warp is on its own: its part is in global memory, and if it is a unit's last, it merges all.
+DEVICE void hand_in(const Job& job, const Line& line, const Slot& slot, Lane lane) {
+    __syncwarp();
+    bool is_last = lane.index == 0 && is_last_part(job, line, slot);
+    if (!__ballot_sync(FULL_WARP, is_last)) return;
+    __syncwarp();
+    int num_parts = slot.holders.last - slot.holders.first + 1;
+#pragma unroll 1
+    for (int head = 0; head < GROUP; head++) {
+        Merged merged;
+        for (int part = 0; part < num_parts; part += 32)
+            merged.add(parts_of_holders(job, line, slot, part, head), lane.index);
+        write_head(job, merged, slot.row(), slot.head() * GROUP + head, line.num_kv_heads, lane);
+    }
+}
+
+// Slice `number` of the line, unit by unit, by one warp. A unit that lies in it is written; of any other, the part is
+// left in one of the warp's slots, or handed in.
+DEVICE void work_slice(const Job& job, Shared& shared, int number, int warp, Lane lane) {
     const Line& line = shared.line;
     Slot* slots = shared.slots + 2 * warp;
-    if (lane.index < 2) slots[lane.index].unit = NO_UNIT;
-    __syncwarp();
-    Slice slice = line.slice(blockIdx.x, warp);
+    Slice slice = line.slice(number);
     Place at = slice.from;
     int left = uniform(slice.length), step = uniform(slice.step);
     while (left > 0) {
@@ -268,27 +324,40 @@ DEVICE void work_slice(const Job& job, Shared& shared, int warp, Lane lane) {
             int slot = first == 0;
             auto label = [&] {
                 if (!is_whole && lane.index == 0)
-                    slots[slot] = {at.row << 16 | at.head, line.blocks_of(at.row, at.head), 0};
+                    slots[slot] = {at.row << 16 | at.head, line.holders_of(at.row, at.head), 0};
+                __syncwarp();
             };
             Part part;
             attend(part, job, at.row, at.head, line.num_spans(at.row), first, last, step, lane, label);
-            if (is_whole)
+            if (is_whole) {
                 part.write(job, at.row, at.head, line.num_kv_heads, lane);
-            else
-                part.store(shared.states + (2 * warp + slot) * STATE_FLOATS, lane);
+            } else {
+                part.store(line.is_long() ? state_of(job, line, slots[slot], number)
+                                          : shared.states + (2 * warp + slot) * STATE_FLOATS,
+                           lane);
+                if (line.is_long()) hand_in(job, line, slots[slot], lane);
+            }
         }
         left -= Line::unit_length(visible) - at.tile;
         if (left > 0) at = line.next_unit(at);
     }
 }
 
-// One head's result.
-DEVICE void write_head(const Job& job, const Merged& merged, int row, int head, int num_kv_heads, Lane lane) {
-    float inverse = 1.f / merged.weight;
-    uint2 x = make_uint2(pack(merged.sum.x * inverse, merged.sum.y * inverse),
-                         pack(merged.sum.z * inverse, merged.sum.w * inverse));
-    if (lane.index < QUADS_PER_HEAD) reinterpret_cast<uint2*>(job.out.at(row, head))[lane.index] = x;
-    if (lane.index == 0) write_lse(job, row, head, num_kv_heads, merged.greatest, merged.weight);
+// A warp's share of the line, or as many as it gets to of a long one.
+DEVICE void work(const Job& job, Shared& shared, int warp) {
+    const Line& line = shared.line;
+    int number = uniform(blockIdx.x * NUM_WARPS + warp);
+    if (Lane().index < 2) shared.slots[2 * warp + Lane().index].unit = NO_UNIT;
+    __syncwarp();
+    while (number < line.num_shares()) {
+        // The answer takes a while, and the work longer.
+        int taken = line.is_long() && Lane().index == 0 ? atomicAdd(job.shares, 1) : 0;
+        work_slice(job, shared, number, warp, Lane());
+        if (!line.is_long()) return;
+        number = line.num_warps() + uniform(taken);
+        // Every warp asks once in vain: this was the last of all questions.
+        if (taken == line.num_shares() - 1 && Lane().index == 0) *job.shares = 0;
+    }
 }
 
 // The block's slots in use, as bits. Those of one unit lie behind one another: a run.
@@ -313,54 +382,26 @@ struct Runs {
     }
 };
 
-// One head's parts of a unit: those of a run of slots, or those of all blocks, 32 at a time.
-DEVICE States parts_in_slots(const Shared& shared, u32 run, int head) {
-    return {shared.states + head * HEAD_FLOATS, STATE_FLOATS, 0, run};
-}
-DEVICE States parts_of_blocks(const Job& job, const Blocks& blocks, int part, int head) {
-    const float* base = job.states + 2 * (blocks.first + part) * STATE_FLOATS + head * HEAD_FLOATS;
-    // The unit begins in the first of the blocks, and before all others.
-    int shift = part == 0 ? STATE_FLOATS : 0;
-    return {base, 2 * STATE_FLOATS, shift, FULL_WARP >> max(0, 31 - (blocks.last - blocks.first - part))};
-}
-
-// Where the first of a unit's blocks leaves its part, and where the others do.
-DEVICE float* part_of_block(const Job& job, const Blocks& blocks, int head) {
-    bool goes_on = blocks.first == blockIdx.x;
-    return job.states + (2 * blockIdx.x + goes_on) * STATE_FLOATS + head * HEAD_FLOATS;
-}
-
-// Count a block's part of an open unit; whoever counts the last one notes it. By one thread for all of a block's stores:
-// a fence covers what its thread has seen at a barrier.
-DEVICE void report(const Job& job, const Line& line, Slot& open) {
-    if (open.unit == NO_UNIT) return;
-    int* counter = job.arrived + open.row() * line.num_kv_heads + open.head();
-    fence_device();
-    if (atomicAdd(counter, 1) != open.blocks.last - open.blocks.first) return;
-    fence_device();
-    open.is_last = 1;
-    *counter = 0;
-}
-
 // One step of `merge`, one head of one unit per warp. Of what is in slots, a unit that is complete is written; any
 // other's state goes to global memory, and is noted as open. Then open units whose last part was this block's.
 DEVICE void merge_step(const Job& job, Shared& shared, const Runs& runs, bool is_across, int warp, Lane lane) {
+    const Line& line = shared.line;
     int num_units = is_across ? 2 : __popc(runs.firsts);
     for (int item = warp; item < num_units * GROUP; item += NUM_WARPS) {
         int number = item / GROUP, head = item % GROUP;
         u32 run = is_across ? 0 : runs.run(number);
         const Slot& slot = is_across ? shared.open[number] : shared.slots[__ffs(run) - 1];
         if (is_across && (slot.unit == NO_UNIT || !slot.is_last)) continue;
-        int num_blocks = slot.blocks.last - slot.blocks.first + 1;
         Merged merged;
-        for (int part = 0; part < (is_across ? num_blocks : 1); part += 32)
-            merged.add(is_across ? parts_of_blocks(job, slot.blocks, part, head) : parts_in_slots(shared, run, head),
+        int num_parts = is_across ? slot.holders.last - slot.holders.first + 1 : 1;
+        for (int part = 0; part < num_parts; part += 32)
+            merged.add(is_across ? parts_of_holders(job, line, slot, part, head) : parts_in_slots(shared, run, head),
                        lane.index);
-        if (is_across || num_blocks == 1) {
-            write_head(job, merged, slot.row(), slot.head() * GROUP + head, shared.line.num_kv_heads, lane);
+        if (is_across || slot.holders.first == slot.holders.last) {
+            write_head(job, merged, slot.row(), slot.head() * GROUP + head, line.num_kv_heads, lane);
         } else {
-            merged.store(part_of_block(job, slot.blocks, head), lane.index);
-            if (head == 0 && lane.index == 0) shared.open[slot.blocks.first == blockIdx.x] = slot;
+            merged.store(state_of(job, line, slot, blockIdx.x) + head * HEAD_FLOATS, lane.index);
+            if (head == 0 && lane.index == 0) shared.open[slot.holders.first == blockIdx.x] = slot;
         }
     }
 }
@@ -377,7 +418,8 @@ DEVICE void merge(const Job& job, Shared& shared, int warp) {
         // Dealt out, no unit spans blocks.
         if (step == 1 || shared.line.deal.warps) return;
         __syncthreads();
-        if (warp == 0 && lane.index < 2) report(job, shared.line, shared.open[lane.index]);
+        if (warp == 0 && lane.index < 2 && shared.open[lane.index].unit != NO_UNIT)
+            shared.open[lane.index].is_last = is_last_part(job, shared.line, shared.open[lane.index]);
         __syncthreads();
     }
 }
@@ -401,8 +443,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                        const u16* keys, i64 key_row_stride, i64 key_head_stride, i64 key_token_stride,          //
                        const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,  //
                        u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                           //
-                       const Span* spans, const int* line_words, int batch, int max_spans, float scale, float* states,
-                       int* arrived) {
+                       const Span* spans, const int* line_words, int batch, int num_kv_heads, int max_spans,
+                       float scale, float* states, int* arrived) {
     DYNAMIC_SHARED(memory);
     Job job = {{queries, query_row_stride, query_head_stride},
                {out, out_row_stride, out_head_stride},
@@ -413,13 +455,14 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                max_spans,
                scale,
                states,
-               arrived};
+               arrived,
+               arrived + batch * num_kv_heads};
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     int warp = uniform(threadIdx.x / 32);
     copy_line(shared.line, line_words, batch);
     prefetch_table(job, batch);
     __syncthreads();
-    work_slice(job, shared, warp, Lane());
-    merge(job, shared, warp);
+    work(job, shared, warp);
+    if (!shared.line.is_long()) merge(job, shared, warp);
     write_empty_rows(job, shared.line);
 }

@@ -1,8 +1,9 @@
 // The kernels alone, without a framework, for compute-sanitizer:
 //   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
-//       cuda_kernels/check.cu -o check
+//       -DLONG_SLICE_TILES=2 -DSHORT_SLICE_TILES=1 cuda_kernels/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
-// Rows of very different lengths and more blocks than rows, so that units span warps and blocks. Every answer is compared with plain C++.
+// Rows of very different lengths and more blocks than rows, so that units span warps and blocks; with the last two
+// macros the line counts as a long one, without them it is short. Every answer is compared with plain C++.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -74,24 +75,25 @@ int main() {
 
     auto *d_intervals = on_device(intervals), *d_spans = on_device(intervals);
     auto *d_counts = on_device(counts), *d_errors = on_device(counts);
-    auto *d_line = on_device(std::vector<int>(Line::num_words(batch), -9)),
-         *d_num_done = on_device(std::vector<int>(1, 0));
-    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads, 0));
+    const int line_words = sizeof(Line) / 4 + 3 * batch + 1;  // as Line::num_words, which is for the device
+    auto *d_line = on_device(std::vector<int>(line_words, -9)), *d_num_done = on_device(std::vector<int>(1, 0));
+    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads + 1, 0));
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
     auto* d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
-    auto* d_states = on_device(std::vector<float>(num_blocks * 2 * STATE_FLOATS, NAN));
-    const int shared_bytes = (int)sizeof(Shared) - (int)sizeof(Line) + 4 * Line::num_words(batch);
+    auto* d_states =
+        on_device(std::vector<float>((batch * num_kv_heads + MAX_ROUNDS * num_blocks * NUM_WARPS) * STATE_FLOATS, NAN));
+    const int shared_bytes = (int)sizeof(Shared) - (int)sizeof(Line) + 4 * line_words;
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
     for (int repeat = 0; repeat < 3; repeat++) {
-        selfspan_plan<<<batch, PLAN_THREADS>>>(d_intervals, d_counts, max_spans, capacity, d_spans, d_line, d_arrived,
-                                               d_num_done, num_kv_heads, num_blocks, d_errors);
+        selfspan_plan<<<batch, max_spans>>>(d_intervals, d_counts, max_spans, capacity, d_spans, d_line, d_arrived,
+                                            d_num_done, num_kv_heads, num_blocks, d_errors);
         CHECK(cudaGetLastError());
         selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
             d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
-            num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_line, batch, max_spans,
-            scale * 1.44269504f, d_states, d_arrived);
+            num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_line, batch,
+            num_kv_heads, max_spans, scale * 1.44269504f, d_states, d_arrived);
         CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());
     }

@@ -18,7 +18,7 @@ MAX_CAPACITY = 262_144
 DTYPES = {torch.bfloat16: 80, torch.float16: 75}
 """Element types, and the oldest architecture that has them in its tensor cores."""
 LOG2_E = math.log2(math.e)
-PLAN_THREADS = 256
+MAX_PLAN_THREADS = 1024
 WRONG = {
     1: "count outside [0, max_spans]",
     2: "interval outside [0, capacity) or empty",
@@ -94,17 +94,20 @@ class SpanAttention:
         integers = {"dtype": torch.int32, "device": self.device}
         self._spans = torch.zeros(self.batch, self.max_spans, 2, **integers)
         self._line = torch.zeros(line_words(self.batch), **integers)
-        self._arrived = torch.zeros(self.batch * self.num_kv_heads, **integers)
+        num_units = self.batch * self.num_kv_heads
+        # A counter per unit, and behind them the shares of a long line that are given out.
+        self._arrived = torch.zeros(num_units + 1, **integers)
         self._num_done = torch.zeros(1, **integers)
         self._errors = torch.zeros(self.batch, **integers)
-        self._states = torch.zeros(self._num_blocks, 2, config.state_floats, dtype=torch.float32, device=self.device)
+        num_states = config.num_states(num_units, self._num_blocks)
+        self._states = torch.zeros(num_states, config.state_floats, dtype=torch.float32, device=self.device)
 
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:
         """Take in what every sequence sees; once per decode step, for all layers.
 
         Args:
             intervals: int32 `[batch, max_spans, 2]` on the device, contiguous: half-open `[start, end)`, sorted,
-                disjoint. Entries from the count on are not read.
+                disjoint. Entries from the count on do not matter.
             counts: int32 `[batch]` on the device; 0 for padding rows.
             capacity: of the cache; nothing beyond it is ever read.
 
@@ -132,7 +135,7 @@ class SpanAttention:
             np.int32(self._num_blocks),
             _pointer(self._errors if self.debug else None),
         )
-        self._launch(self._plan, self.batch, PLAN_THREADS, arguments, 0)
+        self._launch(self._plan, self.batch, plan_threads(self.max_spans), arguments, 0)
         if self.debug:
             self._raise_errors()
 
@@ -185,6 +188,7 @@ class SpanAttention:
             _pointer(self._spans),
             _pointer(self._line),
             np.int32(self.batch),
+            np.int32(self.num_kv_heads),
             np.int32(self.max_spans),
             np.float32(scale * LOG2_E),
             _pointer(self._states),
@@ -210,6 +214,11 @@ class SpanAttention:
             if code:
                 reasons = "; ".join(text for bit, text in WRONG.items() if code & bit)
                 raise BadIntervals(f"intervals of row {row}: {reasons}")
+
+
+def plan_threads(max_spans: int) -> int:
+    """Threads of a block of the plan kernel: one per span, in whole warps."""
+    return min(MAX_PLAN_THREADS, -(-max_spans // 32) * 32)
 
 
 def check_shape(

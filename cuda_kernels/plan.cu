@@ -2,7 +2,8 @@
 // the last one to be done lays out the line.
 #include <schedule.cuh>
 
-constexpr int PLAN_THREADS = 256;
+// At most; the launcher takes as many threads as a row can have spans, if there are fewer.
+constexpr int MAX_PLAN_THREADS = 1024;
 
 // What debug mode finds wrong with a row's intervals.
 constexpr int WRONG_COUNT = 1, WRONG_RANGE = 2, WRONG_ORDER = 4;
@@ -18,7 +19,7 @@ DEVICE int sum_up_to(int value, int* warp_sums, int& total) {
     __syncthreads();
     int before = 0;
     total = 0;
-    for (int i = 0; i < PLAN_THREADS / 32; i++) {
+    for (int i = 0; i < (int)blockDim.x / 32; i++) {
         if (i < warp) before += warp_sums[i];
         total += warp_sums[i];
     }
@@ -68,21 +69,24 @@ DEVICE bool is_last_block(int* num_done) {
 // meant. spans: [batch, max_spans] for `Cursor`; line_words: the line, for num_blocks blocks of the attention
 // kernel; arrived: int32 [num_units], set to zero; num_done: int32 [1], zero before and after. errors: int32 [batch] or null;
 // where given, intervals are checked against the capacity and each other.
-extern "C" __global__ void __launch_bounds__(PLAN_THREADS)
+extern "C" __global__ void __launch_bounds__(MAX_PLAN_THREADS)
     selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int* line_words,
                   int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {
-    __shared__ int warp_sums[PLAN_THREADS / 32];
+    __shared__ int warp_sums[MAX_PLAN_THREADS / 32];
     Line& line = *reinterpret_cast<Line*>(line_words);
     int row = blockIdx.x, batch = gridDim.x;
-    int count = min(max(counts[row], 0), max_spans);
     intervals += (i64)row * max_spans;
     spans += (i64)row * max_spans;
+    // On its way before it is known whether it counts.
+    int2 ahead = (int)threadIdx.x < max_spans ? intervals[threadIdx.x] : make_int2(0, 0);
+    int count = min(max(counts[row], 0), max_spans);
     if (errors && threadIdx.x == 0) errors[row] = counts[row] == count ? 0 : WRONG_COUNT;
-    for (int head = threadIdx.x; head < num_kv_heads; head += PLAN_THREADS) arrived[row * num_kv_heads + head] = 0;
+    for (int head = threadIdx.x; head < num_kv_heads; head += blockDim.x) arrived[row * num_kv_heads + head] = 0;
     int before = 0;
-    for (int first = 0; first < count; first += PLAN_THREADS) {
-        int i = first + threadIdx.x;
-        int2 interval = i < count ? intervals[i] : make_int2(0, 0);
+    for (int first = 0; first < count; first += blockDim.x) {
+        int i = first + threadIdx.x, next = i + blockDim.x;
+        int2 interval = i < count ? ahead : make_int2(0, 0);
+        if (next < count) ahead = intervals[next];
         // Whatever the table says, nothing outside of the cache is read.
         int from = min(max(interval.x, 0), capacity), to = min(max(interval.y, from), capacity);
         int total;

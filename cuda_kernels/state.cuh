@@ -14,13 +14,13 @@ constexpr int STATE_FLOATS = GROUP * HEAD_FLOATS;
 // Four neighbouring elements of a sum are merged by one lane.
 constexpr int QUADS_PER_HEAD = HEAD_DIM / 4;
 
-// Where up to 32 states lie that are merged at once, in shared or global memory: one head's of the i-th at
-// base + i * stride, but that of the first at base + shift. Those whose bit is not set in `used` do not count.
+// Where up to 32 states lie that are merged at once, one head's of each, in shared or global memory: behind one another
+// from `base` on, but the first anywhere. Those whose bit is not set in `used` do not count.
 struct States {
+    const float* first;
     const float* base;
-    int stride, shift;
     u32 used;
-    DEVICE const float* at(int i) const { return base + (i == 0 ? shift : i * stride); }
+    DEVICE const float* at(int i) const { return i == 0 ? first : base + i * STATE_FLOATS; }
 };
 
 // One head's state in the registers of a warp: four elements of the sum a lane, the rest the same in all lanes.

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.loader import FOLDER, KernelConfig, line_words
+from cuda_kernels.launch import plan_threads
+from cuda_kernels.loader import FOLDER, MAX_ROUNDS, KernelConfig, line_words
 
+SMALL = ("-DLONG_SLICE_TILES=3", "-DSHORT_SLICE_TILES=1")
 HERE = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
 
 
 @functools.cache
-def library(config: KernelConfig) -> ctypes.CDLL:
-    """The kernels of one configuration; compiled once per test run."""
+def library(config: KernelConfig, macros: tuple[str, ...] = SMALL) -> ctypes.CDLL:
+    """The kernels of one configuration; compiled once per test run. Small problems, too, take several rounds."""
     folder = Path(tempfile.mkdtemp(prefix="kernels-"))
     target = folder / "kernels.so"
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    macros = [option for option in config.options() if option.startswith("-D")]
+    macros = (*(option for option in config.options() if option.startswith("-D")), *macros)
     # The stand-in's folder first: <ptx.cuh> is found there.
     command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / "kernels.cpp"]
     subprocess.run(command, check=True)
@@ -72,14 +74,17 @@ def plan(
     capacity: int,
     num_kv_heads: int,
     num_blocks: int = 8,
+    macros: tuple[str, ...] = SMALL,
 ) -> Planned:
     """Run the plan kernel, for so many blocks; everything that it has to write is poisoned before."""
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
-    assert library(config).num_line_words(batch) == line_words(batch)
+    kernels = library(config, macros)
+    assert kernels.num_line_words(batch) == line_words(batch)
     num_done = torch.zeros(1, dtype=torch.int32)
-    made = Planned(poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads), poison(batch))
-    library(config).run_plan(
+    made = Planned(poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads + 1), poison(batch))
+    made.arrived[-1] = 0  # shares given out: the attention kernel's own
+    kernels.run_plan(
         pointer(intervals),
         pointer(counts),
         batch,
@@ -92,6 +97,7 @@ def plan(
         num_kv_heads,
         num_blocks,
         pointer(made.errors),
+        plan_threads(max_spans),
     )
     assert not num_done.any(), "the counter is not back at zero"
     return made
@@ -123,7 +129,7 @@ def attend(
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
-    states = torch.full((num_blocks * 2 * config.state_floats,), float("nan"))
+    states = torch.full((config.num_states(batch * num_kv_heads, num_blocks) * config.state_floats,), float("nan"))
     shared_bytes = config.shared_bytes(batch)
     order = (ctypes.c_uint * num_blocks)(*(block_order or range(num_blocks)))
     kernels.run_attention(
@@ -139,6 +145,7 @@ def attend(
         pointer(planned.spans),
         pointer(planned.line),
         batch,
+        num_kv_heads,
         max_spans,
         ctypes.c_float(scale * 1.4426950408889634),
         pointer(states),
@@ -156,7 +163,8 @@ def slices(
 ) -> tuple[list[range], bool]:
     """The places of the line that every slice has; and whether whole units are dealt out."""
     intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
-    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks)
-    found = torch.empty(num_blocks * config.num_warps, 3, dtype=torch.int32)
-    is_dealt = library(config).run_slices(pointer(planned.line), num_blocks, pointer(found))
-    return [range(begin, begin + length, step) for begin, length, step in found.tolist()], bool(is_dealt)
+    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks, ())
+    found = torch.empty(MAX_ROUNDS * num_blocks * config.num_warps, 3, dtype=torch.int32)
+    num_shares = library(config, ()).run_slices(pointer(planned.line), pointer(found))
+    places = [range(begin, begin + length, step) for begin, length, step in found[: abs(num_shares)].tolist()]
+    return places, num_shares < 0

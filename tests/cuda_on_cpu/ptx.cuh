@@ -54,6 +54,7 @@ inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) {
 #define threadIdx (Dim{Machine::get().current->thread, 0, 0})
 #define blockIdx (Machine::get().block_index)
 #define gridDim (Machine::get().grid_size)
+#define blockDim (Dim{(unsigned)Machine::get().fibers.size(), 1, 1})
 
 inline void __syncthreads() {
     Machine& machine = Machine::get();
