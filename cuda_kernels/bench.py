@@ -41,8 +41,6 @@ LEAST_BYTES = 4 * 64e6
 MAX_SETS = 128
 # Calls in one graph, at least: what a replay costs by itself is shared by them.
 LEAST_CALLS = 16
-# FlexAttention is compiled anew for every shape and block size, which takes seconds: a few stand for all.
-FLEX_SELECTIONS = ("random 16", "random 128")
 # Clock cycles for which the device is kept busy while the host hands it a graph.
 WAIT_CYCLES = 500_000
 
@@ -93,6 +91,17 @@ SHAPES = (
 )
 
 
+# FlexAttention is compiled anew for every shape and block size, which takes seconds: a few stand for all.
+FLEX_SELECTIONS = ("random 16", "random 128")
+FLEX_SHAPES = (Shape(32, 32, 32, 8192), Shape(32, 8, 32, 8192))
+# From which context on reading less pays: heads, key/value heads and batch; contexts and shares that are kept.
+FAMILIES = ((32, 32, 1), (32, 8, 1), (32, 32, 32), (32, 8, 32))
+CONTEXTS = (512, 1024, 2048, 4096, 8192)
+FAMILY_DENSITIES = (0.25, 0.5)
+FAMILY_SELECTION = Selection("random", 16)
+MAX_FAMILY_SETS = 512
+
+
 class Bench:
     """One shape's inputs and clock.
 
@@ -100,12 +109,21 @@ class Bench:
         shape: what is measured.
         seed: of values and intervals.
         replays: per figure.
+        least_density: of what is measured; decides with the shape how many sets of inputs there are.
+        max_sets: of inputs, at most.
     """
 
-    def __init__(self, shape: Shape, seed: int, replays: int) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        seed: int,
+        replays: int,
+        least_density: float = min(DENSITIES),
+        max_sets: int = MAX_SETS,
+    ) -> None:
         self.shape, self.replays = shape, replays
         self.generator = torch.Generator("cuda").manual_seed(seed)
-        num_sets = min(MAX_SETS, max(2, math.ceil(LEAST_BYTES / (min(DENSITIES) * shape.dense_bytes))))
+        num_sets = min(max_sets, max(2, math.ceil(LEAST_BYTES / (least_density * shape.dense_bytes))))
         self.sets = [self._tensors() for _ in range(num_sets)]
 
     def _tensors(self) -> peers.Tensors:
@@ -285,7 +303,7 @@ def measure_shape(shape: Shape, arguments: argparse.Namespace, limit_tb_per_s: f
                 ours["times_cudnn_dense"] = best_dense / ours["us"]
         if selection.is_blocks and "flashinfer" in arguments.peers:
             row["flashinfer"] = bench.flashinfer(selection, density)
-        if "flex" in arguments.peers and density == 0.5 and selection.name in FLEX_SELECTIONS:
+        if "flex" in arguments.peers and shape in FLEX_SHAPES and density == 0.5 and selection.name in FLEX_SELECTIONS:
             row["flex"] = bench.flex(selection, density)
         rows.append(row)
         print(f"  {selection.name:14s} {100 * density:5.1f} %  {summary(row)}", flush=True)
@@ -326,6 +344,38 @@ def break_even(shapes: Sequence[dict]) -> list[dict]:
             )
             found.append({"shape": measured["shape"]["name"], "selection": name, "density": _crossing(points, dense)})
     return found
+
+
+def measure_contexts(arguments: argparse.Namespace) -> list[dict]:
+    """Per family of shapes and density: the shortest context from which on the kernel, plan included, beats cuDNN."""
+    found = []
+    for num_heads, num_kv_heads, batch in FAMILIES:
+        points = []
+        for context in CONTEXTS:
+            shape = Shape(num_heads, num_kv_heads, batch, context)
+            bench = Bench(shape, arguments.seed, arguments.replays, min(FAMILY_DENSITIES), MAX_FAMILY_SETS)
+            point = {"context": context, "cudnn_us": bench.dense()["cudnn"].get("us")}
+            for density in FAMILY_DENSITIES:
+                ours = attempt(lambda bench=bench, density=density: bench.ours(FAMILY_SELECTION, density))
+                point[str(density)] = ours.get("us_with_plan")
+            points.append(point)
+            del bench
+            torch.cuda.empty_cache()
+        family = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "batch": batch, "points": points}
+        family["from_context"] = {str(density): first_context(points, str(density)) for density in FAMILY_DENSITIES}
+        found.append(family)
+        print(f"  {num_heads}/{num_kv_heads}, batch {batch}: pays from context {family['from_context']}", flush=True)
+    return found
+
+
+def first_context(points: Sequence[dict], density: str) -> int | None:
+    """The shortest measured context from which on all are faster than cuDNN; None where not even the longest is."""
+    first = None
+    for point in reversed(points):
+        if not point["cudnn_us"] or not point[density] or point[density] >= point["cudnn_us"]:
+            break
+        first = point["context"]
+    return first
 
 
 def _crossing(points: Sequence[tuple[float, float]], dense: float) -> float | None:
@@ -376,6 +426,10 @@ def main() -> None:
         # After every shape: a benchmark that is cut off leaves what it has.
         out.write_text(json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n", encoding="utf-8")
         print(f"  {time.perf_counter() - started:.0f} s, wrote {out}", flush=True)
+    if arguments.shapes is None:
+        print("break-even contexts", flush=True)
+        results["break_even_context"] = measure_contexts(arguments)
+        out.write_text(json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,9 @@ def plan(
     kernels = library(config, macros)
     assert kernels.num_line_words(batch) == line_words(batch)
     num_done = torch.zeros(1, dtype=torch.int32)
-    made = Planned(poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads + 1), poison(batch))
+    made = Planned(
+        poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads + 1), poison(batch)
+    )
     made.arrived[-1] = 0  # shares given out: the attention kernel's own
     kernels.run_plan(
         pointer(intervals),

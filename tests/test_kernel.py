@@ -318,17 +318,40 @@ def test_a_picture_can_be_drawn_where_peers_are_missing(tmp_path):
     assert (tmp_path / "kernel.png").stat().st_size > 5000
 
 
-def test_the_table_shows_the_slowest_selection(monkeypatch):
+def test_the_table_shows_the_slowest_selection():
     """Would catch a table of the best cases."""
     points = {
         "random 16": [(0.25, 40.0), (0.5, 70.0)],
         "clustered 256": [(0.25, 30.0), (0.5, 80.0)],
         "all": [(1.0, 110.0)],
     }
-    monkeypatch.setattr(report, "read", lambda path: results_of(points, 100))
-    assert "| 8/8, 1 x 64 | 100.0 | 0.91x | 1.25x | 2.50x | – |" in report.kernel()
-    monkeypatch.setattr(report, "read", lambda path: None)
-    assert report.kernel() == "The CUDA kernel: not measured yet.\n"
+    text = report.kernel_on(results_of(points, 100), "assets/results/kernel_x.json")
+    assert "| 8/8, 1 x 64 | 100.0 | 0.91x | 1.25x | 2.50x | – | – | – | – |" in text
+    assert "FlashInfer over" not in text
+
+
+def test_the_remarks_count_every_case():
+    """Would catch cases that FlashInfer wins being left out."""
+    results = results_of({"random 16": [(0.25, 40.0), (0.5, 70.0)]}, 100)
+    for row, theirs in zip(results["shapes"][0]["cases"], (50.0, 56.0), strict=True):
+        row["flashinfer"] = {"us": theirs, "plan_us": 90.0}
+        row["ours"] |= {"plan_us": 3.0, "spans_per_row": 32}
+    results["break_even_context"] = [
+        {"num_heads": 8, "num_kv_heads": 8, "batch": 1, "from_context": {"0.25": 1024, "0.5": None}}
+    ]
+    text = report.kernel_remarks(results)
+    assert "faster in 1 of 2 cases, 0.800 to 1.25 times as fast" in text and "at most 3.0 us" in text
+    assert "8/8 heads, batch 1: at 25 % kept from 1,024 tokens on, at 50 % kept nowhere measured." in text
+
+
+def test_first_context_is_faster_from_there_on():
+    """Would catch a lucky short context that counts although a longer one is slower."""
+    points = [
+        {"context": c, "cudnn_us": 10.0, "0.5": us} for c, us in ((512, 9.0), (1024, 11.0), (2048, 9.0), (4096, 8.0))
+    ]
+    assert bench.first_context(points, "0.5") == 2048
+    points[-1]["0.5"] = 10.0
+    assert bench.first_context(points, "0.5") is None
 
 
 # ---- the code, for every architecture, without a GPU
