@@ -133,8 +133,8 @@ def kernel_on(results: dict, path: str) -> str:
     intro = (
         "One decode step's attention, times as fast as cuDNN's dense attention. 50 and 25 % kept in blocks of 16 to "
         "256 tokens, random or clustered: the slowest of them. A read stream moves "
-        f"{results['read_stream_tb_per_s']:.2f} TB/s here; the last columns say how much of that the kernel reaches at 50 % kept, in blocks of 16 and in "
-        "spans of mean length 16 and 4 at any offset.\n\n"
+        f"{results['read_stream_tb_per_s']:.2f} TB/s here; the last columns say how much of that the "
+        "kernel reaches at 50 % kept, in blocks of 16 and in spans of mean length 16 and 4 at any offset.\n\n"
     )
     header = [
         "heads/kv, batch x context",
