@@ -82,8 +82,9 @@ class SpanAttention:
         self._num_blocks = num_sms * max(1, min(by_memory, config.blocks_per_sm))
         self._num_threads = 32 * config.num_warps
         self._shared_bytes = config.shared_bytes(batch)
-        self._plan, self._attend = load(config, self.device.index)
-        self._streams: dict[int, object] = {}
+        self._plan = load("plan.cu", "selfspan_plan", config.macros(), self.device.index)
+        self._attend = load("attention.cu", "selfspan_attention", config.macros(), self.device.index)
+        self._launch = Launcher(self.device)
         with _cupy_device(self.device):
             # Of the kernel, which other instances launch too; a launch takes what it asks for.
             self._attend.max_dynamic_shared_size_bytes = limit
@@ -135,7 +136,7 @@ class SpanAttention:
             np.int32(self._num_blocks),
             _pointer(self._errors if self.debug else None),
         )
-        self._launch(self._plan, self.batch, plan_threads(self.max_spans), arguments, 0)
+        self._launch(self._plan, self.batch, plan_threads(self.max_spans), arguments)
         if self.debug:
             self._raise_errors()
 
@@ -197,13 +198,6 @@ class SpanAttention:
         self._launch(self._attend, self._num_blocks, self._num_threads, arguments, self._shared_bytes)
         return out
 
-    def _launch(self, kernel, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int) -> None:
-        pointer = torch.cuda.current_stream(self.device).cuda_stream
-        if pointer not in self._streams:
-            self._streams[pointer] = foreign_stream(pointer, self.device)
-        with _cupy_device(self.device), self._streams[pointer]:
-            kernel((num_blocks,), (num_threads,), arguments, shared_mem=shared_bytes)
-
     def _check(
         self, name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, contiguous: bool = False
     ) -> None:
@@ -214,6 +208,22 @@ class SpanAttention:
             if code:
                 reasons = "; ".join(text for bit, text in WRONG.items() if code & bit)
                 raise BadIntervals(f"intervals of row {row}: {reasons}")
+
+
+class Launcher:
+    """Launches kernels on torch's current stream of one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._streams: dict[int, object] = {}
+
+    def __call__(self, kernel, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int = 0) -> None:
+        """Launch one kernel (`cupy.RawKernel`) on so many blocks and threads of each."""
+        pointer = torch.cuda.current_stream(self._device).cuda_stream
+        if pointer not in self._streams:
+            self._streams[pointer] = foreign_stream(pointer, self._device)
+        with _cupy_device(self._device), self._streams[pointer]:
+            kernel((num_blocks,), (num_threads,), arguments, shared_mem=shared_bytes)
 
 
 def plan_threads(max_spans: int) -> int:

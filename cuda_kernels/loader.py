@@ -60,18 +60,15 @@ class KernelConfig:
         """Partial results in global memory: one that begins a unit, and one per slice of a long line."""
         return num_units + MAX_ROUNDS * num_blocks * self.num_warps
 
-    def options(self) -> tuple[str, ...]:
-        """Compiler options: include path and macros."""
+    def macros(self) -> tuple[str, ...]:
+        """What the sources take, as compiler options."""
         macros = {
             "HEAD_DIM": self.head_dim,
             "GROUP": self.group_size,
             "IS_BF16": int(self.is_bf16),
             "NUM_WARPS": self.num_warps,
-            # CuPy's disk cache looks at the options, and not into included files.
-            "SOURCES_DIGEST": f"0x{digest()}",
         }
-        defines = (f"-D{name}={value}" for name, value in macros.items())
-        return ("-std=c++17", f"-I{FOLDER}", *defines)
+        return tuple(f"-D{name}={value}" for name, value in macros.items())
 
 
 def choose_config(head_dim: int, group_size: int, is_bf16: bool, batch: int, limit: int) -> KernelConfig:
@@ -99,21 +96,25 @@ def source(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
+def common_options() -> tuple[str, ...]:
+    """Compiler options of all sources."""
+    # CuPy's disk cache looks at the options, and not into included files.
+    return ("-std=c++17", f"-I{FOLDER}", f"-DSOURCES_DIGEST=0x{digest()}")
+
+
 @functools.cache
-def load(config: KernelConfig, device_index: int) -> tuple:
-    """The plan and the attention kernel (`cupy.RawKernel`), compiled for one device; its architecture decides.
+def load(name: str, function: str, macros: tuple[str, ...], device_index: int):
+    """One kernel (`cupy.RawKernel`) of one source, compiled for one device; its architecture decides.
 
     Compiling takes about a second the first time on a machine.
     """
     import cupy
 
     with cupy.cuda.Device(device_index):
-        modules = (cupy.RawModule(code=source(name), options=config.options()) for name in ("plan.cu", "attention.cu"))
-        plan, attention = modules
-        return plan.get_function("selfspan_plan"), attention.get_function("selfspan_attention")
+        return cupy.RawModule(code=source(name), options=(*common_options(), *macros)).get_function(function)
 
 
-def compile_for(config: KernelConfig, architecture: int, name: str) -> tuple[bytes, str]:
+def compile_for(macros: tuple[str, ...], architecture: int, name: str) -> tuple[bytes, str]:
     """Machine code for an architecture (75, 80, ...) and the compiler's resource report; needs NVRTC but no GPU.
 
     Raises:
@@ -125,7 +126,8 @@ def compile_for(config: KernelConfig, architecture: int, name: str) -> tuple[byt
     try:
         # Without NVRTC's cache: what it has compiled before, it does not report on.
         options = (
-            *config.options(),
+            *common_options(),
+            *macros,
             f"--gpu-architecture=sm_{architecture}",
             "--ptxas-options=--verbose",
             "--no-cache",

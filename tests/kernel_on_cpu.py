@@ -24,7 +24,7 @@ def library(config: KernelConfig, macros: tuple[str, ...] = SMALL) -> ctypes.CDL
     folder = Path(tempfile.mkdtemp(prefix="kernels-"))
     target = folder / "kernels.so"
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    macros = (*(option for option in config.options() if option.startswith("-D")), *macros)
+    macros = (*config.macros(), *macros)
     # The stand-in's folder first: <ptx.cuh> is found there.
     command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / "kernels.cpp"]
     subprocess.run(command, check=True)

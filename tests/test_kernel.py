@@ -364,7 +364,7 @@ needs_nvrtc = pytest.mark.skipif(
 
 
 def compiles(config: KernelConfig, architecture: int, name: str) -> str:
-    return loader.compile_for(config, architecture, name)[1]
+    return loader.compile_for(config.macros(), architecture, name)[1]
 
 
 @needs_nvrtc

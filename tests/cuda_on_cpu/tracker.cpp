@@ -1,0 +1,26 @@
+// The tracker kernel as a function of a shared library: `library` in tests/tracker_on_cpu.py compiles this file.
+#include <ptx.cuh>
+
+#include <track.cu>
+
+extern "C" int num_track_words() {
+    return sizeof(Track) / 4;
+}
+
+// One id for every row, through the kernel itself.
+extern "C" void run_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int batch, int is_dense,
+                          int2* intervals, int max_spans, int* counts, int* reports) {
+    Machine::get().run({0, 1}, 32, 0, [=] {
+        selfspan_track(ids, kinds, tracks, segments, batch, is_dense, intervals, max_spans, counts, reports);
+    });
+}
+
+// A whole stream for one row; intervals [num_ids, MAX_INTERVALS], counts and reports [num_ids].
+extern "C" void run_stream(const short* kinds, int num_ids, Track* track, int2* segments, int2* intervals, int* counts,
+                           int* reports) {
+    Row row = {*track, segments};
+    for (int i = 0; i < num_ids; i++) {
+        reports[i] = row.push(kinds[i]);
+        counts[i] = row.visible(intervals + i * MAX_INTERVALS, (reports[i] & 7) != PHASE_BODY);
+    }
+}

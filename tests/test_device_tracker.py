@@ -1,0 +1,167 @@
+"""The tracker on the device: the same words as the tracker in Python, whatever the ids."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from kernel_on_cpu import COMPILER
+from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, worked_example
+from tracker_on_cpu import push, stream
+
+from cuda_kernels import loader
+from cuda_kernels.launch import CudaUnavailable
+from cuda_kernels.track import HEADER_CLOSED, IDLE, MALFORMED, PHASES, Grammar, SpanTracker
+from selfspan_core import protocol
+from selfspan_core.protocol import PromptLayout
+from selfspan_core.tracker import MAX_BODY_TOKENS, MAX_READS, Tracker
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the tracker for the CPU")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+GRAMMAR = Grammar(
+    MARKERS.ref,
+    MARKERS.go,
+    MARKERS.res,
+    MARKERS.end,
+    MARKERS.eos,
+    MARKERS.anchors,
+    VOCAB,
+    MAX_READS,
+    MAX_BODY_TOKENS,
+)
+
+
+def start(layout, annotated=True):
+    return GRAMMAR.start(layout.num_tokens, layout.scaffold_end, layout.segments, annotated)
+
+
+def said(state):
+    """What the tracker in Python says of an id, as the device reports it."""
+    flags = MALFORMED * state.malformed | HEADER_CLOSED * state.header_closed
+    return PHASES.index(state.phase.value) | flags, state.visible
+
+
+def assert_same(layout, ids, annotated=True):
+    tracker = Tracker(MARKERS, layout, annotated)
+    intervals, counts, reports = stream(GRAMMAR, start(layout, annotated), ids)
+    for number, token in enumerate(ids):
+        report, visible = said(tracker.push(token))
+        assert reports[number] == report, (number, ids[: number + 1])
+        assert intervals[number, : counts[number]].tolist() == [list(interval) for interval in visible]
+
+
+@needs_compiler
+@pytest.mark.parametrize("annotated", [True, False])
+@settings(max_examples=500, deadline=None)
+@given(STREAMS)
+def test_same_as_python_near_the_grammar(annotated, ids):
+    """Would catch any difference in how a step breaks: what is flagged, what is citable, what is seen."""
+    if ids:
+        assert_same(PROMPT, ids, annotated)
+
+
+def adversarial(rng, length):
+    """Ids that come close to the grammar: whole steps of known and unknown names, cut, doubled, or with a wrong id."""
+    ids = []
+    while len(ids) < length:
+        names = rng.sample(MARKERS.anchors, rng.randint(0, MAX_READS + 2))
+        body = [
+            rng.randrange(FIRST_TEXT, VOCAB)
+            for _ in range(rng.choice([0, 1, 3, 12, 600 if rng.random() < 0.05 else 5]))
+        ]
+        result = [MARKERS.res] * rng.choice([0, 1, 1, 1, 2]) + [rng.randrange(FIRST_TEXT, VOCAB)] * rng.randint(0, 3)
+        step = [MARKERS.ref, *names, MARKERS.go, *body, *result, MARKERS.end]
+        for _ in range(rng.choice([0, 0, 0, 1, 2])):
+            place = rng.randrange(len(step))
+            step[place : place + rng.randint(0, 1)] = [rng.randrange(3, VOCAB)]
+        ids += step
+    return ids
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(4))
+def test_same_as_python_on_a_million_ids(seed):
+    """Would catch what happens once in a hundred thousand ids: all names taken, a bound that is off by one."""
+    rng = random.Random(seed)
+    total = 0
+    while total < 250_000:
+        # Few names known, or nearly all; scaffolds of any length, none included.
+        known = rng.sample(MARKERS.anchors, rng.choice([0, 2, 5, len(MARKERS.anchors) - 1]))
+        edges = sorted(rng.sample(range(1, 400), 2 * len(known)))
+        segments = {name: (edges[2 * i], edges[2 * i + 1]) for i, name in enumerate(known)}
+        layout = PromptLayout(400, rng.choice([0, 1, 5, 300]), segments)
+        ids = adversarial(rng, rng.choice([30, 300, 3000]))
+        assert_same(layout, ids, rng.random() < 0.8)
+        total += len(ids)
+
+
+@needs_compiler
+def test_rows_do_not_know_of_each_other():
+    """Would catch rows that share a state, an idle row that sees something, or ids read from the wrong row."""
+    examples = [protocol.render(worked_example(seed), MARKERS) for seed in range(5)]
+    states = [start(rendered.prompt) for rendered in examples]
+    tracks, segments = (torch.stack(parts).contiguous() for parts in zip(*states, strict=True))
+    tracks[3, 1] = IDLE
+    trackers = [Tracker(MARKERS, rendered.prompt) for rendered in examples]
+    answers = [rendered.ids[rendered.prompt.num_tokens :] for rendered in examples]
+    for step in range(min(map(len, answers))):
+        ids = torch.tensor([answer[step] for answer in answers])
+        intervals, counts, reports = push(GRAMMAR, tracks, segments, ids, GRAMMAR.max_intervals + 3, False)
+        for row, tracker in enumerate(trackers):
+            if row == 3:
+                assert (counts[row], reports[row]) == (0, IDLE)
+                continue
+            report, visible = said(tracker.push(answers[row][step]))
+            assert reports[row] == report
+            assert intervals[row, : counts[row]].tolist() == [list(interval) for interval in visible]
+            assert (intervals[row, counts[row] :] == -7).all()
+
+
+@needs_compiler
+def test_a_dense_lane_sees_everything():
+    """Would catch a dense lane that reads less than it says."""
+    rendered = protocol.render(worked_example(1), MARKERS)
+    track, segments = start(rendered.prompt)
+    first = rendered.prompt.num_tokens
+    for position, token in enumerate(rendered.ids[first:], start=first):
+        intervals, counts, _ = push(GRAMMAR, track[None], segments[None], torch.tensor([token]), 10, True)
+        assert counts.tolist() == [1] and intervals[0, 0].tolist() == [0, position + 1]
+
+
+@pytest.mark.parametrize("architecture", loader.ARCHITECTURES)
+def test_compiles_for_every_architecture(architecture):
+    """Would catch an instruction that a Turing or a Blackwell GPU does not have."""
+    assert "spill" in loader.compile_for(GRAMMAR.macros(), architecture, "track.cu")[1]
+
+
+def test_without_a_gpu_the_reason_is_given():
+    """Would catch a silent fallback."""
+    with pytest.raises(CudaUnavailable, match="need a CUDA device, not 'cpu'"):
+        SpanTracker(GRAMMAR, 2, "cpu")
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_same_as_python():
+    """Would catch a launcher that hands over the wrong tensor, or a state that is lost between launches."""
+    tracker = SpanTracker(GRAMMAR, 40)
+    layouts, streams = [], []
+    rng = random.Random(7)
+    for row in range(40):
+        layouts.append(PROMPT)
+        streams.append(adversarial(rng, 200)[:200])
+        tracker.set(row, *start(PROMPT))
+    in_python = [Tracker(MARKERS, layout) for layout in layouts]
+    intervals = torch.zeros(40, 12, 2, dtype=torch.int32, device="cuda")
+    counts, reports = (torch.zeros(40, dtype=torch.int32, device="cuda") for _ in range(2))
+    for step in range(200):
+        tracker.push(torch.tensor([ids[step] for ids in streams], device="cuda"), intervals, counts, reports)
+        for row, other in enumerate(in_python):
+            report, visible = said(other.push(streams[row][step]))
+            assert reports[row].item() == report
+            assert intervals[row, : counts[row]].tolist() == [list(interval) for interval in visible]
+    tracker.clear([5])
+    tracker.push(torch.tensor([ids[0] for ids in streams], device="cuda"), intervals, counts, reports)
+    assert counts[5].item() == 0 and counts[6].item() > 0
+    with pytest.raises(ValueError, match="intervals has room for 3 a row, and 10 are needed"):
+        tracker.push(torch.zeros(40, dtype=torch.int64, device="cuda"), intervals[:, :3].contiguous(), counts, reports)

@@ -1,0 +1,73 @@
+"""The device's tracker compiled for the CPU (see kernel_on_cpu)."""
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from kernel_on_cpu import COMPILER, HERE, pointer
+
+from cuda_kernels.loader import FOLDER
+from cuda_kernels.track import Grammar
+
+
+@functools.cache
+def library(grammar: Grammar) -> ctypes.CDLL:
+    """The tracker of one grammar; compiled once per test run."""
+    folder = Path(tempfile.mkdtemp(prefix="tracker-"))
+    target = folder / "tracker.so"
+    flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-DIS_BF16=1"]
+    command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *grammar.macros(), "-o", target, HERE / "tracker.cpp"]
+    subprocess.run(command, check=True)
+    loaded = ctypes.CDLL(str(target))
+    shutil.rmtree(folder)
+    assert loaded.num_track_words() == grammar.track_words
+    return loaded
+
+
+def stream(
+    grammar: Grammar, start: tuple[torch.Tensor, torch.Tensor], ids: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Push ids in one row: intervals `[N, max_intervals, 2]`, counts and reports `[N]`."""
+    track, segments = (x.clone() for x in start)
+    kinds = grammar.kinds()[torch.tensor(ids, dtype=torch.int64)].contiguous()
+    intervals = np.full((len(ids), grammar.max_intervals, 2), -7, dtype=np.int32)
+    counts, reports = np.full(len(ids), -7, dtype=np.int32), np.full(len(ids), -7, dtype=np.int32)
+    as_pointer = lambda array: array.ctypes.data_as(ctypes.c_void_p)  # noqa: E731
+    library(grammar).run_stream(
+        pointer(kinds),
+        len(ids),
+        pointer(track),
+        pointer(segments),
+        as_pointer(intervals),
+        as_pointer(counts),
+        as_pointer(reports),
+    )
+    return intervals, counts, reports
+
+
+def push(
+    grammar: Grammar, tracks: torch.Tensor, segments: torch.Tensor, ids: torch.Tensor, max_spans: int, is_dense: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One id per row through the kernel: intervals `[B, max_spans, 2]`, counts and reports `[B]`; state changes."""
+    batch, kinds = len(ids), grammar.kinds()
+    intervals = torch.full((batch, max_spans, 2), -7, dtype=torch.int32)
+    counts, reports = torch.full((batch,), -7, dtype=torch.int32), torch.full((batch,), -7, dtype=torch.int32)
+    library(grammar).run_track(
+        pointer(ids),
+        pointer(kinds),
+        pointer(tracks),
+        pointer(segments),
+        batch,
+        int(is_dense),
+        pointer(intervals),
+        max_spans,
+        pointer(counts),
+        pointer(reports),
+    )
+    return intervals, counts, reports
