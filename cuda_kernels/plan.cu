@@ -67,8 +67,8 @@ DEVICE bool is_last_block(int* num_done) {
 
 // intervals: int32 [batch, max_spans, 2], sorted, disjoint, half-open; counts: int32 [batch], how many of them are
 // meant. spans: [batch, max_spans] for `Cursor`; line_words: the line, for num_blocks blocks of the attention
-// kernel; arrived: int32 [num_units], set to zero; num_done: int32 [1], zero before and after. errors: int32 [batch] or null;
-// where given, intervals are checked against the capacity and each other.
+// kernel; arrived: int32 [num_units], set to zero; num_done: int32 [1], zero before and after. errors: int32 [batch] or
+// null; where given, intervals are checked against the capacity and each other.
 extern "C" __global__ void __launch_bounds__(MAX_PLAN_THREADS)
     selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int* line_words,
                   int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {

@@ -79,7 +79,7 @@ struct Values {
     }
 };
 
-// Of head lane.row() of every eight: the dimensions that keys have in lanes of the same column, in even and in odd rows.
+// Of head lane.row() of every eight: the dimensions that keys have in lanes of the same column, in even and odd rows.
 struct Queries {
     uint4 part[HEAD_TILES][PARTS][2];
     uint2 half_part[HEAD_TILES][2];

@@ -1,5 +1,5 @@
-// Ids in, visible intervals out, for every row of a batch: the span protocol's tracker, one thread a row. It does the same
-// as the tracker in plain Python (selfspan_core/tracker.py), which is its specification and names the states.
+// Ids in, visible intervals out, for every row of a batch: the span protocol's tracker, one thread a row. It does the
+// same as the tracker in plain Python (selfspan_core/tracker.py), which is its specification and names the states.
 //
 // Injected: NUM_ANCHORS, MAX_READS (segments that a header may name), MAX_BODY_TOKENS.
 #include <ptx.cuh>
@@ -33,7 +33,7 @@ struct Track {
     int2 context[MAX_READS + 1];  // what the open body sees outside of its own step
 };
 
-// Behind the tracks: where the segment of every anchor lies, [NUM_ANCHORS] per row; an end of 0 says that there is none.
+// A row's state, and where the segment of every anchor lies, [NUM_ANCHORS]; an end of 0 says that there is none.
 struct Row {
     Track& track;
     int2* segments;
