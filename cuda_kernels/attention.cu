@@ -218,7 +218,7 @@ struct Part {
 };
 
 // List entries [first, last) of one unit, or every `step`-th tile of them. The loads of a tile are issued while the one
-// before is worked on: up to a tile of keys and values per warp is under way. `meanwhile` is done while the first one is.
+// before is worked on: up to a tile of keys and values per warp is under way. `meanwhile` is done while the first is.
 template <class Meanwhile>
 DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spans, int first, int last, int step,
                    Lane lane, Meanwhile meanwhile) {
