@@ -115,6 +115,17 @@ DEVICE u32 pack(float low, float high) {
     return x;
 }
 
+// A float of the 16 bits in the lower half.
+DEVICE float widen(u32 bits) {
+#if IS_BF16
+    return __int_as_float((int)(bits << 16));
+#else
+    float x;
+    asm("{.reg .b16 h, unused; mov.b32 {h, unused}, %1; cvt.f32.f16 %0, h;}" : "=f"(x) : "r"(bits));
+    return x;
+#endif
+}
+
 // The lower (upper) halves of two registers side by side, that of `a` lowest.
 DEVICE u32 lower_halves(u32 a, u32 b) {
     return __byte_perm(a, b, 0x5410);

@@ -1,0 +1,118 @@
+// The small operations between the matrix products of a decoder layer, one launch each, for one token per row: what
+// eager PyTorch does in a dozen. They round where PyTorch rounds, so a decode step computes what the model computes.
+//
+// Injected: IS_BF16 (else fp16). Rows lie behind one another; a row's length is a multiple of 8 elements.
+#include <ptx.cuh>
+
+constexpr u32 FULL_WARP = 0xffffffffu;
+constexpr int MAX_THREADS = 1024;
+
+// Eight neighbouring elements, 16 bytes.
+struct Eight {
+    float x[8];
+
+    DEVICE static Eight load(const u16* from) {
+        uint4 bits = *reinterpret_cast<const uint4*>(from);
+        u32 words[4] = {bits.x, bits.y, bits.z, bits.w};
+        Eight e;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            e.x[2 * i] = widen(words[i] & 0xffff);
+            e.x[2 * i + 1] = widen(words[i] >> 16);
+        }
+        return e;
+    }
+    DEVICE void store(u16* to) const {
+        *reinterpret_cast<uint4*>(to) =
+            make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
+    }
+};
+
+DEVICE float rounded(float x) {
+    return widen(pack(x, 0.f) & 0xffff);
+}
+
+// The sum over all threads of a block, in a fixed order.
+DEVICE float sum_of_block(float x, float* warp_sums) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(FULL_WARP, x, step);
+    if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = 0.f;
+    for (int warp = 0; warp < (int)blockDim.x / 32; warp++) sum += warp_sums[warp];
+    return sum;
+}
+
+// residual += delta, and the root mean square norm of the sum. One block per row. residual: [batch, hidden], is written
+// unless delta is null; weight: [hidden]; out: [batch, hidden].
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+    selfspan_add_rms_norm(u16* residual, const u16* delta, const u16* weight, float epsilon, int hidden, u16* out) {
+    __shared__ float warp_sums[MAX_THREADS / 32];
+    i64 row = (i64)blockIdx.x * hidden;
+    float squares = 0.f;
+    for (int at = 8 * threadIdx.x; at < hidden; at += 8 * blockDim.x) {
+        Eight x = Eight::load(residual + row + at);
+        if (delta) {
+            Eight more = Eight::load(delta + row + at);
+#pragma unroll
+            for (int i = 0; i < 8; i++) x.x[i] = rounded(x.x[i] + more.x[i]);
+            x.store(residual + row + at);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) squares += x.x[i] * x.x[i];
+    }
+    float inverse = rsqrtf(sum_of_block(squares, warp_sums) / hidden + epsilon);
+    for (int at = 8 * threadIdx.x; at < hidden; at += 8 * blockDim.x) {
+        Eight x = Eight::load(residual + row + at), scale = Eight::load(weight + at);
+#pragma unroll
+        for (int i = 0; i < 8; i++) x.x[i] = scale.x[i] * rounded(x.x[i] * inverse);
+        x.store(out + row + at);
+    }
+}
+
+// Queries and keys are turned by their position, keys and values go to the cache. One block per row.
+// qkv: [batch, num_heads + 2 * num_kv_heads, head_dim], queries first, then keys, then values.
+// rotary: [capacity, 2, head_dim / 2], cosines and sines of every position.
+// positions: int32 [batch]; a row whose position is negative has no token: nothing of it is written.
+// queries: [batch, num_heads, head_dim]. keys, values: one layer's cache, strides in elements.
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+    selfspan_rotary_write(const u16* qkv, const u16* rotary, const int* positions, int num_heads, int num_kv_heads,
+                          int head_dim, u16* queries, u16* keys, u16* values, i64 row_stride, i64 head_stride,
+                          i64 token_stride) {
+    int row = blockIdx.x, position = positions[row], half = head_dim / 2;
+    if (position < 0) return;
+    int num_turned = num_heads + num_kv_heads, per_head = half / 8;
+    qkv += (i64)row * (num_turned + num_kv_heads) * head_dim;
+    i64 in_cache = row * row_stride + position * token_stride;
+    const u16* turn = rotary + (i64)position * head_dim;
+    for (int item = threadIdx.x; item < (num_turned + num_kv_heads) * per_head; item += blockDim.x) {
+        int head = item / per_head, at = item % per_head * 8;
+        Eight low = Eight::load(qkv + head * head_dim + at), high = Eight::load(qkv + head * head_dim + half + at);
+        u16* to = head < num_heads    ? queries + ((i64)row * num_heads + head) * head_dim
+                  : head < num_turned ? keys + in_cache + (head - num_heads) * head_stride
+                                      : values + in_cache + (head - num_turned) * head_stride;
+        if (head < num_turned) {
+            Eight cosine = Eight::load(turn + at), sine = Eight::load(turn + half + at);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                float a = low.x[i], b = high.x[i];
+                low.x[i] = rounded(a * cosine.x[i]) + rounded(-b * sine.x[i]);
+                high.x[i] = rounded(b * cosine.x[i]) + rounded(a * sine.x[i]);
+            }
+        }
+        low.store(to + at);
+        high.store(to + half + at);
+    }
+}
+
+// silu(gate) * up. gate_up: [batch, 2, size]; out: [batch, size]. Any grid of one dimension.
+extern "C" __global__ void selfspan_gated_silu(const u16* gate_up, int batch, int size, u16* out) {
+    int per_row = size / 8;
+    for (int item = blockIdx.x * blockDim.x + threadIdx.x; item < batch * per_row; item += gridDim.x * blockDim.x) {
+        int row = item / per_row, at = item % per_row * 8;
+        const u16* from = gate_up + (i64)row * 2 * size + at;
+        Eight gate = Eight::load(from), up = Eight::load(from + size);
+#pragma unroll
+        for (int i = 0; i < 8; i++) up.x[i] *= rounded(gate.x[i] / (1.f + expf(-gate.x[i])));
+        up.store(out + (i64)row * size + at);
+    }
+}

@@ -1,0 +1,133 @@
+"""The small operations of a decoder layer: their code on the CPU, and for every architecture."""
+
+import ctypes
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_on_cpu import COMPILER, HERE, pointer
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from cuda_kernels import loader
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
+DTYPES = {torch.bfloat16: 1, torch.float16: 0}
+THREADS = 64
+
+
+@functools.cache
+def library(is_bf16: int) -> ctypes.CDLL:
+    """The kernels for one element type; compiled once per test run."""
+    folder = Path(tempfile.mkdtemp(prefix="layer-"))
+    target = folder / "layer.so"
+    flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-DIS_BF16={is_bf16}"]
+    command = [COMPILER, *flags, f"-I{HERE}", f"-I{loader.FOLDER}", "-o", target, HERE / "layer.cpp"]
+    subprocess.run(command, check=True)
+    loaded = ctypes.CDLL(str(target))
+    shutil.rmtree(folder)
+    return loaded
+
+
+def random(seed, dtype, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def nan(dtype, *shape):
+    return torch.full(shape, float("nan"), dtype=dtype)
+
+
+def assert_same(found, expected):
+    """The same but for the last bits: two roundings, of what root and exponential may differ in."""
+    torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(found.dtype).eps, atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [8, 384, 1032])
+@pytest.mark.parametrize("has_delta", [True, False])
+def test_add_and_norm(dtype, hidden, has_delta):
+    """Would catch a sum that is not rounded before the norm, and an element that two threads or none take."""
+    residual, delta, weight = random(1, dtype, 3, hidden), random(2, dtype, 3, hidden), random(3, dtype, hidden)
+    norm = LlamaRMSNorm(hidden, eps=1e-5).to(dtype)
+    norm.weight.data = weight
+    total = residual + delta if has_delta else residual.clone()
+    out = nan(dtype, 3, hidden)
+    library(DTYPES[dtype]).run_add_rms_norm(
+        pointer(residual),
+        pointer(delta if has_delta else None),
+        pointer(weight),
+        ctypes.c_float(1e-5),
+        3,
+        hidden,
+        pointer(out),
+        THREADS,
+    )
+    assert torch.equal(residual, total)
+    assert_same(out, norm(total).detach())
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+def test_rotary_and_cache(dtype, head_dim):
+    """Would catch a key at another row's position, halves mixed up, or a row without a token that is written."""
+    batch, num_heads, num_kv_heads, capacity = 3, 6, 2, 20
+    qkv = random(1, dtype, batch, num_heads + 2 * num_kv_heads, head_dim)
+    angles = torch.arange(capacity)[:, None] * (10_000 ** -(torch.arange(0, head_dim, 2) / head_dim))
+    rotary = torch.stack([angles.cos(), angles.sin()], 1).to(dtype)
+    positions = torch.tensor([7, -1, 19], dtype=torch.int32)
+    queries = nan(dtype, batch, num_heads, head_dim)
+    keys, values = (
+        nan(dtype, batch, num_kv_heads, capacity, head_dim),
+        nan(dtype, batch, num_kv_heads, capacity, head_dim),
+    )
+    library(DTYPES[dtype]).run_rotary_write(
+        pointer(qkv),
+        pointer(rotary),
+        pointer(positions),
+        batch,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        pointer(queries),
+        pointer(keys),
+        pointer(values),
+        (ctypes.c_longlong * 3)(*keys.stride()[:3]),
+        THREADS,
+    )
+    query, key, value = qkv.split([num_heads, num_kv_heads, num_kv_heads], 1)
+    assert queries[1].isnan().all() and keys[1].isnan().all() and values[1].isnan().all()
+    for row in (0, 2):
+        position = positions[row]
+        cosine, sine = (part.repeat(2)[None, None] for part in rotary[position])
+        turned_query, turned_key = apply_rotary_pos_emb(
+            query[row, None, :, None], key[row, None, :, None], cosine, sine
+        )
+        assert torch.equal(queries[row], turned_query[0, :, 0])
+        assert torch.equal(keys[row, :, position], turned_key[0, :, 0])
+        assert torch.equal(values[row, :, position], value[row])
+        assert keys[row].isnan().any(-1).sum() == num_kv_heads * (capacity - 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "size"), [(1, 8), (3, 1032), (5, 64)])
+def test_gated_silu(dtype, batch, size):
+    """Would catch gate and up swapped, or a row that reads its neighbour's."""
+    gate_up, out = random(1, dtype, batch, 2, size), nan(dtype, batch, size)
+    library(DTYPES[dtype]).run_gated_silu(pointer(gate_up), batch, size, pointer(out), 3, THREADS)
+    assert_same(out, torch.nn.functional.silu(gate_up[:, 0]) * gate_up[:, 1])
+
+
+@pytest.mark.parametrize("architecture", loader.ARCHITECTURES)
+@pytest.mark.parametrize("is_bf16", [0, 1])
+def test_compiles_for_every_architecture(architecture, is_bf16):
+    """Would catch an instruction that a Turing or a Blackwell GPU does not have."""
+    if is_bf16 and architecture < 80:
+        pytest.skip("bfloat16 needs sm_80")
+    report = loader.compile_for((f"-DIS_BF16={is_bf16}",), architecture, "layer.cu")[1]
+    assert " 0 bytes spill stores" in report
