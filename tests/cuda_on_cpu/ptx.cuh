@@ -114,6 +114,14 @@ inline int atomicOr(int* at, int value) {
     *at |= value;
     return before;
 }
+inline u32 __umulhi(u32 a, u32 b) {
+    return (u32)((uint64_t)a * b >> 32);
+}
+inline int __float_as_int(float x) {
+    int y;
+    memcpy(&y, &x, 4);
+    return y;
+}
 inline float __int_as_float(int x) {
     float y;
     memcpy(&y, &x, 4);
