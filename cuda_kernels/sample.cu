@@ -1,6 +1,6 @@
 // The next id of every row: the likeliest, or drawn by temperature among the likeliest that hold a share of the
-// probability (nucleus sampling, Holtzman et al., arXiv 1904.09751). What is drawn depends on the row's logits, seed and
-// position only, not on the batch. One block per row.
+// probability (nucleus sampling, Holtzman et al., arXiv 1904.09751). What is drawn depends on the row's logits, seed
+// and position only, not on the batch. One block per row.
 //
 // Drawing adds a Gumbel number to every score and takes the greatest: no sum over the vocabulary has to be inverted.
 //
@@ -124,8 +124,8 @@ struct Scores {
 };
 
 // logits: [batch, vocab_size]. temperatures: float32 [batch], 0 for the likeliest id; shares: float32 [batch], of the
-// probability that the ids to draw from hold, 1 for all; seeds: [batch], two words each; positions: int32 [batch], those
-// of the tokens that the logits are of. ids: int64 [batch], is written.
+// probability that the ids to draw from hold, 1 for all; seeds: [batch], two words each; positions: int32 [batch],
+// those of the tokens that the logits are of. ids: int64 [batch], is written.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     selfspan_sample(const u16* logits, int vocab_size, const float* temperatures, const float* shares,
                     const uint2* seeds, const int* positions, i64* ids) {
