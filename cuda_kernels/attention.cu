@@ -3,7 +3,9 @@
 // As many blocks as run at the same time; their warps take slices of the line of all (row, key/value head) units
 // (schedule.cuh). A warp streams its tokens through registers (tile.cuh), with the next tile's loads in flight. A unit
 // that lies in one slice is written at once; the parts of the others are merged in the block, and where a unit spans
-// blocks, by whichever of them is done last, always in the same order: the same input gives the same bits.
+// blocks, by whichever of them is done last. On a long line every warp hands in its parts alone. Always in the same
+// order: the same input gives the same bits. (Values are finite: a tile's empty places weigh nothing, and 0 times
+// infinity is no number.)
 //
 // Injected: HEAD_DIM (64, 96, 128), GROUP (query heads per key/value head, 1 to 16), IS_BF16 (else fp16), NUM_WARPS.
 #include <schedule.cuh>

@@ -15,6 +15,7 @@ from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, KernelConfig, choose_
 
 MAX_BATCH = 256
 MAX_CAPACITY = 262_144
+MAX_KV_HEADS = 65_535
 DTYPES = {torch.bfloat16: 80, torch.float16: 75}
 """Element types, and the oldest architecture that has them in its tensor cores."""
 LOG2_E = math.log2(math.e)
@@ -175,6 +176,8 @@ class SpanAttention:
         if out is None:
             out = torch.empty(vectors, dtype=self.dtype, device=self.device)
         self._check("out", out, vectors, self.dtype)
+        if out.numel() and 0 in [step for size, step in zip(out.shape, out.stride(), strict=True) if size > 1]:
+            raise ValueError(f"out: rows or heads lie on each other; strides: {out.stride()}")
         if lse is not None:
             self._check("lse", lse, vectors[:2], torch.float32, contiguous=True)
         scale = self.head_dim**-0.5 if scale is None else scale
@@ -241,6 +244,8 @@ def check_shape(
         raise ValueError(f"num_heads ({num_heads}) is no multiple of num_kv_heads ({num_kv_heads})")
     if num_heads // num_kv_heads > MAX_GROUP_SIZE:
         raise ValueError(f"num_heads: at most {MAX_GROUP_SIZE} per key/value head, not {num_heads // num_kv_heads}")
+    if num_kv_heads > MAX_KV_HEADS:
+        raise ValueError(f"num_kv_heads is at most {MAX_KV_HEADS}, not {num_kv_heads}")
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"head_dim is one of {', '.join(map(str, HEAD_DIMS))}, not {head_dim}")
     if max_spans < 1:

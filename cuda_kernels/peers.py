@@ -85,17 +85,16 @@ class FlashInfer:
     run: Call
 
 
-def flashinfer(tensors: Tensors, blocks: torch.Tensor, page: int) -> FlashInfer:
-    """Set up one wrapper for one set; `blocks` int64 `[B, num_kept]`."""
+def flashinfer(tensors: Tensors, blocks: torch.Tensor, page: int, tensor_cores: bool) -> FlashInfer:
+    """Set up one wrapper for one set; `blocks` int64 `[B, num_kept]`. For grouped heads it has tensor cores only."""
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
     batch, num_heads, head_dim = tensors.query.shape
     num_kv_heads, context = tensors.keys.shape[1:3]
     device = tensors.query.device
-    group = num_heads // num_kv_heads
     # Zeroed before its first use, as FlashInfer asks.
     workspace = torch.zeros(128 * 2**20, dtype=torch.uint8, device=device)
-    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=group > 1)
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=tensor_cores)
     per_row = context // page
     # Copied: a cache kept in pages, as it would be.
     paged = [
@@ -103,8 +102,9 @@ def flashinfer(tensors: Tensors, blocks: torch.Tensor, page: int) -> FlashInfer:
         for x in (tensors.keys, tensors.values)
     ]
     pages = (blocks + per_row * torch.arange(batch, device=device)[:, None]).flatten().to(torch.int32)
-    bounds = torch.arange(batch + 1, dtype=torch.int32, device=device) * blocks.shape[1]
-    last = torch.full((batch,), page, dtype=torch.int32, device=device)
+    # On the host, where its planning wants them.
+    bounds = torch.arange(batch + 1, dtype=torch.int32) * blocks.shape[1]
+    last = torch.full((batch,), page, dtype=torch.int32)
 
     def plan() -> None:
         dtype = tensors.query.dtype

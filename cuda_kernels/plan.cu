@@ -90,23 +90,25 @@ extern "C" __global__ void __launch_bounds__(MAX_PLAN_THREADS)
         // Whatever the table says, nothing outside of the cache is read.
         int from = min(max(interval.x, 0), capacity), to = min(max(interval.y, from), capacity);
         int total;
-        int end = before + sum_up_to(to - from, warp_sums, total);
+        int end = min(before + sum_up_to(to - from, warp_sums, total), capacity);
         if (i < count) {
             spans[i] = make_int2(end, to - end);
             int wrong = errors ? check(interval, i > 0 ? intervals[i - 1].y : interval.x, capacity) : 0;
             if (wrong) atomicOr(&errors[row], wrong);
         }
-        before += total;
+        before = min(before + total, capacity);
     }
     if (threadIdx.x == 0) {
         // The same from every block.
         line.batch = batch;
         line.num_kv_heads = num_kv_heads;
         line.num_blocks = num_blocks;
-        line.num_visible()[row] = min(before, capacity);
+        line.num_visible()[row] = before;
         line.num_spans()[row] = count;
     }
     if (threadIdx.x >= 32) return;
     bool is_last = threadIdx.x == 0 && is_last_block(num_done);
-    if (__ballot_sync(FULL_WARP, is_last)) lay_out(line, threadIdx.x);
+    if (!__ballot_sync(FULL_WARP, is_last)) return;
+    __syncwarp();
+    lay_out(line, threadIdx.x);
 }

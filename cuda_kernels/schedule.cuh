@@ -2,8 +2,8 @@
 // into slices, one per warp: of as many tiles each, wherever units end, so that no mix of lengths leaves a
 // multiprocessor without work. With two exceptions:
 // - A long line is cut into several rounds of slices that get shorter, and warps take them as they come.
-// - Where all units are about as long, and there are as many of them or a few times fewer than warps, whole units are
-//   dealt out, or so many parts of each that one block has them all.
+// - Where all units are about as long, and their number suits that of the warps, whole units are dealt out, one or more
+//   to a warp, or so many parts of each that one block has them all.
 #pragma once
 #include <tile.cuh>
 
@@ -63,9 +63,10 @@ struct Deal {
 constexpr float LEAST_BUSY = 0.55f;
 
 DEVICE Deal choose_deal(int num_units, int num_warps, int length, int longest_unit) {
-    // Units that are longer than others, by more than a tenth and two tiles, would be waited for.
-    if ((float)num_units * (longest_unit - 2) > 1.1f * length) return {0, 0};
     Deal deal = {(num_units + num_warps - 1) / num_warps, 1};
+    // Units that are longer than others, by more than a tenth and two tiles, would be waited for; empty ones count.
+    int longer = deal.units == 1 ? 2 : 0;
+    if ((float)num_units * (longest_unit - longer) > 1.1f * length) return {0, 0};
     while (NUM_WARPS % (2 * deal.warps) == 0 && num_units * 2 * deal.warps <= num_warps) deal.warps *= 2;
     float busy = (float)num_units * deal.warps / deal.units;
     return busy >= LEAST_BUSY * num_warps ? deal : Deal{0, 0};

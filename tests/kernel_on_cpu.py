@@ -115,19 +115,20 @@ def attend(
     max_spans: int,
     num_blocks: int,
     block_order: list[int] | None = None,
+    macros: tuple[str, ...] = SMALL,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plan and attend; `[B, H, D]` and log-sum-exp `[B, H]`.
+    """Plan and attend; `[B, H, D]` and log-sum-exp `[B, H]`. The macros decide what counts as a long line.
 
     Args:
         query: `[B, H, D]`; keys, values: `[B, Hkv, capacity, D]`.
         rows: intervals of every row.
         num_blocks: of the grid; block_order: in which they run.
     """
-    kernels = library(config)
+    kernels = library(config, macros)
     batch, num_heads = query.shape[:2]
     num_kv_heads, capacity = keys.shape[1:3]
     intervals, counts = table_of(rows, max_spans)
-    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks)
+    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks, macros)
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
@@ -161,12 +162,17 @@ def attend(
 
 
 def slices(
-    config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_blocks: int
-) -> tuple[list[range], bool]:
-    """The places of the line that every slice has; and whether whole units are dealt out."""
+    config: KernelConfig,
+    num_visible: list[int],
+    num_kv_heads: int,
+    num_blocks: int,
+    macros: tuple[str, ...] = (),
+) -> tuple[list[range], str]:
+    """The places of the line that every slice has; and how the line is handed out: "cut", "dealt" or "long"."""
     intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
-    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks, ())
+    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks, macros)
     found = torch.empty(MAX_ROUNDS * num_blocks * config.num_warps, 3, dtype=torch.int32)
-    num_shares = library(config, ()).run_slices(pointer(planned.line), pointer(found))
+    num_shares = library(config, macros).run_slices(pointer(planned.line), pointer(found))
     places = [range(begin, begin + length, step) for begin, length, step in found[: abs(num_shares)].tolist()]
-    return places, num_shares < 0
+    mode = "dealt" if num_shares < 0 else "long" if num_shares > num_blocks * config.num_warps else "cut"
+    return places, mode

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_on_cpu import COMPILER, attend, plan, slices, table_of
+from kernel_on_cpu import COMPILER, SMALL, attend, plan, slices, table_of
 
 from cuda_kernels import bench, loader, picture
 from cuda_kernels.launch import BadIntervals, CudaUnavailable, SpanAttention, check_shape, check_tensor
@@ -103,17 +103,51 @@ CONFIGS = [
 
 
 @needs_compiler
+@pytest.mark.parametrize("macros", [SMALL, ()], ids=["small", "as launched"])
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 5), st.integers(1, 300), st.integers(1, 3), st.integers(1, 9))
-def test_agrees_with_float64_on_any_table(config, seed, batch, capacity, num_kv_heads, num_blocks):
+def test_agrees_with_float64_on_any_table(config, macros, seed, batch, capacity, num_kv_heads, num_blocks):
     """Would catch a token read twice, left out or from outside the intervals; a lost part of a unit; a wrong merge."""
     rows = random_rows(seed, batch, capacity, 12)
     query, keys, values = problem(seed, rows, config, num_kv_heads, capacity)
     order = list(range(num_blocks))
     random.Random(seed).shuffle(order)
-    out, lse = attend(config, query, keys, values, rows, 0.1, 12, num_blocks, order)
+    out, lse = attend(config, query, keys, values, rows, 0.1, 12, num_blocks, order, macros)
     assert_close(out, lse, query, keys, values, rows, 0.1)
+
+
+# Every way to hand out a line: configuration, visible tokens of the rows, key/value heads, blocks, macros.
+MODES = {
+    "cut, two warps": ("cut", KernelConfig(96, 3, True, 2), [40, 900, 3], 2, 5, ()),
+    "cut, more than 32 blocks": ("cut", KernelConfig(64, 1, True, 2), [2500, 17], 1, 70, ()),
+    "cut, parts in the second sixteen": ("cut", KernelConfig(128, 4, True, 2), [1300], 1, 20, ()),
+    "dealt, a unit a warp": ("dealt", KernelConfig(128, 4, True, 8), [50, 48, 49, 0], 2, 1, ()),
+    "dealt, two units a warp": ("dealt", KernelConfig(64, 16, False, 8), [64] * 7, 2, 1, ()),
+    "dealt, two warps a unit": ("dealt", KernelConfig(128, 1, True, 8), [100] * 4, 2, 2, ()),
+    "dealt, eight warps a unit": ("dealt", KernelConfig(96, 12, False, 8), [333, 340], 2, 4, ()),
+    "long, one head": ("long", KernelConfig(64, 1, False, 8), [700, 3, 90], 2, 2, SMALL),
+    "long, four heads": ("long", KernelConfig(128, 4, True, 4), [901, 0, 333], 2, 3, SMALL),
+    "long, twelve heads": ("long", KernelConfig(96, 12, True, 2), [600], 1, 3, SMALL),
+    "long, as launched": ("long", KernelConfig(64, 7, False, 2), [3000, 3100], 1, 1, ()),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", MODES, ids=str)
+def test_every_way_to_hand_out_a_line(case):
+    """Would catch a way that is never taken, or is wrong where random tables seldom take it."""
+    mode, config, num_visible, num_kv_heads, num_blocks, macros = MODES[case]
+    assert slices(config, num_visible, num_kv_heads, num_blocks, macros)[1] == mode
+    capacity = max(num_visible) + 9
+    rows = [
+        [(i, i + n // 2), (i + n // 2 + 3, i + n + 3)] if n > 1 else [(0, 1)] * n for i, n in enumerate(num_visible)
+    ]
+    query, keys, values = problem(1, rows, config, num_kv_heads, capacity)
+    out, lse = attend(config, query, keys, values, rows, 0.1, 2, num_blocks, None, macros)
+    assert_close(out, lse, query, keys, values, rows, 0.1)
+    again = attend(config, query, keys, values, rows, 0.1, 2, num_blocks, list(range(num_blocks))[::-1], macros)
+    assert torch.equal(out, again[0]) and torch.equal(lse, again[1])
 
 
 @needs_compiler
@@ -191,12 +225,12 @@ def test_benchmark_selections_keep_what_they_say(selection, seed, context, densi
 
 
 @needs_compiler
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 10**9), st.integers(1, 6), st.integers(1, 2000))
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**9), st.integers(1, 4), st.integers(1, 4000))
 def test_plan_lists_the_visible_tokens(seed, batch, capacity):
-    """Would catch a prefix sum that is off at the edge of a warp, or of the 256 spans that are added at a time."""
-    rows = random_rows(seed, batch, capacity, 700)
-    intervals, counts = table_of(rows, 700)
+    """Would catch a prefix sum that is off at the edge of a warp, or of the 1,024 spans that are added at a time."""
+    rows = random_rows(seed, batch, capacity, 1500)
+    intervals, counts = table_of(rows, 1500)
     planned = plan(CONFIGS[0], intervals, counts, capacity, 2)
     assert not planned.errors.any() and not planned.arrived.any()
     assert planned.num_visible == [sum(end - start for start, end in spans) for spans in rows]
@@ -218,6 +252,7 @@ def test_plan_lists_the_visible_tokens(seed, batch, capacity):
         ([(3, 3)], 1, 2),
         ([(5, 3)], 1, 2),
         ([(0, 2), (3, 4), (4, 5)], 4, 1),
+        ([(0, 10), (0, 10), (0, 10)], 3, 4),
         ([(0, 5)], -1, 1),
         ([(0, 10)], 1, 0),
     ],
@@ -235,7 +270,7 @@ def test_plan_finds_bad_intervals_and_keeps_within_the_cache(spans, count, code)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=40), st.integers(1, 8), st.integers(1, 50))
 def test_slices_are_nearly_equal(num_visible, num_kv_heads, num_blocks):
     """Would catch a slice that is lost, out of order, or much longer than the others: one warp would hold up all."""
-    found, is_dealt = slices(CONFIGS[0], num_visible, num_kv_heads, num_blocks)
+    found, mode = slices(CONFIGS[0], num_visible, num_kv_heads, num_blocks)
     units = [-(-visible // 16) for visible in num_visible for _ in range(num_kv_heads) if visible]
     ends = list(itertools.accumulate(tiles + 1 for tiles in units))
     # A unit's last place stands for what it costs to begin: nobody has to have it.
@@ -243,12 +278,12 @@ def test_slices_are_nearly_equal(num_visible, num_kv_heads, num_blocks):
     places = [place for one in found for place in one]
     assert len(places) == len(set(places)) and tiles <= set(places)
     lengths = [len(one) for one in found]
-    if is_dealt:
+    if mode == "dealt":
         assert max(lengths) <= 2.2 * sum(lengths) / (8 * num_blocks) + 4
     else:
         # On a long line, every round is half of the one before, and the last two are alike.
         rounds = [lengths[i : i + 8 * num_blocks] for i in range(0, len(lengths), 8 * num_blocks)]
-        assert len(rounds) <= loader.MAX_ROUNDS
+        assert len(rounds) <= loader.MAX_ROUNDS and (len(rounds) > 1) == (mode == "long")
         assert all(max(one) - min(one) <= 1 for one in rounds)
         sums = list(map(sum, rounds))
         assert all(abs(2 * now - before) <= 2 for before, now in itertools.pairwise(sums[:-1]))
@@ -262,9 +297,9 @@ def test_slices_are_nearly_equal(num_visible, num_kv_heads, num_blocks):
 )
 def test_equal_units_are_dealt_out_whole(units, per_warp, warps_each):
     """Would catch a unit that two blocks share without need, or blocks that get much less than others."""
-    found, is_dealt = slices(CONFIGS[0], [250] * (units // 4), 4, 132)
-    assert is_dealt == (warps_each > 0)
-    if is_dealt:
+    found, mode = slices(CONFIGS[0], [250] * (units // 4), 4, 132)
+    assert (mode == "dealt") == (warps_each > 0)
+    if mode == "dealt":
         blocks = [found[8 * i : 8 * i + 8] for i in range(132)]
         busy = [sum(map(bool, block)) for block in blocks]
         assert sum(busy) == units // per_warp * warps_each and max(busy) - min(busy) <= warps_each
@@ -275,7 +310,7 @@ def test_equal_units_are_dealt_out_whole(units, per_warp, warps_each):
                 whole = range(start, start + 17 * per_warp)
                 assert not one or one == (whole if warps_each == 1 else range(start + part, start + 16, warps_each))
     # A fifth longer is too much.
-    assert not slices(CONFIGS[0], [250] * (units // 4 - 1) + [310], 4, 132)[1]
+    assert slices(CONFIGS[0], [250] * (units // 4 - 1) + [310], 4, 132)[1] == "cut"
 
 
 def results_of(points: dict[str, list[tuple[float, float]]], dense_us: float) -> dict:
@@ -541,7 +576,34 @@ def test_gpu_long_lines():
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 97, 1025, 131_072])
+@pytest.mark.parametrize("config", [KernelConfig(128, 4, True, 0), KernelConfig(96, 12, False, 0)], ids=str)
+@pytest.mark.parametrize(("batch", "num_kv_heads"), [(32, 8), (64, 16), (130, 16), (256, 1)])
+def test_gpu_equal_rows(config, batch, num_kv_heads):
+    """Would catch what goes wrong only where whole units are dealt out: on GPUs of any size one of these is."""
+    rows = [[(i % 7, 100 + i % 7), (150, 250 + i % 3)] for i in range(batch)]
+    rows[batch // 2] = []
+    served, tensors, _ = on_gpu(config, rows, num_kv_heads, 260, 2, batch)
+    for _ in range(2):
+        out, lse = called(served, tensors)
+        assert_close(out, lse, *(x.cpu() for x in tensors), rows, 0.1)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_long_line_of_grouped_heads():
+    """Would catch a merge on a long line that takes one head's part for another's."""
+    config = KernelConfig(128, 4, True, 0)
+    rows = [[(0, 30_000)], [(5, 9000), (9001, 30_000)], [(i, i + 9) for i in range(0, 30_000, 10)]]
+    served, tensors, _ = on_gpu(config, rows, 12, 30_000, 3000, 9)
+    out, lse = called(served, tensors)
+    assert_close(out, lse, *(x.cpu() for x in tensors), rows, 0.1)
+    again, lse_again = called(served, tensors)
+    assert torch.equal(out, again) and torch.equal(lse, lse_again)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 97, 1025, 131_072, 262_144])
 def test_gpu_lengths(length):
     """Would catch an index that overflows, or a split over all blocks that loses a part."""
     config = KernelConfig(128, 4, True, 0)
@@ -554,25 +616,47 @@ def test_gpu_lengths(length):
 @pytest.mark.gpu
 @needs_cuda
 def test_gpu_graph_replays_see_new_intervals():
-    """Would catch a value that is baked into a captured graph: intervals, counts, queries and cache all change."""
+    """Would catch a value that is baked into a captured graph: intervals, counts, queries and cache change, and with
+    them the way the work is handed out."""
     config = KernelConfig(128, 8, True, 0)
-    capacity, max_spans = 700, 12
-    first, second = random_rows(1, 6, capacity, max_spans), random_rows(2, 6, capacity, max_spans)
-    served, tensors, tables = on_gpu(config, first, 2, capacity, max_spans, 1)
+    batch, capacity, max_spans = 32, 700, 12
+    tables = {
+        "random": random_rows(1, batch, capacity, max_spans),
+        "equal": [[(i, i + 300), (400, 420)] for i in range(batch)],
+        "one row": [[(3, 690)]] + [[]] * (batch - 1),
+        "nothing": [[]] * batch,
+    }
+    served, tensors, given = on_gpu(config, tables["random"], 8, capacity, max_spans, 1)
     out = torch.empty_like(tensors[0])
     served(*tensors, scale=0.1, out=out)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        served.plan(*tables, capacity)
+        served.plan(*given, capacity)
+        # Two layers share a plan.
+        served(*tensors, scale=0.1, out=torch.empty_like(out))
         served(*tensors, scale=0.1, out=out)
-    for seed, rows in ((1, first), (2, second), (1, first)):
-        fresh = [*problem(seed, rows, config, 2, capacity), *table_of(rows, max_spans)]
-        for kept, new in zip((*tensors, *tables), fresh, strict=True):
+    for seed, name in enumerate(("random", "equal", "nothing", "one row", "equal", "random")):
+        rows = tables[name]
+        fresh = [*problem(seed, rows, config, 8, capacity), *table_of(rows, max_spans)]
+        for kept, new in zip((*tensors, *given), fresh, strict=True):
             kept.copy_(new)
         out.fill_(float("nan"))
         graph.replay()
         expected, _ = exact(*(x.cpu() for x in tensors), rows, 0.1)
         assert (out.cpu().double() - expected).abs().max() < 0.02
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_more_spans_than_threads():
+    """Would catch a plan that loses count where a row has more spans than a block of it has threads."""
+    config = KernelConfig(64, 2, True, 0)
+    rows = [[(2 * i, 2 * i + 1) for i in range(2000)], [(3 * i, 3 * i + 2) for i in range(1300)]]
+    served, tensors, _ = on_gpu(config, rows, 2, 4099, 2000, 3)
+    out, lse = called(served, tensors)
+    assert_close(out, lse, *(x.cpu() for x in tensors), rows, 0.1)
+    with pytest.raises(ValueError, match="out: rows or heads lie on each other"):
+        served(*tensors, out=tensors[0][:1].expand_as(tensors[0]))
 
 
 @pytest.mark.gpu

@@ -183,8 +183,8 @@ def kernel_remarks(results: dict) -> str:
         plans = sorted(theirs["plan_us"] for theirs, _ in pairs)
         text += (
             f"FlashInfer over the same pages, its planning left out ({plans[len(plans) // 2]:.0f} us on the host "
-            f"whenever the selection changes): this kernel is faster in {sum(x > 1 for x in times)} of {len(times)} "
-            f"cases, {times[0]:.3f} to {times[-1]:.2f} times as fast.\n"
+            f"whenever the number of pages changes): this kernel is faster in {sum(x > 1 for x in times)} of "
+            f"{len(times)} cases, {times[0]:.3f} to {times[-1]:.2f} times as fast.\n"
         )
     plans = [row["ours"]["plan_us"] for row in cases if row["ours"].get("spans_per_row", 99) <= 32]
     if plans:
