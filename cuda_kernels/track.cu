@@ -166,19 +166,40 @@ struct Row {
 
 // One id per row. ids: int64 [batch]; kinds: int16 [vocab]; tracks: [batch]; segments: int32 [batch, NUM_ANCHORS, 2].
 // intervals: int32 [batch, max_spans, 2] with max_spans at least MAX_INTERVALS, and counts: int32 [batch], as the plan
-// kernel takes them. reports: int32 [batch], phase and flags. is_dense: everything is seen, whatever is declared.
+// kernel takes them. positions: int32 [batch], where the id stands, or -1 in rows without a sequence. reports: int32
+// [batch], phase and flags. is_dense: everything is seen, whatever is declared.
 extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int batch,
-                                          int is_dense, int2* intervals, int max_spans, int* counts, int* reports) {
+                                          int is_dense, int2* intervals, int max_spans, int* counts, int* positions,
+                                          int* reports) {
     int number = blockIdx.x * blockDim.x + threadIdx.x;
     if (number >= batch) return;
     Row row = {tracks[number], segments + (i64)number * NUM_ANCHORS};
     if (row.track.phase == PHASE_IDLE) {
         counts[number] = 0;
+        positions[number] = -1;
         reports[number] = PHASE_IDLE;
         return;
     }
     int report = row.push(kinds[ids[number]]);
     bool is_body = (report & 7) == PHASE_BODY;
     counts[number] = row.visible(intervals + (i64)number * max_spans, is_dense || !is_body);
+    positions[number] = row.track.position;
     reports[number] = report;
+}
+
+// What was drawn behind every row's last id is written down, and rows that are at their end go idle: after the end of
+// the sequence, or where the next id would have no place. ids: int64 [batch]; limits: int32 [batch], positions that a
+// row may take; ring: int64 [num_slots, batch], of which slot `step` % num_slots is written, with -1 for idle rows; the
+// host may read it while later steps run. step: int32 [1], counted up.
+extern "C" __global__ void selfspan_advance(const i64* ids, const short* kinds, Track* tracks, const int* limits,
+                                            int batch, i64* ring, int num_slots, int* step) {
+    int slot = *step % num_slots;
+    __syncthreads();
+    for (int row = threadIdx.x; row < batch; row += blockDim.x) {
+        Track& track = tracks[row];
+        bool is_idle = track.phase == PHASE_IDLE;
+        ring[(i64)slot * batch + row] = is_idle ? -1 : ids[row];
+        if (!is_idle && (kinds[ids[row]] == KIND_EOS || track.position + 1 >= limits[row])) track.phase = PHASE_IDLE;
+    }
+    if (threadIdx.x == 0) *step += 1;
 }

@@ -103,7 +103,10 @@ class SpanTracker:
 
     def __init__(self, grammar: Grammar, batch: int, device: torch.device | str = "cuda") -> None:
         self.grammar, self.batch, self.device = grammar, batch, cuda_device(device)
-        self._kernel = load("track.cu", "selfspan_track", grammar.macros(), self.device.index)
+        self._track, self._advance = (
+            load("track.cu", name, grammar.macros(), self.device.index)
+            for name in ("selfspan_track", "selfspan_advance")
+        )
         self._launch = Launcher(self.device)
         self._kinds = grammar.kinds().to(self.device)
         self.tracks = torch.zeros(batch, grammar.track_words, dtype=torch.int32, device=self.device)
@@ -124,6 +127,7 @@ class SpanTracker:
         ids: torch.Tensor,
         intervals: torch.Tensor,
         counts: torch.Tensor,
+        positions: torch.Tensor,
         reports: torch.Tensor,
         is_dense: bool = False,
     ) -> None:
@@ -133,6 +137,7 @@ class SpanTracker:
             ids: int64 `[batch]`.
             intervals: int32 `[batch, max_spans, 2]`, max_spans at least `grammar.max_intervals`; is written.
             counts: int32 `[batch]`; is written; 0 for rows without a sequence.
+            positions: int32 `[batch]`; is written: where the id stands, or -1 in rows without a sequence.
             reports: int32 `[batch]`; is written: phase in the lower three bits, and flags.
             is_dense: everything is seen, whatever is declared.
 
@@ -146,6 +151,7 @@ class SpanTracker:
         if spans[0] < self.grammar.max_intervals:
             raise ValueError(f"intervals has room for {spans[0]} a row, and {self.grammar.max_intervals} are needed")
         check_tensor("counts", counts, batch, torch.int32, self.device, contiguous=True)
+        check_tensor("positions", positions, batch, torch.int32, self.device, contiguous=True)
         check_tensor("reports", reports, batch, torch.int32, self.device, contiguous=True)
         pointers = [np.uint64(tensor.data_ptr()) for tensor in (ids, self._kinds, self.tracks, self.segments)]
         arguments = (
@@ -155,6 +161,35 @@ class SpanTracker:
             np.uint64(intervals.data_ptr()),
             np.int32(spans[0]),
             np.uint64(counts.data_ptr()),
+            np.uint64(positions.data_ptr()),
             np.uint64(reports.data_ptr()),
         )
-        self._launch(self._kernel, -(-self.batch // THREADS), THREADS, arguments)
+        self._launch(self._track, -(-self.batch // THREADS), THREADS, arguments)
+
+    def advance(self, ids: torch.Tensor, limits: torch.Tensor, ring: torch.Tensor, step: torch.Tensor) -> None:
+        """Write down what was drawn behind every row's last id; rows at their end go idle.
+
+        Args:
+            ids: int64 `[batch]`, the next ids.
+            limits: int32 `[batch]`, positions that a row may take.
+            ring: int64 `[num_slots, batch]` on the device, or pinned on the host; slot `step % num_slots` is written,
+                with -1 for rows without a sequence.
+            step: int32 `[1]` on the device; is counted up.
+
+        Raises:
+            ValueError: a wrong argument, named.
+        """
+        check_tensor("ids", ids, (self.batch,), torch.int64, self.device, contiguous=True)
+        check_tensor("limits", limits, (self.batch,), torch.int32, self.device, contiguous=True)
+        check_tensor("step", step, (1,), torch.int32, self.device, contiguous=True)
+        where = ring.device if ring.device.type == "cpu" and ring.is_pinned() else self.device
+        check_tensor("ring", ring, (ring.shape[0], self.batch), torch.int64, where, contiguous=True)
+        tensors = (ids, self._kinds, self.tracks, limits)
+        arguments = (
+            *(np.uint64(tensor.data_ptr()) for tensor in tensors),
+            np.int32(self.batch),
+            np.uint64(ring.data_ptr()),
+            np.int32(ring.shape[0]),
+            np.uint64(step.data_ptr()),
+        )
+        self._launch(self._advance, 1, THREADS, arguments)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from kernel_on_cpu import COMPILER
 from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, worked_example
-from tracker_on_cpu import push, stream
+from tracker_on_cpu import advance, push, stream
 
 from cuda_kernels import loader
 from cuda_kernels.launch import CudaUnavailable
@@ -106,13 +106,14 @@ def test_rows_do_not_know_of_each_other():
     answers = [rendered.ids[rendered.prompt.num_tokens :] for rendered in examples]
     for step in range(min(map(len, answers))):
         ids = torch.tensor([answer[step] for answer in answers])
-        intervals, counts, reports = push(GRAMMAR, tracks, segments, ids, GRAMMAR.max_intervals + 3, False)
+        intervals, counts, positions, reports = push(GRAMMAR, tracks, segments, ids, GRAMMAR.max_intervals + 3, False)
         for row, tracker in enumerate(trackers):
             if row == 3:
-                assert (counts[row], reports[row]) == (0, IDLE)
+                assert (counts[row], positions[row], reports[row]) == (0, -1, IDLE)
                 continue
-            report, visible = said(tracker.push(answers[row][step]))
-            assert reports[row] == report
+            state = tracker.push(answers[row][step])
+            report, visible = said(state)
+            assert (reports[row], positions[row]) == (report, state.position)
             assert intervals[row, : counts[row]].tolist() == [list(interval) for interval in visible]
             assert (intervals[row, counts[row] :] == -7).all()
 
@@ -124,8 +125,28 @@ def test_a_dense_lane_sees_everything():
     track, segments = start(rendered.prompt)
     first = rendered.prompt.num_tokens
     for position, token in enumerate(rendered.ids[first:], start=first):
-        intervals, counts, _ = push(GRAMMAR, track[None], segments[None], torch.tensor([token]), 10, True)
+        intervals, counts, _, _ = push(GRAMMAR, track[None], segments[None], torch.tensor([token]), 10, True)
         assert counts.tolist() == [1] and intervals[0, 0].tolist() == [0, position + 1]
+
+
+@needs_compiler
+def test_rows_go_idle_at_their_end_and_the_ring_remembers():
+    """Would catch a row that writes on behind its end, over its neighbour's cache; or an id that nobody ever reads."""
+    states = [start(PROMPT) for _ in range(4)]
+    tracks, _ = (torch.stack(parts).contiguous() for parts in zip(*states, strict=True))
+    tracks[3, 1] = IDLE
+    # The prompts end at position 11: two more places for row 1, and plenty for the others.
+    limits = torch.tensor([90, 13, 90, 90], dtype=torch.int32)
+    ring, step = torch.full((3, 4), -9), torch.zeros(1, dtype=torch.int32)
+    draws = [[40, 41, 42, 43], [MARKERS.eos, 44, 45, 46], [47, 48, 49, 50], [51, 52, 53, 54]]
+    written = []
+    for number, draw in enumerate(draws):
+        advance(GRAMMAR, torch.tensor(draw), tracks, limits, ring, step)
+        written.append(ring[number % 3].tolist())
+        tracks[tracks[:, 1] != IDLE, 0] += 1  # as the tracker does with the next id
+    assert written == [[40, 41, 42, -1], [MARKERS.eos, 44, 45, -1], [-1, -1, 49, -1], [-1, -1, 53, -1]]
+    assert step.item() == 4 and (tracks[:, 1] == IDLE).tolist() == [True, True, False, True]
+    assert ring[1].tolist() == written[1] and ring[0].tolist() == written[3]
 
 
 @pytest.mark.parametrize("architecture", loader.ARCHITECTURES)
@@ -153,15 +174,17 @@ def test_gpu_same_as_python():
         tracker.set(row, *start(PROMPT))
     in_python = [Tracker(MARKERS, layout) for layout in layouts]
     intervals = torch.zeros(40, 12, 2, dtype=torch.int32, device="cuda")
-    counts, reports = (torch.zeros(40, dtype=torch.int32, device="cuda") for _ in range(2))
+    counts, positions, reports = torch.zeros(3, 40, dtype=torch.int32, device="cuda")
     for step in range(200):
-        tracker.push(torch.tensor([ids[step] for ids in streams], device="cuda"), intervals, counts, reports)
+        tracker.push(torch.tensor([ids[step] for ids in streams], device="cuda"), intervals, counts, positions, reports)
         for row, other in enumerate(in_python):
-            report, visible = said(other.push(streams[row][step]))
-            assert reports[row].item() == report
+            state = other.push(streams[row][step])
+            report, visible = said(state)
+            assert (reports[row].item(), positions[row].item()) == (report, state.position)
             assert intervals[row, : counts[row]].tolist() == [list(interval) for interval in visible]
     tracker.clear([5])
-    tracker.push(torch.tensor([ids[0] for ids in streams], device="cuda"), intervals, counts, reports)
-    assert counts[5].item() == 0 and counts[6].item() > 0
+    tracker.push(torch.tensor([ids[0] for ids in streams], device="cuda"), intervals, counts, positions, reports)
+    assert counts[5].item() == 0 and positions[5].item() == -1 and counts[6].item() > 0
     with pytest.raises(ValueError, match="intervals has room for 3 a row, and 10 are needed"):
-        tracker.push(torch.zeros(40, dtype=torch.int64, device="cuda"), intervals[:, :3].contiguous(), counts, reports)
+        ids = torch.zeros(40, dtype=torch.int64, device="cuda")
+        tracker.push(ids, intervals[:, :3].contiguous(), counts, positions, reports)

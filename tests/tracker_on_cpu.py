@@ -53,11 +53,11 @@ def stream(
 
 def push(
     grammar: Grammar, tracks: torch.Tensor, segments: torch.Tensor, ids: torch.Tensor, max_spans: int, is_dense: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One id per row through the kernel: intervals `[B, max_spans, 2]`, counts and reports `[B]`; state changes."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One id per row through the kernel: intervals `[B, max_spans, 2]`, counts, positions, reports; state changes."""
     batch, kinds = len(ids), grammar.kinds()
     intervals = torch.full((batch, max_spans, 2), -7, dtype=torch.int32)
-    counts, reports = torch.full((batch,), -7, dtype=torch.int32), torch.full((batch,), -7, dtype=torch.int32)
+    counts, positions, reports = torch.full((3, batch), -7, dtype=torch.int32)
     library(grammar).run_track(
         pointer(ids),
         pointer(kinds),
@@ -68,6 +68,29 @@ def push(
         pointer(intervals),
         max_spans,
         pointer(counts),
+        pointer(positions),
         pointer(reports),
     )
-    return intervals, counts, reports
+    return intervals, counts, positions, reports
+
+
+def advance(
+    grammar: Grammar,
+    ids: torch.Tensor,
+    tracks: torch.Tensor,
+    limits: torch.Tensor,
+    ring: torch.Tensor,
+    step: torch.Tensor,
+) -> None:
+    """Write ids down in the ring `[num_slots, B]`; rows at their end go idle."""
+    kinds = grammar.kinds()
+    library(grammar).run_advance(
+        pointer(ids),
+        pointer(kinds),
+        pointer(tracks),
+        pointer(limits),
+        len(ids),
+        pointer(ring),
+        len(ring),
+        pointer(step),
+    )

@@ -9,10 +9,15 @@ extern "C" int num_track_words() {
 
 // One id for every row, through the kernel itself.
 extern "C" void run_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int batch, int is_dense,
-                          int2* intervals, int max_spans, int* counts, int* reports) {
+                          int2* intervals, int max_spans, int* counts, int* positions, int* reports) {
     Machine::get().run({0, 1}, 32, 0, [=] {
-        selfspan_track(ids, kinds, tracks, segments, batch, is_dense, intervals, max_spans, counts, reports);
+        selfspan_track(ids, kinds, tracks, segments, batch, is_dense, intervals, max_spans, counts, positions, reports);
     });
+}
+
+extern "C" void run_advance(const i64* ids, const short* kinds, Track* tracks, const int* limits, int batch, i64* ring,
+                            int num_slots, int* step) {
+    Machine::get().run({0}, 32, 0, [=] { selfspan_advance(ids, kinds, tracks, limits, batch, ring, num_slots, step); });
 }
 
 // A whole stream for one row; intervals [num_ids, MAX_INTERVALS], counts and reports [num_ids].
