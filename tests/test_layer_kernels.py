@@ -13,6 +13,8 @@ from kernel_on_cpu import COMPILER, HERE, pointer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from cuda_kernels import loader
+from cuda_kernels.decode_ops import DecodeOps
+from cuda_kernels.launch import CudaUnavailable
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
 DTYPES = {torch.bfloat16: 1, torch.float16: 0}
@@ -131,3 +133,53 @@ def test_compiles_for_every_architecture(architecture, is_bf16):
         pytest.skip("bfloat16 needs sm_80")
     report = loader.compile_for((f"-DIS_BF16={is_bf16}",), architecture, "layer.cu")[1]
     assert " 0 bytes spill stores" in report
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gpu_layer_operations(dtype):
+    """Would catch a launcher that hands over the wrong shape or stride, and what the CPU's stand-in does not show."""
+    ops = DecodeOps(dtype)
+    batch, hidden, num_heads, num_kv_heads, head_dim, capacity = 5, 1032, 8, 2, 128, 33
+    residual, delta, weight = (
+        x.cuda() for x in (random(1, dtype, batch, hidden), random(2, dtype, batch, hidden), random(3, dtype, hidden))
+    )
+    norm = LlamaRMSNorm(hidden, eps=1e-5).to(dtype).cuda()
+    norm.weight.data = weight
+    total, out = residual + delta, torch.full_like(residual, float("nan"))
+    ops.add_rms_norm(residual, delta, weight, 1e-5, out)
+    assert torch.equal(residual, total)
+    assert_same(out, norm(total).detach())
+    qkv = random(4, dtype, batch, num_heads + 2 * num_kv_heads, head_dim).cuda()
+    rotary = random(5, dtype, capacity, 2, head_dim // 2).cuda()
+    positions = torch.tensor([0, 32, -1, 7, 7], dtype=torch.int32, device="cuda")
+    queries = torch.full((batch, num_heads, head_dim), float("nan"), dtype=dtype, device="cuda")
+    cache = torch.full(
+        (2, batch, capacity, num_kv_heads, head_dim), float("nan"), dtype=dtype, device="cuda"
+    ).transpose(2, 3)
+    ops.rotary_write(qkv, rotary, positions, queries, cache[0], cache[1])
+    query, key, value = qkv.split([num_heads, num_kv_heads, num_kv_heads], 1)
+    for row in (0, 1, 3, 4):
+        position = positions[row]
+        cosine, sine = (part.repeat(2)[None, None] for part in rotary[position])
+        turned_query, turned_key = apply_rotary_pos_emb(
+            query[row, None, :, None], key[row, None, :, None], cosine, sine
+        )
+        assert torch.equal(queries[row], turned_query[0, :, 0])
+        assert torch.equal(cache[0, row, :, position], turned_key[0, :, 0])
+        assert torch.equal(cache[1, row, :, position], value[row])
+    assert queries[2].isnan().all() and cache[:, 2].isnan().all()
+    gate_up, gated = random(6, dtype, batch, 2, hidden).cuda(), torch.full_like(residual, float("nan"))
+    ops.gated_silu(gate_up, gated)
+    assert_same(gated, torch.nn.functional.silu(gate_up[:, 0]) * gate_up[:, 1])
+    with pytest.raises(ValueError, match=r"out has shape \(5, 1032\), and has to have \(4, 1032\)"):
+        ops.add_rms_norm(residual[:4], None, weight, 1e-5, out)
+
+
+def test_other_dtypes_and_devices_are_refused():
+    """Would catch a silent fallback, or a float32 model that is read as something else."""
+    with pytest.raises(ValueError, match="not torch.float32"):
+        DecodeOps(torch.float32)
+    with pytest.raises(CudaUnavailable, match="need a CUDA device"):
+        DecodeOps(torch.bfloat16, "cpu")

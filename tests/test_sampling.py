@@ -13,6 +13,7 @@ import torch
 from kernel_on_cpu import COMPILER, HERE, pointer
 
 from cuda_kernels import loader
+from cuda_kernels.decode_ops import DecodeOps
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernel for the CPU")
 BF16 = torch.bfloat16
@@ -128,3 +129,25 @@ def test_compiles_for_every_architecture(architecture, is_bf16):
     if is_bf16 and architecture < 80:
         pytest.skip("bfloat16 needs sm_80")
     assert " 0 bytes spill stores" in loader.compile_for((f"-DIS_BF16={is_bf16}",), architecture, "sample.cu")[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_samples_as_on_the_cpu():
+    """Would catch a launcher that hands over the wrong tensor, and what the CPU's stand-in does not show."""
+    ops = DecodeOps(BF16)
+    generator = torch.Generator().manual_seed(2)
+    logits = (3 * torch.randn(9, 5000, generator=generator)).to(BF16)
+    temperatures = torch.tensor([0, 0.5, 1, 2, 0, 1, 1, 1, 3]).float()
+    shares = torch.tensor([1, 1, 0.9, 0.5, 0.1, 0.99, 1, 0.3, 1]).float()
+    seeds, positions = torch.arange(9) * 7_000_000_000, torch.arange(9, dtype=torch.int32)
+    ids = torch.full((9,), -7, device="cuda")
+    ops.sample(*(x.cuda() for x in (logits, temperatures, shares, seeds, positions)), ids)
+    expected = []
+    for row in range(9):
+        each = slice(row, row + 1)
+        chosen = (temperatures[row].item(), shares[row].item(), seeds[each], positions[each])
+        expected.append(sample(logits[each], *chosen).item())
+    # Logarithms and exponentials differ in their last bits: a draw may turn, seldom.
+    assert sum(a == b for a, b in zip(ids.tolist(), expected, strict=True)) >= 8
+    assert ids[0].item() == expected[0] and ids[4].item() == expected[4]

@@ -1,0 +1,161 @@
+"""Launchers for what lies between the matrix products of a decode step: norms, rotary embedding, activation, sampling.
+
+One token per row. Nothing here waits for the device, copies to the host or allocates.
+"""
+
+import numpy as np
+import torch
+
+from cuda_kernels.launch import DTYPES, Launcher, check_tensor, cuda_device
+from cuda_kernels.loader import load
+
+VECTOR = 8
+"""Elements that a thread takes at once: rows are multiples of it."""
+
+
+class DecodeOps:
+    """The kernels of layer.cu and sample.cu for one element type.
+
+    Args:
+        dtype: torch.bfloat16 or torch.float16.
+        device: a CUDA device.
+
+    Raises:
+        ValueError: another dtype.
+        CudaUnavailable: no CUDA device, or CuPy is missing.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cuda") -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is torch.bfloat16 or torch.float16, not {dtype}")
+        self.dtype, self.device = dtype, cuda_device(device)
+        macros = (f"-DIS_BF16={int(dtype is torch.bfloat16)}",)
+        self._kernels = {
+            name: load(source, f"selfspan_{name}", macros, self.device.index)
+            for source, names in (
+                ("layer.cu", ("add_rms_norm", "rotary_write", "gated_silu")),
+                ("sample.cu", ("sample",)),
+            )
+            for name in names
+        }
+        self._launch = Launcher(self.device)
+
+    def add_rms_norm(
+        self,
+        residual: torch.Tensor,
+        delta: torch.Tensor | None,
+        weight: torch.Tensor,
+        epsilon: float,
+        out: torch.Tensor,
+    ) -> None:
+        """`residual += delta` (unless it is None), and the root mean square norm of the sum.
+
+        Args:
+            residual: `[B, hidden]`; is written. delta: the same shape. weight: `[hidden]`.
+            epsilon: added to the mean square.
+            out: `[B, hidden]`; is written.
+        """
+        batch, hidden = residual.shape
+        for name, tensor in (("residual", residual), ("out", out), *((("delta", delta),) if delta is not None else ())):
+            self._check(name, tensor, (batch, hidden))
+        self._check("weight", weight, (hidden,))
+        arguments = (
+            *_pointers(residual, delta, weight),
+            np.float32(epsilon),
+            np.int32(hidden),
+            *_pointers(out),
+        )
+        self._launch(self._kernels["add_rms_norm"], batch, _threads(hidden // VECTOR), arguments)
+
+    def rotary_write(
+        self,
+        qkv: torch.Tensor,
+        rotary: torch.Tensor,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        """Turn queries and keys by their positions; write keys and values to one layer's cache.
+
+        Args:
+            qkv: `[B, H + 2 Hkv, D]`: queries, keys, values.
+            rotary: `[capacity, 2, D / 2]`, cosines and sines of every position.
+            positions: int32 `[B]`; nothing is written for rows where it is negative.
+            queries: `[B, H, D]`; is written.
+            keys, values: `[B, Hkv, capacity, D]`, of the same strides; are written at the positions.
+        """
+        batch, num_heads, head_dim = queries.shape
+        num_kv_heads, capacity = keys.shape[1:3]
+        self._check("qkv", qkv, (batch, num_heads + 2 * num_kv_heads, head_dim))
+        self._check("rotary", rotary, (capacity, 2, head_dim // 2))
+        self._check("queries", queries, (batch, num_heads, head_dim))
+        check_tensor("positions", positions, (batch,), torch.int32, self.device, contiguous=True)
+        for name, tensor in (("keys", keys), ("values", values)):
+            check_tensor(name, tensor, (batch, num_kv_heads, capacity, head_dim), self.dtype, self.device)
+        if keys.stride() != values.stride():
+            raise ValueError(f"keys and values have other strides: {keys.stride()} and {values.stride()}")
+        numbers = (np.int32(number) for number in (num_heads, num_kv_heads, head_dim))
+        arguments = (
+            *_pointers(qkv, rotary, positions),
+            *numbers,
+            *_pointers(queries, keys, values),
+            *(np.int64(step) for step in keys.stride()[:3]),
+        )
+        items = (num_heads + 2 * num_kv_heads) * head_dim // (2 * VECTOR)
+        self._launch(self._kernels["rotary_write"], batch, _threads(items), arguments)
+
+    def gated_silu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """`silu(gate) * up`. gate_up: `[B, 2, size]`; out: `[B, size]`, is written."""
+        batch, size = out.shape
+        self._check("gate_up", gate_up, (batch, 2, size))
+        self._check("out", out, (batch, size))
+        arguments = (*_pointers(gate_up), np.int32(batch), np.int32(size), *_pointers(out))
+        self._launch(self._kernels["gated_silu"], -(-batch * size // VECTOR // 256), 256, arguments)
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        temperatures: torch.Tensor,
+        shares: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> None:
+        """The next id of every row; what is drawn depends on the row's logits, seed and position only.
+
+        Args:
+            logits: `[B, vocab]`.
+            temperatures: float32 `[B]`; 0 takes the likeliest id, the first of equals.
+            shares: float32 `[B]`: draw from the likeliest ids that hold so much of the probability (top-p); 1 for all.
+            seeds: int64 `[B]`. positions: int32 `[B]`, those of the tokens that the logits are of.
+            ids: int64 `[B]`; is written.
+        """
+        batch, vocab_size = logits.shape
+        check_tensor("logits", logits, (batch, vocab_size), self.dtype, self.device)
+        if not logits.is_contiguous():
+            raise ValueError("logits is not contiguous")
+        kinds = (("temperatures", temperatures, torch.float32), ("shares", shares, torch.float32))
+        kinds += (("seeds", seeds, torch.int64), ("positions", positions, torch.int32), ("ids", ids, torch.int64))
+        for name, tensor, dtype in kinds:
+            check_tensor(name, tensor, (batch,), dtype, self.device, contiguous=True)
+        arguments = (
+            *_pointers(logits),
+            np.int32(vocab_size),
+            *_pointers(temperatures, shares, seeds, positions, ids),
+        )
+        self._launch(self._kernels["sample"], batch, _threads(vocab_size // 4), arguments)
+
+    def _check(self, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+        check_tensor(name, tensor, shape, self.dtype, self.device)
+        if not tensor.is_contiguous() or tensor.shape[-1] % VECTOR:
+            raise ValueError(f"{name} is not contiguous in rows of a multiple of {VECTOR} elements")
+
+
+def _pointers(*tensors: torch.Tensor | None) -> tuple[np.uint64, ...]:
+    return tuple(np.uint64(0 if tensor is None else tensor.data_ptr()) for tensor in tensors)
+
+
+def _threads(items: int) -> int:
+    """Of a block that has so much to do: whole warps, 1,024 at most."""
+    return min(1024, -(-max(1, items) // 32) * 32)
