@@ -1,4 +1,5 @@
-"""Preallocated keys and values of one sequence. Index = original position: nothing is evicted or re-indexed.
+"""Preallocated keys and values of a sequence, or a batch of them. Index = original position: nothing is evicted or
+re-indexed.
 
 All layers live in one tensor, so that moving a run of positions between two caches (gathering a step's visible
 pieces, writing a finished step back) is one strided copy for all layers, keys and values together.
@@ -12,15 +13,16 @@ from selfspan_core.intervals import Interval
 
 
 class KVCache:
-    """Keys and values of one sequence.
+    """Keys and values of one sequence, or of `batch` rows.
 
     Args:
         num_layers, num_kv_heads, head_dim: shape of the model's attention.
         capacity: number of positions. Memory is reserved, not touched, until written.
         dtype, device: of the stored tensors.
+        batch: rows.
 
     Attributes:
-        keys, values: per layer, `[1, num_kv_heads, capacity, head_dim]` views. Positions never written hold garbage.
+        keys, values: per layer, `[batch, num_kv_heads, capacity, head_dim]` views. What was never written is garbage.
     """
 
     def __init__(
@@ -31,8 +33,9 @@ class KVCache:
         capacity: int,
         dtype: torch.dtype,
         device: torch.device,
+        batch: int = 1,
     ) -> None:
-        shape = (2, num_layers, 1, num_kv_heads, capacity, head_dim)
+        shape = (2, num_layers, batch, num_kv_heads, capacity, head_dim)
         self._kv = torch.empty(shape, dtype=dtype, device=device)
         self.capacity = capacity
         self.keys: tuple[torch.Tensor, ...] = self._kv[0].unbind(0)
@@ -40,8 +43,8 @@ class KVCache:
 
     def like(self, capacity: int) -> "KVCache":
         """An empty cache of the same model with another capacity."""
-        _, num_layers, _, num_kv_heads, _, head_dim = self._kv.shape
-        return KVCache(num_layers, num_kv_heads, head_dim, capacity, self._kv.dtype, self._kv.device)
+        _, num_layers, batch, num_kv_heads, _, head_dim = self._kv.shape
+        return KVCache(num_layers, num_kv_heads, head_dim, capacity, self._kv.dtype, self._kv.device, batch)
 
     def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store new keys and values `[1, num_kv_heads, T, head_dim]` of one layer at positions `start ...`."""

@@ -123,9 +123,9 @@ class SpanModel:
                 parameter.data = parameter.data.to(dtype)
         return cls(hf.to(device), tokenizer)
 
-    def new_cache(self, capacity: int) -> KVCache:
+    def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """A key/value cache of this model's shape."""
-        return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, self.dtype, self.device)
+        return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, self.dtype, self.device, batch)
 
     def forward_logits(self, ids: torch.Tensor, start_position: int, reader: Reader) -> torch.Tensor:
         """One forward pass; only the last position goes through the output layer.

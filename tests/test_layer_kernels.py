@@ -179,7 +179,7 @@ def test_gpu_layer_operations(dtype):
 
 def test_other_dtypes_and_devices_are_refused():
     """Would catch a silent fallback, or a float32 model that is read as something else."""
-    with pytest.raises(ValueError, match="not torch.float32"):
+    with pytest.raises(ValueError, match=r"not torch\.float32"):
         DecodeOps(torch.float32)
     with pytest.raises(CudaUnavailable, match="need a CUDA device"):
         DecodeOps(torch.bfloat16, "cpu")

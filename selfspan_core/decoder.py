@@ -1,0 +1,212 @@
+"""One decode step of a Llama-family model, written out: one token per row, nothing decided on the host.
+
+Transformers' own forward takes some thirty small operations a layer, and its shapes change from token to token. Here
+shapes are fixed, everything that changes lies in tensors, and what lies between the matrix products is a handful of
+operations (`StepOps`): CUDA kernels on a GPU, PyTorch's own elsewhere. So a step can be captured in a CUDA graph.
+Values are rounded where transformers rounds them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from selfspan_core.kv_cache import KVCache
+from selfspan_core.model import SpanModel
+
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
+"""(layer, query `[B, H, D]`) -> attention's output `[B, H, D]`, over what each row sees of the cache."""
+
+
+class StepOps(Protocol):
+    """What lies between the matrix products; see `cuda_kernels.decode_ops.DecodeOps` for shapes."""
+
+    def add_rms_norm(
+        self,
+        residual: torch.Tensor,
+        delta: torch.Tensor | None,
+        weight: torch.Tensor,
+        epsilon: float,
+        out: torch.Tensor,
+    ) -> None:
+        """`residual += delta` (unless it is None), and the root mean square norm of the sum to `out`."""
+
+    def rotary_write(
+        self,
+        qkv: torch.Tensor,
+        rotary: torch.Tensor,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        """Turn queries and keys by their positions; keys and values to the cache."""
+
+    def gated_silu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """`silu(gate) * up` to `out`."""
+
+
+class TorchOps:
+    """The same by PyTorch's operations, on any device: what the kernels have to compute."""
+
+    def add_rms_norm(
+        self,
+        residual: torch.Tensor,
+        delta: torch.Tensor | None,
+        weight: torch.Tensor,
+        epsilon: float,
+        out: torch.Tensor,
+    ) -> None:
+        """See StepOps."""
+        if delta is not None:
+            residual += delta
+        out.copy_(rms_norm(residual, weight, epsilon))
+
+    def rotary_write(
+        self,
+        qkv: torch.Tensor,
+        rotary: torch.Tensor,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        """See StepOps."""
+        num_heads, num_kv_heads = queries.shape[1], keys.shape[1]
+        rows = (positions >= 0).nonzero()[:, 0]
+        at = positions[rows].long()
+        cosine, sine = (rotary[at, part].repeat(1, 2)[:, None] for part in (0, 1))
+        turned, value = qkv[rows].split([num_heads + num_kv_heads, num_kv_heads], 1)
+        low, high = turned.chunk(2, -1)
+        turned = turned * cosine + torch.cat([-high, low], -1) * sine
+        queries[rows] = turned[:, :num_heads]
+        keys[rows, :, at] = turned[:, num_heads:]
+        values[rows, :, at] = value
+
+    def gated_silu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """See StepOps."""
+        out.copy_(F.silu(gate_up[:, 0]) * gate_up[:, 1])
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Root mean square norm over the last dimension, in float32, rounded before the weight as in transformers."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    return weight * wide.to(x.dtype)
+
+
+@dataclass
+class Layer:
+    """One layer's weights; `qkv` and `gate_up` are several of the model's, as one product."""
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    out: torch.Tensor
+    mlp_norm: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
+class Decoder:
+    """A model's decode step for a batch of rows.
+
+    The fused weights are the model's own from now on: its modules become views of them, and no memory is taken twice.
+
+    Args:
+        model: a Llama, Mistral, Qwen2 or Qwen3 model.
+        cache: of `batch` rows.
+        ops: operations between the products.
+    """
+
+    def __init__(self, model: SpanModel, cache: KVCache, ops: StepOps) -> None:
+        config, body = model.hf.config, model.hf.get_decoder()
+        if config.hidden_act != "silu":
+            raise ValueError(f"the decode step knows the activation 'silu', not {config.hidden_act!r}")
+        self._cache, self._ops = cache, ops
+        self._num_heads, self._num_kv_heads = config.num_attention_heads, model.num_kv_heads
+        self._epsilon = config.rms_norm_eps
+        self._embedding, self._head = body.embed_tokens.weight, model.hf.get_output_embeddings()
+        self._layers = [_layer_of(module) for module in body.layers]
+        self._norm = body.norm.weight
+        batch, dtype, device = cache.keys[0].shape[0], model.dtype, model.device
+        self._rotary = rotary_table(model, cache.capacity)
+        make = lambda *shape: torch.empty(batch, *shape, dtype=dtype, device=device)  # noqa: E731
+        self._hidden = make(config.hidden_size)
+        self._queries = torch.zeros(batch, self._num_heads, model.head_dim, dtype=dtype, device=device)
+        self._gated = make(self._layers[0].down.shape[1])
+
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """One token per row.
+
+        Args:
+            ids: int64 `[B]`.
+            positions: int32 `[B]`, where they stand; negative in rows without a token.
+            attend: the attention over what each row sees, the new token included.
+
+        Returns:
+            Logits `[B, vocab_size]`; those of rows without a token mean nothing.
+        """
+        hidden, batch = self._hidden, len(ids)
+        residual, delta = self._embedding[ids], None
+        for number, layer in enumerate(self._layers):
+            self._ops.add_rms_norm(residual, delta, layer.input_norm, self._epsilon, hidden)
+            qkv = F.linear(hidden, layer.qkv, layer.qkv_bias).view(batch, -1, self._queries.shape[-1])
+            self._norm_heads(qkv, layer)
+            keys, values = self._cache.keys[number], self._cache.values[number]
+            self._ops.rotary_write(qkv, self._rotary, positions, self._queries, keys, values)
+            delta = F.linear(attend(number, self._queries).flatten(1), layer.out)
+            self._ops.add_rms_norm(residual, delta, layer.mlp_norm, self._epsilon, hidden)
+            self._ops.gated_silu(F.linear(hidden, layer.gate_up).view(batch, 2, -1), self._gated)
+            delta = F.linear(self._gated, layer.down)
+        self._ops.add_rms_norm(residual, delta, self._norm, self._epsilon, hidden)
+        return self._head(hidden)
+
+    def _norm_heads(self, qkv: torch.Tensor, layer: Layer) -> None:
+        """Qwen3 norms every head of queries and keys."""
+        if layer.query_norm is None:
+            return
+        queries, keys, _ = qkv.split([self._num_heads, self._num_kv_heads, self._num_kv_heads], 1)
+        queries.copy_(rms_norm(queries, layer.query_norm, self._epsilon))
+        keys.copy_(rms_norm(keys, layer.key_norm, self._epsilon))
+
+
+def rotary_table(model: SpanModel, capacity: int) -> torch.Tensor:
+    """Cosines and sines of positions `[0, capacity)`, `[capacity, 2, head_dim / 2]`, as the model itself makes them."""
+    positions = torch.arange(capacity, device=model.device)[None]
+    like = torch.empty(0, dtype=model.dtype, device=model.device)
+    cosine, sine = model.hf.get_decoder().rotary_emb(like, positions)
+    half = model.head_dim // 2
+    return torch.stack([cosine[0, :, :half], sine[0, :, :half]], 1).contiguous()
+
+
+def _layer_of(module: torch.nn.Module) -> Layer:
+    attention, mlp = module.self_attn, module.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    biases = [projection.bias for projection in projections]
+    if attention.o_proj.bias is not None or any(part.bias is not None for part in (mlp.gate_proj, mlp.down_proj)):
+        raise ValueError("the decode step knows biases of queries, keys and values only")
+    return Layer(
+        module.input_layernorm.weight,
+        _fused(projections),
+        None if biases[0] is None else torch.cat(biases),
+        getattr(getattr(attention, "q_norm", None), "weight", None),
+        getattr(getattr(attention, "k_norm", None), "weight", None),
+        attention.o_proj.weight,
+        module.post_attention_layernorm.weight,
+        _fused((mlp.gate_proj, mlp.up_proj)),
+        mlp.down_proj.weight,
+    )
+
+
+def _fused(modules: tuple[torch.nn.Linear, ...]) -> torch.Tensor:
+    """Their weights below one another, which the modules share from now on."""
+    fused = torch.cat([module.weight for module in modules])
+    sizes = [module.out_features for module in modules]
+    for module, part in zip(modules, fused.split(sizes), strict=True):
+        module.weight.data = part
+    return fused

@@ -1,0 +1,124 @@
+"""The decode step written out: the same logits as the model's own forward."""
+
+import pytest
+import torch
+from test_engine import tiny_config
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from selfspan_core.decoder import Decoder, TorchOps
+from selfspan_core.model import SpanModel
+from selfspan_core.readers import DenseReader
+from selfspan_core.reference import masked_attention, visibility_mask
+
+MODELS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "llama, scaled rotary": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10_000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama, one key head, tied": (
+        LlamaForCausalLM,
+        LlamaConfig,
+        {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    ),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
+}
+CAPACITY = 24
+
+
+def make(name):
+    kind, config, changes = MODELS[name]
+    torch.manual_seed(1)
+    hf = kind(config(**tiny_config(**changes))).eval()
+    for parameter_name, parameter in hf.named_parameters():
+        if "norm" in parameter_name or "bias" in parameter_name:
+            parameter.data = torch.rand_like(parameter) + 0.5
+    return SpanModel(hf)
+
+
+def attend_to_all_before(cache, positions, model):
+    """Attention of every row over its own past, by the reference; zeros for rows without a token."""
+
+    def attend(layer, query):
+        out = torch.zeros_like(query)
+        for row, position in enumerate(positions.tolist()):
+            if position < 0:
+                continue
+            end = position + 1
+            keys, values = (x[layer][row : row + 1, :, :end] for x in (cache.keys, cache.values))
+            mask = visibility_mask([((0, end),)], end)
+            out[row] = masked_attention(query[row, None, :, None], keys, values, mask, model.head_dim**-0.5)[0, :, 0]
+        return out
+
+    return attend
+
+
+def whole(model, ids):
+    """Logits after the last id by transformers' own forward over all of them."""
+    reader = DenseReader(model.new_cache(len(ids)))
+    reader.plan(0, None)
+    return model.forward_logits(torch.tensor([ids]), 0, reader)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_same_logits_as_the_models_own_forward(name):
+    """Would catch weights in the wrong order, a norm or bias left out, a position that is off, rows that mix."""
+    model = make(name)
+    vocab = model.vocab_size
+    generator = torch.Generator().manual_seed(3)
+    # Three rows: one starts late, one ends early.
+    streams = [torch.randint(0, vocab, (n,), generator=generator).tolist() for n in (12, 7, 9)]
+    begins = (0, 0, 3)
+    expected = [whole(model, ids) for ids in streams]
+    cache = model.new_cache(CAPACITY, batch=3)
+    decoder = Decoder(model, cache, TorchOps())
+    for step in range(12):
+        at = [step - begin if 0 <= step - begin < len(ids) else -1 for ids, begin in zip(streams, begins, strict=True)]
+        ids = torch.tensor([ids[place] if place >= 0 else 0 for ids, place in zip(streams, at, strict=True)])
+        positions = torch.tensor(at, dtype=torch.int32)
+        logits = decoder(ids, positions, attend_to_all_before(cache, positions, model))
+        for row, (stream, place) in enumerate(zip(streams, at, strict=True)):
+            if place == len(stream) - 1:
+                torch.testing.assert_close(logits[row], expected[row], atol=2e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_model_still_works_and_shares_its_weights():
+    """Would catch fused weights that are a second copy, or a model that is broken by its decoder."""
+    model = make("llama")
+    ids = [5, 6, 7, 8]
+    before = whole(model, ids)
+    decoder = Decoder(model, model.new_cache(CAPACITY), TorchOps())
+    assert torch.equal(whole(model, ids), before)
+    fused = decoder._layers[0].qkv
+    projection = model.hf.get_decoder().layers[0].self_attn.k_proj
+    assert projection.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
+
+
+def test_other_activations_are_refused():
+    """Would catch a model whose activation is silently taken for another."""
+    model = SpanModel(LlamaForCausalLM(LlamaConfig(**tiny_config(hidden_act="gelu"))).eval())
+    with pytest.raises(ValueError, match="knows the activation 'silu', not 'gelu'"):
+        Decoder(model, model.new_cache(CAPACITY), TorchOps())
