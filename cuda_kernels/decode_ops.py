@@ -14,7 +14,7 @@ VECTOR = 8
 
 
 class DecodeOps:
-    """The kernels of layer.cu and sample.cu for one element type.
+    """The kernels of layer.cu and sample.cu for one element type. A wrong argument is a ValueError that names it.
 
     Args:
         dtype: torch.bfloat16 or torch.float16.

@@ -4,7 +4,6 @@
 // Injected: IS_BF16 (else fp16). Rows lie behind one another; a row's length is a multiple of 8 elements.
 #include <ptx.cuh>
 
-constexpr u32 FULL_WARP = 0xffffffffu;
 constexpr int MAX_THREADS = 1024;
 
 // Eight neighbouring elements, 16 bytes.

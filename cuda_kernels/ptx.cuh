@@ -7,6 +7,7 @@ typedef unsigned int u32;
 typedef long long i64;
 
 #define DEVICE __device__ __forceinline__
+constexpr u32 FULL_WARP = 0xffffffffu;
 // Shared memory sized at launch; aligned for 16-byte accesses.
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 

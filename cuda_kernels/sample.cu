@@ -7,7 +7,6 @@
 // Injected: IS_BF16 (else fp16).
 #include <ptx.cuh>
 
-constexpr u32 FULL_WARP = 0xffffffffu;
 constexpr int MAX_THREADS = 1024;
 
 // Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four random words of a counter

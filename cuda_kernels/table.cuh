@@ -2,8 +2,6 @@
 #pragma once
 #include <ptx.cuh>
 
-constexpr u32 FULL_WARP = 0xffffffffu;
-
 // A number that is the same in all lanes of a warp, told to the compiler: it needs one register for all of them, and no
 // code for lanes that go different ways.
 DEVICE int uniform(int x) {

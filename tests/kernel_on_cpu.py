@@ -18,19 +18,23 @@ HERE = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
 
 
-@functools.cache
-def library(config: KernelConfig, macros: tuple[str, ...] = SMALL) -> ctypes.CDLL:
-    """The kernels of one configuration; compiled once per test run. Small problems, too, take several rounds."""
+def compiled(name: str, macros: tuple[str, ...]) -> ctypes.CDLL:
+    """One file of `cuda_on_cpu`, and with it the kernels' own source, compiled and loaded."""
     folder = Path(tempfile.mkdtemp(prefix="kernels-"))
     target = folder / "kernels.so"
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    macros = (*config.macros(), *macros)
     # The stand-in's folder first: <ptx.cuh> is found there.
-    command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / "kernels.cpp"]
+    command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / name]
     subprocess.run(command, check=True)
     loaded = ctypes.CDLL(str(target))
     shutil.rmtree(folder)
     return loaded
+
+
+@functools.cache
+def library(config: KernelConfig, macros: tuple[str, ...] = SMALL) -> ctypes.CDLL:
+    """The kernels of one configuration; compiled once per test run. Small problems, too, take several rounds."""
+    return compiled("kernels.cpp", (*config.macros(), *macros))
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:

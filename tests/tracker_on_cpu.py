@@ -2,30 +2,19 @@
 
 import ctypes
 import functools
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from kernel_on_cpu import COMPILER, HERE, pointer
+from kernel_on_cpu import compiled, pointer
 
-from cuda_kernels.loader import FOLDER
 from cuda_kernels.track import Grammar
 
 
 @functools.cache
 def library(grammar: Grammar) -> ctypes.CDLL:
     """The tracker of one grammar; compiled once per test run."""
-    folder = Path(tempfile.mkdtemp(prefix="tracker-"))
-    target = folder / "tracker.so"
-    flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-DIS_BF16=1"]
-    command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *grammar.macros(), "-o", target, HERE / "tracker.cpp"]
-    subprocess.run(command, check=True)
-    loaded = ctypes.CDLL(str(target))
-    shutil.rmtree(folder)
+    loaded = compiled("tracker.cpp", grammar.macros())
     assert loaded.num_track_words() == grammar.track_words
     return loaded
 

@@ -13,6 +13,7 @@ using std::max;
 using std::min;
 
 #define DEVICE inline
+constexpr u32 FULL_WARP = 0xffffffffu;
 #define __global__
 #define __device__
 #define __shared__ static
