@@ -1,11 +1,10 @@
 // Decode attention over exactly the tokens that a row's intervals name: one query token per row, any head grouping.
 //
-// As many blocks as run at the same time; their warps take slices of the line of all (row, key/value head) units
-// (schedule.cuh). A warp streams its tokens through registers (tile.cuh), with the next tile's loads in flight. A unit
-// that lies in one slice is written at once; the parts of the others are merged in the block, and where a unit spans
-// blocks, by whichever of them is done last. On a long line every warp hands in its parts alone. Always in the same
-// order: the same input gives the same bits. (Values are finite: a tile's empty places weigh nothing, and 0 times
-// infinity is no number.)
+// As many blocks as run at the same time, and one slice of the line of all (row, key/value head) units (schedule.cuh)
+// per warp. A warp streams its tokens through registers (tile.cuh), with the next tile's loads in flight. A unit that
+// lies in one slice is written at once; the parts of the others are merged in the block, and where a unit spans blocks,
+// by whichever of them is done last, always in the same order: the same input gives the same bits. (Values are finite:
+// a tile's empty places weigh nothing, and 0 times infinity is no number.)
 //
 // Injected: HEAD_DIM (64, 96, 128), GROUP (query heads per key/value head, 1 to 16), IS_BF16 (else fp16), NUM_WARPS.
 #include <schedule.cuh>
@@ -39,9 +38,8 @@ struct Job {
     const Span* spans;  // [batch, max_spans]
     int max_spans;
     float scale;    // times log2(e)
-    float* states;  // [num_units] of parts that a unit begins with, then [num_holders] of those that go on with one
-    int* arrived;   // [num_units] parts that are done, of units that several hold; zero before and after
-    int* shares;    // [1] given out so far, of a long line; zero before and after
+    float* states;  // [num_units] of parts that a unit begins with, then [num_blocks] of those that go on with one
+    int* arrived;   // [num_units] blocks done with their part, of units that several hold; zero before and after
 };
 
 // What a warp left in one of its slots: of which unit, and who else has a part of it. Row and head in one number, or
@@ -262,14 +260,15 @@ DEVICE void write_head(const Job& job, const Merged& merged, int row, int head, 
     if (lane.index == 0) write_lse(job, row, head, num_kv_heads, merged.greatest, merged.weight);
 }
 
-// Where a holder leaves its part of a unit that others have a part of, too.
-DEVICE float* state_of(const Job& job, const Line& line, const Slot& slot, int holder) {
+// Where this block leaves its part of a unit that others have a part of, too.
+DEVICE float* state_of(const Job& job, const Line& line, const Slot& slot) {
     int unit = slot.row() * line.num_kv_heads + slot.head();
-    return job.states + (i64)(holder == slot.holders.first ? unit : line.num_units() + holder) * STATE_FLOATS;
+    int block = blockIdx.x;
+    return job.states + (i64)(block == slot.holders.first ? unit : line.num_units() + block) * STATE_FLOATS;
 }
 
-// Count a part of a unit that several hold. Whether it was the last; by one thread, for all whose stores it has seen at
-// a barrier: a fence covers those.
+// Count this block's part of a unit that several hold. Whether it was the last; by one thread, for all whose stores it
+// has seen at a barrier: a fence covers those.
 DEVICE bool is_last_part(const Job& job, const Line& line, const Slot& slot) {
     int* counter = job.arrived + slot.row() * line.num_kv_heads + slot.head();
     fence_device();
@@ -293,28 +292,14 @@ DEVICE States parts_in_slots(const Shared& shared, u32 run, int head) {
     return {states, states, run >> first};
 }
 
-// On a long line every warp is on its own: its part is in global memory, and if it is a unit's last, it merges all.
-DEVICE void hand_in(const Job& job, const Line& line, const Slot& slot, Lane lane) {
-    __syncwarp();
-    bool is_last = lane.index == 0 && is_last_part(job, line, slot);
-    if (!__ballot_sync(FULL_WARP, is_last)) return;
-    __syncwarp();
-    int num_parts = slot.holders.last - slot.holders.first + 1;
-#pragma unroll 1
-    for (int head = 0; head < GROUP; head++) {
-        Merged merged;
-        for (int part = 0; part < num_parts; part += 32)
-            merged.add(parts_of_holders(job, line, slot, part, head), lane.index);
-        write_head(job, merged, slot.row(), slot.head() * GROUP + head, line.num_kv_heads, lane);
-    }
-}
-
-// Slice `number` of the line, unit by unit, by one warp. A unit that lies in it is written; of any other, the part is
-// left in one of the warp's slots, or handed in.
-DEVICE void work_slice(const Job& job, Shared& shared, int number, int warp, Lane lane) {
+// A warp's slice of the line, unit by unit. A unit that lies in it is written; of any other, the part is left in one of
+// the warp's slots.
+DEVICE void work_slice(const Job& job, Shared& shared, int warp, Lane lane) {
     const Line& line = shared.line;
     Slot* slots = shared.slots + 2 * warp;
-    Slice slice = line.slice(number);
+    if (lane.index < 2) slots[lane.index].unit = NO_UNIT;
+    __syncwarp();
+    Slice slice = line.slice(blockIdx.x * NUM_WARPS + warp);
     Place at = slice.from;
     int left = uniform(slice.length), step = uniform(slice.step);
     while (left > 0) {
@@ -327,38 +312,16 @@ DEVICE void work_slice(const Job& job, Shared& shared, int number, int warp, Lan
             auto label = [&] {
                 if (!is_whole && lane.index == 0)
                     slots[slot] = {at.row << 16 | at.head, line.holders_of(at.row, at.head), 0};
-                __syncwarp();
             };
             Part part;
             attend(part, job, at.row, at.head, line.num_spans(at.row), first, last, step, lane, label);
-            if (is_whole) {
+            if (is_whole)
                 part.write(job, at.row, at.head, line.num_kv_heads, lane);
-            } else {
-                part.store(line.is_long() ? state_of(job, line, slots[slot], number)
-                                          : shared.states + (2 * warp + slot) * STATE_FLOATS,
-                           lane);
-                if (line.is_long()) hand_in(job, line, slots[slot], lane);
-            }
+            else
+                part.store(shared.states + (2 * warp + slot) * STATE_FLOATS, lane);
         }
         left -= Line::unit_length(visible) - at.tile;
         if (left > 0) at = line.next_unit(at);
-    }
-}
-
-// A warp's share of the line, or as many as it gets to of a long one.
-DEVICE void work(const Job& job, Shared& shared, int warp) {
-    const Line& line = shared.line;
-    int number = uniform(blockIdx.x * NUM_WARPS + warp);
-    if (Lane().index < 2) shared.slots[2 * warp + Lane().index].unit = NO_UNIT;
-    __syncwarp();
-    while (number < line.num_shares()) {
-        // The answer takes a while, and the work longer.
-        int taken = line.is_long() && Lane().index == 0 ? atomicAdd(job.shares, 1) : 0;
-        work_slice(job, shared, number, warp, Lane());
-        if (!line.is_long()) return;
-        number = line.num_warps() + uniform(taken);
-        // Every warp asks once in vain: this was the last of all questions.
-        if (taken == line.num_shares() - 1 && Lane().index == 0) *job.shares = 0;
     }
 }
 
@@ -402,7 +365,7 @@ DEVICE void merge_step(const Job& job, Shared& shared, const Runs& runs, bool is
         if (is_across || slot.holders.first == slot.holders.last) {
             write_head(job, merged, slot.row(), slot.head() * GROUP + head, line.num_kv_heads, lane);
         } else {
-            merged.store(state_of(job, line, slot, blockIdx.x) + head * HEAD_FLOATS, lane.index);
+            merged.store(state_of(job, line, slot) + head * HEAD_FLOATS, lane.index);
             if (head == 0 && lane.index == 0) shared.open[slot.holders.first == blockIdx.x] = slot;
         }
     }
@@ -445,8 +408,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                        const u16* keys, i64 key_row_stride, i64 key_head_stride, i64 key_token_stride,          //
                        const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,  //
                        u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                           //
-                       const Span* spans, const int* line_words, int batch, int num_kv_heads, int max_spans,
-                       float scale, float* states, int* arrived) {
+                       const Span* spans, const int* line_words, int batch, int max_spans, float scale, float* states,
+                       int* arrived) {
     DYNAMIC_SHARED(memory);
     Job job = {{queries, query_row_stride, query_head_stride},
                {out, out_row_stride, out_head_stride},
@@ -457,14 +420,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                max_spans,
                scale,
                states,
-               arrived,
-               arrived + batch * num_kv_heads};
+               arrived};
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     int warp = uniform(threadIdx.x / 32);
     copy_line(shared.line, line_words, batch);
     prefetch_table(job, batch);
     __syncthreads();
-    work(job, shared, warp);
-    if (!shared.line.is_long()) merge(job, shared, warp);
+    work_slice(job, shared, warp, Lane());
+    merge(job, shared, warp);
     write_empty_rows(job, shared.line);
 }

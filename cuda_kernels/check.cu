@@ -1,8 +1,7 @@
 // The kernels alone, without a framework, for compute-sanitizer:
 //   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
-//       -DLONG_SLICE_TILES=2 -DSHORT_SLICE_TILES=1 cuda_kernels/check.cu -o check
+//       cuda_kernels/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
-// With the last two macros the first line counts as a long one, without them it is short.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -74,12 +73,11 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
     auto *d_counts = on_device(counts), *d_errors = on_device(counts);
     const int line_words = sizeof(Line) / 4 + 3 * batch + 1;  // as Line::num_words, which is for the device
     auto *d_line = on_device(std::vector<int>(line_words, -9)), *d_num_done = on_device(std::vector<int>(1, 0));
-    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads + 1, 0));
+    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads, 0));
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
     auto* d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
-    auto* d_states =
-        on_device(std::vector<float>((batch * num_kv_heads + MAX_ROUNDS * num_blocks * NUM_WARPS) * STATE_FLOATS, NAN));
+    auto* d_states = on_device(std::vector<float>((batch * num_kv_heads + num_blocks) * STATE_FLOATS, NAN));
     const int shared_bytes = (int)sizeof(Shared) - (int)sizeof(Line) + 4 * line_words;
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
@@ -91,7 +89,7 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
             selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
                 d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
                 num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_line, batch,
-                num_kv_heads, max_spans, scale * 1.44269504f, d_states, d_arrived);
+                max_spans, scale * 1.44269504f, d_states, d_arrived);
         CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());
     }

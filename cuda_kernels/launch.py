@@ -97,8 +97,7 @@ class SpanAttention:
         self._spans = torch.zeros(self.batch, self.max_spans, 2, **integers)
         self._line = torch.zeros(line_words(self.batch), **integers)
         num_units = self.batch * self.num_kv_heads
-        # A counter per unit, and behind them the shares of a long line that are given out.
-        self._arrived = torch.zeros(num_units + 1, **integers)
+        self._arrived = torch.zeros(num_units, **integers)
         self._num_done = torch.zeros(1, **integers)
         self._errors = torch.zeros(self.batch, **integers)
         num_states = config.num_states(num_units, self._num_blocks)
@@ -192,7 +191,6 @@ class SpanAttention:
             _pointer(self._spans),
             _pointer(self._line),
             np.int32(self.batch),
-            np.int32(self.num_kv_heads),
             np.int32(self.max_spans),
             np.float32(scale * LOG2_E),
             _pointer(self._states),

@@ -12,8 +12,6 @@ FOLDER = Path(__file__).parent
 HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-# Most rounds in which a long line is handed out (schedule.cuh).
-MAX_ROUNDS = 6
 # Warps that a multiprocessor runs (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
 WARPS_PER_SM = 8
 WARPS_PER_BLOCK = (8, 4, 2)
@@ -21,7 +19,7 @@ WARPS_PER_BLOCK = (8, 4, 2)
 
 def line_words(batch: int) -> int:
     """Numbers of 32 bits that say who works on what (struct Line in schedule.cuh, and what lies behind it)."""
-    return 11 + 3 * batch + 1
+    return 10 + 3 * batch + 1
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class KernelConfig:
         return 4 * (states + 4 * (2 * self.num_warps + 2) + line_words(batch))
 
     def num_states(self, num_units: int, num_blocks: int) -> int:
-        """Partial results in global memory: one that begins a unit, and one per slice of a long line."""
-        return num_units + MAX_ROUNDS * num_blocks * self.num_warps
+        """Partial results in global memory: one that begins a unit, and one per block."""
+        return num_units + num_blocks
 
     def macros(self) -> tuple[str, ...]:
         """What the sources take, as compiler options."""

@@ -1,9 +1,7 @@
 // Who works on what: the tiles of all (row, key/value head) units lie behind one another on a line, and the line is cut
 // into slices, one per warp: of as many tiles each, wherever units end, so that no mix of lengths leaves a
-// multiprocessor without work. With two exceptions:
-// - A long line is cut into several rounds of slices that get shorter, and warps take them as they come.
-// - Where all units are about as long, and their number suits that of the warps, whole units are dealt out, one or more
-//   to a warp, or so many parts of each that one block has them all.
+// multiprocessor without work. Only where all units are about as long, and their number suits that of the warps, whole
+// units are dealt out, one or more to a warp, or so many parts of each that one block has them all.
 #pragma once
 #include <tile.cuh>
 
@@ -26,32 +24,10 @@ struct Slice {
     int step = 1;
 };
 
-// Who has a part of one unit: all blocks, or on a long line all slices, from the first to the last.
+// The blocks that have a part of one unit: all from the first to the last.
 struct Holders {
     int first, last;
 };
-
-// Multiprocessors do not all read equally fast (those of a larger cluster share its way to memory with more), so equal
-// shares are done at different times, by a few percent. The rounds of a long line are one half of it, a quarter, an
-// eighth ..., and the last two alike: whoever is quick takes more of the short slices.
-constexpr int MAX_ROUNDS = 6;
-// From how many tiles per warp on a line is long, and how many the shortest slices of a long one have at least.
-#ifndef LONG_SLICE_TILES
-#define LONG_SLICE_TILES 48
-#endif
-#ifndef SHORT_SLICE_TILES
-#define SHORT_SLICE_TILES 4
-#endif
-// Slices stay so long that a unit has about as many parts at most: one warp merges them.
-constexpr int MAX_PARTS = 32;
-
-DEVICE int choose_rounds(int length, int num_warps, int longest_unit) {
-    int rounds = 1, tiles = length / num_warps;
-    if (tiles < LONG_SLICE_TILES) return rounds;
-    while (rounds < MAX_ROUNDS && tiles >> rounds >= SHORT_SLICE_TILES && (tiles >> rounds) * MAX_PARTS >= longest_unit)
-        rounds++;
-    return rounds;
-}
 
 // How whole units are dealt out: so many to a warp, or so many warps (which one block holds) to a unit. One of them
 // is 1; both are 0 if units are cut anywhere.
@@ -79,9 +55,8 @@ struct Line {
     int num_kv_heads;
     int num_blocks;  // of the attention kernel
     int length;
-    int num_rounds;  // more than one: of a long line
     Deal deal;
-    // Of a short line's slices that are cut anywhere:
+    // Of slices that are cut anywhere:
     int num_slices;      // none of them empty: one per warp of the grid, or fewer
     int per_slice;       // places of a slice, rounded down
     float left;          // places per slice that are left over then: they are spread
@@ -99,14 +74,8 @@ struct Line {
 
     DEVICE int num_warps() const { return num_blocks * NUM_WARPS; }
     DEVICE int num_units() const { return batch * num_kv_heads; }
-    DEVICE bool is_long() const { return num_rounds > 1; }
-    // What warps ask for: as many as there are warps, or more on a long line. Some may be empty.
-    DEVICE int num_shares() const { return num_warps() * num_rounds; }
 
     DEVICE void divide(int longest_unit) {
-        num_rounds = choose_rounds(length, num_warps(), longest_unit);
-        deal = {0, 0};
-        if (is_long()) return;
         deal = choose_deal(num_units(), num_warps(), length, longest_unit);
         num_slices = max(1, min(num_warps(), length));
         per_slice = length / num_slices;
@@ -114,7 +83,7 @@ struct Line {
         inverse_step = (float)num_slices / length;
     }
 
-    // Number `number` of all shares: those of the first block's warps, of the second's ...
+    // What a warp works on; warps are numbered over all blocks.
     DEVICE Slice slice(int number) const {
         if (deal.warps) return dealt_slice(number / NUM_WARPS, number % NUM_WARPS);
         int begin = slice_begin(number);
@@ -123,17 +92,8 @@ struct Line {
 
     // First place of a slice that is cut anywhere; for slices behind the last, the end of the line.
     DEVICE int slice_begin(int number) const {
-        if (is_long()) return long_begin(number / num_warps(), number % num_warps());
         return number >= num_slices ? length : number * per_slice + (int)(number * left);
     }
-
-    // The same for a slice of one round of a long line.
-    DEVICE int long_begin(int round, int slice) const {
-        int begin = round_begin(round), places = round_begin(round + 1) - begin, per_warp = places / num_warps();
-        float rest = (float)(places - per_warp * num_warps()) / num_warps();
-        return begin + slice * per_warp + (int)(slice * rest);
-    }
-    DEVICE int round_begin(int round) const { return round < num_rounds ? length - (length >> round) : length; }
 
     // One block after the other gets its first, then its second ...: those that get one less are spread over the GPU.
     DEVICE Slice dealt_slice(int block, int warp) const {
@@ -151,18 +111,6 @@ struct Line {
         return {{row, head, 0}, end - unit_start(row, head)};
     }
 
-    // The slice of a long line that holds a place.
-    DEVICE int long_slice_of(int place) const {
-        int round = 0;
-        while (place >= round_begin(round + 1)) round++;
-        int begin = round_begin(round), places = round_begin(round + 1) - begin;
-        int slice = min(num_warps() - 1, (int)((place - begin) * ((float)num_warps() / places)));
-        // The guess may be off by one.
-        if (place < long_begin(round, slice)) slice--;
-        if (slice + 1 < num_warps() && place >= long_begin(round, slice + 1)) slice++;
-        return round * num_warps() + slice;
-    }
-
     // The block that holds a place, where units are cut anywhere.
     DEVICE int block_of(int place) const {
         int slice = min(num_slices - 1, (int)(place * inverse_step));
@@ -175,7 +123,6 @@ struct Line {
     DEVICE Holders holders_of(int row, int head) const {
         if (deal.warps) return {(int)blockIdx.x, (int)blockIdx.x};
         int first = unit_start(row, head), last = first + num_tiles(num_visible(row)) - 1;
-        if (is_long()) return {long_slice_of(first), long_slice_of(last)};
         return {block_of(first), block_of(last)};
     }
 

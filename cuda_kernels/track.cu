@@ -18,6 +18,11 @@ constexpr int FLAG_MALFORMED = 8, FLAG_HEADER_CLOSED = 16;
 // Scaffold, what is read, and the step itself.
 constexpr int MAX_INTERVALS = MAX_READS + 2;
 
+// Half-open. Not int2, whose alignment would leave gaps in a row's state.
+struct Interval {
+    int start, end;
+};
+
 // A row's state between two ids. The host sets it at the start of a sequence: `position` that of the prompt's last
 // token, `phase` BETWEEN.
 struct Track {
@@ -30,8 +35,9 @@ struct Track {
     int num_named;
     int named[MAX_READS + 1];
     int num_context;
-    int2 context[MAX_READS + 1];  // what the open body sees outside of its own step
+    Interval context[MAX_READS + 1];  // what the open body sees outside of its own step
 };
+static_assert(sizeof(Track) == 4 * (10 + 3 * (MAX_READS + 1)), "Grammar.track_words in track.py says the same");
 
 // A row's state, and where the segment of every anchor lies, [NUM_ANCHORS]; an end of 0 says that there is none.
 struct Row {
@@ -92,8 +98,8 @@ struct Row {
             if (!has(track.named[i])) return broken();
         if (has(track.name)) return broken();
         track.num_context = 0;
-        see(make_int2(0, track.scaffold_end));
-        for (int i = 0; i < num_reads; i++) see(segments[track.named[i]]);
+        see({0, track.scaffold_end});
+        for (int i = 0; i < num_reads; i++) see({segments[track.named[i]].x, segments[track.named[i]].y});
         join();
         track.body_start = track.position + 1;
         track.result_start = -1;
@@ -103,10 +109,10 @@ struct Row {
     }
 
     // Insert an interval where it belongs by its start.
-    DEVICE void see(int2 interval) {
-        if (interval.x >= interval.y) return;
+    DEVICE void see(Interval interval) {
+        if (interval.start >= interval.end) return;
         int at = track.num_context++;
-        for (; at > 0 && track.context[at - 1].x > interval.x; at--) track.context[at] = track.context[at - 1];
+        for (; at > 0 && track.context[at - 1].start > interval.start; at--) track.context[at] = track.context[at - 1];
         track.context[at] = interval;
     }
 
@@ -114,9 +120,9 @@ struct Row {
     DEVICE void join() {
         int count = 0;
         for (int i = 0; i < track.num_context; i++) {
-            int2 next = track.context[i];
-            if (count > 0 && next.x <= track.context[count - 1].y)
-                track.context[count - 1].y = max(track.context[count - 1].y, next.y);
+            Interval next = track.context[i];
+            if (count > 0 && next.start <= track.context[count - 1].end)
+                track.context[count - 1].end = max(track.context[count - 1].end, next.end);
             else
                 track.context[count++] = next;
         }
@@ -156,7 +162,8 @@ struct Row {
         int end = track.position + 1, count = 0, own_start = 0;
         if (!sees_all) {
             own_start = track.step_start;
-            for (; count < track.num_context; count++) intervals[count] = track.context[count];
+            for (; count < track.num_context; count++)
+                intervals[count] = make_int2(track.context[count].start, track.context[count].end);
             if (count > 0 && intervals[count - 1].y == own_start) own_start = intervals[--count].x;
         }
         intervals[count] = make_int2(own_start, end);

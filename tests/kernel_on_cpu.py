@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 
 from cuda_kernels.launch import plan_threads
-from cuda_kernels.loader import FOLDER, MAX_ROUNDS, KernelConfig, line_words
+from cuda_kernels.loader import FOLDER, KernelConfig, line_words
 
-SMALL = ("-DLONG_SLICE_TILES=3", "-DSHORT_SLICE_TILES=1")
 HERE = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
 
@@ -32,9 +31,9 @@ def compiled(name: str, macros: tuple[str, ...]) -> ctypes.CDLL:
 
 
 @functools.cache
-def library(config: KernelConfig, macros: tuple[str, ...] = SMALL) -> ctypes.CDLL:
-    """The kernels of one configuration; compiled once per test run. Small problems, too, take several rounds."""
-    return compiled("kernels.cpp", (*config.macros(), *macros))
+def library(config: KernelConfig) -> ctypes.CDLL:
+    """The kernels of one configuration; compiled once per test run."""
+    return compiled("kernels.cpp", config.macros())
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
@@ -78,18 +77,14 @@ def plan(
     capacity: int,
     num_kv_heads: int,
     num_blocks: int = 8,
-    macros: tuple[str, ...] = SMALL,
 ) -> Planned:
     """Run the plan kernel, for so many blocks; everything that it has to write is poisoned before."""
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
-    kernels = library(config, macros)
+    kernels = library(config)
     assert kernels.num_line_words(batch) == line_words(batch)
     num_done = torch.zeros(1, dtype=torch.int32)
-    made = Planned(
-        poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads + 1), poison(batch)
-    )
-    made.arrived[-1] = 0  # shares given out: the attention kernel's own
+    made = Planned(poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads), poison(batch))
     kernels.run_plan(
         pointer(intervals),
         pointer(counts),
@@ -119,20 +114,19 @@ def attend(
     max_spans: int,
     num_blocks: int,
     block_order: list[int] | None = None,
-    macros: tuple[str, ...] = SMALL,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plan and attend; `[B, H, D]` and log-sum-exp `[B, H]`. The macros decide what counts as a long line.
+    """Plan and attend; `[B, H, D]` and log-sum-exp `[B, H]`.
 
     Args:
         query: `[B, H, D]`; keys, values: `[B, Hkv, capacity, D]`.
         rows: intervals of every row.
         num_blocks: of the grid; block_order: in which they run.
     """
-    kernels = library(config, macros)
+    kernels = library(config)
     batch, num_heads = query.shape[:2]
     num_kv_heads, capacity = keys.shape[1:3]
     intervals, counts = table_of(rows, max_spans)
-    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks, macros)
+    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks)
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
@@ -152,7 +146,6 @@ def attend(
         pointer(planned.spans),
         pointer(planned.line),
         batch,
-        num_kv_heads,
         max_spans,
         ctypes.c_float(scale * 1.4426950408889634),
         pointer(states),
@@ -165,18 +158,11 @@ def attend(
     return out, lse
 
 
-def slices(
-    config: KernelConfig,
-    num_visible: list[int],
-    num_kv_heads: int,
-    num_blocks: int,
-    macros: tuple[str, ...] = (),
-) -> tuple[list[range], str]:
-    """The places of the line that every slice has; and how the line is handed out: "cut", "dealt" or "long"."""
+def slices(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_blocks: int) -> tuple[list[range], str]:
+    """The places of the line that every warp has; and how the line is handed out: "cut" or "dealt"."""
     intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
-    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks, macros)
-    found = torch.empty(MAX_ROUNDS * num_blocks * config.num_warps, 3, dtype=torch.int32)
-    num_shares = library(config, macros).run_slices(pointer(planned.line), pointer(found))
-    places = [range(begin, begin + length, step) for begin, length, step in found[: abs(num_shares)].tolist()]
-    mode = "dealt" if num_shares < 0 else "long" if num_shares > num_blocks * config.num_warps else "cut"
-    return places, mode
+    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks)
+    found = torch.empty(num_blocks * config.num_warps, 3, dtype=torch.int32)
+    library(config).run_slices.restype = ctypes.c_bool
+    mode = "dealt" if library(config).run_slices(pointer(planned.line), pointer(found)) else "cut"
+    return [range(begin, begin + length, step) for begin, length, step in found.tolist()], mode

@@ -21,34 +21,31 @@ extern "C" void run_plan(const int2* intervals, const int* counts, int batch, in
 
 extern "C" void run_attention(u16* queries, const i64* query_strides, const u16* keys, const i64* key_strides,
                               const u16* values, const i64* value_strides, u16* out, const i64* out_strides, float* lse,
-                              const Span* spans, const int* line, int batch, int num_kv_heads, int max_spans,
-                              float scale, float* states, int* arrived, const unsigned* block_order, int num_blocks,
-                              i64 shared_bytes) {
+                              const Span* spans, const int* line, int batch, int max_spans, float scale, float* states,
+                              int* arrived, const unsigned* block_order, int num_blocks, i64 shared_bytes) {
     std::vector<unsigned> order(block_order, block_order + num_blocks);
     Machine::get().run(order, NUM_THREADS, shared_bytes, [=] {
         selfspan_attention(queries, query_strides[0], query_strides[1], keys, key_strides[0], key_strides[1],
                            key_strides[2], values, value_strides[0], value_strides[1], value_strides[2], out,
-                           out_strides[0], out_strides[1], lse, spans, line, batch, num_kv_heads, max_spans, scale,
-                           states, arrived);
+                           out_strides[0], out_strides[1], lse, spans, line, batch, max_spans, scale, states, arrived);
     });
 }
 
-// The shares of a planned line: where each begins, how long it is, and its step; [num_shares, 3]. Returns their number,
-// negative if whole units are dealt out.
-extern "C" int run_slices(const int* words, int* slices) {
+// What the warps of a planned line work on: where it begins, how long it is, and its step; [num_warps, 3]. Returns
+// whether whole units are dealt out.
+extern "C" bool run_slices(const int* words, int* slices) {
     const Line& line = *reinterpret_cast<const Line*>(words);
-    for (int number = 0; number < line.num_shares(); number++) {
+    for (int number = 0; number < line.num_warps(); number++) {
         Slice slice = line.slice(number);
         int begin = line.unit_start(slice.from.row, slice.from.head) + slice.from.tile;
         slices[3 * number] = begin;
         slices[3 * number + 1] = slice.length;
         slices[3 * number + 2] = slice.step;
         for (int place = begin; place < begin + slice.length && !line.deal.warps; place++) {
-            if (line.is_long() ? line.long_slice_of(place) == number : line.block_of(place) == number / NUM_WARPS)
-                continue;
-            fprintf(stderr, "place %d is not in share %d\n", place, number);
+            if (line.block_of(place) == number / NUM_WARPS) continue;
+            fprintf(stderr, "place %d is not in block %d\n", place, number / NUM_WARPS);
             abort();
         }
     }
-    return line.deal.warps ? -line.num_shares() : line.num_shares();
+    return line.deal.warps > 0;
 }

@@ -21,19 +21,20 @@ constexpr u32 FULL_WARP = 0xffffffffu;
 #define DYNAMIC_SHARED(name) \
     float4* name = reinterpret_cast<float4*>((reinterpret_cast<uintptr_t>(Machine::get().shared.data()) + 15) / 16 * 16)
 
-struct int2 {
+// Aligned as on the device: structs that hold them have the same gaps.
+struct alignas(8) int2 {
     int x, y;
 };
-struct uint2 {
+struct alignas(8) uint2 {
     u32 x, y;
 };
-struct uint4 {
+struct alignas(16) uint4 {
     u32 x, y, z, w;
 };
-struct float2 {
+struct alignas(8) float2 {
     float x, y;
 };
-struct float4 {
+struct alignas(16) float4 {
     float x, y, z, w;
 };
 inline float2 make_float2(float x, float y) {
