@@ -364,7 +364,8 @@ def test_the_remarks_count_every_case():
         {"num_heads": 8, "num_kv_heads": 8, "batch": 1, "from_context": {"0.25": 1024, "0.5": None}}
     ]
     text = report.kernel_remarks(results)
-    assert "faster in 1 of 2 cases, 0.800 to 1.25 times as fast" in text and "at most 3.0 us" in text
+    assert "faster in 1 of 2 cases, 0.80 to 1.25 times as fast, 1.02 times in the median" in text
+    assert "by more than 2 % slower in 1." in text and "3.0 us in the median, 3.0 us at most" in text
     assert "8/8 heads, batch 1: at 25 % kept from 1,024 tokens on, at 50 % kept nowhere measured." in text
 
 

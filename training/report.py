@@ -197,8 +197,8 @@ def kernel_remarks(results: dict) -> str:
     plans = [row["ours"]["plan_us"] for row in cases if row["ours"].get("spans_per_row", 99) <= 32]
     if plans:
         text += (
-            f"Planning, once per step on the device, for up to 32 spans per row: {statistics.median(plans):.1f} us in the "
-            f"median, {max(plans):.1f} us at most.\n"
+            "Planning, once per step on the device, for up to 32 spans per row: "
+            f"{statistics.median(plans):.1f} us in the median, {max(plans):.1f} us at most.\n"
         )
     for family in results.get("break_even_context", ()):
         where = f"{family['num_heads']}/{family['num_kv_heads']} heads, batch {family['batch']}"
