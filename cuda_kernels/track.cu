@@ -195,18 +195,23 @@ extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Tr
 }
 
 // What was drawn behind every row's last id is written down, and rows that are at their end go idle: after the end of
-// the sequence, or where the next id would have no place. ids: int64 [batch]; limits: int32 [batch], positions that a
-// row may take; ring: int64 [num_slots, batch], of which slot `step` % num_slots is written, with -1 for idle rows; the
-// host may read it while later steps run. step: int32 [1], counted up.
-extern "C" __global__ void selfspan_advance(const i64* ids, const short* kinds, Track* tracks, const int* limits,
-                                            int batch, i64* ring, int num_slots, int* step) {
+// the sequence, or where the next id would have no place. ids: int64 [batch]; scripts: int32 [batch, script_length], ids
+// that a row has to take at a position instead of what was drawn, or -1; limits: int32 [batch], positions that a row may
+// take; ring: int64 [num_slots, batch], of which slot `step` % num_slots is written, with -1 for idle rows; the host may
+// read it while later steps run. step: int32 [1], counted up.
+extern "C" __global__ void selfspan_advance(i64* ids, const short* kinds, Track* tracks, const int* scripts,
+                                            int script_length, const int* limits, int batch, i64* ring, int num_slots,
+                                            int* step) {
     int slot = *step % num_slots;
     __syncthreads();
     for (int row = threadIdx.x; row < batch; row += blockDim.x) {
         Track& track = tracks[row];
         bool is_idle = track.phase == PHASE_IDLE;
+        int next = track.position + 1;
+        int given = !is_idle && next < script_length ? scripts[(i64)row * script_length + next] : -1;
+        if (given >= 0) ids[row] = given;
         ring[(i64)slot * batch + row] = is_idle ? -1 : ids[row];
-        if (!is_idle && (kinds[ids[row]] == KIND_EOS || track.position + 1 >= limits[row])) track.phase = PHASE_IDLE;
+        if (!is_idle && (kinds[ids[row]] == KIND_EOS || next >= limits[row])) track.phase = PHASE_IDLE;
     }
     if (threadIdx.x == 0) *step += 1;
 }

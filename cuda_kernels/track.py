@@ -115,7 +115,8 @@ class SpanTracker:
 
     def clear(self, rows: Sequence[int]) -> None:
         """These rows have no sequence: they see nothing."""
-        self.tracks[list(rows), 1] = IDLE
+        for row in rows:
+            self.tracks[row, 1].fill_(IDLE)
 
     def set(self, row: int, track: torch.Tensor, segments: torch.Tensor) -> None:
         """Begin a sequence in one row, with what `Grammar.start` made."""
@@ -166,28 +167,45 @@ class SpanTracker:
         )
         self._launch(self._track, -(-self.batch // THREADS), THREADS, arguments)
 
-    def advance(self, ids: torch.Tensor, limits: torch.Tensor, ring: torch.Tensor, step: torch.Tensor) -> None:
+    def advance(
+        self,
+        ids: torch.Tensor,
+        scripts: torch.Tensor,
+        limits: torch.Tensor,
+        ring: torch.Tensor,
+        step: torch.Tensor,
+        row: int | None = None,
+    ) -> None:
         """Write down what was drawn behind every row's last id; rows at their end go idle.
 
         Args:
-            ids: int64 `[batch]`, the next ids.
+            ids: int64 `[batch]`, the next ids; overwritten where a script says otherwise.
+            scripts: int32 `[batch, script_length]`: the id that a row has to take at a position, or -1.
             limits: int32 `[batch]`, positions that a row may take.
             ring: int64 `[num_slots, batch]` on the device, or pinned on the host; slot `step % num_slots` is written,
                 with -1 for rows without a sequence.
             step: int32 `[1]` on the device; is counted up.
+            row: this row alone, and `ring` is `[num_slots, 1]`; None: all.
 
         Raises:
             ValueError: a wrong argument, named.
         """
         check_tensor("ids", ids, (self.batch,), torch.int64, self.device, contiguous=True)
+        check_tensor("scripts", scripts, (self.batch, scripts.shape[1]), torch.int32, self.device, contiguous=True)
         check_tensor("limits", limits, (self.batch,), torch.int32, self.device, contiguous=True)
         check_tensor("step", step, (1,), torch.int32, self.device, contiguous=True)
+        first, count = (0, self.batch) if row is None else (row, 1)
         where = ring.device if ring.device.type == "cpu" and ring.is_pinned() else self.device
-        check_tensor("ring", ring, (ring.shape[0], self.batch), torch.int64, where, contiguous=True)
-        tensors = (ids, self._kinds, self.tracks, limits)
+        check_tensor("ring", ring, (ring.shape[0], count), torch.int64, where, contiguous=True)
+        of_row = lambda tensor: np.uint64(tensor.data_ptr() + first * tensor.stride(0) * tensor.element_size())  # noqa: E731
         arguments = (
-            *(np.uint64(tensor.data_ptr()) for tensor in tensors),
-            np.int32(self.batch),
+            of_row(ids),
+            np.uint64(self._kinds.data_ptr()),
+            of_row(self.tracks),
+            of_row(scripts),
+            np.int32(scripts.shape[1]),
+            of_row(limits),
+            np.int32(count),
             np.uint64(ring.data_ptr()),
             np.int32(ring.shape[0]),
             np.uint64(step.data_ptr()),

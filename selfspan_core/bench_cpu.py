@@ -30,7 +30,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selfspan_core.engine import Engine, Event, Token
+from selfspan_core.engine import Engine
+from selfspan_core.events import Event, Token
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Example, Markers, PromptLayout, Rendered, Run, render
 from selfspan_core.provenance import provenance

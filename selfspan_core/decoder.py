@@ -112,33 +112,54 @@ class Layer:
     down: torch.Tensor
 
 
-class Decoder:
-    """A model's decode step for a batch of rows.
+class DecodeWeights:
+    """A model's weights as its decode steps take them; made once, for any number of decoders.
 
     The fused weights are the model's own from now on: its modules become views of them, and no memory is taken twice.
 
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 model.
+
+    Raises:
+        ValueError: the model has something that the decode step does not know.
+    """
+
+    def __init__(self, model: SpanModel) -> None:
+        config, body = model.hf.config, model.hf.get_decoder()
+        if config.hidden_act != "silu":
+            raise ValueError(f"the decode step knows the activation 'silu', not {config.hidden_act!r}")
+        self.model = model
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, model.num_kv_heads
+        self.epsilon, self.hidden_size = config.rms_norm_eps, config.hidden_size
+        self.embedding, self.head = body.embed_tokens.weight, model.hf.get_output_embeddings()
+        self.layers = [_layer_of(module) for module in body.layers]
+        self.norm = body.norm.weight
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a step reads of the weights, whatever the batch; of the embedding it reads a few rows only."""
+        layers = (tensor for layer in self.layers for tensor in vars(layer).values() if tensor is not None)
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*layers, self.norm, self.head.weight))
+
+
+class Decoder:
+    """A model's decode step for a batch of rows.
+
+    Args:
+        weights: the model's.
         cache: of `batch` rows.
         ops: operations between the products.
     """
 
-    def __init__(self, model: SpanModel, cache: KVCache, ops: StepOps) -> None:
-        config, body = model.hf.config, model.hf.get_decoder()
-        if config.hidden_act != "silu":
-            raise ValueError(f"the decode step knows the activation 'silu', not {config.hidden_act!r}")
-        self._cache, self._ops = cache, ops
-        self._num_heads, self._num_kv_heads = config.num_attention_heads, model.num_kv_heads
-        self._epsilon = config.rms_norm_eps
-        self._embedding, self._head = body.embed_tokens.weight, model.hf.get_output_embeddings()
-        self._layers = [_layer_of(module) for module in body.layers]
-        self._norm = body.norm.weight
+    def __init__(self, weights: DecodeWeights, cache: KVCache, ops: StepOps) -> None:
+        model = weights.model
+        self._weights, self._cache, self._ops = weights, cache, ops
         batch, dtype, device = cache.keys[0].shape[0], model.dtype, model.device
         self._rotary = rotary_table(model, cache.capacity)
         make = lambda *shape: torch.empty(batch, *shape, dtype=dtype, device=device)  # noqa: E731
-        self._hidden = make(config.hidden_size)
-        self._queries = torch.zeros(batch, self._num_heads, model.head_dim, dtype=dtype, device=device)
-        self._gated = make(self._layers[0].down.shape[1])
+        self._hidden = make(weights.hidden_size)
+        self._queries = torch.zeros(batch, weights.num_heads, model.head_dim, dtype=dtype, device=device)
+        self._gated = make(weights.layers[0].down.shape[1])
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """One token per row.
@@ -151,28 +172,30 @@ class Decoder:
         Returns:
             Logits `[B, vocab_size]`; those of rows without a token mean nothing.
         """
-        hidden, batch = self._hidden, len(ids)
-        residual, delta = self._embedding[ids], None
-        for number, layer in enumerate(self._layers):
-            self._ops.add_rms_norm(residual, delta, layer.input_norm, self._epsilon, hidden)
+        weights, hidden, batch = self._weights, self._hidden, len(ids)
+        epsilon = weights.epsilon
+        residual, delta = weights.embedding[ids], None
+        for number, layer in enumerate(weights.layers):
+            self._ops.add_rms_norm(residual, delta, layer.input_norm, epsilon, hidden)
             qkv = F.linear(hidden, layer.qkv, layer.qkv_bias).view(batch, -1, self._queries.shape[-1])
             self._norm_heads(qkv, layer)
             keys, values = self._cache.keys[number], self._cache.values[number]
             self._ops.rotary_write(qkv, self._rotary, positions, self._queries, keys, values)
             delta = F.linear(attend(number, self._queries).flatten(1), layer.out)
-            self._ops.add_rms_norm(residual, delta, layer.mlp_norm, self._epsilon, hidden)
+            self._ops.add_rms_norm(residual, delta, layer.mlp_norm, epsilon, hidden)
             self._ops.gated_silu(F.linear(hidden, layer.gate_up).view(batch, 2, -1), self._gated)
             delta = F.linear(self._gated, layer.down)
-        self._ops.add_rms_norm(residual, delta, self._norm, self._epsilon, hidden)
-        return self._head(hidden)
+        self._ops.add_rms_norm(residual, delta, weights.norm, epsilon, hidden)
+        return weights.head(hidden)
 
     def _norm_heads(self, qkv: torch.Tensor, layer: Layer) -> None:
         """Qwen3 norms every head of queries and keys."""
         if layer.query_norm is None:
             return
-        queries, keys, _ = qkv.split([self._num_heads, self._num_kv_heads, self._num_kv_heads], 1)
-        queries.copy_(rms_norm(queries, layer.query_norm, self._epsilon))
-        keys.copy_(rms_norm(keys, layer.key_norm, self._epsilon))
+        num_kv_heads = self._weights.num_kv_heads
+        queries, keys, _ = qkv.split([self._weights.num_heads, num_kv_heads, num_kv_heads], 1)
+        queries.copy_(rms_norm(queries, layer.query_norm, self._weights.epsilon))
+        keys.copy_(rms_norm(keys, layer.key_norm, self._weights.epsilon))
 
 
 def rotary_table(model: SpanModel, capacity: int) -> torch.Tensor:

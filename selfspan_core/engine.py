@@ -6,105 +6,19 @@ tracker); time that the consumer spends between events is in nobody's figures. C
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from selfspan_core.attention import length_free_kernels, require_impl
-from selfspan_core.intervals import Interval
+from selfspan_core.events import Account, Event, Prefilled, Token
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
 from selfspan_core.readers import make_reader
-from selfspan_core.tracker import Phase, State, StepRecord, Tracker
 
 
 class PromptError(ValueError):
     """A prompt that this model cannot take; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prefilled:
-    """The prompt is processed and the first token's logits are ready. `seconds`: what that took."""
-
-    num_tokens: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token, which is the next query.
-
-    Attributes:
-        id: token id.
-        position: its cache position.
-        step_ms: milliseconds of the work that produced it: the forward of the token before (its gather included) and
-            the draw. The first token's forward is the prefill, so its `step_ms` is the draw alone.
-        num_visible: what its own query reads, itself included (everything, in a dense lane).
-        num_context: what dense attention reads: `position + 1`.
-        phase: where in the grammar it stands.
-        step: index of the step that it belongs to, or -1.
-        visible: the intervals that its own query reads.
-        malformed: this token broke its step.
-        logits: `[vocab]` that it was drawn from, if asked for.
-    """
-
-    id: int
-    position: int
-    step_ms: float
-    num_visible: int
-    num_context: int
-    phase: Phase
-    step: int
-    visible: tuple[Interval, ...]
-    malformed: bool = False
-    logits: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderClosed:
-    """A well-formed header ended with the token just reported: what its body may read is known.
-
-    `record` is the tracker's own and fills up as the step goes on.
-    """
-
-    step: int
-    record: StepRecord
-
-
-@dataclass(frozen=True, slots=True)
-class StepEnded:
-    """A step ended with the token just reported (or was broken, and cut off by it)."""
-
-    step: int
-    record: StepRecord
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The run is over.
-
-    Attributes:
-        reason: "eos", or "length" (token limit, context limit, or no forced token left); "stopped" is for consumers
-            that close the run themselves.
-        seconds: prefill and all steps.
-        num_tokens: tokens generated.
-        attended_tokens, dense_tokens: what all decode queries read, and what dense attention reads. The last token
-            never becomes a query.
-        num_malformed: steps that broke the grammar.
-        steps: the steps as written.
-    """
-
-    reason: Literal["eos", "length", "stopped"]
-    seconds: float
-    num_tokens: int
-    attended_tokens: int
-    dense_tokens: int
-    num_malformed: int
-    steps: tuple[StepRecord, ...] = ()
-
-
-Event = Prefilled | Token | HeaderClosed | StepEnded | Finished
 
 
 class Engine:
@@ -170,8 +84,9 @@ class Engine:
                 raise ValueError("forced_tokens is empty")
             room = min(room, len(forced_tokens))
         draw = _Draw(self.model.device, temperature, seed, forced_tokens)
-        run = _Run(self.model, Tracker(self.markers, prompt.prompt, annotated), attention, impl, draw, with_logits)
-        return run.events(prompt.ids[: prompt.prompt.num_tokens], room, self.markers.eos)
+        account = Account(self.markers, prompt.prompt, annotated, attention == "dense")
+        run = _Run(self.model, account, attention, impl, draw, with_logits)
+        return run.events(prompt.ids[: prompt.prompt.num_tokens], room)
 
     def _room(self, num_prompt: int) -> int:
         limit = self.model.max_context
@@ -207,48 +122,26 @@ class _Draw:
 
 
 class _Run:
-    """One generation: cache, tracker, the token that is the next query, and the clock."""
+    """One generation: cache, account, and the token that is the next query."""
 
     def __init__(
-        self, model: SpanModel, tracker: Tracker, attention: str, impl: str, draw: _Draw, with_logits: bool
+        self, model: SpanModel, account: Account, attention: str, impl: str, draw: _Draw, with_logits: bool
     ) -> None:
         self._model = model
-        self._tracker = tracker
-        self._is_dense = attention == "dense"
+        self._account = account
         self._attention, self._impl = attention, impl
         self._draw = draw
         self._with_logits = with_logits
-        self._seconds = 0.0
-        self._num_ended = 0
 
-    def events(self, prompt_ids: list[int], room: int, eos: int) -> Iterator[Event]:
+    def events(self, prompt_ids: list[int], room: int) -> Iterator[Event]:
         """See Engine.generate. `room`: most tokens to write."""
         self._prefill(prompt_ids, room)
-        yield Prefilled(len(prompt_ids), self._seconds)
-        token: Token | None = None
-        num_tokens = attended_tokens = dense_tokens = 0
-        reason = "length"
-        while num_tokens < room:
-            if token is not None:
-                attended_tokens += token.num_visible
-                dense_tokens += token.num_context
-            token = self._step()
-            num_tokens += 1
-            yield token
-            yield from self._news()
-            if token.id == eos:
-                reason = "eos"
-                break
-        tracker = self._tracker
-        yield Finished(
-            reason,
-            self._seconds,
-            num_tokens,
-            attended_tokens,
-            dense_tokens,
-            tracker.num_malformed,
-            tuple(tracker.steps),
-        )
+        account = self._account
+        yield Prefilled(len(prompt_ids), account.seconds)
+        while account.num_tokens < room and not account.is_at_end:
+            yield self._step()
+            yield from account.news()
+        yield account.finished("eos" if account.is_at_end else "length")
 
     @torch.inference_mode()
     def _prefill(self, prompt_ids: list[int], room: int) -> None:
@@ -259,50 +152,23 @@ class _Run:
         self._reader.plan(0, None)
         ids = torch.tensor([prompt_ids], device=model.device)
         self._forward(ids, 0)
-        self._state: State | None = None
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
-        self._seconds += time.perf_counter() - started
+        self._account.seconds += time.perf_counter() - started
 
     @torch.inference_mode()
     def _step(self) -> Token:
         """Feed the last token, if there is one, and draw the next."""
         started = time.perf_counter()
-        state = self._state
+        state = self._account.state
         if state is not None:
             self._reader.plan(state.position, state)
             self._forward(self._ids, state.position)
         token, self._ids = self._draw(self._logits)
-        self._state = state = self._tracker.push(token)
-        context = state.position + 1
-        visible = ((0, context),) if self._is_dense else state.visible
-        num_visible = context if self._is_dense else state.num_visible
+        self._account.follow(token)
         seconds = time.perf_counter() - started
-        self._seconds += seconds
-        logits = self._logits if self._with_logits else None
-        step_ms = 1000 * seconds
-        return Token(
-            token,
-            state.position,
-            step_ms,
-            num_visible,
-            context,
-            state.phase,
-            state.step,
-            visible,
-            state.malformed,
-            logits,
-        )
+        return self._account.token(token, seconds, self._logits if self._with_logits else None)
 
     def _forward(self, ids: torch.Tensor, start: int) -> None:
         with length_free_kernels(self._model.device):
             self._logits = self._model.forward_logits(ids, start, self._reader)
-
-    def _news(self) -> Iterator[HeaderClosed | StepEnded]:
-        """What the tracker has to say about the token just drawn."""
-        steps = self._tracker.steps
-        if self._state.header_closed:
-            yield HeaderClosed(len(steps) - 1, steps[-1])
-        while self._num_ended < len(steps) and steps[self._num_ended].end is not None:
-            self._num_ended += 1
-            yield StepEnded(self._num_ended - 1, steps[self._num_ended - 1])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfspan_core.engine import Event, Finished, HeaderClosed, Prefilled, StepEnded, Token
+from selfspan_core.events import Event, Finished, HeaderClosed, Prefilled, StepEnded, Token
 from selfspan_core.intervals import Interval
 from selfspan_core.lanes import LaneSpec
 from selfspan_core.protocol import Markers

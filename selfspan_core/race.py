@@ -9,7 +9,7 @@ between two events, drawing above all, is in nobody's clock.
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from selfspan_core.engine import Event, Prefilled, Token
+from selfspan_core.events import Event, Prefilled, Token
 
 
 class LaneError(RuntimeError):

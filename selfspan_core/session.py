@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from selfspan_core.engine import Engine, Event
+from selfspan_core.engine import Engine
+from selfspan_core.events import Event
 from selfspan_core.lane_view import LaneView
 from selfspan_core.lanes import TITLES, LaneSpec, brief, check_int, check_temperature, lane_specs
 from selfspan_core.model_store import ModelStore

@@ -5,7 +5,7 @@ Deterministic to the last figure, so that whatever turns events into text, ticks
 
 from types import SimpleNamespace
 
-from selfspan_core.engine import Finished, HeaderClosed, Prefilled, StepEnded, Token
+from selfspan_core.events import Finished, HeaderClosed, Prefilled, StepEnded, Token
 from selfspan_core.protocol import Markers
 from selfspan_core.tracker import Tracker
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny_models import save_tiny
 
-from selfspan_core.engine import Engine, Token
+from selfspan_core.engine import Engine
+from selfspan_core.events import Token
 from selfspan_core.model import SpanModel
 from selfspan_core.tasks import get_task
 from training.arithmetic_data import evaluation_set

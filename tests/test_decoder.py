@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from selfspan_core.decoder import Decoder, TorchOps
+from selfspan_core.decoder import Decoder, DecodeWeights, TorchOps
 from selfspan_core.model import SpanModel
 from selfspan_core.readers import DenseReader
 from selfspan_core.reference import masked_attention, visibility_mask
@@ -93,7 +93,7 @@ def test_same_logits_as_the_models_own_forward(name):
     begins = (0, 0, 3)
     expected = [whole(model, ids) for ids in streams]
     cache = model.new_cache(CAPACITY, batch=3)
-    decoder = Decoder(model, cache, TorchOps())
+    decoder = Decoder(DecodeWeights(model), cache, TorchOps())
     for step in range(12):
         at = [step - begin if 0 <= step - begin < len(ids) else -1 for ids, begin in zip(streams, begins, strict=True)]
         ids = torch.tensor([ids[place] if place >= 0 else 0 for ids, place in zip(streams, at, strict=True)])
@@ -106,13 +106,13 @@ def test_same_logits_as_the_models_own_forward(name):
 
 @torch.inference_mode()
 def test_the_model_still_works_and_shares_its_weights():
-    """Would catch fused weights that are a second copy, or a model that is broken by its decoder."""
+    """Would catch fused weights that are a second copy, or a model that is broken by its fused weights."""
     model = make("llama")
     ids = [5, 6, 7, 8]
     before = whole(model, ids)
-    decoder = Decoder(model, model.new_cache(CAPACITY), TorchOps())
+    weights = DecodeWeights(model)
     assert torch.equal(whole(model, ids), before)
-    fused = decoder._layers[0].qkv
+    fused = weights.layers[0].qkv
     projection = model.hf.get_decoder().layers[0].self_attn.k_proj
     assert projection.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
 
@@ -121,4 +121,4 @@ def test_other_activations_are_refused():
     """Would catch a model whose activation is silently taken for another."""
     model = SpanModel(LlamaForCausalLM(LlamaConfig(**tiny_config(hidden_act="gelu"))).eval())
     with pytest.raises(ValueError, match="knows the activation 'silu', not 'gelu'"):
-        Decoder(model, model.new_cache(CAPACITY), TorchOps())
+        DecodeWeights(model)

@@ -131,20 +131,25 @@ def test_a_dense_lane_sees_everything():
 
 @needs_compiler
 def test_rows_go_idle_at_their_end_and_the_ring_remembers():
-    """Would catch a row that writes on behind its end, over its neighbour's cache; or an id that nobody ever reads."""
+    """Would catch a row that writes on behind its end, over its neighbour's cache; an id that nobody ever reads; or a
+    script that is not followed."""
     states = [start(PROMPT) for _ in range(4)]
     tracks, _ = (torch.stack(parts).contiguous() for parts in zip(*states, strict=True))
     tracks[3, 1] = IDLE
     # The prompts end at position 11: two more places for row 1, and plenty for the others.
     limits = torch.tensor([90, 13, 90, 90], dtype=torch.int32)
     ring, step = torch.full((3, 4), -9), torch.zeros(1, dtype=torch.int32)
+    scripts = torch.full((4, 15), -1, dtype=torch.int32)
+    scripts[2, 13], scripts[3, 12] = 7, 8
     draws = [[40, 41, 42, 43], [MARKERS.eos, 44, 45, 46], [47, 48, 49, 50], [51, 52, 53, 54]]
     written = []
     for number, draw in enumerate(draws):
-        advance(GRAMMAR, torch.tensor(draw), tracks, limits, ring, step)
+        ids = torch.tensor(draw)
+        advance(GRAMMAR, ids, tracks, scripts, limits, ring, step)
+        assert ids[2] == (7 if number == 1 else draw[2]), "a script has to reach the next step"
         written.append(ring[number % 3].tolist())
         tracks[tracks[:, 1] != IDLE, 0] += 1  # as the tracker does with the next id
-    assert written == [[40, 41, 42, -1], [MARKERS.eos, 44, 45, -1], [-1, -1, 49, -1], [-1, -1, 53, -1]]
+    assert written == [[40, 41, 42, -1], [MARKERS.eos, 44, 7, -1], [-1, -1, 49, -1], [-1, -1, 53, -1]]
     assert step.item() == 4 and (tracks[:, 1] == IDLE).tolist() == [True, True, False, True]
     assert ring[1].tolist() == written[1] and ring[0].tolist() == written[3]
 

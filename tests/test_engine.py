@@ -16,7 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from selfspan_core import protocol
 from selfspan_core.attention import ImplUnavailable
-from selfspan_core.engine import Engine, HeaderClosed, Prefilled, PromptError, StepEnded, Token
+from selfspan_core.engine import Engine, PromptError
+from selfspan_core.events import HeaderClosed, Prefilled, StepEnded, Token
 from selfspan_core.model import ModelError, SpanModel
 from selfspan_core.protocol import Example, Part, Rendered, Run, Step
 from selfspan_core.reference import visibility_mask

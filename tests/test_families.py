@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from selfspan_core import protocol
-from selfspan_core.engine import Engine, Token
+from selfspan_core.engine import Engine
+from selfspan_core.events import Token
 from selfspan_core.locate import why_not_found
 from selfspan_core.model import ModelError, SpanModel, load_base, resize_for_tokenizer
 from selfspan_core.protocol import Example, Part, Step

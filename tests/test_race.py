@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.engine import Finished, Prefilled, StepEnded, Token
+from selfspan_core.events import Finished, Prefilled, StepEnded, Token
 from selfspan_core.race import LaneError, Race
 from selfspan_core.tracker import Phase, StepRecord
 

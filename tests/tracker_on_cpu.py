@@ -67,16 +67,19 @@ def advance(
     grammar: Grammar,
     ids: torch.Tensor,
     tracks: torch.Tensor,
+    scripts: torch.Tensor,
     limits: torch.Tensor,
     ring: torch.Tensor,
     step: torch.Tensor,
 ) -> None:
-    """Write ids down in the ring `[num_slots, B]`; rows at their end go idle."""
+    """Write ids, or what the scripts say, down in the ring `[num_slots, B]`; rows at their end go idle."""
     kinds = grammar.kinds()
     library(grammar).run_advance(
         pointer(ids),
         pointer(kinds),
         pointer(tracks),
+        pointer(scripts),
+        scripts.shape[1],
         pointer(limits),
         len(ids),
         pointer(ring),

@@ -15,9 +15,11 @@ extern "C" void run_track(const i64* ids, const short* kinds, Track* tracks, int
     });
 }
 
-extern "C" void run_advance(const i64* ids, const short* kinds, Track* tracks, const int* limits, int batch, i64* ring,
-                            int num_slots, int* step) {
-    Machine::get().run({0}, 32, 0, [=] { selfspan_advance(ids, kinds, tracks, limits, batch, ring, num_slots, step); });
+extern "C" void run_advance(i64* ids, const short* kinds, Track* tracks, const int* scripts, int script_length,
+                            const int* limits, int batch, i64* ring, int num_slots, int* step) {
+    Machine::get().run({0}, 32, 0, [=] {
+        selfspan_advance(ids, kinds, tracks, scripts, script_length, limits, batch, ring, num_slots, step);
+    });
 }
 
 // A whole stream for one row; intervals [num_ids, MAX_INTERVALS], counts and reports [num_ids].
