@@ -11,14 +11,11 @@ from typing import Literal
 import torch
 
 from selfspan_core.attention import length_free_kernels, require_impl
+from selfspan_core.batch_engine import PromptError
 from selfspan_core.events import Account, Event, Prefilled, Token
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
 from selfspan_core.readers import make_reader
-
-
-class PromptError(ValueError):
-    """A prompt that this model cannot take; the message says why."""
 
 
 class Engine:

@@ -46,6 +46,14 @@ class KVCache:
         _, num_layers, batch, num_kv_heads, _, head_dim = self._kv.shape
         return KVCache(num_layers, num_kv_heads, head_dim, capacity, self._kv.dtype, self._kv.device, batch)
 
+    def row(self, row: int) -> "KVCache":
+        """One row of a batch, as a cache of its own that shares the memory."""
+        alone = object.__new__(KVCache)
+        alone._kv = self._kv[:, :, row : row + 1]
+        alone.capacity = self.capacity
+        alone.keys, alone.values = alone._kv[0].unbind(0), alone._kv[1].unbind(0)
+        return alone
+
     def write(self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store new keys and values `[1, num_kv_heads, T, head_dim]` of one layer at positions `start ...`."""
         self.keys[layer].narrow(2, start, key.shape[2]).copy_(key)

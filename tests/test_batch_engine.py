@@ -1,0 +1,266 @@
+"""Many requests through a few rows, on the CPU: every row as if it were alone."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from span_examples import MARKERS, worked_example
+from test_engine import tiny_hf
+from test_kernel import needs_cuda
+
+from selfspan_core import batch_step, protocol
+from selfspan_core.attention import ImplUnavailable
+from selfspan_core.batch_engine import BatchEngine, EngineLost, PromptError, Request
+from selfspan_core.batch_parts import CudaParts, TorchParts
+from selfspan_core.batch_step import BatchStep, First, Start
+from selfspan_core.decoder import DecodeWeights
+from selfspan_core.engine import Engine
+from selfspan_core.events import Failed, Finished, Prefilled, Token
+from selfspan_core.model import SpanModel
+
+CAPACITY = 160
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return DecodeWeights(SpanModel(tiny_hf()))
+
+
+def example(seed, num_steps=3):
+    rendered = protocol.render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
+    return rendered, rendered.ids[rendered.prompt.num_tokens :]
+
+
+def shorn(event):
+    """An event without what no two runs share."""
+    if isinstance(event, Token):
+        return event.id, event.position, event.visible, event.num_visible, event.phase, event.step, event.malformed
+    if isinstance(event, Finished):
+        return (
+            event.reason,
+            event.num_tokens,
+            event.attended_tokens,
+            event.dense_tokens,
+            event.num_malformed,
+            event.steps,
+        )
+    return type(event), getattr(event, "num_tokens", None), getattr(event, "step", None)
+
+
+def alone(weights, request, attention):
+    """What the engine of one sequence says of a request."""
+    options = {"attention": attention, "annotated": request.annotated, "forced_tokens": request.forced_tokens}
+    engine = Engine(weights.model, MARKERS)
+    return [shorn(event) for event in engine.generate(request.prompt, max_new_tokens=request.max_new_tokens, **options)]
+
+
+def by_request(pairs):
+    events: dict[int, list] = {}
+    for number, event in pairs:
+        events.setdefault(number, []).append(shorn(event))
+    return events
+
+
+@pytest.mark.parametrize("attention", ["dense", "sparse"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_every_request_as_if_it_were_alone(weights, attention, batch):
+    """Would catch rows that mix, a row's end that disturbs others, ids of a former request, a wrong figure."""
+    requests = []
+    for seed in range(8):
+        prompt, forced = example(seed)
+        limit = 1 if seed == 2 else 17 if seed == 5 else 60
+        requests.append(Request(prompt, max_new_tokens=limit, forced_tokens=forced if seed % 2 else None))
+    engine = BatchEngine(weights, MARKERS, batch, CAPACITY, attention)
+    events = by_request(engine.generate(requests))
+    assert sorted(events) == list(range(8))
+    for number, request in enumerate(requests):
+        assert events[number] == alone(weights, request, attention), number
+    # And again: nothing is left of the first time.
+    assert by_request(engine.generate(requests[:2])) == {0: events[0], 1: events[1]}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 9))
+def test_cancelled_rows_are_free_at_once_and_disturb_nobody(seed, batch, num_requests):
+    """Would catch a cancelled request whose late ids go to the next one in its row."""
+    weights = DecodeWeights(SpanModel(tiny_hf()))
+    rng = random.Random(seed)
+    requests = [Request(example(rng.randrange(50))[0], max_new_tokens=rng.randint(1, 12)) for _ in range(num_requests)]
+    expected = [alone(weights, request, "sparse") for request in requests]
+    engine = BatchEngine(weights, MARKERS, batch, CAPACITY)
+    seen, cancelled = {}, set()
+    for number, event in engine.generate(requests):
+        assert number not in cancelled
+        seen.setdefault(number, []).append(shorn(event))
+        if rng.random() < 0.1:
+            engine.cancel(number)
+            if len(seen[number]) < len(expected[number]):
+                cancelled.add(number)
+    for number, events in enumerate(expected):
+        if number in cancelled:
+            assert seen[number] == events[: len(seen[number])]
+        else:
+            assert seen[number] == events
+
+
+def test_a_request_that_does_not_fit_fails_alone(weights):
+    """Would catch one bad request that ends all others, or one that writes into its neighbour's cache."""
+    good, _ = example(1)
+    layout = protocol.PromptLayout(CAPACITY, 1, {})
+    too_long = protocol.Rendered([MARKERS.bos] * CAPACITY, layout, loss_mask=[], runs=[])
+    requests = [
+        Request(good, max_new_tokens=5),
+        Request(too_long),
+        Request(good, temperature=-1.0),
+        Request(good, top_p=0.0),
+        Request(good, max_new_tokens=0),
+        Request(good, forced_tokens=[]),
+        Request(good),
+    ]
+    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    last = dict(engine.generate(requests))
+    assert [type(last[number]) for number in range(7)] == [Finished, *[Failed] * 5, Finished]
+    messages = [str(last[number].error) for number in range(1, 6)]
+    assert isinstance(last[1].error, PromptError)
+    for message, expected in zip(
+        messages, ("a row holds 160", "temperature", "top_p", "max_new_tokens", "forced"), strict=True
+    ):
+        assert expected in message
+    # Up to the end of the row.
+    assert last[6].reason == "eos" or last[6].num_tokens == CAPACITY - good.prompt.num_tokens
+
+
+def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypatch):
+    """Would catch an engine that hides what happened, or goes on with a device that is gone."""
+    prompt, _ = example(3)
+    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    prefill = batch_step.BatchStep._prefill
+
+    def out_of_memory(self, row, ids):
+        if len(failures) < 1:
+            failures.append(row)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prefill(self, row, ids)
+
+    failures = []
+    monkeypatch.setattr(batch_step.BatchStep, "_prefill", out_of_memory)
+    last = dict(engine.generate([Request(prompt, max_new_tokens=4)] * 3))
+    assert isinstance(last[0].error, torch.OutOfMemoryError) and isinstance(last[1], Finished) and len(last) == 3
+
+    def lost(self):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(batch_step.BatchStep, "_one_step", lost)
+    events = []
+    with pytest.raises(EngineLost, match="cannot go on: CUDA error"):
+        events.extend(engine.generate([Request(prompt, max_new_tokens=4)] * 3))
+    with pytest.raises(EngineLost):
+        engine.generate([Request(prompt)])
+
+
+def test_one_use_at_a_time_and_closing_frees(weights):
+    """Would catch two callers whose rows mix, or rows that stay taken after Stop."""
+    prompt, _ = example(4)
+    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    running = engine.generate([Request(prompt, max_new_tokens=30)] * 5)
+    assert isinstance(next(running)[1], Prefilled)
+    with pytest.raises(RuntimeError, match="other requests already"):
+        engine.generate([])
+    running.close()
+    assert len(by_request(engine.generate([Request(prompt, max_new_tokens=30)] * 2))) == 2
+    never_begun = engine.generate([Request(prompt)])
+    never_begun.close()
+    assert list(engine.generate([])) == []
+
+
+def test_sampling_depends_on_the_request_alone(weights):
+    """Would catch draws that depend on who else is in the batch."""
+    requests = [Request(example(s)[0], max_new_tokens=20, temperature=1.3, top_p=0.9, seed=s) for s in range(4)]
+    together = by_request(BatchEngine(weights, MARKERS, 4, CAPACITY).generate(requests))
+    for number, request in enumerate(requests):
+        assert by_request(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([request]))[0] == together[number]
+    assert together[0] != by_request(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([requests[1]]))[0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "capacity", "attention", "message"),
+    [(0, 9, "dense", "batch is 1"), (1, 10**6, "dense", "capacity is 2 to 1024"), (1, 9, "both", "attention is")],
+)
+def test_wrong_arguments_are_named(weights, batch, capacity, attention, message):
+    """Would catch a bad size that only fails later, somewhere else."""
+    with pytest.raises(ValueError, match=message):
+        BatchEngine(weights, MARKERS, batch, capacity, attention)
+
+
+def test_without_16_bit_floats_the_reason_is_given(weights):
+    """Would catch a captured engine that fails somewhere inside, or falls back in silence."""
+    with pytest.raises(ImplUnavailable, match="decoding in a captured graph: dtype"):
+        BatchStep(weights, MARKERS, 1, 9, False, parts=CudaParts)
+
+
+def on_cuda(**changes):
+    hf = tiny_hf(head_dim=64, **changes).to(torch.bfloat16)
+    return DecodeWeights(SpanModel(hf.cuda()))
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("is_dense", [False, True])
+@pytest.mark.parametrize("num_kv_heads", [6, 2])
+def test_gpu_same_logits_as_pytorchs_operations(is_dense, num_kv_heads):
+    """Would catch a value that is baked into the graph, a kernel in the wrong place, rows that mix, a lost id."""
+    weights = on_cuda(num_key_value_heads=num_kv_heads)
+    steps = [BatchStep(weights, MARKERS, 5, CAPACITY, is_dense, parts=parts) for parts in (CudaParts, TorchParts)]
+    ids = [[], []]
+    largest = 0.0
+    for number in range(40):
+        for row in range(5):
+            if (number + 3 * row) % 17 == 0:
+                rendered, forced = example(number + row)
+                prompt = rendered.ids[: rendered.prompt.num_tokens]
+                for step in steps:
+                    step.clear(row)
+                    step.begin(row, Start(prompt, rendered.prompt, True, 60, script=forced[: 10 + row]))
+        for step in steps:
+            step.launch()
+        for step, seen in zip(steps, ids, strict=True):
+            while step.num_outstanding:
+                outcome = step.collect()
+                seen.append(outcome.id if isinstance(outcome, First) else outcome.ids)
+        if ids[0] != ids[1]:
+            break  # a tie that rounding decided otherwise: from here on they write different texts
+        active = [row for row, token in enumerate(ids[0][-1]) if token >= 0]
+        wanted = steps[1].logits[active].float()
+        largest = max(largest, wanted.abs().max().item())
+        assert (steps[0].logits[active].float() - wanted).abs().max() < 0.05 * largest
+    assert number > 20
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_many_requests_through_a_few_rows():
+    """Would catch memory that grows with every request, or a request that disturbs another."""
+    weights = on_cuda(num_key_value_heads=2)
+    engine = BatchEngine(weights, MARKERS, 16, CAPACITY)
+    requests = [Request(example(seed % 40)[0], max_new_tokens=1 + seed % 30) for seed in range(1000)]
+    first = by_request(engine.generate(requests[:120]))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    every = by_request(engine.generate(requests))
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
+    assert len(every) == 1000 and all(events[-1][0] in ("eos", "length") for events in every.values())
+    assert sum(every[number] == events for number, events in first.items()) >= 118, "other than ties of rounding"
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_no_room_is_an_error_of_the_one_who_asks():
+    """Would catch an engine that does not fit and takes the device with it."""
+    weights = on_cuda()
+    with pytest.raises(torch.OutOfMemoryError):
+        BatchEngine(weights, MARKERS, 200_000_000, 1024)
+    prompt, _ = example(3)
+    assert len(dict(BatchEngine(weights, MARKERS, 2, CAPACITY).generate([Request(prompt, max_new_tokens=4)] * 3))) == 3
