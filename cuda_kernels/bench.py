@@ -31,8 +31,9 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from cuda_kernels import peers
-from cuda_kernels.launch import SpanAttention, foreign_stream
-from cuda_kernels.loader import FOLDER, source
+from cuda_kernels.launch import CudaUnavailable, SpanAttention, cuda_device, foreign_stream
+from cuda_kernels.loader import load
+from cuda_kernels.provenance import provenance
 from cuda_kernels.selections import ALL, SELECTIONS, Selection, choose, kept_blocks
 
 BYTES_PER_ELEMENT = 2
@@ -42,6 +43,7 @@ LEAST_BYTES = 4 * 64e6
 # How far an answer may be from that in float32: rounded to bfloat16, of values that are at most about 4.
 TOLERANCE = 0.03
 MAX_SETS = 128
+READ_STREAM_BYTES = 8 * 10**9
 # Calls in one graph, at least: what a replay costs by itself is shared by them.
 LEAST_CALLS = 16
 # Clock cycles for which the device is kept busy while the host hands it a graph: at least, and per kernel in it.
@@ -106,6 +108,16 @@ FAMILY_SELECTION = Selection("random", 16)
 MAX_FAMILY_SETS = 512
 
 
+def num_sets(shape: Shape, least_density: float = min(DENSITIES), max_sets: int = MAX_SETS) -> int:
+    """How many sets of inputs a shape is measured with: two or more, so that no cache holds what a replay reads."""
+    return min(max_sets, max(2, math.ceil(LEAST_BYTES / (least_density * shape.dense_bytes))))
+
+
+def gpu_bytes(shape: Shape) -> float:
+    """GPU memory that a shape takes, roughly: all sets, FlashInfer's copies of them in pages, and its workspaces."""
+    return num_sets(shape) * (2 * shape.dense_bytes + peers.FLASHINFER_WORKSPACE_BYTES)
+
+
 class Bench:
     """One shape's inputs and clock.
 
@@ -127,8 +139,7 @@ class Bench:
     ) -> None:
         self.shape, self.replays = shape, replays
         self.generator = torch.Generator("cuda").manual_seed(seed)
-        num_sets = min(max_sets, max(2, math.ceil(LEAST_BYTES / (least_density * shape.dense_bytes))))
-        self.sets = [self._tensors() for _ in range(num_sets)]
+        self.sets = [self._tensors() for _ in range(num_sets(shape, least_density, max_sets))]
 
     def _tensors(self) -> peers.Tensors:
         shape = self.shape
@@ -231,9 +242,11 @@ class Bench:
                 raise AssertionError(f"row {row} of {self.shape.name} is off by {error}")
 
     def flashinfer(self, selection: Selection, density: float) -> dict:
-        """FlashInfer over the same kind of pages, the faster of its kernels, and what planning takes on the host."""
-        ways = (True, False) if self.shape.num_heads == self.shape.num_kv_heads else (True,)
-        figures = [self._flashinfer(selection, density, tensor_cores) for tensor_cores in ways]
+        """FlashInfer over the same kind of pages, the faster of its kernels, and what planning takes on the host.
+
+        Both are tried for every grouping; one that refuses it does not count.
+        """
+        figures = [self._flashinfer(selection, density, tensor_cores) for tensor_cores in (True, False)]
         return min(figures, key=lambda one: one.get("us", math.inf))
 
     def _flashinfer(self, selection: Selection, density: float, tensor_cores: bool) -> dict:
@@ -289,15 +302,13 @@ def attempt(measure: Callable[[], dict]) -> dict:
 
 def read_stream_tb_per_s() -> float:
     """The bandwidth of a kernel that only reads: 8 GB, the median of eight, for the best number of blocks."""
-    import cupy
-
-    module = cupy.RawModule(code=source("read_stream.cu"), options=("-std=c++17", f"-I{FOLDER}", "-DIS_BF16=1"))
-    kernel = module.get_function("selfspan_read_stream")
-    data = torch.randint(-(2**31), 2**31 - 1, (2 * 10**9,), dtype=torch.int32, device="cuda")
+    device = cuda_device("cuda")
+    kernel = load("read_stream.cu", "selfspan_read_stream", ("-DIS_BF16=1",), device.index)
+    data = torch.randint(-(2**31), 2**31 - 1, (READ_STREAM_BYTES // 4,), dtype=torch.int32, device=device)
     sink = torch.zeros(1, dtype=torch.int32, device="cuda")
     arguments = (np.uint64(data.data_ptr()), np.int64(data.numel() // 4), np.uint64(sink.data_ptr()))
-    num_sms = torch.cuda.get_device_properties(0).multi_processor_count
-    stream = foreign_stream(torch.cuda.current_stream().cuda_stream, data.device)
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    stream = foreign_stream(torch.cuda.current_stream().cuda_stream, device)
     best = math.inf
     for blocks_per_sm in (1, 2, 3, 4):
         times = []
@@ -312,6 +323,13 @@ def read_stream_tb_per_s() -> float:
             times.append(begin.elapsed_time(end))
         best = min(best, statistics.median(times[2:]))
     return 4 * data.numel() / best / 1e9
+
+
+def gpu_versions() -> dict[str, str | int | None]:
+    """Of what is no Python package: cuDNN, and the CUDA version that the driver is made for (13000: 13.0)."""
+    import cupy
+
+    return {"cudnn": torch.backends.cudnn.version(), "cuda_of_driver": cupy.cuda.runtime.driverGetVersion()}
 
 
 def cases(selections: Sequence[Selection]) -> Iterator[tuple[Selection, float]]:
@@ -425,14 +443,39 @@ def _crossing(points: Sequence[tuple[float, float]], dense: float) -> float | No
     return round(x0 + (x1 - x0) * (dense - y0) / (y1 - y0), 3)
 
 
+def memory_text() -> str:
+    """What the shapes take of a GPU's memory, for --help."""
+    lines = [f"  {i:2d}  {shape.name:28s} {gpu_bytes(shape) / 1e9:5.1f} GB" for i, shape in enumerate(SHAPES)]
+    return "\n".join(
+        [
+            "shapes (heads/key-value heads, batch x context, head_dim), and roughly what they take of the GPU's",
+            "memory, FlashInfer's pages included (one shape at a time; the read stream before them takes "
+            f"{READ_STREAM_BYTES / 1e9:.0f} GB):",
+            *lines,
+        ]
+    )
+
+
+def positive(text: str) -> int:
+    """A command line's number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", type=int, help="numbers of the shapes to measure (default: all)")
-    parser.add_argument("--selections", nargs="+", default=[s.name for s in SELECTIONS])
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=memory_text(), formatter_class=formatter)
+    names = [selection.name for selection in SELECTIONS]
+    number = {"type": int, "choices": range(len(SHAPES)), "metavar": "NUMBER"}
+    parser.add_argument("--shapes", nargs="+", **number, help="those to measure, by number (default: all)")
+    name = {"choices": names, "metavar": "NAME", "default": names}
+    parser.add_argument("--selections", nargs="+", **name, help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--peers", nargs="*", default=["flashinfer", "flex"], choices=["flashinfer", "flex"])
-    parser.add_argument("--replays", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--replays", type=positive, default=20, help="per figure, 1 or more (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of values and intervals (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="default: assets/results/kernel_<gpu>.json")
     return parser.parse_args()
 
@@ -440,12 +483,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Entry point."""
     arguments = parse_arguments()
-    if not torch.cuda.is_available():
-        sys.exit("error: this benchmark needs a CUDA device, and torch finds none")
-    # The kernels import nothing of selfspan_core; where a results file comes from is said there for all benchmarks.
-    from selfspan_core.provenance import provenance
-
+    try:
+        cuda_device("cuda")
+    except CudaUnavailable as error:
+        sys.exit(f"error: {error}")
     origin = provenance()
+    origin["versions"] |= gpu_versions()
     gpu = re.sub(r"\W+", "_", torch.cuda.get_device_name().removeprefix("NVIDIA ")).lower()
     out = arguments.out or Path(f"assets/results/kernel_{gpu}.json")
     limit = read_stream_tb_per_s()

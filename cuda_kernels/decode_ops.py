@@ -1,20 +1,28 @@
-"""Launchers for what lies between the matrix products of a decode step: norms, rotary embedding, activation, sampling.
+"""Launchers for a decode step's operations beside attention: products with weights, norms, rotary embedding,
+activation, sampling.
 
-One token per row. Nothing here waits for the device, copies to the host or allocates.
+One token per row. Nothing here waits for the device or copies to the host; only `linear` allocates its result.
 """
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from cuda_kernels.launch import DTYPES, Launcher, check_tensor, cuda_device
+from cuda_kernels.launch import DTYPES, Launcher, check_tensor, cuda_device, require_dtype
 from cuda_kernels.loader import load
 
 VECTOR = 8
 """Elements that a thread takes at once: rows are multiples of it."""
+MAX_LINEAR_BATCH = 16
+"""Rows up to which `linear` has a kernel of its own: beyond, reading the inputs takes as long as the weights."""
+LINEAR_THREADS, LINEAR_DEPTH, LINEAR_ROWS = 256, 128, 8
+"""Of a block of linear.cu, and what depth and rows of the weights are multiples of (NUM_THREADS, STEP, UNIT_ROWS)."""
 
 
 class DecodeOps:
-    """The kernels of layer.cu and sample.cu for one element type. A wrong argument is a ValueError that names it.
+    """The kernels of linear.cu, layer.cu and sample.cu for one element type.
+
+    A wrong argument is a ValueError that names it.
 
     Args:
         dtype: torch.bfloat16 or torch.float16.
@@ -29,16 +37,41 @@ class DecodeOps:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is torch.bfloat16 or torch.float16, not {dtype}")
         self.dtype, self.device = dtype, cuda_device(device)
+        require_dtype(dtype, self.device)
         macros = (f"-DIS_BF16={int(dtype is torch.bfloat16)}",)
         self._kernels = {
             name: load(source, f"selfspan_{name}", macros, self.device.index)
             for source, names in (
                 ("layer.cu", ("add_rms_norm", "rotary_write", "gated_silu")),
                 ("sample.cu", ("sample",)),
+                ("linear.cu", ("linear",)),
             )
             for name in names
         }
         self._launch = Launcher(self.device)
+        self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x weight^T + bias`: by linear.cu up to MAX_LINEAR_BATCH rows, by PyTorch's product for more or odd shapes.
+
+        Args:
+            x: `[B, depth]`. weight: `[num_out, depth]`. bias: `[num_out]`.
+
+        Returns:
+            `[B, num_out]`, summed in float32 and rounded once.
+        """
+        (batch, depth), num_out = x.shape, weight.shape[0]
+        if batch > MAX_LINEAR_BATCH or depth % LINEAR_DEPTH or num_out % LINEAR_ROWS:
+            return F.linear(x, weight, bias)
+        self._check("x", x, (batch, depth))
+        self._check("weight", weight, (num_out, depth))
+        if bias is not None:
+            self._check("bias", bias, (num_out,))
+        out = torch.empty(batch, num_out, dtype=self.dtype, device=self.device)
+        numbers = (np.int32(number) for number in (batch, num_out, depth))
+        arguments = (*_pointers(x, weight, bias), *numbers, *_pointers(out))
+        self._launch(self._kernels["linear"], self._num_sms, LINEAR_THREADS, arguments)
+        return out
 
     def add_rms_norm(
         self,

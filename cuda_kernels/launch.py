@@ -2,7 +2,7 @@
 
 Nothing here waits for the device, copies to the host or allocates (apart from `out` where none is given, and in debug
 mode): `plan` and the call itself can be captured in a CUDA graph, and intervals, counts, queries and cache may change
-between replays.
+between replays. Compiling happens in the constructor: about a second per configuration, once per machine.
 """
 
 import math
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, KernelConfig, choose_config, line_words, load
+from cuda_kernels.overlap import launch_overlapping
 
 MAX_BATCH = 256
 MAX_CAPACITY = 262_144
@@ -44,14 +45,14 @@ class SpanAttention:
         batch: sequences, 1 to 256.
         num_heads, num_kv_heads: query heads, and key/value heads; at most 16 of the former per one of the latter.
         head_dim: 64, 96 or 128.
-        max_spans: most intervals of one sequence.
+        max_spans: most intervals of one sequence, 1 to 262,144.
         dtype: torch.bfloat16 or torch.float16.
         device: a CUDA device.
         debug: check intervals on the device in `plan`, which then waits for it (not for graphs).
 
     Raises:
         ValueError: an argument that the kernels cannot serve; the message names it.
-        CudaUnavailable: no CUDA device, or CuPy is missing.
+        CudaUnavailable: no such CUDA device, or CuPy is missing.
     """
 
     def __init__(
@@ -68,12 +69,8 @@ class SpanAttention:
     ) -> None:
         check_shape(batch, num_heads, num_kv_heads, head_dim, max_spans, dtype)
         self.device = cuda_device(device)
+        require_dtype(dtype, self.device)
         properties = torch.cuda.get_device_properties(self.device)
-        architecture = 10 * properties.major + properties.minor
-        if architecture < DTYPES[dtype]:
-            raise ValueError(
-                f"dtype: {dtype} needs an sm_{DTYPES[dtype]} GPU, and {properties.name} is sm_{architecture}"
-            )
         self.batch, self.num_heads, self.num_kv_heads = batch, num_heads, num_kv_heads
         self.head_dim, self.max_spans, self.dtype, self.debug = head_dim, max_spans, dtype, debug
         num_sms, limit = properties.multi_processor_count, properties.shared_memory_per_block_optin
@@ -114,15 +111,13 @@ class SpanAttention:
 
         Raises:
             ValueError: a wrong argument, named.
-            BadIntervals: debug mode only.
+            BadIntervals: debug mode only; nothing is planned then.
         """
         self._check("intervals", intervals, (self.batch, self.max_spans, 2), torch.int32, contiguous=True)
         self._check("counts", counts, (self.batch,), torch.int32, contiguous=True)
-        if not 1 <= capacity <= MAX_CAPACITY:
-            raise ValueError(f"capacity is 1 to {MAX_CAPACITY}, not {capacity}")
-        if self.batch * self.num_kv_heads * (capacity + 32) >= 2**31:
-            raise ValueError(f"capacity: {self.batch} x {self.num_kv_heads} x {capacity} tokens are more than 2^31")
-        self._is_planned_for = capacity
+        check_capacity(self.batch, self.num_kv_heads, capacity)
+        # From here on the last plan is being overwritten.
+        self._is_planned_for = None
         arguments = (
             _pointer(intervals),
             _pointer(counts),
@@ -139,6 +134,7 @@ class SpanAttention:
         self._launch(self._plan, self.batch, plan_threads(self.max_spans), arguments)
         if self.debug:
             self._raise_errors()
+        self._is_planned_for = capacity
 
     def __call__(
         self,
@@ -156,7 +152,8 @@ class SpanAttention:
             keys, values: `[batch, num_kv_heads, capacity, head_dim]`; any strides that are multiples of 8 elements, the
                 last dimension contiguous.
             scale: multiplies the scores; None: head_dim ** -0.5.
-            out: `[batch, num_heads, head_dim]` to write to; None allocates.
+            out: `[batch, num_heads, head_dim]` to write to, of strides that give each row and head room of its own;
+                None allocates.
             lse: float32 `[batch, num_heads]`, contiguous: takes the log-sum-exp of the scaled scores.
 
         Returns:
@@ -174,9 +171,9 @@ class SpanAttention:
         self._check("values", values, cache, self.dtype)
         if out is None:
             out = torch.empty(vectors, dtype=self.dtype, device=self.device)
-        self._check("out", out, vectors, self.dtype)
-        if out.numel() and 0 in [step for size, step in zip(out.shape, out.stride(), strict=True) if size > 1]:
-            raise ValueError(f"out: rows or heads lie on each other; strides: {out.stride()}")
+        else:
+            self._check("out", out, vectors, self.dtype)
+            check_no_overlap("out", out)
         if lse is not None:
             self._check("lse", lse, vectors[:2], torch.float32, contiguous=True)
         scale = self.head_dim**-0.5 if scale is None else scale
@@ -212,15 +209,26 @@ class SpanAttention:
 
 
 class Launcher:
-    """Launches kernels on torch's current stream of one device."""
+    """Launches kernels on torch's current stream of one device.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where.
+        overlap: begin while the kernel before still runs, where the device can (from sm_90 on): every kernel that is
+            launched so waits for what it reads by itself.
+    """
+
+    def __init__(self, device: torch.device, overlap: bool = True) -> None:
         self._device = device
+        self._overlap = overlap and torch.cuda.get_device_capability(device) >= (9, 0)
         self._streams: dict[int, object] = {}
 
     def __call__(self, kernel, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int = 0) -> None:
         """Launch one kernel (`cupy.RawKernel`) on so many blocks and threads of each."""
         pointer = torch.cuda.current_stream(self._device).cuda_stream
+        if self._overlap:
+            with _cupy_device(self._device):
+                launch_overlapping(kernel.kernel.ptr, pointer, num_blocks, num_threads, arguments, shared_bytes)
+            return
         if pointer not in self._streams:
             self._streams[pointer] = foreign_stream(pointer, self._device)
         with _cupy_device(self._device), self._streams[pointer]:
@@ -235,7 +243,10 @@ def plan_threads(max_spans: int) -> int:
 def check_shape(
     batch: int, num_heads: int, num_kv_heads: int, head_dim: int, max_spans: int, dtype: torch.dtype
 ) -> None:
-    """Raise a ValueError that names the first number that the kernels cannot serve."""
+    """Raise a ValueError that names the first argument that the kernels cannot serve."""
+    numbers = {"batch": batch, "num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
+    for name, number in (numbers | {"max_spans": max_spans}).items():
+        check_int(name, number)
     if not 1 <= batch <= MAX_BATCH:
         raise ValueError(f"batch is 1 to {MAX_BATCH}, not {batch}")
     if num_kv_heads < 1 or num_heads < 1 or num_heads % num_kv_heads:
@@ -246,10 +257,27 @@ def check_shape(
         raise ValueError(f"num_kv_heads is at most {MAX_KV_HEADS}, not {num_kv_heads}")
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"head_dim is one of {', '.join(map(str, HEAD_DIMS))}, not {head_dim}")
-    if max_spans < 1:
-        raise ValueError(f"max_spans is 1 or more, not {max_spans}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is torch.bfloat16 or torch.float16, not {dtype}")
+    # A row has no more intervals than tokens.
+    if not 1 <= max_spans <= MAX_CAPACITY:
+        raise ValueError(f"max_spans is 1 to {MAX_CAPACITY}, not {max_spans}")
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
+        raise ValueError(f"dtype is torch.bfloat16 or torch.float16, not {dtype!r}")
+
+
+def check_int(name: str, number: int) -> None:
+    """Raise a ValueError that names what is no int; a bool is none."""
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"{name} is an int, not {number!r}")
+
+
+def check_capacity(batch: int, num_kv_heads: int, capacity: int) -> None:
+    """Raise a ValueError if no plan can be made for a cache of so many tokens per row."""
+    check_int("capacity", capacity)
+    if not 1 <= capacity <= MAX_CAPACITY:
+        raise ValueError(f"capacity is 1 to {MAX_CAPACITY}, not {capacity}")
+    # The line (schedule.cuh) counts with 31 bits; 32 tokens are room for what units are rounded up to.
+    if batch * num_kv_heads * (capacity + 32) >= 2**31:
+        raise ValueError(f"capacity: {batch} x {num_kv_heads} x {capacity} are too many tokens for one plan")
 
 
 def check_tensor(
@@ -286,17 +314,45 @@ def check_tensor(
         )
 
 
+def check_no_overlap(name: str, tensor: torch.Tensor) -> None:
+    """Raise a ValueError unless every dimension steps over all that the dimensions of smaller steps span.
+
+    Refuses a few layouts without overlap, too, whose dimensions are interleaved.
+    """
+    spanned = 1
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and step < spanned:
+            raise ValueError(f"{name}: rows or heads lie on each other; strides: {tensor.stride()}")
+        spanned += step * (size - 1)
+
+
+def require_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    """Raise a ValueError where a GPU's tensor cores do not have an element type."""
+    properties = torch.cuda.get_device_properties(device)
+    architecture = 10 * properties.major + properties.minor
+    if architecture < DTYPES[dtype]:
+        raise ValueError(f"dtype: {dtype} needs an sm_{DTYPES[dtype]} GPU, and {properties.name} is sm_{architecture}")
+
+
 def cuda_device(device: torch.device | str) -> torch.device:
     """The device with its index.
 
     Raises:
-        CudaUnavailable: it is no CUDA device, there is none, or CuPy is missing.
+        ValueError: `device` says no device.
+        CudaUnavailable: it is no CUDA device, there is none or none of that number, or CuPy is missing.
     """
-    device = torch.device(device)
+    if not isinstance(device, torch.device | str):
+        raise ValueError(f"device is a torch.device or a string, not {device!r}")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: {device!r} is none that torch knows, like 'cuda' or 'cuda:0'") from error
     if device.type != "cuda":
         raise CudaUnavailable(f"the CUDA kernels need a CUDA device, not {device.type!r}")
     if not torch.cuda.is_available():
         raise CudaUnavailable("the CUDA kernels need a CUDA device, and torch finds none")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise CudaUnavailable(f"device: there is no {device}, torch finds {torch.cuda.device_count()} CUDA device(s)")
     try:
         import cupy  # noqa: F401
     except ImportError as error:

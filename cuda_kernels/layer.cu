@@ -46,6 +46,8 @@ DEVICE float sum_of_block(float x, float* warp_sums) {
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     selfspan_add_rms_norm(u16* residual, const u16* delta, const u16* weight, float epsilon, int hidden, u16* out) {
     __shared__ float warp_sums[MAX_THREADS / 32];
+    let_next_start();
+    wait_for_inputs();
     i64 row = (i64)blockIdx.x * hidden;
     float squares = 0.f;
     for (int at = 8 * threadIdx.x; at < hidden; at += 8 * blockDim.x) {
@@ -77,6 +79,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     selfspan_rotary_write(const u16* qkv, const u16* rotary, const int* positions, int num_heads, int num_kv_heads,
                           int head_dim, u16* queries, u16* keys, u16* values, i64 row_stride, i64 head_stride,
                           i64 token_stride) {
+    let_next_start();
+    wait_for_inputs();
     int row = blockIdx.x, position = positions[row], half = head_dim / 2;
     if (position < 0) return;
     int num_turned = num_heads + num_kv_heads, per_head = half / 8;
@@ -105,6 +109,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
 
 // silu(gate) * up. gate_up: [batch, 2, size]; out: [batch, size]. Any grid of one dimension.
 extern "C" __global__ void selfspan_gated_silu(const u16* gate_up, int batch, int size, u16* out) {
+    let_next_start();
+    wait_for_inputs();
     int per_row = size / 8;
     for (int item = blockIdx.x * blockDim.x + threadIdx.x; item < batch * per_row; item += gridDim.x * blockDim.x) {
         int row = item / per_row, at = item % per_row * 8;

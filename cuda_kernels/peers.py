@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cuda_kernels.selections import Selection
 
+FLASHINFER_WORKSPACE_BYTES = 128 * 2**20
+
 Call = Callable[[], torch.Tensor]
 
 
@@ -86,14 +88,20 @@ class FlashInfer:
 
 
 def flashinfer(tensors: Tensors, blocks: torch.Tensor, page: int, tensor_cores: bool) -> FlashInfer:
-    """Set up one wrapper for one set; `blocks` int64 `[B, num_kept]`. For grouped heads it has tensor cores only."""
+    """Set up one wrapper for one set.
+
+    Args:
+        blocks: those that every row keeps, int64 `[B, num_kept]`.
+        page: tokens of a block.
+        tensor_cores: which of its two kernels; its users are advised to take this one for grouped heads.
+    """
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
     batch, num_heads, head_dim = tensors.query.shape
     num_kv_heads, context = tensors.keys.shape[1:3]
     device = tensors.query.device
     # Zeroed before its first use, as FlashInfer asks.
-    workspace = torch.zeros(128 * 2**20, dtype=torch.uint8, device=device)
+    workspace = torch.zeros(FLASHINFER_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
     wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "HND", use_tensor_cores=tensor_cores)
     per_row = context // page
     # Copied: a cache kept in pages, as it would be.

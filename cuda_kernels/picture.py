@@ -2,11 +2,63 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 OURS = {"random 16": "#0f766e", "spans 16": "#d97706", "spans 4": "#b91c1c"}
 PEER, DENSE, LIMIT = "#64748b", "#334155", "#94a3b8"
 COLUMNS = 4
+
+
+class PictureError(Exception):
+    """No picture can be made; the message, one line, says why."""
+
+
+def read_results(path: Path) -> dict:
+    """The results in a file.
+
+    Raises:
+        PictureError: there is no such file, or it holds no results of the benchmark.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PictureError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PictureError(f"{path} is no JSON: {error}") from error
+    if not is_benchmark(results):
+        raise PictureError(f"{path} holds no results of cuda_kernels.bench")
+    return results
+
+
+def is_benchmark(results: object) -> bool:
+    """Whether everything is there that a picture is drawn from."""
+    try:
+        found = [float(results["read_stream_tb_per_s"]), results["machine"].get("gpu")]
+        for measured in results["shapes"]:
+            found += [measured["shape"]["name"], "us" in measured["dense"]["cudnn"]]
+            for row in measured["cases"]:
+                found += [row["selection"], row["density"], "us" in row["ours"]]
+        return bool(results["shapes"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def check_target(out: Path) -> None:
+    """See that matplotlib is there and can write such a file.
+
+    Raises:
+        PictureError: it is not, or cannot.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PictureError("a picture needs matplotlib: pip install matplotlib") from error
+    kinds = Figure().canvas.get_supported_filetypes()
+    if out.suffix[1:].lower() not in kinds:
+        raise PictureError(f"{out}: the name has to end in one of .{', .'.join(sorted(kinds))}")
+    if not out.parent.is_dir():
+        raise PictureError(f"{out}: there is no folder {out.parent}")
 
 
 def draw_shape(axes, measured: dict, limit_tb_per_s: float) -> None:
@@ -37,7 +89,7 @@ def draw_shape(axes, measured: dict, limit_tb_per_s: float) -> None:
 
 
 def draw(results: dict, out: Path) -> None:
-    """All shapes beside each other, as a PNG."""
+    """All shapes beside each other, in one picture of the kind that the name's end says."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,7 +123,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: beside the results, as .png")
     arguments = parser.parse_args()
     out = arguments.out or arguments.results.with_suffix(".png")
-    draw(json.loads(arguments.results.read_text(encoding="utf-8")), out)
+    try:
+        results = read_results(arguments.results)
+        check_target(out)
+        draw(results, out)
+    except (PictureError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(f"wrote {out}")
 
 

@@ -73,6 +73,8 @@ extern "C" __global__ void __launch_bounds__(MAX_PLAN_THREADS)
     selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int* line_words,
                   int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {
     __shared__ int warp_sums[MAX_PLAN_THREADS / 32];
+    let_next_start();
+    wait_for_inputs();
     Line& line = *reinterpret_cast<Line*>(line_words);
     int row = blockIdx.x, batch = gridDim.x;
     intervals += (i64)row * max_spans;

@@ -66,6 +66,22 @@ DEVICE void fence_device() {
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
+// Launched to overlap (programmatic dependent launch, from sm_90 on), a kernel begins while the one before it in the
+// stream still runs. Until here it may touch nothing that changes between launches; from here on all that was launched
+// before is done and seen. Every kernel of a chain has to wait, even if it reads nothing: the next relies on it.
+DEVICE void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may begin as soon as every block of this one has said so, and there is room for it.
+DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
 // d[16 x 8] += a[16 x 16] * b[16 x 8], one warp. With row = lane / 4 and col = 2 * (lane % 4), a lane holds
 //   a: (row, col), (row + 8, col), (row, col + 8), (row + 8, col + 8), pairs along the 16;
 //   b: (col, row), (col + 8, row), pairs along the 16;

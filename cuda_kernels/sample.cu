@@ -129,6 +129,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     selfspan_sample(const u16* logits, int vocab_size, const float* temperatures, const float* shares,
                     const uint2* seeds, const int* positions, i64* ids) {
     __shared__ Scratch scratch;
+    let_next_start();
+    wait_for_inputs();
     int row = blockIdx.x;
     float temperature = temperatures[row];
     Scores scores = {logits + (i64)row * vocab_size, vocab_size, temperature > 0.f ? 1.f / temperature : 1.f};
@@ -138,5 +140,6 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
             shares[row] < 1.f ? scores.bound(best.score, shares[row], scratch) : in_order(-__int_as_float(0x7f800000));
         best = scores.draw(least, seeds[row], positions[row], scratch);
     }
-    if (threadIdx.x == 0) ids[row] = best.index;
+    // Where no score is a number, none is the best: the last will do.
+    if (threadIdx.x == 0) ids[row] = min(best.index, vocab_size - 1);
 }

@@ -6,9 +6,7 @@
 #include <tile.cuh>
 
 // A unit's stretch of the line is longer than its tiles by as many: taking one up costs about as much time.
-#ifndef UNIT_COST_TILES
-#define UNIT_COST_TILES 1
-#endif
+constexpr int UNIT_COST_TILES = 1;
 
 // A place on the line. Behind a unit's last tile, `tile` is not below their number.
 struct Place {

@@ -178,6 +178,8 @@ struct Row {
 extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int batch,
                                           int is_dense, int2* intervals, int max_spans, int* counts, int* positions,
                                           int* reports) {
+    let_next_start();
+    wait_for_inputs();
     int number = blockIdx.x * blockDim.x + threadIdx.x;
     if (number >= batch) return;
     Row row = {tracks[number], segments + (i64)number * NUM_ANCHORS};
@@ -195,13 +197,15 @@ extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Tr
 }
 
 // What was drawn behind every row's last id is written down, and rows that are at their end go idle: after the end of
-// the sequence, or where the next id would have no place. ids: int64 [batch]; scripts: int32 [batch, script_length], ids
-// that a row has to take at a position instead of what was drawn, or -1; limits: int32 [batch], positions that a row may
-// take; ring: int64 [num_slots, batch], of which slot `step` % num_slots is written, with -1 for idle rows; the host may
-// read it while later steps run. step: int32 [1], counted up.
+// the sequence, or where the next id would have no place. ids: int64 [batch]; scripts: int32 [batch, script_length],
+// ids that a row has to take at a position instead of what was drawn, or -1; limits: int32 [batch], positions that a
+// row may take; ring: int64 [num_slots, batch], of which slot `step` % num_slots is written, with -1 for idle rows; the
+// host may read it while later steps run. step: int32 [1], counted up.
 extern "C" __global__ void selfspan_advance(i64* ids, const short* kinds, Track* tracks, const int* scripts,
                                             int script_length, const int* limits, int batch, i64* ring, int num_slots,
                                             int* step) {
+    let_next_start();
+    wait_for_inputs();
     int slot = *step % num_slots;
     __syncthreads();
     for (int row = threadIdx.x; row < batch; row += blockDim.x) {

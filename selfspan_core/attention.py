@@ -33,7 +33,7 @@ def why_unavailable(impl: str, device: torch.device | str) -> str | None:
     """Why an implementation cannot run on a device, or None if it can.
 
     Raises:
-        ValueError: there is no implementation of that name.
+        ValueError: there is no implementation of that name, or `device` says no device.
     """
     if impl not in IMPLS:
         raise ValueError(f"no attention implementation is called {impl!r}; there are {', '.join(IMPLS)}")
@@ -121,14 +121,23 @@ def attend(
         mask = visibility_mask([visible], context)
         return masked_attention(query, keys[:, :, :context], values[:, :, :context], mask, scale)
     if impl == "cuda":
-        kernel = cuda_attention(query.shape[1], keys, len(visible))
-        plan_visible(kernel, visible, keys.shape[2])
-        return kernel(query[:, :, 0], keys, values, scale)[:, :, None]
+        return _cuda_attend(query, keys, values, visible, scale)
     pieces = [slice(start, end) for start, end in visible]
     gathered_keys = torch.cat([keys[:, :, piece] for piece in pieces], dim=2)
     gathered_values = torch.cat([values[:, :, piece] for piece in pieces], dim=2)
     with length_free_kernels(query.device):
         return fused_one_query(query, gathered_keys, gathered_values, scale)
+
+
+def _cuda_attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: Sequence[Interval], scale: float
+) -> torch.Tensor:
+    kernel = cuda_attention(query.shape[1], keys, len(visible))
+    try:
+        plan_visible(kernel, visible, keys.shape[2])
+        return kernel(query[:, :, 0], keys, values, scale)[:, :, None]
+    except ValueError as error:
+        raise ImplUnavailable(f"impl 'cuda': {error}") from error
 
 
 def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAttention:

@@ -30,11 +30,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cuda_kernels.provenance import provenance
 from selfspan_core.engine import Engine
 from selfspan_core.events import Event, Token
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Example, Markers, PromptLayout, Rendered, Run, render
-from selfspan_core.provenance import provenance
 from selfspan_core.tasks import get_task
 from selfspan_core.tasks.arithmetic import random_problem
 from selfspan_core.tokenizer import SpanTokenizer

@@ -21,7 +21,10 @@ Attend = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 class StepOps(Protocol):
-    """What lies between the matrix products; see `cuda_kernels.decode_ops.DecodeOps` for shapes."""
+    """A step's operations beside attention; see `cuda_kernels.decode_ops.DecodeOps` for shapes."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x weight^T + bias`."""
 
     def add_rms_norm(
         self,
@@ -50,6 +53,10 @@ class StepOps(Protocol):
 
 class TorchOps:
     """The same by PyTorch's operations, on any device: what the kernels have to compute."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """See StepOps."""
+        return F.linear(x, weight, bias)
 
     def add_rms_norm(
         self,
@@ -177,16 +184,16 @@ class Decoder:
         residual, delta = weights.embedding[ids], None
         for number, layer in enumerate(weights.layers):
             self._ops.add_rms_norm(residual, delta, layer.input_norm, epsilon, hidden)
-            qkv = F.linear(hidden, layer.qkv, layer.qkv_bias).view(batch, -1, self._queries.shape[-1])
+            qkv = self._ops.linear(hidden, layer.qkv, layer.qkv_bias).view(batch, -1, self._queries.shape[-1])
             self._norm_heads(qkv, layer)
             keys, values = self._cache.keys[number], self._cache.values[number]
             self._ops.rotary_write(qkv, self._rotary, positions, self._queries, keys, values)
-            delta = F.linear(attend(number, self._queries).flatten(1), layer.out)
+            delta = self._ops.linear(attend(number, self._queries).flatten(1), layer.out)
             self._ops.add_rms_norm(residual, delta, layer.mlp_norm, epsilon, hidden)
-            self._ops.gated_silu(F.linear(hidden, layer.gate_up).view(batch, 2, -1), self._gated)
-            delta = F.linear(self._gated, layer.down)
+            self._ops.gated_silu(self._ops.linear(hidden, layer.gate_up).view(batch, 2, -1), self._gated)
+            delta = self._ops.linear(self._gated, layer.down)
         self._ops.add_rms_norm(residual, delta, weights.norm, epsilon, hidden)
-        return weights.head(hidden)
+        return self._ops.linear(hidden, weights.head.weight, weights.head.bias)
 
     def _norm_heads(self, qkv: torch.Tensor, layer: Layer) -> None:
         """Qwen3 norms every head of queries and keys."""

@@ -116,6 +116,22 @@ def test_unknown_implementations_are_named(impl):
         attention.why_unavailable(impl, "cpu")
 
 
+def test_what_the_kernel_refuses_is_unavailable(monkeypatch):
+    """Would catch a ValueError of the kernel's launcher where ImplUnavailable is promised: callers look for that."""
+
+    class Refusing:
+        max_spans, device = 1, "cpu"
+
+        def plan(self, *_):
+            raise ValueError("capacity is 1 to 262144, not 300000")
+
+    monkeypatch.setattr(attention, "require_impl", lambda *_: None)
+    monkeypatch.setattr(attention, "cuda_attention", lambda *_: Refusing())
+    query, keys, values = random_qkv(4, 1, 1, 4)
+    with pytest.raises(ImplUnavailable, match="impl 'cuda': capacity is 1 to 262144"):
+        attention.attend(query, keys, values, [(0, 4)], SCALE, impl="cuda")
+
+
 def test_seeing_nothing_is_an_error():
     """Would catch NaN out of a softmax over nothing."""
     query, keys, values = random_qkv(5, 1, 1, 4)

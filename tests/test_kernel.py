@@ -1,9 +1,12 @@
 """The CUDA kernels: their logic on the CPU, their code for every architecture, and themselves where there is a GPU."""
 
+import ast
 import itertools
+import json
 import platform
 import random
 import re
+import sys
 
 import pytest
 import torch
@@ -13,7 +16,16 @@ from hypothesis import strategies as st
 from kernel_on_cpu import COMPILER, attend, plan, slices, table_of
 
 from cuda_kernels import bench, loader, picture
-from cuda_kernels.launch import BadIntervals, CudaUnavailable, SpanAttention, check_shape, check_tensor
+from cuda_kernels.launch import (
+    BadIntervals,
+    CudaUnavailable,
+    SpanAttention,
+    check_capacity,
+    check_no_overlap,
+    check_shape,
+    check_tensor,
+    cuda_device,
+)
 from cuda_kernels.loader import ARCHITECTURES, KernelConfig
 from cuda_kernels.selections import ALL, SELECTIONS, choose
 from training import report
@@ -342,6 +354,83 @@ def test_a_picture_can_be_drawn_where_peers_are_missing(tmp_path):
     assert (tmp_path / "kernel.png").stat().st_size > 5000
 
 
+def exit_of(monkeypatch, main, *arguments) -> str | int:
+    """What a command exits with: a status, or the error that it prints (status 1)."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return caught.value.code
+
+
+def test_a_picture_that_cannot_be_made_says_why(monkeypatch, tmp_path):
+    """Would catch a traceback where a name is mistyped, or a picture under another name than is printed."""
+    results = results_of({"random 16": [(0.5, 60.0)], "all": [(1.0, 110.0)]}, 100)
+    good, no_json, other = (tmp_path / name for name in ("good.json", "none.json", "other.json"))
+    good.write_text(json.dumps(results))
+    no_json.write_text("{")
+    failed = lambda *arguments: exit_of(monkeypatch, picture.main, *arguments)  # noqa: E731
+    assert failed(tmp_path / "missing.json") == f"error: {tmp_path / 'missing.json'}: No such file or directory"
+    assert failed(no_json).startswith(f"error: {no_json} is no JSON")
+    for wrong in ([], 3, {"contexts": []}, results | {"shapes": []}, results | {"shapes": [{"cases": [{}]}]}):
+        other.write_text(json.dumps(wrong))
+        assert failed(other) == f"error: {other} holds no results of cuda_kernels.bench"
+    assert "there is no folder" in failed(good, "--out", tmp_path / "nowhere" / "a.png")
+    for name in ("a.docx", "a"):
+        assert "the name has to end in one of ." in failed(good, "--out", tmp_path / name)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert failed(good) == "error: a picture needs matplotlib: pip install matplotlib"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shapes", "0", len(bench.SHAPES)), f"--shapes: invalid choice: {len(bench.SHAPES)}"),
+        (("--shapes", "-1"), "--shapes"),
+        (("--selections", "random 16", "random 17"), "--selections: invalid choice: 'random 17'"),
+        (("--replays", "0"), "--replays: 0 is less than 1"),
+    ],
+)
+def test_the_benchmark_refuses_what_it_cannot_measure(monkeypatch, capsys, arguments, message):
+    """Would catch a wrong argument that shows after minutes, or never: a selection left out, the last shape for -1."""
+    assert exit_of(monkeypatch, bench.main, *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_benchmark_needs_a_gpu_and_says_so(monkeypatch):
+    """Would catch a traceback out of CuPy or torch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert exit_of(monkeypatch, bench.main) == "error: the CUDA kernels need a CUDA device, and torch finds none"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert exit_of(monkeypatch, bench.main) == "error: the CUDA kernels need CuPy: pip install cupy-cuda13x"
+
+
+def test_help_says_what_the_largest_shape_takes():
+    """Would catch a figure that forgets a set of inputs or the copies: 32 x 8192 tokens of 32 heads are 4.3 GB."""
+    largest = bench.Shape(32, 32, 32, 8192)
+    assert bench.num_sets(largest) == 2
+    assert re.search(f"{bench.SHAPES.index(largest)}  {largest.name} +17.4 GB", bench.memory_text())
+
+
+@pytest.mark.parametrize("refusing", [True, False, None])
+def test_the_faster_of_flashinfers_kernels_counts(monkeypatch, refusing):
+    """Would catch one that is never tried for grouped heads, or one's refusal that hides the other's figure."""
+    grouped = bench.Bench.__new__(bench.Bench)
+    grouped.shape = bench.Shape(32, 8, 1, 1024)
+    figures = {way: {"unavailable": "no"} if way == refusing else {"us": 10.0 + way} for way in (True, False)}
+    monkeypatch.setattr(bench.Bench, "_flashinfer", lambda self, selection, density, way: figures[way])
+    assert grouped.flashinfer(SELECTIONS[0], 0.5) == {"us": 11.0 if refusing is False else 10.0}
+
+
+def test_the_kernels_import_nothing_of_the_rest():
+    """Would catch an import that takes the kernels' folder for more than it is: it can be used alone."""
+    for file in loader.FOLDER.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} & {"selfspan_core", "training", "app"}, file
+
+
 def test_the_table_shows_the_slowest_selection():
     """Would catch a table of the best cases."""
     points = {
@@ -360,12 +449,16 @@ def test_the_remarks_count_every_case():
     for row, theirs in zip(results["shapes"][0]["cases"], (50.0, 56.0), strict=True):
         row["flashinfer"] = {"us": theirs, "plan_us": 90.0}
         row["ours"] |= {"plan_us": 3.0, "spans_per_row": 32}
+    results["shapes"][0]["cases"][0]["flex"] = {"us": 44.0}
+    results["shapes"][0]["cases"][1]["flex"] = {"unavailable": "InductorError"}
     results["break_even_context"] = [
         {"num_heads": 8, "num_kv_heads": 8, "batch": 1, "from_context": {"0.25": 1024, "0.5": None}}
     ]
     text = report.kernel_remarks(results)
     assert "faster in 1 of 2 cases, 0.80 to 1.25 times as fast, 1.02 times in the median" in text
     assert "by more than 2 % slower in 1." in text and "3.0 us in the median, 3.0 us at most" in text
+    assert "planning on the host, per step: 90 us in the median" in text
+    assert "same blocks: 40 against 44 us (8/8, 1 x 64, random 16, 25 % kept).\n" in text
     assert "8/8 heads, batch 1: at 25 % kept from 1,024 tokens on, at 50 % kept nowhere measured." in text
 
 
@@ -401,16 +494,28 @@ def test_compiles_for_every_architecture(architecture, name):
         assert "spill" in compiles(KernelConfig(128, 4, is_bf16, 8), architecture, name)
 
 
+def assert_nothing_spilled(config: KernelConfig, architecture: int) -> None:
+    report = compiles(config, architecture, "attention.cu")
+    found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert found == [("0", "0", "0")]
+
+
 @needs_nvrtc
+@pytest.mark.parametrize("is_bf16", [True, False], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("head_dim", loader.HEAD_DIMS)
 @pytest.mark.parametrize("group_size", [1, 4, 8, 9, 16])
-def test_nothing_is_spilled_on_hopper(head_dim, group_size):
+def test_nothing_is_spilled_on_hopper(head_dim, group_size, is_bf16):
     """Would catch registers that go to memory: the kernel would read more than the intervals name."""
     for limit_kib in (99, 227):
-        config = loader.choose_config(head_dim, group_size, True, 256, limit_kib * 1024)
-        report = compiles(config, 90, "attention.cu")
-        found = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-        assert found == [("0", "0", "0")]
+        assert_nothing_spilled(loader.choose_config(head_dim, group_size, is_bf16, 256, limit_kib * 1024), 90)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("head_dim", [64, 96])
+@pytest.mark.parametrize(("architecture", "is_bf16"), [(75, False), (86, True), (86, False), (120, True), (120, False)])
+def test_short_heads_elsewhere(architecture, is_bf16, head_dim):
+    """Would catch a head_dim that compiles, or stays in registers, on Hopper only."""
+    assert_nothing_spilled(KernelConfig(head_dim, 4, is_bf16, 8), architecture)
 
 
 def test_digest_changes_with_any_source(tmp_path, monkeypatch):
@@ -451,8 +556,16 @@ SHAPE = {"batch": 2, "num_heads": 8, "num_kv_heads": 2, "head_dim": 128, "max_sp
         ({"num_heads": 34}, "num_heads: at most 16 per key/value head, not 17"),
         ({"num_kv_heads": 0}, "no multiple of num_kv_heads (0)"),
         ({"head_dim": 80}, "head_dim is one of 64, 96, 128, not 80"),
-        ({"max_spans": 0}, "max_spans is 1 or more"),
+        ({"max_spans": 0}, "max_spans is 1 to 262144, not 0"),
+        ({"max_spans": 262_145}, "max_spans is 1 to 262144, not 262145"),
+        ({"batch": 2.0}, "batch is an int, not 2.0"),
+        ({"num_heads": "8"}, "num_heads is an int, not '8'"),
+        ({"num_kv_heads": True}, "num_kv_heads is an int, not True"),
+        ({"head_dim": None}, "head_dim is an int, not None"),
+        ({"max_spans": 4.5}, "max_spans is an int, not 4.5"),
         ({"dtype": torch.float32}, "dtype is torch.bfloat16 or torch.float16, not torch.float32"),
+        ({"dtype": "bfloat16"}, "dtype is torch.bfloat16 or torch.float16, not 'bfloat16'"),
+        ({"dtype": []}, "dtype is torch.bfloat16 or torch.float16, not []"),
     ],
 )
 def test_shapes_that_cannot_be_served_are_named(change, message):
@@ -484,6 +597,76 @@ def test_tensors_that_cannot_be_served_are_named(tensor, message):
     for numbers in (torch.zeros(4, dtype=torch.int32)[::2], torch.zeros(4, dtype=torch.int32)[1:3]):
         with pytest.raises(ValueError, match="counts is not contiguous from an address"):
             check_tensor("counts", numbers, (2,), torch.int32, cpu, contiguous=True)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "message"),
+    [
+        (0, "capacity is 1 to 262144, not 0"),
+        (262_145, "capacity is 1 to 262144, not 262145"),
+        (9.0, "capacity is an int, not 9.0"),
+        (262_144, "capacity: 256 x 32 x 262144 are too many tokens for one plan"),
+    ],
+)
+def test_capacities_that_cannot_be_planned_are_named(capacity, message):
+    """Would catch places on the line that overflow 31 bits."""
+    check_capacity(256, 8, 262_144)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_capacity(256, 32, capacity)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        torch.zeros(1, 4, 8).expand(2, 4, 8),
+        torch.zeros(100).as_strided((2, 4, 8), (8, 8, 1)),  # the second row is the first one's second head
+        torch.zeros(100).as_strided((2, 4, 8), (24, 8, 1)),
+        torch.zeros(200).as_strided((2, 4, 16), (64, 8, 1)),
+    ],
+    ids=["one row for all", "rows a head apart", "a head too short", "heads too short"],
+)
+def test_answers_that_lie_on_each_other_are_refused(out):
+    """Would catch two blocks that write to one place: whose answer stays there would be chance."""
+    for fine in (torch.zeros(2, 4, 8), torch.zeros(4, 2, 8).transpose(0, 1), torch.zeros(2, 9, 24)[:, ::2, :8]):
+        check_no_overlap("out", fine)
+    check_no_overlap("out", torch.zeros(100).as_strided((1, 4, 8), (0, 8, 1)))
+    with pytest.raises(ValueError, match="out: rows or heads lie on each other"):
+        check_no_overlap("out", out)
+
+
+def test_a_plan_that_debug_mode_refuses_is_none(monkeypatch):
+    """Would catch attention over a table that was refused, or over the one before, which is overwritten."""
+    served = SpanAttention.__new__(SpanAttention)
+    served.batch, served.num_kv_heads, served.max_spans, served.debug = 2, 1, 1, True
+    served.device, served._num_blocks, served._plan, served._is_planned_for = torch.device("cpu"), 1, None, None
+    served._allocate(KernelConfig(64, 1, True, 8))
+    intervals, counts = table_of([[(0, 5)], [(0, 5)]], 1)
+    served._launch = lambda *_: None
+    served.plan(intervals, counts, 9)
+    assert served._is_planned_for == 9
+    served._launch = lambda *_: served._errors.fill_(4)
+    with pytest.raises(BadIntervals, match="row 0: intervals not sorted"):
+        served.plan(intervals, counts, 9)
+    with pytest.raises(ValueError, match="nothing is planned"):
+        served(*[torch.zeros(2, 1, 64)] * 3)
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ("gpu", ValueError, "device: 'gpu' is none that torch knows"),
+        ("cuda:x", ValueError, "device: 'cuda:x' is none that torch knows"),
+        (None, ValueError, "device is a torch.device or a string, not None"),
+        (0, ValueError, "device is a torch.device or a string, not 0"),
+        ("cuda:7", CudaUnavailable, "device: there is no cuda:7, torch finds 1 CUDA device(s)"),
+    ],
+)
+def test_devices_that_are_none_are_named(monkeypatch, device, error, message):
+    """Would catch an error out of torch or CuPy that does not say which argument is wrong."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(error, match=re.escape(message)):
+        cuda_device(device)
 
 
 def test_without_a_gpu_the_reason_is_given():

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selfspan_core import provenance
+from cuda_kernels import provenance
 from selfspan_core.model import SpanModel, load_base
 from selfspan_core.tasks import get_task
 from selfspan_core.tokenizer import SpanTokenizer

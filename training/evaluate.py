@@ -25,8 +25,8 @@ if not __package__:
 
 import torch
 
+from cuda_kernels.provenance import provenance, weights_digest
 from selfspan_core.model import SpanModel
-from selfspan_core.provenance import provenance, weights_digest
 from selfspan_core.tasks import get_task
 from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
 from training.arithmetic_data import evaluation_set

@@ -21,8 +21,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from cuda_kernels.provenance import provenance
 from selfspan_core.model import load_base, resize_for_tokenizer
-from selfspan_core.provenance import provenance
 from selfspan_core.tasks import get_task
 from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, DIFFERENCES_MIX
 from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS

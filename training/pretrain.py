@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selfspan_core.provenance import provenance
+from cuda_kernels.provenance import provenance
 from selfspan_core.tasks import get_task
 from selfspan_core.tokenizer import SpanTokenizer
 from training import metrics, sources

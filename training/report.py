@@ -5,14 +5,15 @@ nothing is written, and the exit status is 1 if a document is out of date.
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from training.markdown import ROOT, read, source, table
+from training.report_engine import engine
+
 DOCUMENTS = ("README.md", "assets/MODEL_CARD.md")
 LANES = (
     ("plain-dense", "plain adapter, dense"),
@@ -20,28 +21,6 @@ LANES = (
     ("span-sparse", "span adapter, self-selected"),
 )
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
-
-
-def read(path: str) -> dict | None:
-    """A results file, or None where it does not exist yet."""
-    file = ROOT / path
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-
-
-def source(results: dict, path: str) -> str:
-    """One line that says where figures come from."""
-    machine = results["machine"]
-    device = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
-    if machine.get("num_gpus", 1) > 1:
-        device = f"{machine['num_gpus']} x {device}"
-    commit = (results["commit"] or "unknown")[:10] + (" (uncommitted changes)" if results["dirty"] else "")
-    return f"\nFrom [`{path}`]({path}): `{results['command']}`, {device}, commit {commit}.\n"
 
 
 def arithmetic() -> str:
@@ -180,7 +159,7 @@ def kernel_row(measured: dict) -> list[str]:
 
 
 def kernel_remarks(results: dict) -> str:
-    """How often the kernel is faster than FlashInfer, what planning takes, and from which context on it pays."""
+    """The kernel against FlashInfer and FlexAttention, what planning takes, and from which context on it pays."""
     cases = [row for measured in results["shapes"] for row in measured["cases"]]
     text = ""
     pairs = [
@@ -194,6 +173,10 @@ def kernel_remarks(results: dict) -> str:
             f"{statistics.median(times):.2f} times in the median; by more than 2 % slower in "
             f"{sum(x < 0.98 for x in times)}.\n"
         )
+    host_plans = [theirs["plan_us"] for theirs, _ in pairs if "plan_us" in theirs]
+    if host_plans:
+        text += f"FlashInfer's planning on the host, per step: {statistics.median(host_plans):.0f} us in the median.\n"
+    text += flex_remark(results)
     plans = [row["ours"]["plan_us"] for row in cases if row["ours"].get("spans_per_row", 99) <= 32]
     if plans:
         text += (
@@ -211,6 +194,18 @@ def kernel_remarks(results: dict) -> str:
     return text
 
 
+def flex_remark(results: dict) -> str:
+    """A line on the cases that FlexAttention was measured in, or nothing."""
+    parts = [
+        f"{row['ours']['us']:.0f} against {row['flex']['us']:.0f} us ({measured['shape']['name']}, {row['selection']}, "
+        f"{100 * row['density']:.0f} % kept)"
+        for measured in results["shapes"]
+        for row in measured["cases"]
+        if "us" in row.get("flex", {})
+    ]
+    return f"This kernel against FlexAttention, compiled per shape, same blocks: {', '.join(parts)}.\n" if parts else ""
+
+
 def _is_block_case(row: dict, density: float) -> bool:
     return row["density"] == density and row["selection"].startswith(("random", "clustered"))
 
@@ -218,6 +213,7 @@ def _is_block_case(row: dict, density: float) -> bool:
 BLOCKS: dict[str, Callable[[], str]] = {
     "arithmetic": arithmetic,
     "cpu_engine": cpu_engine,
+    "engine": engine,
     "kernel": kernel,
     "base": base,
 }

@@ -63,6 +63,8 @@ inline void __syncthreads() {
     machine.wait(machine.block, machine.block.generation);
 }
 inline void fence_device() {}
+inline void wait_for_inputs() {}
+inline void let_next_start() {}
 inline int lane_index() {
     return Machine::get().lane();
 }

@@ -1,4 +1,8 @@
-"""Where a results file comes from: commit, machine, versions, command. Benchmarks write this beside their figures."""
+"""Where a results file comes from: commit, machine, versions, command. Benchmarks write this beside their figures.
+
+It lies here because imports point one way: `selfspan_core` and `training` may import `cuda_kernels`, which imports
+neither.
+"""
 
 import hashlib
 import os
@@ -10,7 +14,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "gradio", "cupy-cuda13x", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "gradio", "cupy-cuda13x", "numpy", "flashinfer-python")
 
 
 def provenance() -> dict:

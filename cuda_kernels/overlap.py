@@ -1,0 +1,68 @@
+"""Launch a kernel so that it begins while the one before it in the stream still runs (programmatic dependent launch).
+
+From sm_90 on. Such a kernel waits on the device for what it reads (`wait_for_inputs` in ptx.cuh); what it does until
+then, and the time that its start takes, cost nothing. CuPy has no name for this, so the driver is called directly:
+cuLaunchKernelEx, CUDA driver API 12.0, "Execution Control". Captured in a graph, it becomes an edge of that kind.
+"""
+
+import ctypes
+import functools
+
+import numpy as np
+
+PROGRAMMATIC_STREAM_SERIALIZATION = 6
+"""CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION in cuda.h."""
+C_TYPES = {
+    np.dtype(np.uint64): ctypes.c_uint64,
+    np.dtype(np.int64): ctypes.c_int64,
+    np.dtype(np.int32): ctypes.c_int32,
+    np.dtype(np.float32): ctypes.c_float,
+}
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: the number of the attribute, and a union of 64 bytes that begins with its value."""
+
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60)]
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("num_attributes", ctypes.c_uint),
+    ]
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def launch_overlapping(
+    function: int, stream: int, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int = 0
+) -> None:
+    """Launch on so many blocks and threads of each, in the current context.
+
+    Args:
+        function: CUfunction, as a number. stream: CUstream, as a number.
+        arguments: NumPy scalars of the parameters' types.
+        shared_bytes: dynamic shared memory of a block.
+
+    Raises:
+        RuntimeError: the driver refuses; the message has its error number.
+    """
+    values = [C_TYPES[argument.dtype](argument.item()) for argument in arguments]
+    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+    attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1, b"")
+    config = _Config(
+        (num_blocks, 1, 1), (num_threads, 1, 1), shared_bytes, stream or None, ctypes.pointer(attribute), 1
+    )
+    error = _driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function), pointers, None)
+    if error:
+        raise RuntimeError(f"cuLaunchKernelEx fails with CUDA driver error {error}")

@@ -1,0 +1,119 @@
+"""Replay of recorded tokens through other models, and what the engine's benchmark makes of it; on the CPU."""
+
+import json
+
+import pytest
+import torch
+from span_examples import MARKERS, worked_example
+from test_engine import tiny_hf
+
+from selfspan_core import protocol
+from selfspan_core.batch_engine import BatchEngine
+from selfspan_core.batch_step import BatchStep, Start
+from selfspan_core.decoder import DecodeWeights
+from selfspan_core.model import SpanModel
+from training import bench_engine, engine_cells, report_engine
+from training.engine_cells import Lane, Machine, fixed_cell, long_cell, replay_cell
+from training.replay import Recording, Replay, record
+
+MACHINE = Machine(torch.device("cpu"), 1e10, 8e9)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return DecodeWeights(SpanModel(tiny_hf()))
+
+
+def recording(seed, num_steps=3):
+    rendered = protocol.render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
+    return rendered, Recording(rendered.prompt, tuple(rendered.ids[rendered.prompt.num_tokens :]), annotated=True)
+
+
+def test_moving_on_is_decoding_without_the_model(weights):
+    """Would catch a replay that reads other tokens than the text declares: then its times are those of another text."""
+    rendered, one = recording(1)
+    replay = Replay(weights, MARKERS, 2, 160, False)
+    replay.place(1, one)
+    decoded = BatchStep(weights, MARKERS, 2, 160, False)
+    decoded.begin(1, Start(rendered.ids[: rendered.prompt.num_tokens], rendered.prompt, True, 90, script=one.ids))
+    expected = one.num_visible(MARKERS, is_dense=False)
+    for number, num_visible in enumerate(expected):
+        decoded.replay()
+        if number % 3 == 2:
+            replay.step()
+        else:
+            replay.move(1)
+        for step in (replay, decoded):
+            spans = step._intervals[1, : step._counts[1]]
+            assert (spans[:, 1] - spans[:, 0]).sum() == num_visible
+        if number % 3 == 2:
+            assert torch.equal(replay._positions, decoded._positions)
+        if number == len(expected) - 2:
+            break  # the last id never becomes a query
+    assert sum(expected) < sum(one.num_visible(MARKERS, is_dense=True))
+
+
+def test_recording_writes_down_what_the_engine_writes(weights):
+    """Would catch recordings that mix requests up."""
+    prompts = [recording(seed)[0] for seed in range(3)]
+    engine = BatchEngine(weights, MARKERS, 2, 100)
+    recorded = record(engine, prompts, annotated=True)
+    alone = [record(BatchEngine(weights, MARKERS, 1, 100), [prompt], True).recordings[0] for prompt in prompts]
+    assert recorded.recordings == alone and recorded.tokens_per_second > 0
+
+
+class FakeTimer:
+    def __init__(self, seconds):
+        self._seconds = seconds
+
+    def seconds(self):
+        return self._seconds
+
+
+def test_the_time_to_an_answer_counts_every_step(weights, monkeypatch):
+    """Would catch a sum that leaves the last steps out, or counts a sample for one step only."""
+    _, one = recording(1)
+    made = engine_cells.make_cache(weights, MACHINE, 1, 160)[0]
+    lane = Lane(weights, MARKERS, made, [one], is_dense=True)
+    monkeypatch.setattr(lane._replay, "step", lambda: FakeTimer(0.5))
+    for _ in range(100):
+        lane.sample(4)
+    figures = lane.figures(MACHINE, 4)
+    assert figures["seconds_to_answer"] == pytest.approx(0.5 * (len(one.ids) - 1))
+    assert figures["ms_per_step"] == pytest.approx(500) and figures["tokens_per_second"] == pytest.approx(2)
+    kv = 2 * 3 * 2 * 8 * 4
+    assert figures["floor_ms"] == pytest.approx(1000 * (weights.num_bytes + kv * figures["visible_tokens"]) / 1e10)
+
+
+@torch.inference_mode()
+def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
+    """Would catch a cell that fails at the end of a long run, or a report that does not know what it finds."""
+    recordings = {"span": [recording(seed)[1] for seed in range(3)], "plain": [recording(9)[1]]}
+    results = bench_engine.Results(tmp_path / "x" / "engine.json", {"read_stream_tb_per_s": 3.0})
+    cell = replay_cell(weights, MARKERS, MACHINE, recordings, 2, 5)
+    assert cell["speedup_predicted_by_bytes"] > 1 and 0 < cell["visible_share"] < 1
+    results.add_cell("tiny", "replay", {"operands": 3} | cell)
+    results.add_cell("tiny", "replay", {"batch": 9, "unavailable": "does not fit"})
+    results.add_cell("tiny", "fixed", fixed_cell(weights, MARKERS, MACHINE, 2, 30))
+    results.add_cell("tiny", "long", long_cell(weights, MARKERS, MACHINE, 2, 200))
+    lanes = {lane: {"right": 1, "n": 2, "tokens_per_second": 3.0} for lane in report_engine.LANES}
+    results.add("answers", {"batch": 2, "operands": {"24": lanes}})
+    way = {"tokens": 10, "other": 1, "largest_gap": 0.25, "gaps": [0.25]}
+    results.add("same_tokens", {"n": 5, "same_text_alone": 4, "mixed batch": way, "alone": way})
+    results.add("shipped", {"speed": [{"batch": 1} | dict.fromkeys(report_engine.LANES, 4000.0)]})
+    origin = {"machine": {"gpu": "some GPU"}, "commit": "abc", "dirty": False, "command": "python -m x"}
+    written = json.loads((tmp_path / "x" / "engine.json").read_text()) | origin
+    text = report_engine.engine_on(written, "x.json")
+    assert "| tiny, 3 operands, batch 2 |" in text and "| tiny, 200 tokens x 2 |" in text
+    assert "Of 20 tokens" in text and "24 operands: 50.0 % / 50.0 % / 50.0 %" in text and "| 1 | 4,000 |" in text
+
+
+def test_a_cache_that_does_not_fit_is_shared_by_layers(weights):
+    """Would catch a benchmark that dies for want of memory, or that hides that layers share a cache."""
+    rest = weights.num_bytes + engine_cells.ROOM_FOR_THE_REST
+    whole = engine_cells.kv_bytes(weights) * 4 * 1000
+    model = weights.model
+    for factor, shared in ((1.1, 1), (0.6, None)):
+        made = engine_cells.make_cache(weights, Machine(torch.device("cpu"), 1e10, rest + factor * whole), 4, 1000)
+        # Three layers cannot be halved: rounded down, a layer would be without a cache.
+        assert (made is None) if shared is None else (made[1] == shared and len(made[0].keys) == model.num_layers)
