@@ -14,18 +14,27 @@ class PictureError(Exception):
     """No picture can be made; the message, one line, says why."""
 
 
+def read_json(path: Path) -> object:
+    """What a file holds.
+
+    Raises:
+        PictureError: there is no such file, or it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PictureError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PictureError(f"{path} is no JSON: {error}") from error
+
+
 def read_results(path: Path) -> dict:
     """The results in a file.
 
     Raises:
         PictureError: there is no such file, or it holds no results of the benchmark.
     """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PictureError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise PictureError(f"{path} is no JSON: {error}") from error
+    results = read_json(path)
     if not is_benchmark(results):
         raise PictureError(f"{path} holds no results of cuda_kernels.bench")
     return results

@@ -7,12 +7,13 @@ import torch
 from span_examples import MARKERS, worked_example
 from test_engine import tiny_hf
 
+from cuda_kernels.picture import PictureError
 from selfspan_core import protocol
 from selfspan_core.batch_engine import BatchEngine
 from selfspan_core.batch_step import BatchStep, Start
 from selfspan_core.decoder import DecodeWeights
 from selfspan_core.model import SpanModel
-from training import bench_engine, engine_cells, report_engine
+from training import bench_engine, engine_cells, picture_engine, report_engine
 from training.engine_cells import Lane, Machine, fixed_cell, long_cell, replay_cell
 from training.replay import Recording, Replay, record
 
@@ -105,6 +106,10 @@ def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     written = json.loads((tmp_path / "x" / "engine.json").read_text()) | origin
     text = report_engine.engine_on(written, "x.json")
     assert "| tiny, 3 operands, batch 2 |" in text and "| tiny, 200 tokens x 2 |" in text
+    picture_engine.draw(written, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 5000
+    with pytest.raises(PictureError, match="no replayed text"):
+        picture_engine.cells_of({"shapes": {}})
     assert "Of 20 tokens" in text and "24 operands: 50.0 % / 50.0 % / 50.0 %" in text and "| 1 | 4,000 |" in text
 
 

@@ -1,5 +1,7 @@
 """The engine's figures as Markdown: decoding at full size, and the shipped model on a GPU."""
 
+from pathlib import Path
+
 from training.markdown import ROOT, read, source, table
 
 LANES = ("plain-dense", "span-dense", "span-sparse")
@@ -15,7 +17,9 @@ def engine() -> str:
 def engine_on(results: dict, path: str) -> str:
     """One GPU's tables."""
     parts = (replayed(results), long_contexts(results), dense(results), transformers(results), shipped(results))
-    return "\n".join(part for part in parts if part) + source(results, path)
+    picture = Path(path).with_suffix(".png")
+    shown = f"\n![How many times as fast, over the batch]({picture})\n" if (ROOT / picture).exists() else ""
+    return "\n".join(part for part in parts if part) + shown + source(results, path)
 
 
 def replayed(results: dict) -> str:

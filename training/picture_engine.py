@@ -1,0 +1,87 @@
+"""A picture of the engine's results: `python -m training.picture_engine RESULTS.json` (needs matplotlib)."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cuda_kernels.picture import PictureError, check_target, read_json
+
+COLOURS = ("#0f766e", "#d97706", "#b91c1c", "#4338ca")
+REFERENCE = "#94a3b8"
+
+
+def cells_of(results: dict) -> dict[str, list[dict]]:
+    """Replayed cells by shape.
+
+    Raises:
+        PictureError: there are none.
+    """
+    try:
+        shapes = results["shapes"].items()
+        found = {shape: [cell for cell in parts.get("replay", ()) if "lanes" in cell] for shape, parts in shapes}
+        found = {shape: cells for shape, cells in found.items() if cells}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PictureError("these are no results of training.bench_engine") from error
+    if not found:
+        raise PictureError("there is no replayed text in these results")
+    return found
+
+
+def draw_shape(axes, shape: str, cells: list[dict]) -> None:
+    """One shape: how many times faster, over the batch."""
+    for colour, operands in zip(COLOURS, sorted({cell["operands"] for cell in cells}), strict=False):
+        own = sorted((cell for cell in cells if cell["operands"] == operands), key=lambda cell: cell["batch"])
+        batches = [cell["batch"] for cell in own]
+        style = {"color": colour, "marker": "o", "markersize": 3}
+        axes.plot(batches, [cell["speedup"] for cell in own], label=f"{operands} operands, per token", **style)
+        predicted = [cell["speedup_predicted_by_bytes"] for cell in own]
+        axes.plot(batches, predicted, color=colour, linestyle="--", linewidth=1, label="what the bytes say")
+        to_answer = [cell["time_to_answer_speedup"] for cell in own]
+        axes.plot(batches, to_answer, linestyle=":", label="to the answer", **style)
+    axes.axhline(1, color=REFERENCE, linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda batch, _: f"{batch:.0f}")
+    axes.set_xlabel("batch", fontsize=8)
+    axes.set_title(f"{shape} shape, random weights", fontsize=9)
+    axes.tick_params(labelsize=8)
+
+
+def draw(results: dict, out: Path) -> None:
+    """All shapes beside each other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = cells_of(results)
+    figure, row = pyplot.subplots(1, len(found), figsize=(3.6 * len(found) + 1, 3.6), squeeze=False, sharey=True)
+    for axes, (shape, cells) in zip(row[0], found.items(), strict=True):
+        draw_shape(axes, shape, cells)
+    row[0][0].set_ylabel("self-selected over dense, times as fast", fontsize=8)
+    gpu = results.get("machine", {}).get("gpu")
+    figure.suptitle(f"Decoding replayed arithmetic, {gpu}: whole steps, one captured graph each", fontsize=10)
+    handles, labels = row[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.08 + 0.045 * (len(labels) // 3), 1, 0.97))
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--out", type=Path, help="default: beside the results, as .png")
+    arguments = parser.parse_args()
+    out = arguments.out or arguments.results.with_suffix(".png")
+    try:
+        results = read_json(arguments.results)
+        check_target(out)
+        draw(results, out)
+    except (PictureError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
