@@ -18,6 +18,7 @@ from pathlib import Path
 import gradio as gr
 
 from selfspan_core.feed import Feed
+from selfspan_core.lanes import MAX_LOAD
 from selfspan_core.serving import Lane, LazySession, NotReady, public, silence_libraries, without_lists
 from selfspan_core.tasks import InputError, get_task
 
@@ -30,6 +31,9 @@ COMPARISONS = [
     ("Same adapter, mask off and on: isolates attention", "span"),
     ("Plain adapter against span adapter: time to answer", "plain"),
 ]
+LOAD_LABEL = "Load: requests at once"
+LOAD_INFO = "In each lane: yours, and random others of its size."
+NO_LOAD_INFO = "More than one needs a CUDA GPU; there is none in use here."
 INTRO = """# selfspan
 **A language model that says what it needs to read, and then reads only that.** Usually a model looks back at all of the
 text so far to write each next bit (a *token*), and that takes time. Watch one model solve the same sum both ways."""
@@ -44,13 +48,13 @@ log = logging.getLogger("selfspan")
 
 
 def build_app(session) -> gr.Blocks:
-    """The page and the API around a session (anything with its `compare`)."""
+    """The page and the API around a session (anything with its `compare` and `can_load`)."""
     lane = Lane(session)
     task = get_task("arithmetic")
     runs = itertools.count(1)
     newest: dict[str, int] = {}  # a tab's newest run: an older one that still runs gives way within a tick
 
-    def check(text: str, adapter: str, max_new_tokens: int, request: gr.Request):
+    def check(text: str, adapter: str, max_new_tokens: int, load: int, request: gr.Request):
         """Bad input: the reason, and nothing else changes. Good input: a job for `stream`."""
         number = next(runs)
         try:
@@ -58,7 +62,7 @@ def build_app(session) -> gr.Blocks:
         except InputError as error:
             return json.dumps({"run": number, "message": str(error)}), gr.skip(), gr.skip()
         newest[request.session_hash] = number
-        job = {"run": number, "text": text, "adapter": adapter, "max_new_tokens": max_new_tokens}
+        job = {"run": number, "text": text, "adapter": adapter, "max_new_tokens": max_new_tokens, "load": load}
         return None, Feed(str(number)).note("waiting"), job
 
     def stream(job: dict, request: gr.Request) -> Iterator[str]:
@@ -66,7 +70,8 @@ def build_app(session) -> gr.Blocks:
         try:
             if newest.get(tab) == job["run"]:
                 yield feed.note("starting")
-                with closing(lane.compare(task.name, job["text"], job["adapter"], job["max_new_tokens"])) as ticks:
+                settings = (job["adapter"], job["max_new_tokens"], job["load"])
+                with closing(lane.compare(task.name, job["text"], *settings)) as ticks:
                     for tick in ticks:
                         yield feed.add(tick)
                         if newest.get(tab) != job["run"]:
@@ -80,7 +85,9 @@ def build_app(session) -> gr.Blocks:
             if newest.get(tab) == job["run"]:
                 del newest[tab]
 
-    def compare(task: str, text: str, adapter: str = "span", max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[dict]:
+    def compare(
+        task: str, text: str, adapter: str = "span", max_new_tokens: int = MAX_NEW_TOKENS, load: int = 1
+    ) -> Iterator[dict]:
         """Solve one input in both lanes. Streams one object per tick and ends with the summary.
 
         Args:
@@ -88,9 +95,10 @@ def build_app(session) -> gr.Blocks:
             text: the expression.
             adapter: span (the same adapter, mask off and on) or plain (the plain adapter against the span adapter).
             max_new_tokens: the most tokens that a lane may write.
+            load: requests that each lane answers at once, 1 to 64; more than 1 needs a CUDA GPU.
         """
         try:
-            with closing(lane.compare(task, text, adapter, max_new_tokens)) as ticks:
+            with closing(lane.compare(task, text, adapter, max_new_tokens, load)) as ticks:
                 yield from map(without_lists, ticks)
         except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error
@@ -105,6 +113,11 @@ def build_app(session) -> gr.Blocks:
         """
         number = newest.pop(request.session_hash, None)
         return gr.skip() if number is None else Feed(str(number)).note("stopped")
+
+    def offer_load():
+        """The slider as this device has it; asked when a page opens, since the answer takes torch."""
+        can_load = session.can_load()
+        return gr.update(interactive=can_load, info=LOAD_INFO if can_load else NO_LOAD_INFO)
 
     def forget(request: gr.Request) -> None:
         newest.pop(request.session_hash, None)
@@ -133,6 +146,16 @@ def build_app(session) -> gr.Blocks:
                     gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
             with gr.Row(elem_id="options"):
                 comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
+                load = gr.Slider(
+                    *(1, MAX_LOAD, 1),
+                    step=1,
+                    label=LOAD_LABEL,
+                    info=NO_LOAD_INFO,
+                    interactive=False,
+                    elem_id="load",
+                    scale=2,
+                    min_width=260,
+                )
                 with gr.Column(scale=1, min_width=200), gr.Accordion("Advanced", open=False):
                     limit = gr.Slider(16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane")
         race = gr.HTML(
@@ -143,13 +166,14 @@ def build_app(session) -> gr.Blocks:
         )
         job = gr.State()
         surprise.click(lambda: task.surprise(random.randrange(2**31)), None, box, queue=False, **HIDDEN)
-        gr.on([run.click, box.submit], check, [box, comparison, limit], [alert, race, job], **AT_ONCE, **HIDDEN)
+        gr.on([run.click, box.submit], check, [box, comparison, limit, load], [alert, race, job], **AT_ONCE, **HIDDEN)
         streaming = job.change(stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)
         streaming.failure(lambda: Feed("").note("halted"), None, race, queue=False, **HIDDEN)
         stop.click(halt, None, race, queue=False, **HIDDEN)
         # What was wrong with the last input says nothing of the next.
         box.change(None, None, alert, js="() => null", **HIDDEN)
         gr.api(compare, api_name="compare", **LANE)
+        demo.load(offer_load, None, load, **AT_ONCE, **HIDDEN)
         demo.unload(forget)
     return demo.queue(max_size=32)
 

@@ -65,6 +65,11 @@ class BatchEngine:
         capacity: positions of each row, prompt and answer together; at most the model's context.
         attention: "dense" or "sparse".
 
+    Attributes:
+        batch, capacity: as given.
+        num_step_tokens: ids that the steps of the running `generate` drew so far, in all rows; all of a step's ids
+            count before the first of them is reported.
+
     Raises:
         ValueError: an argument that makes no sense.
         ImplUnavailable: on CUDA, the kernels cannot serve this model.
@@ -86,6 +91,7 @@ class BatchEngine:
         if not 2 <= capacity <= weights.model.max_context:
             raise ValueError(f"capacity is 2 to {weights.model.max_context} for this model, not {capacity}")
         self.batch, self.capacity = batch, capacity
+        self.num_step_tokens = 0
         self._markers, self._is_dense = markers, attention == "dense"
         self._step = BatchStep(weights, markers, batch, capacity, self._is_dense)
         self._active: dict[int, _Active] = {}
@@ -124,6 +130,7 @@ class BatchEngine:
     def _run(self, requests: Iterator[Request]) -> Iterator[tuple[int, Event]]:
         self._require_free()
         self._is_busy = True
+        self.num_step_tokens = 0
         waiting = enumerate(requests)
         is_more = True
         try:
@@ -211,6 +218,7 @@ class BatchEngine:
             if active is not None and active.begun == outcome.begun:
                 yield from self._until_cancelled(outcome.row, self._begun(active, outcome))
             return
+        self.num_step_tokens += sum(outcome.number > active.begun for active in self._active.values())
         for row, token in enumerate(outcome.ids):
             active = self._active.get(row)
             if active is not None and outcome.number > active.begun:

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspan_core.lanes import SettingError, check_int, check_temperature, lane_specs
+from selfspan_core.lanes import MAX_LOAD, SettingError, check_int, check_temperature, lane_specs
 from selfspan_core.serving import silence_libraries
 from selfspan_core.tasks import TASK_NAMES, InputError, get_task
 
@@ -31,7 +31,8 @@ EPILOG = """examples:
   echo '79*36+63' | python -m selfspan_core run
   python -m selfspan_core run --attention both --adapter plain --input expressions.txt --json
 
-figures: seconds is the lane's own clock, prefill included; tokens_per_second is its speed after the first token
+figures: seconds is the lane's own clock, prefill included; tokens_per_second is its speed after the first token;
+with --load, total_tokens_per_second is that of all the lane's requests together, by the time of its steps
 
 exit status: 0 when every input ran (right answer or wrong), 2 on bad input, with the reason on standard error"""
 
@@ -61,7 +62,19 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
     run.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling above temperature 0")
     run.add_argument("--device", default="auto", help="auto (default: CUDA if there is any), cpu or cuda")
-    run.add_argument("--impl", default="gather", help="implementation of self-selected attention (default: gather)")
+    run.add_argument(
+        "--impl",
+        help="how decoding runs: captured (default on CUDA: either lane in a captured graph), gather (default on a "
+        "CPU), reference or cuda (implementations of self-selected attention, token by token)",
+    )
+    run.add_argument(
+        "--load",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"requests that each lane answers at once, 1 (default) to {MAX_LOAD}: this one and random others of about "
+        "its size; more than 1 needs a CUDA GPU",
+    )
     run.add_argument("--model", metavar="DIR", help="base model, a folder or hub id (default: the shipped one)")
     run.add_argument("--span-adapter", metavar="DIR", help="span adapter (default: the task's shipped one)")
     run.add_argument("--plain-adapter", metavar="DIR", help="plain adapter (default: the task's shipped one)")
@@ -96,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         if len(error.reasons) > MAX_REASONS:
             print(f"error: {len(error.reasons) - MAX_REASONS:,} more lines are bad", file=sys.stderr)
         return EXIT_BAD_INPUT
+    from selfspan_core.attention import ImplUnavailable
     from selfspan_core.race import LaneError
 
     for number, prepared in enumerate(runs):
@@ -106,6 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
         except LaneError as error:
             print(f"error: line {lines[number][0]}: {error}", file=sys.stderr)
             return EXIT_FAILED
+        except ImplUnavailable as error:  # so many rows do not fit, which shows when they are made
+            print(f"error: line {lines[number][0]}: {error}", file=sys.stderr)
+            return EXIT_BAD_INPUT
     return 0
 
 
@@ -131,6 +148,7 @@ def checked_lines(arguments: argparse.Namespace) -> list[tuple[int, str]]:
         lane_specs(arguments.attention, arguments.adapter)
         check_temperature(arguments.temperature)
         check_int("--seed", arguments.seed, 0, MAX_SEED)
+        check_int("--load", arguments.load, 1, MAX_LOAD)
         if arguments.max_new_tokens is not None:
             check_int("--max-new-tokens", arguments.max_new_tokens, 1, MAX_SEED)
     except InputError as error:
@@ -206,6 +224,7 @@ def make_session(arguments: argparse.Namespace) -> "Session":
 
 def prepare_all(session: "Session", lines: list[tuple[int, str]], arguments: argparse.Namespace) -> list["Run"]:
     """Every line made ready to run, models loaded. Raises BadInput, which names every line that cannot be."""
+    from selfspan_core.attention import ImplUnavailable
     from selfspan_core.model import ModelError
 
     runs, reasons = [], []
@@ -219,8 +238,9 @@ def prepare_all(session: "Session", lines: list[tuple[int, str]], arguments: arg
                 arguments.max_new_tokens,
                 arguments.temperature,
                 arguments.seed,
+                arguments.load,
             )
-        except (SettingError, ModelError) as error:
+        except (SettingError, ModelError, ImplUnavailable) as error:
             raise BadInput(str(error)) from None
         except InputError as error:
             reasons.append(f"line {number}: {error}")
@@ -267,7 +287,8 @@ def text_report(
 ) -> Iterator[str]:
     """Lines for one finished run: `last` holds the last tick's figures by lane, `malformed` step indices by lane."""
     if is_first:
-        yield f"{start['title']} ({start['device']})"
+        load = f", {start['load']} requests at once" if "load" in start else ""
+        yield f"{start['title']}{load} ({start['device']})"
     yield ""
     yield printable(start["input"])
     if any(lane["adapter"] == "span" for lane in start["lanes"]):
@@ -282,6 +303,8 @@ def text_report(
             yield f"    {head}{printable(step['text'])}{flag}"
         yield f"    {answer_line(result, figures)}"
         yield f"    {figures_line(figures)}"
+        if figures.get("total_tokens_per_second"):
+            yield f"    all {start['load']} requests together: {figures['total_tokens_per_second']:,.0f} tokens/s"
     yield f"  {end['line']}"
 
 

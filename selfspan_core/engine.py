@@ -1,21 +1,29 @@
 """The engine: prefill once, then one token per step; yields typed events; knows ids, not text.
 
-A run reads top to bottom in `Engine._run`. Its clock covers its own work only (forward, gather, drawing the token,
-tracker); time that the consumer spends between events is in nobody's figures. Closing the generator frees everything.
+A run token by token reads top to bottom in `_Run.events`; a captured one is the batch engine's. A run's clock covers
+its own work only (forward, gather, drawing the token, tracker); time that the consumer spends between events is in
+nobody's figures. Closing the generator frees everything that is not kept for the next run.
 """
 
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 
-from selfspan_core.attention import length_free_kernels, require_impl
-from selfspan_core.batch_engine import PromptError
+from selfspan_core.attention import length_free_kernels
+from selfspan_core.batch_engine import PromptError, Request
+from selfspan_core.captured import BatchEngines, events_of_first
 from selfspan_core.events import Account, Event, Prefilled, Token
+from selfspan_core.impls import CAPTURED, require_impl
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
 from selfspan_core.readers import make_reader
+
+MAX_SEEDS = 2**63
+MAX_OTHER_PROMPT = 1024
+"""Tokens of the prompts that are answered beside a shown one; they come one by one, so their rows are made for it."""
 
 
 class Engine:
@@ -29,6 +37,7 @@ class Engine:
     def __init__(self, model: SpanModel, markers: Markers) -> None:
         self.model = model
         self.markers = markers
+        self._batch_engines = BatchEngines(model, markers)
 
     def generate(
         self,
@@ -48,13 +57,14 @@ class Engine:
             prompt: a rendered prompt; only `ids` up to `prompt.num_tokens` are used.
             attention: "dense" reads everything, and uses the tracker for reporting only; "sparse" reads what the
                 tracker says.
-            impl: implementation of the sparse lane, one of `attention.IMPLS`.
+            impl: one of `impls.ENGINE_IMPLS`: "captured" for either lane; the others are implementations of the sparse
+                lane, and the dense lane has one only.
             annotated: whether the model is to write steps (a plain adapter does not: its text is not malformed).
             max_new_tokens: most tokens to write; None: up to the context limit.
             temperature: 0 is greedy, above it tokens are sampled.
             seed: of the run's own random generator.
             forced_tokens: write these ids instead of drawing, for tests and measurements.
-            with_logits: attach to each Token the logits that it was drawn from.
+            with_logits: attach to each Token the logits that it was drawn from; not where `impl` is "captured".
 
         Returns:
             The events: Prefilled, then per token Token and its news, then Finished. Arguments are checked before the
@@ -63,15 +73,74 @@ class Engine:
         Raises:
             PromptError: the prompt is empty or leaves no room in the context.
             ValueError: an argument that makes no sense.
-            ImplUnavailable: `impl` cannot run on the model's device.
+            ImplUnavailable: `impl` cannot run on the model's device, or not with this model.
+            RuntimeError: while iterating a captured run: another one of this engine with this attention is not over.
         """
+        self._check(attention, impl, temperature)
+        room = self._room(prompt.prompt.num_tokens, max_new_tokens, forced_tokens)
+        if impl == CAPTURED:
+            if with_logits:
+                raise ValueError("with_logits: a captured step keeps no logits")
+            request = Request(prompt, annotated, room, temperature, seed=seed, forced_tokens=forced_tokens)
+            rows = self._batch_engines.get(attention, 1, prompt.prompt.num_tokens + room)
+            return events_of_first(rows, [request])
+        draw = _Draw(self.model.device, temperature, seed, forced_tokens)
+        account = Account(self.markers, prompt.prompt, annotated, attention == "dense")
+        run = _Run(self.model, account, attention, impl, draw, with_logits)
+        return run.events(prompt.ids[: prompt.prompt.num_tokens], room)
+
+    def generate_among(
+        self,
+        prompt: Rendered,
+        others: Iterable[Rendered],
+        num_rows: int,
+        attention: Literal["dense", "sparse"] = "dense",
+        annotated: bool = True,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[Event]:
+        """Answer a prompt while other rows of the same captured steps answer other prompts.
+
+        Arguments and errors as for `generate`; besides:
+
+        Args:
+            others: prompts that keep the other rows busy, with the same settings; one at a time, as rows become free.
+            num_rows: prompts answered at once, this one included.
+
+        Returns:
+            The events of `prompt`, and OtherRows for what the others drew and cost; it ends when `prompt` is answered.
+
+        Raises:
+            ImplUnavailable: this device or model cannot be captured, or has no memory for so many rows.
+        """
+        self._check(attention, CAPTURED, temperature)
+        num_prompt = prompt.prompt.num_tokens
+        room = self._room(num_prompt, max_new_tokens, None)
+        longest = min(max(num_prompt, MAX_OTHER_PROMPT) + room, self.model.max_context)
+        rows = self._batch_engines.get(attention, num_rows, longest)
+        requests = (
+            Request(one, annotated, max_new_tokens, temperature, seed=(seed + number) % MAX_SEEDS)
+            for number, one in enumerate(itertools.chain([prompt], others))
+        )
+        return events_of_first(rows, requests)
+
+    def _check(self, attention: str, impl: str, temperature: float) -> None:
         if attention not in ("dense", "sparse"):
             raise ValueError(f"attention is 'dense' or 'sparse', not {attention!r}")
-        if attention == "sparse":
+        if attention == "sparse" or impl == CAPTURED:
             require_impl(impl, self.model.device)
         if temperature < 0:
             raise ValueError(f"temperature is 0 or more, not {temperature}")
-        room = self._room(prompt.prompt.num_tokens)
+
+    def _room(self, num_prompt: int, max_new_tokens: int | None, forced_tokens: Sequence[int] | None) -> int:
+        """Most tokens to write."""
+        limit = self.model.max_context
+        if num_prompt < 1:
+            raise PromptError("the prompt is empty")
+        if num_prompt >= limit:
+            raise PromptError(f"the prompt has {num_prompt} tokens, and the model's context holds {limit}")
+        room = limit - num_prompt
         if max_new_tokens is not None:
             if max_new_tokens < 1:
                 raise ValueError(f"max_new_tokens is 1 or more, not {max_new_tokens}")
@@ -80,18 +149,7 @@ class Engine:
             if not forced_tokens:
                 raise ValueError("forced_tokens is empty")
             room = min(room, len(forced_tokens))
-        draw = _Draw(self.model.device, temperature, seed, forced_tokens)
-        account = Account(self.markers, prompt.prompt, annotated, attention == "dense")
-        run = _Run(self.model, account, attention, impl, draw, with_logits)
-        return run.events(prompt.ids[: prompt.prompt.num_tokens], room)
-
-    def _room(self, num_prompt: int) -> int:
-        limit = self.model.max_context
-        if num_prompt < 1:
-            raise PromptError("the prompt is empty")
-        if num_prompt >= limit:
-            raise PromptError(f"the prompt has {num_prompt} tokens, and the model's context holds {limit}")
-        return limit - num_prompt
+        return room
 
 
 class _Draw:

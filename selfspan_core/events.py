@@ -72,6 +72,19 @@ class StepEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherRows:
+    """What rows that answer other requests did beside this one, in the same lane.
+
+    Attributes:
+        num_tokens: ids that they drew in the step of the Token that follows; that Token's `step_ms` is the step's.
+        seconds: of work that was theirs alone, their prefills, and that this one had to wait for.
+    """
+
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The run is over.
 
@@ -102,7 +115,7 @@ class Failed:
     error: Exception
 
 
-Event = Prefilled | Token | HeaderClosed | StepEnded | Finished | Failed
+Event = Prefilled | Token | HeaderClosed | StepEnded | OtherRows | Finished | Failed
 
 
 class Account:

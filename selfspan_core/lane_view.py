@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfspan_core.events import Event, Finished, HeaderClosed, Prefilled, StepEnded, Token
+from selfspan_core.events import Event, Finished, HeaderClosed, OtherRows, Prefilled, StepEnded, Token
 from selfspan_core.intervals import Interval
 from selfspan_core.lanes import LaneSpec
 from selfspan_core.protocol import Markers
@@ -96,10 +96,11 @@ class LaneView:
         spec: what the lane runs.
         tokenizer: of the lane's model.
         prompt_tokens: length of the prompt.
+        load: requests that the lane answers at once; this is the first of them.
     """
 
-    def __init__(self, spec: LaneSpec, tokenizer: SpanTokenizer, prompt_tokens: int) -> None:
-        self.spec = spec
+    def __init__(self, spec: LaneSpec, tokenizer: SpanTokenizer, prompt_tokens: int, load: int = 1) -> None:
+        self.spec, self.load = spec, load
         self.items: list[dict[str, Any]] = []
         self.steps: list[StepView] = []
         self.finish: str | None = None
@@ -109,6 +110,8 @@ class LaneView:
         self.num_malformed = 0
         self.first_token_s: float | None = None
         self.decode_s = 0.0
+        self.others_s = 0.0
+        self.num_other_tokens = 0
         self._tokenizer = tokenizer
         self._markers: Markers = tokenizer.markers
         self._stream = TextStream(tokenizer)
@@ -124,8 +127,9 @@ class LaneView:
 
     @property
     def seconds(self) -> float:
-        """The lane's own clock: prefill and every step so far."""
-        return (self._prefill_s if self.first_token_s is None else self.first_token_s) + self.decode_s
+        """The lane's own clock: prefill, every step so far, and what other requests made this one wait."""
+        first_s = self._prefill_s if self.first_token_s is None else self.first_token_s
+        return first_s + self.decode_s + self.others_s
 
     @property
     def ms_per_token(self) -> float | None:
@@ -136,6 +140,11 @@ class LaneView:
     def tokens_per_second(self) -> float:
         """Decoding speed; 0 while there is none."""
         return 1000 / self.ms_per_token if self.ms_per_token else 0.0
+
+    @property
+    def total_tokens_per_second(self) -> float | None:
+        """Decoding speed of all the lane's requests together, by the time of its steps; None before the first step."""
+        return (self.num_tokens - 1 + self.num_other_tokens) / self.decode_s if self.decode_s else None
 
     @property
     def share(self) -> float:
@@ -160,6 +169,9 @@ class LaneView:
         elif isinstance(event, Prefilled):
             self._prefill_s = event.seconds
             self._phase = Phase.BETWEEN.value
+        elif isinstance(event, OtherRows):
+            self.num_other_tokens += event.num_tokens
+            self.others_s += event.seconds
         elif isinstance(event, Finished):
             self._finished(event)
 
@@ -295,7 +307,13 @@ class LaneView:
             "steps": [step.as_tick() for step in changed.values()] if self.spec.annotated else [],
             "done": self.finish is not None,
             "finish": self.finish,
+            **self._load_figures(),
         }
+
+    def _load_figures(self) -> dict[str, Any]:
+        if self.load == 1:
+            return {}
+        return {"load": self.load, "total_tokens_per_second": self.total_tokens_per_second}
 
     def result(self, task: Task, problem: Problem) -> dict[str, Any]:
         """The lane's outcome. Only a sequence that the model ended itself has an answer; a cut one has none."""
@@ -315,4 +333,5 @@ class LaneView:
             "dense_tokens": self.dense_tokens,
             "malformed_steps": self.num_malformed,
             "steps": [step.as_result() for step in self.steps],
+            **self._load_figures(),
         }

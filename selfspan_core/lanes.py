@@ -6,6 +6,8 @@ from typing import Any
 from selfspan_core.tasks import InputError
 
 MAX_TEMPERATURE = 5.0
+MAX_LOAD = 64
+"""Most requests that a lane answers at once."""
 TITLES = {
     "span": "Same adapter, mask off and on",
     "plain": "Plain adapter, dense, against span adapter, self-selected",
@@ -77,6 +79,17 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise SettingError(f"{name} is a whole number from {low:,} to {high:,}, not {brief(value)}.")
     return value
+
+
+def check_load(name: str, value: Any, can_load: bool, device: str) -> int:
+    """How many requests each lane answers at once. Raises SettingError on a bad number, or on a device for one only."""
+    load = check_int(name, value, 1, MAX_LOAD)
+    if load > 1 and not can_load:
+        raise SettingError(
+            f"Simultaneous requests need a CUDA GPU, whose lanes decode in a captured graph; this runs on {device}: "
+            f"{name} is 1 here, not {load}."
+        )
+    return load
 
 
 def check_temperature(value: Any) -> float:

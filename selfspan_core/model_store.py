@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from selfspan_core.attention import require_impl
 from selfspan_core.engine import Engine
+from selfspan_core.impls import CAPTURED, default_impl, require_impl
 from selfspan_core.locate import why_not_found
 from selfspan_core.model import ModelError, SpanModel
 from selfspan_core.protocol import PromptLayout, Rendered
@@ -53,7 +53,7 @@ class ModelStore:
         folders: adapter ("span" or "plain") -> its folder, where it is not that one.
         device: "auto" (CUDA if there is any), "cpu" or "cuda".
         dtype: None picks by device and its capability.
-        impl: implementation of sparse lanes, one of `attention.IMPLS`.
+        impl: how engines run, one of `impls.ENGINE_IMPLS`; None: by device, captured on CUDA and gather on a CPU.
 
     Raises:
         ModelError: the device is not there.
@@ -67,13 +67,13 @@ class ModelStore:
         folders: dict[str, str | Path] | None = None,
         device: str = "auto",
         dtype: torch.dtype | None = None,
-        impl: str = "gather",
+        impl: str | None = None,
     ) -> None:
         self.base = base
         self.device = pick_device(device)
         self.dtype = dtype or pick_dtype(self.device)
-        require_impl(impl, self.device)
-        self.impl = impl
+        self.impl = impl or default_impl(self.device)
+        require_impl(self.impl, self.device)
         self._adapters = Path(adapters)
         self._folders = dict(folders or {})
         self._tokenizer: SpanTokenizer | None = None
@@ -83,9 +83,16 @@ class ModelStore:
 
     @property
     def device_name(self) -> str:
-        """The device in words, with the number format: "CPU, float32"."""
+        """The device in words, the number format, and how a step runs unless as on any CPU: "CPU, float32"."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        return f"{name}, {str(self.dtype).removeprefix('torch.')}"
+        how = "captured graph" if self.impl == CAPTURED else f"impl {self.impl}"
+        is_plain = self.impl == default_impl(self.device) != CAPTURED
+        return ", ".join([name, str(self.dtype).removeprefix("torch."), *([] if is_plain else [how])])
+
+    @property
+    def can_load(self) -> bool:
+        """Whether lanes can answer several requests at once."""
+        return self.impl == CAPTURED
 
     def adapter_folder(self, task: str, adapter: str) -> Path:
         """Where a task's adapter lies.
@@ -111,6 +118,7 @@ class ModelStore:
 
         Raises:
             ModelError: base or adapter is missing or cannot be used.
+            ImplUnavailable: the implementation does not take this model.
         """
         folder = self.adapter_folder(task, adapter)
         with self._lock:

@@ -9,7 +9,7 @@ between two events, drawing above all, is in nobody's clock.
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from selfspan_core.events import Event, Prefilled, Token
+from selfspan_core.events import Event, OtherRows, Prefilled, Token
 
 
 class LaneError(RuntimeError):
@@ -24,7 +24,7 @@ def own_seconds(event: Event) -> float:
     """Seconds of its own work that a lane spent to produce this event."""
     if isinstance(event, Token):
         return event.step_ms / 1000
-    if isinstance(event, Prefilled):
+    if isinstance(event, Prefilled | OtherRows):
         return event.seconds
     return 0.0
 

@@ -5,7 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +21,20 @@ class NotReady(RuntimeError):
     """The models cannot be used, most likely because they are not there; the message is meant for the user."""
 
 
+@contextmanager
+def reasons() -> Iterator[None]:
+    """What keeps the models from being used becomes NotReady. Imports torch."""
+    from selfspan_core.attention import ImplUnavailable
+    from selfspan_core.model import ModelError
+
+    try:
+        yield
+    except ModelError as error:
+        raise NotReady(f"The model is not ready: {public(error)}") from error
+    except ImplUnavailable as error:
+        raise NotReady(f"The model cannot run here: {public(error)}") from error
+
+
 class LazySession:
     """The real session, made when it is first needed: importing this module loads neither torch nor weights."""
 
@@ -29,33 +43,38 @@ class LazySession:
         self._lock = threading.Lock()
 
     def _load(self):
+        """The session. Raises NotReady where this device cannot run it."""
         from selfspan_core.model_store import ModelStore
         from selfspan_core.session import Session
 
-        with self._lock:
+        with self._lock, reasons():
             if self._session is None:
                 self._models = ModelStore()
                 self._session = Session(self._models)
             return self._session
 
     def compare(self, *args, **kwargs) -> Iterator[dict]:
-        """See `selfspan_core.session.Session.compare`. Raises NotReady where a model is missing."""
+        """See `selfspan_core.session.Session.compare`. Raises NotReady where a model is missing or cannot run."""
         session = self._load()
-        from selfspan_core.model import ModelError
-
-        try:
+        with reasons():
             return session.compare(*args, **kwargs)
-        except ModelError as error:
-            raise NotReady(f"The model is not ready: {public(error)}") from error
+
+    def can_load(self) -> bool:
+        """Whether lanes can answer several requests at once here. Loads torch, and no weights."""
+        try:
+            return self._load().can_load
+        except NotReady:  # every run will say why
+            return False
 
     def warm(self) -> None:
         """Load the models of both adapters, so that the first run need not."""
         try:
             self._load()
-            for adapter in ("span", "plain"):
-                self._models.engine("arithmetic", adapter)
-        except ValueError as error:  # what is missing, and the command that makes it: no traceback would add to that
-            log.error("The model is not ready: %s", error)
+            with reasons():
+                for adapter in ("span", "plain"):
+                    self._models.engine("arithmetic", adapter)
+        except NotReady as error:  # what is missing, and the command that makes it: no traceback would add to that
+            log.error("%s", error)
         except Exception:
             log.exception("could not load the models")
 
@@ -70,9 +89,9 @@ class Lane:
         self._session = session
         self._lock = threading.Lock()
 
-    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int) -> Iterator[dict]:
+    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int, load: int = 1) -> Iterator[dict]:
         """The session's ticks. Raises InputError on bad input; closing the iterator frees the lane."""
-        with self._lock, closing(self._session.compare(task, text, adapter, max_new_tokens)) as ticks:
+        with self._lock, closing(self._session.compare(task, text, adapter, max_new_tokens, load=load)) as ticks:
             yield from ticks
 
 

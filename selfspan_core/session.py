@@ -13,7 +13,7 @@ from typing import Any, Literal
 from selfspan_core.engine import Engine
 from selfspan_core.events import Event
 from selfspan_core.lane_view import LaneView
-from selfspan_core.lanes import TITLES, LaneSpec, brief, check_int, check_temperature, lane_specs
+from selfspan_core.lanes import TITLES, LaneSpec, brief, check_int, check_load, check_temperature, lane_specs
 from selfspan_core.model_store import ModelStore
 from selfspan_core.protocol import Rendered
 from selfspan_core.race import Race
@@ -43,6 +43,7 @@ class Run:
     max_new_tokens: int | None
     temperature: float
     seed: int
+    load: int = 1
 
 
 class Session:
@@ -57,6 +58,11 @@ class Session:
         self._models = models
         self._clock = clock
 
+    @property
+    def can_load(self) -> bool:
+        """Whether `load` may be more than 1 here."""
+        return self._models.can_load
+
     def compare(
         self,
         task: str,
@@ -66,6 +72,7 @@ class Session:
         tick_seconds: float = TICK_SECONDS,
         temperature: float = 0.0,
         seed: int = 0,
+        load: int = 1,
     ) -> Iterator[dict[str, Any]]:
         """Race dense against self-selected attention on one input.
 
@@ -80,6 +87,8 @@ class Session:
                 holds.
             tick_seconds: least time between ticks.
             temperature, seed: 0 is greedy; above it both lanes sample, each from its own generator with this seed.
+            load: requests that each lane answers at once: this input, and others of about its size, made up from the
+                seed, the same ones in both lanes. Above 1, start, ticks, results and end have figures of all of them.
 
         Returns:
             The dicts of the run. Everything is checked before this returns.
@@ -88,7 +97,7 @@ class Session:
             InputError: the input cannot be used; the message is meant for the user.
             ModelError: a model is missing.
         """
-        run = self.prepare(task, text, "both", adapter, max_new_tokens, temperature, seed)
+        run = self.prepare(task, text, "both", adapter, max_new_tokens, temperature, seed, load)
         return self.stream(run, tick_seconds)
 
     def prepare(
@@ -100,8 +109,13 @@ class Session:
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
+        load: int = 1,
     ) -> Run:
-        """Check one input, cheapest check first, and load what its run needs. Arguments and errors: see `compare`."""
+        """Check one input, cheapest check first, and load what its run needs. Arguments and errors: see `compare`.
+
+        Raises:
+            ImplUnavailable: besides, the store's implementation does not take this model.
+        """
         for name, value in (("task", task), ("input", text)):
             if not isinstance(value, str):
                 raise InputError(f"The {name} is a text, not {brief(value)}.")
@@ -109,6 +123,7 @@ class Session:
         specs = lane_specs(attention, adapter)
         temperature = check_temperature(temperature)
         seed = check_int("seed", seed, 0, 2**63 - 1)
+        load = check_load("load", load, self.can_load, self._models.device_name)
         problem = known_task.parse(text)
         lanes = []
         for spec in specs:
@@ -121,13 +136,15 @@ class Session:
         longest = max(lane.prompt.prompt.num_tokens for lane in lanes)
         if longest >= context:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
-        return Run(known_task, problem, adapter, tuple(lanes), max_new_tokens, temperature, seed)
+        return Run(known_task, problem, adapter, tuple(lanes), max_new_tokens, temperature, seed, load)
 
     def stream(self, run: Run, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
         """The dicts of a prepared run. Closing the iterator frees its lanes."""
         yield self._start(run)
         tokenizer = self._models.tokenizer
-        views = {lane.spec.id: LaneView(lane.spec, tokenizer, lane.prompt.prompt.num_tokens) for lane in run.lanes}
+        views = {
+            lane.spec.id: LaneView(lane.spec, tokenizer, lane.prompt.prompt.num_tokens, run.load) for lane in run.lanes
+        }
         self._warm(run)
         with Race({lane.spec.id: self._events(run, lane) for lane in run.lanes}) as race:
             last_tick = self._clock()
@@ -152,16 +169,22 @@ class Session:
                 next(race, None)
 
     def _events(self, run: Run, lane: _Lane) -> Iterator[Event]:
-        return lane.engine.generate(
-            lane.prompt,
-            attention=lane.spec.attention,
-            impl=self._models.impl,
-            annotated=lane.spec.annotated,
+        settings = {
+            "attention": lane.spec.attention,
+            "annotated": lane.spec.annotated,
             # A hub model's whole context would be gigabytes of keys and values; no worked example is that long.
-            max_new_tokens=run.task.max_tokens if run.max_new_tokens is None else run.max_new_tokens,
-            temperature=run.temperature,
-            seed=run.seed,
-        )
+            "max_new_tokens": run.task.max_tokens if run.max_new_tokens is None else run.max_new_tokens,
+            "temperature": run.temperature,
+            "seed": run.seed,
+        }
+        if run.load == 1:
+            return lane.engine.generate(lane.prompt, impl=self._models.impl, **settings)
+        return lane.engine.generate_among(lane.prompt, self._others(run, lane), run.load, **settings)
+
+    def _others(self, run: Run, lane: _Lane) -> Iterator[Rendered]:
+        """What a lane answers beside the user's input, without end."""
+        for problem in run.task.similar(run.problem, run.seed):
+            yield run.task.render(problem, self._models.tokenizer, annotated=lane.spec.annotated)
 
     def _start(self, run: Run) -> dict[str, Any]:
         specs = [lane.spec for lane in run.lanes]
@@ -180,16 +203,25 @@ class Session:
             ],
             "expected": run.problem.expected,
             "device": self._models.device_name,
+            **({} if run.load == 1 else {"load": run.load}),
         }
 
     def _end(self, run: Run, views: dict[str, LaneView]) -> dict[str, Any]:
         results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}
         end = {"kind": "end", "input": run.problem.text, "expected": run.problem.expected, "lanes": results}
-        return {**end, **_figures(results, views, run.adapter)}
+        return {**end, **_figures(results, views, run.adapter), **_load_figures(run, views)}
 
 
 def _tick(views: dict[str, LaneView]) -> dict[str, Any]:
     return {"kind": "tick", "lanes": {lane_id: view.delta() for lane_id, view in views.items()}}
+
+
+def _load_figures(run: Run, views: dict[str, LaneView]) -> dict[str, Any]:
+    """How the lanes compare over all their requests, where they answer several; None where one was not measured."""
+    if run.load == 1:
+        return {}
+    totals = {lane_id: view.total_tokens_per_second for lane_id, view in views.items()}
+    return {"load": run.load, "speedup_total": ratio(totals.get("sparse"), totals.get("dense"))}
 
 
 def _figures(results: dict[str, Any], views: dict[str, LaneView], adapter: str) -> dict[str, Any]:

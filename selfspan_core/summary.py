@@ -60,6 +60,30 @@ def malformed_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "".join(f"; {count} malformed step{'s' * (count > 1)}{where[lane]}" for lane, count in counts.items())
 
 
+def round_speed(tokens_per_second: float) -> str:
+    """Tokens per second to three digits: the next ones differ from run to run."""
+    return f"{float(f'{tokens_per_second:.3g}'):,.0f}"
+
+
+def load_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What lanes that answer several requests at once write in all, or nothing where they answer one.
+
+    Results are of lanes of one load; see `LaneView.result`.
+    """
+    first = next(iter(results.values()))
+    load = first.get("load", 1)
+    totals = {lane: result.get("total_tokens_per_second") for lane, result in results.items()}
+    if load == 1 or not all(totals.values()):
+        return ""
+    if len(totals) == 1:
+        return f"; at {load} requests at once {round_speed(*totals.values())} tokens/s in all"
+    speedup = ratio(totals["sparse"], totals["dense"])
+    return (
+        f"; at {load} requests at once: {round_speed(totals['dense'])} tokens/s dense, "
+        f"{round_speed(totals['sparse'])} self-selected, {speedup:.2f} times"
+    )
+
+
 def compare_line(
     results: Mapping[str, Mapping[str, Any]],
     speedup_ms_per_token: float | None,
@@ -80,7 +104,7 @@ def compare_line(
             speed += f" {joint} {speed_phrase(speedup_time_to_answer)} to the answer"
     of_what = "what the plain adapter's lane read" if paid_for else "what dense attention reads for the same tokens"
     read = f"it read {percent(read_share)} of {of_what}"
-    return f"{speed}; {read}; {verdict(results)}{malformed_clause(results)}."
+    return f"{speed}; {read}{load_clause(results)}; {verdict(results)}{malformed_clause(results)}."
 
 
 def lane_line(result: Mapping[str, Any], read_share: float) -> str:
@@ -89,6 +113,7 @@ def lane_line(result: Mapping[str, Any], read_share: float) -> str:
     name = "Dense" if result["attention"] == "dense" else "Self-selected"
     return (
         f"{name} attention wrote {result['tokens']} tokens in {result['seconds']:.2f} s "
-        f"({result['tokens_per_second']:.0f} tokens/s after the first){read}; {verdict({'lane': result})}"
+        f"({result['tokens_per_second']:.0f} tokens/s after the first){read}{load_clause({'lane': result})}; "
+        f"{verdict({'lane': result})}"
         f"{malformed_clause({'lane': result})}."
     )

@@ -7,6 +7,7 @@ without weights, and at speeds that no model here has.
 import time
 from collections.abc import Iterator
 
+from selfspan_core.lanes import check_load
 from selfspan_core.tasks import InputError, get_task
 
 TICK_SECONDS = 1 / 15
@@ -54,6 +55,7 @@ class FakeLane:
                 self.items = self.items + [dict(word, step=word["step"] + shift) for word in words]
             self.items = self.items[: options["num_tokens"]]
         self.malformed_step = options["malformed_step"]
+        self.load = options["load"]
         self.wrong, self.missing = attention in options["wrong"], attention in options.get("missing", ())
         self.done = 0
         self.sent = 0
@@ -91,7 +93,13 @@ class FakeLane:
             "steps": self.steps(start, self.done) if self.annotated else [],
             "done": self.finished,
             "finish": "eos" if self.finished else None,
+            **self.load_figures(),
         }
+
+    def load_figures(self) -> dict:
+        if self.load == 1:
+            return {}
+        return {"load": self.load, "total_tokens_per_second": self.load * self.rate if self.done else None}
 
     def steps(self, start: int, stop: int) -> list[dict]:
         indices = sorted({item["step"] for item in self.items[start:stop]})
@@ -126,6 +134,7 @@ class FakeLane:
                 {"reads": [f"a{read}" for read in step.reads], "name": f"a{step.name}", "text": step.work + step.result}
                 for step in self.problem.reductions
             ],
+            **self.load_figures(),
         }
 
 
@@ -140,33 +149,40 @@ class FakeSession:
         read_share: what the end says of both lanes' reads.
         malformed_step: index of a step to be flagged.
         fail: raise after the start.
+        can_load: whether several requests at once are possible; those beside the shown one are only figures.
     """
 
     def __init__(self, dense: float = 300, sparse: float = 480, **options) -> None:
         self.rates = {"dense": dense, "sparse": sparse}
         self.options = {"num_tokens": None, "extra_text": "", "wrong": (), "malformed_step": None, "fail": False}
-        self.options |= {"missing": (), "read_share": 0.31}
+        self.options |= {"missing": (), "read_share": 0.31, "can_load": False}
         self.options.update(options)
         self.running = 0
         self.most_running = 0
         self.events: list[tuple[str, float]] = []
         self.ticks: list[dict] = []
 
-    def compare(self, task: str, text: str, adapter: str = "span", max_new_tokens: int | None = None) -> Iterator[dict]:
+    def can_load(self) -> bool:
+        return self.options["can_load"]
+
+    def compare(
+        self, task: str, text: str, adapter: str = "span", max_new_tokens: int | None = None, load: int = 1
+    ) -> Iterator[dict]:
         problem = get_task(task).parse(text)
+        load = check_load("load", load, self.can_load(), "fake, float32")
         if adapter not in TITLES:
             raise InputError(f"The adapter is span or plain, not {adapter!r}.")
-        return self._stream(task, problem, adapter)
+        return self._stream(task, problem, adapter, load)
 
     def _note(self, event: str) -> None:
         self.events.append((event, time.monotonic()))
 
-    def _stream(self, task: str, problem, adapter: str) -> Iterator[dict]:
+    def _stream(self, task: str, problem, adapter: str, load: int) -> Iterator[dict]:
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         self._note("started")
         try:
-            for tick in self._ticks(task, problem, adapter):
+            for tick in self._ticks(task, problem, adapter, load):
                 self.ticks.append(tick)
                 yield tick
             self._note("finished")
@@ -176,10 +192,11 @@ class FakeSession:
         finally:
             self.running -= 1
 
-    def _ticks(self, task: str, problem, adapter: str) -> Iterator[dict]:
+    def _ticks(self, task: str, problem, adapter: str, load: int) -> Iterator[dict]:
+        options = self.options | {"load": load}
         lanes = {
-            "dense": FakeLane(problem, "dense", adapter, self.rates["dense"], self.options),
-            "sparse": FakeLane(problem, "sparse", "span", self.rates["sparse"], self.options),
+            "dense": FakeLane(problem, "dense", adapter, self.rates["dense"], options),
+            "sparse": FakeLane(problem, "sparse", "span", self.rates["sparse"], options),
         }
         labels = {"dense": "Dense attention", "sparse": "Self-selected attention"}
         described = [
@@ -188,7 +205,8 @@ class FakeSession:
         ]
         names = [{"text": text, "name": None if name is None else f"a{name}"} for text, name in problem.display]
         start = {"kind": "start", "task": task, "input": problem.text, "adapter": adapter, "title": TITLES[adapter]}
-        yield {**start, "prompt": names, "lanes": described, "expected": problem.expected, "device": "fake, float32"}
+        start |= {"prompt": names, "lanes": described, "expected": problem.expected, "device": "fake, float32"}
+        yield start if load == 1 else {**start, "load": load}
         if self.options["fail"]:
             raise RuntimeError("the fake device fell over <b>")
         began = time.monotonic()
@@ -208,4 +226,5 @@ class FakeSession:
             "speedup_time_to_answer": ratio,
             "read_share": self.options["read_share"],
             "line": "Self-selected attention was 1.60 times as fast per token; it read 31 % of the keys and values.",
+            **({} if load == 1 else {"load": load, "speedup_total": self.rates["sparse"] / self.rates["dense"]}),
         }

@@ -5,11 +5,12 @@ Deterministic to the last figure, so that whatever turns events into text, ticks
 
 from types import SimpleNamespace
 
-from selfspan_core.events import Finished, HeaderClosed, Prefilled, StepEnded, Token
+from selfspan_core.events import Finished, HeaderClosed, OtherRows, Prefilled, StepEnded, Token
 from selfspan_core.protocol import Markers
 from selfspan_core.tracker import Tracker
 
 CHARACTERS = "0123456789+-*/()=;:\n abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,."
+OTHER_PREFILL_S = 0.01
 FIRST_BYTE = 512
 """Ids from here on are single bytes, 0 to 255, as byte-fallback pieces are."""
 
@@ -96,6 +97,7 @@ class ScriptedEngine:
         self.model = SimpleNamespace(max_context=max_context)
         self.tokenizer, self.ids, self.step_ms = tokenizer, ids, step_ms
         self.calls = []
+        self.others = []
         self.num_open = 0
         self.num_closed = 0
 
@@ -108,6 +110,18 @@ class ScriptedEngine:
         pace = self.step_ms[attention]
         return replay(self.tokenizer, prompt, ids, attention, annotated, pace, on_close=self._closed)
 
+    def generate_among(self, prompt, others, num_rows, **settings):
+        """Every other row draws one id per step; each of their prefills takes OTHER_PREFILL_S."""
+        self.others.append([next(others) for _ in range(num_rows - 1)])
+        first = True
+        for event in self.generate(prompt, **settings):
+            if isinstance(event, Token) and not first:
+                yield OtherRows(num_rows - 1, 0.0)
+            yield event
+            if isinstance(event, Token) and first:
+                first = False
+                yield from [OtherRows(0, OTHER_PREFILL_S)] * (num_rows - 1)
+
 
 class ScriptedStore:
     """Stands in for model_store.ModelStore: adapter -> engine."""
@@ -115,8 +129,9 @@ class ScriptedStore:
     device_name = "script, float32"
     impl = "gather"
 
-    def __init__(self, tokenizer, engines):
+    def __init__(self, tokenizer, engines, can_load=False):
         self.tokenizer = tokenizer
+        self.can_load = can_load
         self.engines = engines
 
     def engine(self, task, adapter):

@@ -36,7 +36,8 @@ def test_compare_is_the_only_endpoint(client):
     described = client.view_api(return_format="dict")
     assert list(described["named_endpoints"]) == ["/compare"] and not described["unnamed_endpoints"]
     parameters = described["named_endpoints"]["/compare"]["parameters"]
-    assert [parameter["parameter_name"] for parameter in parameters] == ["task", "text", "adapter", "max_new_tokens"]
+    names = [parameter["parameter_name"] for parameter in parameters]
+    assert names == ["task", "text", "adapter", "max_new_tokens", "load"]
 
 
 @pytest.mark.parametrize("adapter", ["span", "plain"])
@@ -49,6 +50,17 @@ def test_every_tick_arrives_as_it_was_sent(client, session, adapter):
         last["kind"] == "end" and last["lanes"]["sparse"]["answer"] == get_task("arithmetic").parse(EXPRESSION).expected
     )
     assert [tick["kind"] for tick in job.outputs()[:2]] == ["start", "tick"]
+
+
+def test_load_arrives(client, session):
+    """A load that is taken and forgotten, or refused without a reason where there is no GPU, shows here."""
+    with pytest.raises(AppError, match="need a CUDA GPU"):
+        client.predict("arithmetic", "1+1", "span", 512, 8, api_name="/compare")
+    session.options["can_load"] = True
+    end = client.predict("arithmetic", "1+1", "span", 512, 8, api_name="/compare")
+    assert end["load"] == 8 and end["lanes"]["sparse"]["total_tokens_per_second"] == 8 * 600
+    with pytest.raises(AppError, match="from 1 to 64, not 65"):
+        client.predict("arithmetic", "1+1", "span", 512, 65, api_name="/compare")
 
 
 def test_edits_never_delete_from_lists():
@@ -83,7 +95,7 @@ def test_missing_models_are_an_error_that_says_so(serve):
     """The reason must reach the caller, and free the lane."""
 
     class Bare:
-        def compare(self, *_):
+        def compare(self, *_, **settings):
             raise NotReady("The model is not ready: train it first")
 
     client = Client(serve(Bare()), verbose=False)

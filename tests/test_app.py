@@ -343,6 +343,54 @@ class TestRun:
 
 
 @pytest.mark.browser
+class TestSimultaneousRequests:
+    SLIDER = '#load input[type="range"]'
+
+    def set_load(self, tab, load: int) -> None:
+        tab.page.wait_for_selector(f"{self.SLIDER}:enabled")
+        tab.page.fill('#load input[type="number"]', str(load))
+        tab.page.press('#load input[type="number"]', "Tab")
+
+    def test_without_a_gpu_the_slider_says_why_it_is_off(self, url, open_tab):
+        """A control that is missing, or dead without a word, or one that a CPU then refuses, shows here."""
+        tab = open_tab(url)
+        time.sleep(1)  # for the answer of the server, which must not enable it
+        assert tab.page.is_disabled(self.SLIDER)
+        assert "needs a CUDA GPU" in tab.page.inner_text("#load")
+        tab.run(SHORT)
+        tab.wait("done")
+        assert not any(tab.page.is_visible(f"{tab.pane(lane)} .ss-total") for lane in ("dense", "sparse"))
+        assert not tab.page.is_visible('[data-tile="total"]')
+
+    @pytest.mark.parametrize("width", [1280, 390])
+    def test_both_panes_show_what_all_requests_get(self, serve, open_tab, width):
+        """A load that never reaches the lanes, sums that stay after it is gone, or a page that overflows shows here."""
+        session = FakeSession(dense=150, sparse=220, can_load=True)
+        tab = open_tab(serve(session))
+        tab.page.set_viewport_size({"width": width, "height": 1100})
+        self.set_load(tab, 32)
+        assert "need" not in tab.page.inner_text("#load")
+        tab.run(EXPRESSION)
+        tab.wait("running")
+        total = f'{tab.pane("sparse")} [data-figure="total_tokens_per_second"]'
+        tab.page.wait_for_function("at => document.querySelector(at).textContent !== '–'", arg=total)
+        assert tab.page.is_visible(total)
+        assert session.ticks[0]["load"] == 32
+        tab.wait("done")
+        assert tab.text(total) == "7,040"
+        assert tab.page.inner_text(f"{tab.pane('dense')} .ss-total") == "4,800 tokens/s over all 32 requests"
+        assert tab.text(".ss-title") == "Same adapter, mask off and on, 32 requests at once"
+        assert tab.text('[data-tile="total"]') == "1.47×"
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+        self.set_load(tab, 1)
+        tab.run(SHORT)
+        tab.wait("running")
+        tab.wait("done")
+        assert not tab.page.is_visible(total) and not tab.page.is_visible('[data-tile="total"]')
+        assert tab.text(".ss-title") == "Same adapter, mask off and on"
+
+
+@pytest.mark.browser
 class TestTabs:
     def test_two_tabs_queue_and_both_finish(self, serve, open_tab):
         """Two runs at once on one device would spoil both clocks; a queued tab that says nothing looks broken."""

@@ -1,5 +1,6 @@
 """The arithmetic task: what may be typed, canonical text, worked steps, prompt and answer."""
 
+import itertools
 import random
 import time
 from pathlib import Path
@@ -481,3 +482,14 @@ def test_bad_input_is_refused_quickly(task):
 def test_problem_of_needs_no_text():
     """Catches a tree made by the generator being worked out unlike the same tree typed."""
     assert problem_of(Operation("-", Literal(3), Literal(-5))) == TASK.parse("3--5")
+
+
+@pytest.mark.parametrize(("num_operands", "fewest", "most"), [(2, 2, 2), (3, 3, 3), (24, 18, 30), (64, 48, 64)])
+def test_similar_problems(num_operands, fewest, most):
+    """Would catch a load of another weight than the user's input, one that differs between lanes, or invalid inputs."""
+    problem = random_problem(random.Random(1), num_operands)
+    first, again, other = (list(itertools.islice(TASK.similar(problem, seed), 30)) for seed in (5, 5, 6))
+    assert [one.text for one in first] == [one.text for one in again] != [one.text for one in other]
+    assert all(fewest <= one.num_operands <= most for one in first)
+    assert len({one.text for one in first}) > 20
+    assert all(TASK.parse(one.text).expected == one.expected for one in first)

@@ -14,6 +14,7 @@ from scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStor
 from tiny_models import save_tiny
 
 from selfspan_core import cli
+from selfspan_core.attention import ImplUnavailable
 from selfspan_core.model import ModelError
 from selfspan_core.model_store import ModelStore
 from selfspan_core.session import Session
@@ -123,6 +124,38 @@ def test_sampling_settings_arrive(monkeypatch, solved):
     assert all(c["temperature"] == 0.7 and c["seed"] == 5 for c in solved.engines["span"].calls)
 
 
+def test_load(monkeypatch, capsys, solved):
+    """Would catch a load that is parsed and then forgotten, in either output."""
+    solved.can_load = True
+    assert call(monkeypatch, "--load", "8", stdin=TEXT.encode()) == 0
+    out = capsys.readouterr().out
+    for expected in (
+        "Same adapter, mask off and on, 8 requests at once (script, float32)",
+        "    all 8 requests together: 4,000 tokens/s\n",
+        "    all 8 requests together: 8,000 tokens/s\n",
+        "at 8 requests at once: 4,000 tokens/s dense, 8,000 self-selected, 2.00 times",
+    ):
+        assert expected in out
+    assert call(monkeypatch, "--json", "--load", "8", stdin=TEXT.encode()) == 0
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(tuple(o) == (*FIELDS, "load", "total_tokens_per_second") for o in objects)
+    assert [(o["load"], round(o["total_tokens_per_second"])) for o in objects] == [(8, 4000), (8, 8000)]
+
+
+def test_what_the_implementation_cannot_do_is_one_line(monkeypatch, capsys, solved):
+    """Would catch a traceback where a model's type or shape, or the memory of so many rows, is too much."""
+
+    def unavailable(*args, **kwargs):
+        raise ImplUnavailable("impl 'cuda': dtype: the kernels take 16-bit floats")
+
+    monkeypatch.setattr(SolvingEngine, "generate", unavailable)
+    assert call(monkeypatch, stdin=b"\n1+2") == 2
+    assert capsys.readouterr().err == "error: line 2: impl 'cuda': dtype: the kernels take 16-bit floats\n"
+    monkeypatch.setattr(solved, "engine", unavailable)
+    assert call(monkeypatch, stdin=b"1+2\n3+4") == 2
+    assert capsys.readouterr().err == "error: impl 'cuda': dtype: the kernels take 16-bit floats\n"
+
+
 def test_input_file(monkeypatch, capsys, solved, tmp_path):
     """Would catch a byte-order mark or a Windows line end becoming part of the expression."""
     file = tmp_path / "lines.txt"
@@ -191,6 +224,9 @@ def test_control_characters_are_escaped():
         (["--temperature", "-1"], b"1+2", ["temperature"]),
         (["--temperature", "nan"], b"1+2", ["temperature"]),
         (["--seed", "-1"], b"1+2", ["--seed"]),
+        (["--load", "0"], b"1+2", ["--load is a whole number from 1 to 64, not 0"]),
+        (["--load", "65"], b"1+2", ["--load is a whole number from 1 to 64"]),
+        (["--load", "2"], b"1+2\n3+4", ["Simultaneous requests need a CUDA GPU"]),
     ],
 )
 def test_bad_input(monkeypatch, capsys, solved, arguments, stdin, reasons):
@@ -265,6 +301,7 @@ def test_help():
         "--model",
         "--device",
         "--impl",
+        "--load",
         "--seed",
     ):
         assert option in out
@@ -367,6 +404,8 @@ def test_real_ticks_are_json_and_both_lanes_agree(tiny):
         ({"--device": "tpu"}, "auto, cpu, cuda"),
         ({"--impl": "magic"}, "magic"),
         ({"--impl": "cuda"}, "need a CUDA device"),
+        ({"--impl": "captured"}, "impl 'captured': the CUDA kernels need a CUDA device"),
+        ({"--load": "2"}, "Simultaneous requests need a CUDA GPU"),
     ],
 )
 def test_missing_things_are_named(monkeypatch, capsys, tiny, change, message):

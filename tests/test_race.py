@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.events import Finished, Prefilled, StepEnded, Token
+from selfspan_core.events import Finished, OtherRows, Prefilled, StepEnded, Token
 from selfspan_core.race import LaneError, Race
 from selfspan_core.tracker import Phase, StepRecord
 
@@ -92,6 +92,13 @@ def test_events_without_time_do_not_move_clocks():
     race = Race({"a": iter([StepEnded(0, record)] * 3), "b": iter([token(1.0)])})
     assert [lane for lane, _ in race] == ["a", "a", "a", "b"]
     assert race.clocks == {"a": 0.0, "b": 0.001}
+
+
+def test_other_rows_cost_time_but_no_steps():
+    """Would catch a lane that answers several requests and pays for none of the others' prefills, or for every id."""
+    race = Race({"a": iter([OtherRows(0, 0.002), OtherRows(31, 0.0), token(1.0)]), "b": iter([token(1.0)] * 3)})
+    assert [lane for lane, _ in race] == ["a", "b", "b", "a", "a", "b"]
+    assert race.clocks == {"a": 0.003, "b": 0.003}
 
 
 def test_a_lane_goes_on_alone():

@@ -3,16 +3,19 @@
 import json
 
 import pytest
-from scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output, step
+import torch
+from scripted import OTHER_PREFILL_S, CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output, step
 from tiny_models import save_tiny
 
+from selfspan_core import impls
+from selfspan_core.attention import ImplUnavailable
 from selfspan_core.engine import Engine
 from selfspan_core.lane_view import LaneView, TextStream
 from selfspan_core.lanes import LaneSpec, lane_specs
 from selfspan_core.model_store import ModelStore
 from selfspan_core.race import LaneError
 from selfspan_core.session import Session
-from selfspan_core.summary import compare_line, percent, speed_phrase
+from selfspan_core.summary import compare_line, percent, round_speed, speed_phrase
 from selfspan_core.tasks import InputError, get_task
 
 TASK = get_task("arithmetic")
@@ -28,12 +31,14 @@ LANE_FIELDS = {
 }
 
 
-def scripted_session(span_ids=None, plain_ids=None, step_ms=None, text=TEXT, clock=None, tokenizer=TOKENIZER):
+def scripted_session(
+    span_ids=None, plain_ids=None, step_ms=None, text=TEXT, clock=None, tokenizer=TOKENIZER, can_load=False
+):
     problem = TASK.parse(text)
     step_ms = step_ms or {"dense": 2.0, "sparse": 1.0}
     span = ScriptedEngine(tokenizer, span_ids or right_output(tokenizer, problem), step_ms)
     plain = ScriptedEngine(tokenizer, plain_ids or right_output(tokenizer, problem, annotated=False), step_ms)
-    store = ScriptedStore(tokenizer, {"span": span, "plain": plain})
+    store = ScriptedStore(tokenizer, {"span": span, "plain": plain}, can_load)
     return Session(store, clock or FakeClock(0.01)), store
 
 
@@ -391,6 +396,11 @@ def test_typed_markers_are_refused():
         ({"temperature": None}, "temperature"),
         ({"seed": -1}, "seed"),
         ({"seed": "x"}, "seed"),
+        ({"load": 0}, "load is a whole number from 1 to 64, not 0"),
+        ({"load": 65}, "load is a whole number from 1 to 64"),
+        ({"load": 2.5}, "load is a whole number"),
+        ({"load": None}, "load is a whole number"),
+        ({"load": 2}, "Simultaneous requests need a CUDA GPU.* runs on script, float32: load is 1 here, not 2"),
     ],
 )
 def test_bad_settings_are_input_errors(settings, message):
@@ -438,6 +448,73 @@ def test_single_lane():
     assert store.engines["plain"].calls == [
         {"attention": "dense", "annotated": False, "temperature": 0.5, "seed": 7},
     ]
+
+
+# ---- load
+
+
+def test_load_figures():
+    """Would catch a sum over rows by anything but the steps' time, rows left out, or prefills in nobody's clock."""
+    session, _ = scripted_session(step_ms={"dense": 2.0, "sparse": 1.6}, can_load=True)
+    start, *ticks, end = session.compare("arithmetic", TEXT, tick_seconds=0, load=32)
+    assert start["load"] == end["load"] == 32
+    for lane, pace in (("dense", 2.0), ("sparse", 1.6)):
+        last, result = last_lane(ticks, lane), end["lanes"][lane]
+        assert last["total_tokens_per_second"] == pytest.approx(32 * 1000 / pace) == result["total_tokens_per_second"]
+        assert last["tokens_per_second"] == pytest.approx(1000 / pace) and result["load"] == 32
+        waited = 0.021 + (last["tokens"] - 1) * pace / 1000 + 31 * OTHER_PREFILL_S
+        assert last["elapsed_s"] == pytest.approx(waited) == result["seconds"]
+        assert result["correct"]
+    assert ticks[0]["lanes"]["dense"]["total_tokens_per_second"] is None
+    assert end["speedup_total"] == pytest.approx(1.25)
+    assert "; at 32 requests at once: 16,000 tokens/s dense, 20,000 self-selected, 1.25 times; both" in end["line"]
+    assert json.loads(json.dumps([start, *ticks, end])) == [start, *ticks, end]
+
+
+def test_both_lanes_get_the_same_others():
+    """Would catch a race in which one lane has the easier requests beside it, or runs that cannot be repeated."""
+    session, store = scripted_session(can_load=True)
+    list(session.compare("arithmetic", TEXT, load=9, seed=3))
+    others = [[one.ids for one in lane] for lane in store.engines["span"].others]
+    assert len(others) == 4 and all(lane == others[0] and len(lane) == 8 for lane in others)  # warmed up, then raced
+    list(session.compare("arithmetic", TEXT, load=9, seed=4))
+    assert [one.ids for one in store.engines["span"].others[-1]] != others[0]
+    list(session.compare("arithmetic", TEXT, load=9, seed=3, adapter="plain"))
+    plain, span = (store.engines[name].others[-1] for name in ("plain", "span"))
+    for bare, named in zip(plain, span, strict=True):
+        anchors = TOKENIZER.markers.anchor_index
+        assert bare.ids == [token for token in named.ids if token not in anchors] != named.ids
+
+
+def test_a_load_of_one_changes_nothing():
+    """Would catch figures of a load where there is none."""
+    session, store = scripted_session(can_load=True)
+    ticks = list(session.compare("arithmetic", TEXT, load=1))
+    without = list(scripted_session()[0].compare("arithmetic", TEXT))
+    assert ticks == without and not store.engines["span"].others
+    assert all(set(lane) == LANE_FIELDS for tick in ticks if tick["kind"] == "tick" for lane in tick["lanes"].values())
+
+
+def test_load_in_a_single_lane():
+    """Would catch a comparison with a lane that did not run."""
+    session, _ = scripted_session(can_load=True)
+    *_, end = session.stream(session.prepare("arithmetic", TEXT, "sparse", load=4))
+    assert end["speedup_total"] is None
+    assert "; at 4 requests at once 4,000 tokens/s in all; the answer is right" in end["line"]
+
+
+def test_load_of_one_token_has_no_speed():
+    """Would catch a division by zero where no step was taken."""
+    session, _ = scripted_session(can_load=True)
+    *_, end = session.compare("arithmetic", TEXT, max_new_tokens=1, load=4)
+    assert end["speedup_total"] is None and end["lanes"]["dense"]["total_tokens_per_second"] is None
+    assert "requests at once" not in end["line"]
+
+
+@pytest.mark.parametrize(("speed", "words"), [(41_234.5, "41,200"), (985.4, "985"), (58_049, "58,000"), (9.99, "10")])
+def test_speeds_are_rounded_to_what_repeats(speed, words):
+    """Would catch digits that the next run would not have, or thousands lost to rounding."""
+    assert round_speed(speed) == words
 
 
 # ---- the line
@@ -605,3 +682,52 @@ def test_sampling_is_reproducible(tiny_store):
         return [lane["output"] for lane in end["lanes"].values()]
 
     assert output(1) == output(1) != output(2)
+
+
+@pytest.fixture(scope="module")
+def captured_store(tmp_path_factory):
+    """A store whose engines run captured, uncaptured: the CPU passes for a device that captures."""
+    base, adapters = save_tiny(tmp_path_factory.mktemp("captured"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(impls, "why_no_graph", lambda device: None)
+        yield ModelStore(base, adapters, device="cpu", impl="captured")
+
+
+def test_a_real_captured_session_says_what_a_plain_one_says(captured_store, tiny_store):
+    """Would catch lanes that the batch engine answers otherwise, or a device whose name hides how it runs."""
+    start, *_, end = Session(captured_store).compare("arithmetic", TEXT, max_new_tokens=24)
+    *_, plain = Session(tiny_store).compare("arithmetic", TEXT, max_new_tokens=24)
+    assert start["device"] == "CPU, float32, captured graph" and tiny_store.device_name == "CPU, float32"
+    for lane in ("dense", "sparse"):
+        for figure in ("output", "tokens", "attended_tokens", "dense_tokens", "malformed_steps", "steps"):
+            assert end["lanes"][lane][figure] == plain["lanes"][lane][figure]
+
+
+@pytest.mark.parametrize("adapter", ["span", "plain"])
+def test_a_real_load(captured_store, adapter):
+    """Would catch an answer that the load changes, and rows that nobody keeps busy."""
+    session = Session(captured_store)
+    assert session.can_load
+    *ticks, end = session.compare("arithmetic", TEXT, adapter, max_new_tokens=12, load=3)
+    *_, alone = session.compare("arithmetic", TEXT, adapter, max_new_tokens=12)
+    for lane in ("dense", "sparse"):
+        assert end["lanes"][lane]["output"] == alone["lanes"][lane]["output"]
+        figures = last_lane(ticks, lane)
+        assert figures["total_tokens_per_second"] > 1.5 * figures["tokens_per_second"] > 0
+    assert end["speedup_total"] > 0 and "at 3 requests at once" in end["line"]
+    running = session.compare("arithmetic", TEXT, adapter, max_new_tokens=12, load=3, tick_seconds=0)
+    for _ in range(4):
+        next(running)
+    running.close()
+    assert list(session.compare("arithmetic", TEXT, adapter, max_new_tokens=12, load=3))[-1]["kind"] == "end"
+
+
+def test_the_stores_default_is_the_devices(tiny_store, monkeypatch):
+    """Would catch a GPU that decodes token by token, or a CPU that is asked for a graph."""
+    assert tiny_store.impl == "gather" and not tiny_store.can_load
+    monkeypatch.setattr(impls, "why_no_graph", lambda device: f"impl 'captured': not on this {device.type}")
+    monkeypatch.setattr("selfspan_core.model_store.pick_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("selfspan_core.model_store.pick_dtype", lambda device: torch.bfloat16)
+    with pytest.raises(ImplUnavailable, match="'captured': not on this cuda"):
+        ModelStore(device="auto")
+    assert not ModelStore(device="auto", impl="gather").can_load

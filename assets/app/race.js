@@ -29,6 +29,7 @@ const make = (tag, className, text) => {
 };
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const rounded = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
+const whole = (value) => Math.round(value).toLocaleString("en");
 const seconds = (value) => {
   if (value < 59.95) return `${value.toFixed(1)} s`;
   const whole = Math.round(value);
@@ -74,7 +75,7 @@ class Pane {
     this.liveCaption = "";
   }
 
-  start(lane, { prompt, task }) {
+  start(lane, { prompt, task, load = 1 }) {
     this.clear();
     this.typeset = (text) => (task === "arithmetic" ? text.replace(/[*/-]/g, (sign) => SIGNS[sign]) : text);
     this.dense = lane.attention === "dense";
@@ -86,6 +87,7 @@ class Pane {
     find(this.root, ".ss-flag").hidden = true;
     find(this.root, ".ss-verdict").hidden = true;
     find(this.root, ".ss-empty")?.remove();
+    find(this.root, ".ss-load").textContent = load;
     for (const node of Object.values(this.figures)) node.textContent = "–";
     find(this.root, ".ss-kv-fill").style.width = "0";
     this.steps.replaceChildren();
@@ -133,6 +135,7 @@ class Pane {
       set("tokens_per_second", rounded(lane.tokens_per_second));
       set("ms_per_token", rounded(lane.ms_per_token));
       set("share", `${percent(lane.share)} of dense`);
+      if (lane.total_tokens_per_second) set("total_tokens_per_second", whole(lane.total_tokens_per_second));
       find(this.root, ".ss-kv-fill").style.width = `${Math.min(100 * lane.share, 100)}%`;
       find(this.root, ".ss-kv-track").setAttribute("aria-label", `KV read: ${percent(lane.share)} of dense`);
     }
@@ -426,10 +429,12 @@ function begin(payload) {
   started = payload.run;
   root.dataset.begun = "";
   const start = payload.start;
-  find(root, ".ss-title").textContent = start.title;
+  const load = start.load ?? 1;
+  find(root, ".ss-title").textContent = load > 1 ? `${start.title}, ${load} requests at once` : start.title;
+  for (const node of root.querySelectorAll(".ss-for-load")) node.hidden = load === 1;
   find(root, ".ss-device").textContent = `· ${start.device}`;
   line.textContent = "The lane whose own clock is behind writes next.";
-  for (const name of ["token", "answer", "share"]) tile(name, "–");
+  for (const name of ["total", "token", "answer", "share"]) tile(name, "–");
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
   const ofWhat = panes.dense.annotated ? "of dense KV read" : "of the plain lane’s KV read";
   find(root, "[data-of-what]").textContent = ofWhat;
@@ -451,6 +456,7 @@ function show() {
 function compare({ dense, sparse }) {
   if (!dense?.tokens || !sparse?.tokens) return;
   tile("token", times(dense.ms_per_token / sparse.ms_per_token));
+  if (dense.total_tokens_per_second) tile("total", times(sparse.total_tokens_per_second / dense.total_tokens_per_second));
   if (panes.dense.annotated) tile("share", percent(sparse.share));
 }
 
@@ -458,6 +464,7 @@ function end(payload) {
   const finished = payload.end;
   for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result);
   line.textContent = finished.line;
+  tile("total", times(finished.speedup_total));
   tile("token", times(finished.speedup_ms_per_token));
   tile("answer", times(finished.speedup_time_to_answer));
   tile("share", percent(finished.read_share));

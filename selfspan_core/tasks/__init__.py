@@ -1,5 +1,6 @@
 """Tasks: what a user may type, how it becomes a prompt and worked steps, how an answer is checked. No torch here."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,6 +79,10 @@ class Task(Protocol):
 
     def surprise(self, seed: int) -> str:
         """An input made up from `seed`."""
+        ...
+
+    def similar(self, problem: Problem, seed: int) -> Iterator[Problem]:
+        """Other problems of about the same size, without end; the same ones for the same seed."""
         ...
 
 

@@ -7,6 +7,7 @@ The parts are split up: `arithmetic_parse` (what may be typed), `arithmetic_tree
 import hashlib
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from selfspan_core.protocol import Example, Part, Rendered, Step, render, render_plain
@@ -14,7 +15,7 @@ from selfspan_core.tasks import InputError, Problem, Tokenizer
 from selfspan_core.tasks.arithmetic_parse import parse_expression
 from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic_steps import Reduction, reductions
-from selfspan_core.tasks.arithmetic_tree import Node, evaluate, pieces
+from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS, Node, evaluate, pieces
 
 INSTRUCTION = "Calculate: "
 STEP_SEPARATOR = "\n"
@@ -168,6 +169,17 @@ class Arithmetic:
         """A random expression of 4 to 48 numbers that training never saw."""
         rng = random.Random(f"surprise {seed}")
         return random_problem(rng, rng.randint(4, 48), held_out=True).text
+
+    def similar(self, problem: ArithmeticProblem, seed: int) -> Iterator[ArithmeticProblem]:
+        """Random expressions, without end, of as many numbers as `problem` has, give or take a quarter of them.
+
+        Not exactly as many: requests that all end at once would leave nothing running beside the next ones' start.
+        """
+        rng = random.Random(f"similar {seed}")
+        spread = problem.num_operands // 4
+        fewest, most = max(2, problem.num_operands - spread), min(MAX_OPERANDS, problem.num_operands + spread)
+        while True:
+            yield random_problem(rng, rng.randint(fewest, most))
 
 
 class _Encoder:
