@@ -113,6 +113,12 @@ def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     assert "Of 20 tokens" in text and "24 operands: 50.0 % / 50.0 % / 50.0 %" in text and "| 1 | 4,000 |" in text
 
 
+def test_a_kernel_that_begins_early_only_waits():
+    """Would catch time that is counted for two kernels at once: then a step takes longer than it does."""
+    spans = [("a", 0, 10), ("b", 2, 12), ("a", 12, 15), ("c", 3, 11)]
+    assert engine_cells.exclusive_micros(spans) == {"a": 13, "b": 2, "c": 0}
+
+
 def test_a_cache_that_does_not_fit_is_shared_by_layers(weights):
     """Would catch a benchmark that dies for want of memory, or that hides that layers share a cache."""
     rest = weights.num_bytes + engine_cells.ROOM_FOR_THE_REST

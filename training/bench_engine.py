@@ -45,6 +45,8 @@ from training.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_w
 STRIDE = 16
 FIXED_CONTEXT = 2048
 PROFILED_BATCHES = (1, 32)
+# Batch, and whether with a static cache and torch.compile.
+TRANSFORMERS_RUNS = ((1, False), (32, False), (1, True))
 
 
 class Results:
@@ -112,8 +114,27 @@ def measure_shape(shape: str, arguments: argparse.Namespace, results: Results, m
     markers, replays = shipped["markers"], shipped["replays"]
     weights = random_weights(shape, machine.device, 1 + max(4096, *(context for context, _ in arguments.long), 4096))
     for cell in cells(shape, arguments, weights, markers, machine, replays):
-        results.add_cell(shape, *cell())
+        part, figures = cell()
+        results.add_cell(shape, part, figures | peak_memory(machine))
         free_memory(machine)
+
+
+def measure_transformers(shape: str, arguments: argparse.Namespace, results: Results, machine: Machine) -> None:
+    """transformers' own generation, last of all: compiling may take long."""
+    weights = random_weights(shape, machine.device, 4096)
+    for batch, static in TRANSFORMERS_RUNS:
+        cell = transformers_cell(weights, batch, arguments.fixed_context, static)
+        results.add_cell(shape, "transformers", cell | peak_memory(machine))
+        free_memory(machine)
+
+
+def peak_memory(machine: Machine) -> dict[str, float]:
+    """Most memory taken since last asked."""
+    if machine.device.type != "cuda":
+        return {}
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    torch.cuda.reset_peak_memory_stats()
+    return {"peak_memory_gb": peak}
 
 
 def free_memory(machine: Machine) -> None:
@@ -149,9 +170,6 @@ def cells(
         for batch in PROFILED_BATCHES:
             recordings = list(itertools.islice(itertools.cycle(replays[arguments.operands[0]]["span"]), batch))
             yield lambda r=recordings: ("profile", profile_cell(weights, markers, machine, r))
-    if "transformers" in arguments.parts and machine.device.type == "cuda":
-        for batch, static in ((1, False), (32, False), (1, True)):
-            yield lambda b=batch, s=static: ("transformers", transformers_cell(weights, b, arguments.fixed_context, s))
 
 
 def find_machine(device: torch.device) -> Machine:
@@ -195,7 +213,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.device is None:
         parser.error("no CUDA device; --device cpu rehearses with tiny sizes (--shapes tiny)")
-    if min([1, *arguments.batches, arguments.stride, arguments.num, arguments.record_batch]) < 1:
+    if min([*arguments.batches, arguments.stride, arguments.num, arguments.same, arguments.record_batch]) < 1:
         parser.error("numbers are 1 or more")
     return arguments
 
@@ -214,6 +232,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for shape in arguments.shapes:
         free_memory(machine)
         measure_shape(shape, arguments, results, machine, shipped)
+    if "transformers" in arguments.parts and device.type == "cuda" and arguments.shapes:
+        free_memory(machine)
+        measure_transformers(arguments.shapes[0], arguments, results, machine)
     print(f"wrote {out}")
 
 

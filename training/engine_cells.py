@@ -1,6 +1,7 @@
 """What `training.bench_engine` measures of one model shape: one function a cell, each with its floor of bytes."""
 
 import itertools
+import math
 import statistics
 import time
 from collections import Counter
@@ -311,7 +312,7 @@ def long_cell(weights: DecodeWeights, markers: Markers, machine: Machine, batch:
 
 
 def profile_cell(weights: DecodeWeights, markers: Markers, machine: Machine, recordings: list[Recording]) -> dict:
-    """Kernels of a step by kind, and what the host calls to launch steps."""
+    """Kernels of a step by kind, and what the host calls to launch steps (the profiler's own calls among them)."""
     from torch.profiler import ProfilerActivity, profile
 
     batch, num_steps = len(recordings), 8
@@ -328,23 +329,35 @@ def profile_cell(weights: DecodeWeights, markers: Markers, machine: Machine, rec
         for _ in range(num_steps):
             replay.launch()
         torch.cuda.synchronize()
+    on_device = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    spans = [(event.name, event.time_range.start, event.time_range.end) for event in on_device]
+    kernels_of = {name: micros / num_steps for name, micros in exclusive_micros(spans).items()}
     micros: Counter = Counter()
-    kernels_of: Counter = Counter()
-    calls: Counter = Counter()
-    for event in profiled.key_averages():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            micros[kind_of(event.key)] += event.self_device_time_total / num_steps
-            kernels_of[event.key[:80]] += event.self_device_time_total / num_steps
-        elif event.key.startswith(("cuda", "cu")):
-            calls[event.key] += event.count
+    for name, value in kernels_of.items():
+        micros[kind_of(name)] += value
+    calls = Counter(event.name for event in profiled.events() if event.name.startswith(("cuda", "cu")))
     kernels = sum(micros.values())
     return {
         "batch": batch,
         "microseconds_per_step": dict(micros.most_common()),
         "share": {kind: value / kernels for kind, value in micros.most_common()},
-        "kernels": dict(kernels_of.most_common(16)),
+        "kernels": {name[:80]: value for name, value in Counter(kernels_of).most_common(16)},
         "host_calls": {"steps": num_steps, "calls": dict(calls.most_common())},
     }
+
+
+def exclusive_micros(spans: Sequence[tuple[str, float, float]]) -> dict[str, float]:
+    """Microseconds by kernel in which it was the first of those that run: one that has begun early only waits.
+
+    Args:
+        spans: name, start and end of every kernel, in microseconds.
+    """
+    found: Counter = Counter()
+    reached = -math.inf
+    for name, start, end in sorted(spans, key=lambda span: span[1]):
+        found[name] += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return dict(found)
 
 
 def kind_of(kernel: str) -> str:
