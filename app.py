@@ -147,7 +147,9 @@ def build_app(session) -> gr.Blocks:
             with gr.Row(elem_id="options"):
                 comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
                 load = gr.Slider(
-                    *(1, MAX_LOAD, 1),
+                    1,
+                    MAX_LOAD,
+                    1,
                     step=1,
                     label=LOAD_LABEL,
                     info=NO_LOAD_INFO,

@@ -72,7 +72,7 @@ class ModelStore:
         self.base = base
         self.device = pick_device(device)
         self.dtype = dtype or pick_dtype(self.device)
-        self.impl = impl or default_impl(self.device)
+        self.impl = default_impl(self.device) if impl is None else impl
         require_impl(self.impl, self.device)
         self._adapters = Path(adapters)
         self._folders = dict(folders or {})
@@ -86,8 +86,8 @@ class ModelStore:
         """The device in words, the number format, and how a step runs unless as on any CPU: "CPU, float32"."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         how = "captured graph" if self.impl == CAPTURED else f"impl {self.impl}"
-        is_plain = self.impl == default_impl(self.device) != CAPTURED
-        return ", ".join([name, str(self.dtype).removeprefix("torch."), *([] if is_plain else [how])])
+        is_usual = self.device.type == "cpu" and self.impl == default_impl(self.device)
+        return f"{name}, {str(self.dtype).removeprefix('torch.')}" + ("" if is_usual else f", {how}")
 
     @property
     def can_load(self) -> bool:

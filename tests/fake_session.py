@@ -55,7 +55,7 @@ class FakeLane:
                 self.items = self.items + [dict(word, step=word["step"] + shift) for word in words]
             self.items = self.items[: options["num_tokens"]]
         self.malformed_step = options["malformed_step"]
-        self.load = options["load"]
+        self.load = options.get("load", 1)
         self.wrong, self.missing = attention in options["wrong"], attention in options.get("missing", ())
         self.done = 0
         self.sent = 0

@@ -154,6 +154,7 @@ class TestRun:
         tab.wait("running")
         tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 5")
         script = """() => [...document.querySelectorAll('.ss-pane, .ss-pane [data-figure], .ss-scroll')].map(node => {
+            if (!node.checkVisibility()) return null;
             const box = node.getBoundingClientRect();
             return [box.left, box.top + scrollY, node.matches('.ss-pane') ? box.height : 0].map(Math.round);
         })"""
