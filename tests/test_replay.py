@@ -95,6 +95,7 @@ def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     assert cell["speedup_predicted_by_bytes"] > 1 and 0 < cell["visible_share"] < 1
     results.add_cell("tiny", "replay", {"operands": 3} | cell)
     results.add_cell("tiny", "replay", {"batch": 9, "unavailable": "does not fit"})
+    results.add_cell("tiny", "replay", {"operands": 3} | cell | {"batch": 4})
     results.add_cell("tiny", "fixed", fixed_cell(weights, MARKERS, MACHINE, 2, 30))
     results.add_cell("tiny", "long", long_cell(weights, MARKERS, MACHINE, 2, 200))
     lanes = {lane: {"right": 1, "n": 2, "tokens_per_second": 3.0} for lane in report_engine.LANES}

@@ -1,6 +1,7 @@
 """A picture of the engine's results: `python -m training.picture_engine RESULTS.json` (needs matplotlib)."""
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -19,7 +20,8 @@ def cells_of(results: dict) -> dict[str, list[dict]]:
     try:
         shapes = results["shapes"].items()
         found = {shape: [cell for cell in parts.get("replay", ()) if "lanes" in cell] for shape, parts in shapes}
-        found = {shape: cells for shape, cells in found.items() if cells}
+        # A single batch is a dot, no curve.
+        found = {shape: cells for shape, cells in found.items() if len({cell["batch"] for cell in cells}) > 1}
     except (KeyError, TypeError, AttributeError) as error:
         raise PictureError("these are no results of training.bench_engine") from error
     if not found:
@@ -27,10 +29,12 @@ def cells_of(results: dict) -> dict[str, list[dict]]:
     return found
 
 
-def draw_shape(axes, shape: str, cells: list[dict]) -> None:
-    """One shape: how many times faster, over the batch."""
-    for colour, operands in zip(COLOURS, sorted({cell["operands"] for cell in cells}), strict=False):
+def draw_shape(axes, shape: str, cells: list[dict], colours: dict[int, str]) -> None:
+    """One shape: how many times faster, over the batch; a colour per number of operands."""
+    for operands, colour in colours.items():
         own = sorted((cell for cell in cells if cell["operands"] == operands), key=lambda cell: cell["batch"])
+        if not own:
+            continue
         batches = [cell["batch"] for cell in own]
         style = {"color": colour, "marker": "o", "markersize": 3}
         axes.plot(batches, [cell["speedup"] for cell in own], label=f"{operands} operands, per token", **style)
@@ -54,9 +58,11 @@ def draw(results: dict, out: Path) -> None:
     from matplotlib import pyplot
 
     found = cells_of(results)
+    every = sorted({cell["operands"] for cells in found.values() for cell in cells})
+    colours = dict(zip(every, itertools.cycle(COLOURS), strict=False))
     figure, row = pyplot.subplots(1, len(found), figsize=(3.6 * len(found) + 1, 3.6), squeeze=False, sharey=True)
     for axes, (shape, cells) in zip(row[0], found.items(), strict=True):
-        draw_shape(axes, shape, cells)
+        draw_shape(axes, shape, cells, colours)
     row[0][0].set_ylabel("self-selected over dense, times as fast", fontsize=8)
     gpu = results.get("machine", {}).get("gpu")
     figure.suptitle(f"Decoding replayed arithmetic, {gpu}: whole steps, one captured graph each", fontsize=10)
