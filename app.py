@@ -33,7 +33,7 @@ COMPARISONS = [
 ]
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
-NO_LOAD_INFO = "More than one needs a CUDA GPU; there is none in use here."
+NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
 INTRO = """# selfspan
 **A language model that says what it needs to read, and then reads only that.** Usually a model looks back at all of the
 text so far to write each next bit (a *token*), and that takes time. Watch one model solve the same sum both ways."""
@@ -208,7 +208,7 @@ def warm_quietly() -> None:
     session.warm()
 
 
-session = LazySession()
+session = LazySession(impl=os.environ.get("SELFSPAN_IMPL"))
 demo = build_app(session)
 
 if __name__ == "__main__":

@@ -211,15 +211,12 @@ class SpanAttention:
 class Launcher:
     """Launches kernels on torch's current stream of one device.
 
-    Args:
-        device: where.
-        overlap: begin while the kernel before still runs, where the device can (from sm_90 on): every kernel that is
-            launched so waits for what it reads by itself.
+    From sm_90 on a kernel begins while the one before still runs: all of this folder wait for what they read.
     """
 
-    def __init__(self, device: torch.device, overlap: bool = True) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._overlap = overlap and torch.cuda.get_device_capability(device) >= (9, 0)
+        self._overlap = torch.cuda.get_device_capability(device) >= (9, 0)
         self._streams: dict[int, object] = {}
 
     def __call__(self, kernel, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int = 0) -> None:

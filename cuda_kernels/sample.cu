@@ -8,6 +8,8 @@
 #include <ptx.cuh>
 
 constexpr int MAX_THREADS = 1024;
+// Below it the likeliest id is taken: its inverse, times a score, would not be a number.
+constexpr float LEAST_TEMPERATURE = 1e-6f;
 
 // Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): four random words of a counter
 // and a key.
@@ -132,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     let_next_start();
     wait_for_inputs();
     int row = blockIdx.x;
-    float temperature = temperatures[row];
+    float temperature = temperatures[row] < LEAST_TEMPERATURE ? 0.f : temperatures[row];
     Scores scores = {logits + (i64)row * vocab_size, vocab_size, temperature > 0.f ? 1.f / temperature : 1.f};
     Best best = scores.best(scratch);
     if (temperature > 0.f) {

@@ -206,7 +206,8 @@ extern "C" __global__ void selfspan_advance(i64* ids, const short* kinds, Track*
                                             int* step) {
     let_next_start();
     wait_for_inputs();
-    int slot = *step % num_slots;
+    // Unsigned: it may go round.
+    int slot = (int)((u32)*step % (u32)num_slots);
     __syncthreads();
     for (int row = threadIdx.x; row < batch; row += blockDim.x) {
         Track& track = tracks[row];
@@ -217,5 +218,5 @@ extern "C" __global__ void selfspan_advance(i64* ids, const short* kinds, Track*
         ring[(i64)slot * batch + row] = is_idle ? -1 : ids[row];
         if (!is_idle && (kinds[ids[row]] == KIND_EOS || next >= limits[row])) track.phase = PHASE_IDLE;
     }
-    if (threadIdx.x == 0) *step += 1;
+    if (threadIdx.x == 0) *step = (int)((u32)*step + 1);
 }

@@ -4,6 +4,7 @@ The same events as from the engine of one sequence, each with the number of its 
 alone; if the device is lost, all do, and the engine says so from then on.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,7 @@ from selfspan_core.protocol import Markers, Rendered
 
 NUM_AHEAD = 4
 """Steps that the host launches ahead of the one whose ids it reads."""
+MAX_SEEDS = 2**63
 
 
 class PromptError(ValueError):
@@ -56,7 +58,7 @@ class _Active:
 
 
 class BatchEngine:
-    """Answers requests in so many rows at a time.
+    """Answers requests in so many rows at a time. For one thread: the one that iterates is the one that cancels.
 
     Args:
         weights: the model's.
@@ -97,6 +99,11 @@ class BatchEngine:
         self._active: dict[int, _Active] = {}
         self._is_busy = False
         self._lost: EngineLost | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the device failed under this engine: it answers nothing any more."""
+        return self._lost is not None
 
     def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, Event]]:
         """Answer requests, in their order as rows become free.
@@ -140,22 +147,41 @@ class BatchEngine:
                     is_more = number is not None
                     if is_more:
                         failed = self._admit(number, request)
+                        if self._lost is not None:
+                            yield from self._fail_all()
                         if failed is not None:
                             yield number, failed
-                try:
-                    self._launch()
-                    outcome = self._step.collect() if self._step.num_outstanding else None
-                except RuntimeError as error:
-                    yield from self._fail_all(error)
-                    raise self._lost from error
+                        if self._lost is not None:
+                            raise self._lost
+                outcome = self._next_outcome()
+                if self._lost is not None:
+                    yield from self._fail_all()
+                    raise self._lost
                 if outcome is not None:
                     yield from self._report(outcome)
         finally:
             self._is_busy = False
+            self._free_all()
+
+    def _next_outcome(self) -> First | Stepped | None:
+        """Launch what is to be launched, and take what is done first; nothing if the device is lost."""
+        try:
+            self._launch()
+            return self._step.collect() if self._step.num_outstanding else None
+        except RuntimeError as error:
+            self._lost = _lost(error)
+            return None
+
+    def _free_all(self) -> None:
+        """All rows; what is on its way is waited for, so that nothing of it reaches the next requests."""
+        try:
             for row in list(self._active):
                 self._free(row)
             while self._lost is None and self._step.num_outstanding:
                 self._step.collect()
+        except RuntimeError as error:
+            self._lost = _lost(error)
+            self._active.clear()
 
     def _admit(self, number: int, request: Request) -> Failed | None:
         """Begin a request in a free row; or why not."""
@@ -174,7 +200,7 @@ class BatchEngine:
                 tuple(request.forced_tokens or ()),
             )
             begun = self._step.begin(row, start)
-        except (ValueError, torch.OutOfMemoryError) as error:
+        except (ValueError, TypeError, KeyError, torch.OutOfMemoryError) as error:
             return Failed(error)
         except RuntimeError as error:
             self._lost = _lost(error)
@@ -190,8 +216,12 @@ class BatchEngine:
             raise PromptError("the prompt is empty")
         if num_prompt >= self.capacity:
             raise PromptError(f"the prompt has {num_prompt} tokens, and a row holds {self.capacity}")
-        if request.temperature < 0:
-            raise ValueError(f"temperature is 0 or more, not {request.temperature}")
+        if not 0 <= request.temperature < math.inf:
+            raise ValueError(f"temperature is a finite number from 0 on, not {request.temperature}")
+        if not 0 <= request.seed < MAX_SEEDS:
+            raise ValueError(f"seed is a number from 0 to 2^63 - 1, not {request.seed}")
+        self._check_ids("the prompt", request.prompt.ids[:num_prompt])
+        self._check_ids("forced_tokens", request.forced_tokens or ())
         if request.max_new_tokens is not None and request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is 1 or more, not {request.max_new_tokens}")
         if not 0 < request.top_p <= 1:
@@ -201,11 +231,15 @@ class BatchEngine:
         limits = (request.max_new_tokens, None if request.forced_tokens is None else len(request.forced_tokens))
         return min([self.capacity - num_prompt, *(limit for limit in limits if limit is not None)])
 
+    def _check_ids(self, name: str, ids: Sequence[int]) -> None:
+        vocab_size = self._step.model.vocab_size
+        wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise ValueError(f"{name} holds the id {wrong}, and the model's ids are 0 to {vocab_size - 1}")
+
     def _launch(self) -> None:
         """Steps ahead of the device, as long as a row may still need one."""
         while self._step.num_outstanding < NUM_AHEAD:
-            if self._lost is not None:
-                raise self._lost
             if all(active.num_expected >= active.room for active in self._active.values()):
                 return
             self._step.launch()
@@ -252,8 +286,7 @@ class BatchEngine:
         if self._lost is None:
             self._step.clear(row)
 
-    def _fail_all(self, error: RuntimeError) -> Iterator[tuple[int, Event]]:
-        self._lost = error if isinstance(error, EngineLost) else _lost(error)
+    def _fail_all(self) -> Iterator[tuple[int, Event]]:
         active, self._active = self._active, {}
         for one in active.values():
             yield one.number, Failed(self._lost)

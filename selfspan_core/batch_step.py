@@ -124,7 +124,7 @@ class BatchStep:
         self._positions, self._counts, self._limits = (zeros(batch, dtype=torch.int32) for _ in range(3))
         self._intervals = zeros(batch, MAX_SPANS, 2, dtype=torch.int32)
         self._ids, self._step = zeros(batch, dtype=torch.int64), zeros(1, dtype=torch.int32)
-        # The last id of a row has no place in the cache.
+        # The id behind a row's last place is drawn, too.
         self._scripts = torch.full((batch, self.capacity + 1), -1, dtype=torch.int32, device=device)
         # Of a row that begins.
         self._first_settings = [torch.empty_like(setting[:1]) for setting in self._settings]

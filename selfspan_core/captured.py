@@ -46,20 +46,20 @@ class BatchEngines:
 
     def _does(self, key: tuple[str, bool], batch: int, num_positions: int) -> bool:
         kept = self._engines.get(key)
-        return kept is not None and kept.batch == batch and kept.capacity >= num_positions
+        # A device that failed once may serve again: a lost engine is made anew.
+        return kept is not None and not kept.is_lost and kept.batch == batch and kept.capacity >= num_positions
 
     def _make(self, attention: str, batch: int, capacity: int) -> BatchEngine:
-        if self._weights is None:
-            try:
-                self._weights = DecodeWeights(self._model)
-            except ValueError as error:
-                raise ImplUnavailable(f"decoding in a captured graph: {error}") from error
         try:
+            if self._weights is None:
+                self._weights = DecodeWeights(self._model)
             return BatchEngine(self._weights, self._markers, batch, capacity, attention)
+        except ValueError as error:
+            raise ImplUnavailable(f"decoding in a captured graph: {error}") from error
         except torch.OutOfMemoryError as error:
             rows = "the cache of one row" if batch == 1 else f"the caches of {batch} rows"
             raise ImplUnavailable(
-                f"decoding in a captured graph: {rows} of {capacity:,} tokens does not fit the device's memory"
+                f"decoding in a captured graph: no memory on the device for {rows} of {capacity:,} tokens"
             ) from error
 
 

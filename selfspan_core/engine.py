@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from selfspan_core.attention import length_free_kernels
-from selfspan_core.batch_engine import PromptError, Request
+from selfspan_core.batch_engine import MAX_SEEDS, PromptError, Request
 from selfspan_core.captured import BatchEngines, events_of_first
 from selfspan_core.events import Account, Event, Prefilled, Token
 from selfspan_core.impls import CAPTURED, require_impl
@@ -21,7 +21,6 @@ from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
 from selfspan_core.readers import make_reader
 
-MAX_SEEDS = 2**63
 MAX_OTHER_PROMPT = 1024
 """Tokens of the prompts that are answered beside a shown one; they come one by one, so their rows are made for it."""
 

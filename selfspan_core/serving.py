@@ -36,9 +36,14 @@ def reasons() -> Iterator[None]:
 
 
 class LazySession:
-    """The real session, made when it is first needed: importing this module loads neither torch nor weights."""
+    """The real session, made when it is first needed: importing this module loads neither torch nor weights.
 
-    def __init__(self) -> None:
+    Args:
+        impl: how its lanes run, one of `impls.ENGINE_IMPLS`; None: by the device.
+    """
+
+    def __init__(self, impl: str | None = None) -> None:
+        self._impl = impl
         self._models = self._session = None
         self._lock = threading.Lock()
 
@@ -49,7 +54,7 @@ class LazySession:
 
         with self._lock, reasons():
             if self._session is None:
-                self._models = ModelStore()
+                self._models = self._store(ModelStore)
                 self._session = Session(self._models)
             return self._session
 
@@ -58,6 +63,12 @@ class LazySession:
         session = self._load()
         with reasons():
             return session.compare(*args, **kwargs)
+
+    def _store(self, make):
+        try:
+            return make(impl=self._impl)
+        except ValueError as error:  # no such implementation, or no such device
+            raise NotReady(f"The model cannot run here: {public(error)}") from error
 
     def can_load(self) -> bool:
         """Whether lanes can answer several requests at once here. Loads torch, and no weights."""

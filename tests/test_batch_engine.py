@@ -1,12 +1,13 @@
 """Many requests through a few rows, on the CPU: every row as if it were alone."""
 
+import itertools
 import random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from span_examples import MARKERS, worked_example
+from span_examples import MARKERS, VOCAB, worked_example
 from test_engine import tiny_hf
 from test_kernel import needs_cuda
 
@@ -160,6 +161,74 @@ def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypa
         engine.generate([Request(prompt)])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2**63}, "seed is a number"),
+        ({"seed": -1}, "seed is a number"),
+        ({"temperature": float("nan")}, "temperature is a finite"),
+        ({"temperature": float("inf")}, "temperature is a finite"),
+        ({"temperature": "a"}, "not supported"),
+        ({"forced_tokens": [-1, 3]}, "forced_tokens holds the id -1"),
+        ({"forced_tokens": [10**6]}, "forced_tokens holds the id 1000000"),
+    ],
+    ids=str,
+)
+def test_impossible_requests_fail_alone(weights, changes, message):
+    """Would catch a bad number that costs all others the engine, or is read as an address on the device."""
+    good, _ = example(1)
+    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    last = dict(engine.generate([Request(good, max_new_tokens=5), Request(good, **changes), Request(good)]))
+    assert [type(last[number]) for number in range(3)] == [Finished, Failed, Finished] and not engine.is_lost
+    assert message in str(last[1].error)
+
+
+def test_a_prompt_of_impossible_ids_fails_alone(weights):
+    """Would catch an id beyond the vocabulary that is looked up all the same."""
+    layout = protocol.PromptLayout(3, 1, {})
+    prompts = [protocol.Rendered([MARKERS.bos, 10**6, 7], layout, loss_mask=[], runs=[]), example(1)[0]]
+    last = dict(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([Request(p, max_new_tokens=3) for p in prompts]))
+    assert "the prompt holds the id 1000000" in str(last[0].error) and isinstance(last[1], Finished)
+
+
+def test_a_device_lost_while_a_request_begins(weights, monkeypatch):
+    """Would catch an engine that fails one request after the other for ever, and tells those that run nothing."""
+    prompt, _ = example(3)
+    prefill, calls = batch_step.BatchStep._prefill, []
+
+    def lost(self, row, ids):
+        calls.append(row)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return prefill(self, row, ids)
+
+    monkeypatch.setattr(batch_step.BatchStep, "_prefill", lost)
+    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    events = []
+    with pytest.raises(EngineLost, match="illegal memory access") as raised:
+        for pair in engine.generate(Request(prompt, max_new_tokens=9) for _ in itertools.count()):
+            events.append(pair)
+    assert [(number, type(event)) for number, event in events] == [(0, Failed), (1, Failed)]
+    assert isinstance(raised.value.__cause__, RuntimeError) and raised.value.__cause__ is not raised.value
+    assert engine.is_lost
+
+
+def test_a_device_lost_while_closing_is_known_afterwards(weights, monkeypatch):
+    """Would catch Stop that shows the device's error, and an engine that takes the next request for a dead device."""
+    prompt, _ = example(3)
+    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    running = engine.generate([Request(prompt, max_new_tokens=30)] * 2)
+    next(running)
+
+    def lost(self, row):
+        raise RuntimeError("CUDA error: the device is gone")
+
+    monkeypatch.setattr(batch_step.BatchStep, "clear", lost)
+    running.close()
+    with pytest.raises(EngineLost, match="the device is gone"):
+        engine.generate([Request(prompt)])
+
+
 def test_one_use_at_a_time_and_closing_frees(weights):
     """Would catch two callers whose rows mix, or rows that stay taken after Stop."""
     prompt, _ = example(4)
@@ -208,10 +277,10 @@ def on_cuda(**changes):
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("is_dense", [False, True])
-@pytest.mark.parametrize("num_kv_heads", [6, 2])
-def test_gpu_same_logits_as_pytorchs_operations(is_dense, num_kv_heads):
+@pytest.mark.parametrize(("num_kv_heads", "vocab_size"), [(6, VOCAB), (2, VOCAB + 4 - VOCAB % 8)])
+def test_gpu_same_logits_as_pytorchs_operations(is_dense, num_kv_heads, vocab_size):
     """Would catch a value that is baked into the graph, a kernel in the wrong place, rows that mix, a lost id."""
-    weights = on_cuda(num_key_value_heads=num_kv_heads)
+    weights = on_cuda(num_key_value_heads=num_kv_heads, vocab_size=vocab_size)
     steps = [BatchStep(weights, MARKERS, 5, CAPACITY, is_dense, parts=parts) for parts in (CudaParts, TorchParts)]
     ids = [[], []]
     largest = 0.0

@@ -117,7 +117,7 @@ def test_a_model_or_device_that_cannot_is_unavailable(engine, monkeypatch, break
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(SpanModel, "new_cache", full)
-        message = "the caches of 3 rows of 1,024 tokens does? not fit the device's memory"
+        message = "no memory on the device for the caches of 3 rows of 1,024 tokens"
     with pytest.raises(ImplUnavailable, match=message):
         engine.generate_among(example(0)[0], iter(()), 3)
     assert not batch_engines(engine)

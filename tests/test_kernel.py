@@ -114,6 +114,21 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.parametrize("name", sorted(file.name for file in loader.FOLDER.glob("*.cu")))
+def test_every_kernel_waits_for_its_inputs(name):
+    """Would catch a kernel that reads what the one before has not written yet: launches overlap from sm_90 on."""
+    if name in ("read_stream.cu", "check.cu"):
+        return  # launched alone
+    kernels = re.findall(r'extern "C" __global__.*?^}', loader.source(name), re.DOTALL | re.MULTILINE)
+    assert kernels
+    for kernel in kernels:
+        waits = kernel.index("wait_for_inputs();")
+        assert "let_next_start();" in kernel[:waits]
+        # Lambdas that load weights may return: they say so by capturing.
+        before = re.sub(r"\[&\]\([^)]*\) \{.*?^    \};", "", kernel[:waits], flags=re.DOTALL | re.MULTILINE)
+        assert "return" not in before
+
+
 @needs_compiler
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @settings(max_examples=15, deadline=None)

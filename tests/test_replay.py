@@ -76,7 +76,7 @@ def test_the_time_to_an_answer_counts_every_step(weights, monkeypatch):
     _, one = recording(1)
     made = engine_cells.make_cache(weights, MACHINE, 1, 160)[0]
     lane = Lane(weights, MARKERS, made, [one], is_dense=True)
-    monkeypatch.setattr(lane._replay, "step", lambda: FakeTimer(0.5))
+    monkeypatch.setattr(lane.replay, "step", lambda: FakeTimer(0.5))
     for _ in range(100):
         lane.sample(4)
     figures = lane.figures(MACHINE, 4)
@@ -110,7 +110,7 @@ def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     picture_engine.draw(written, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 5000
     with pytest.raises(PictureError, match="no replayed text"):
-        picture_engine.cells_of({"shapes": {}})
+        picture_engine.cells_of({"shapes": {}, "machine": {"gpu": "x"}})
     assert "Of 20 tokens" in text and "24 operands: 50.0 % / 50.0 % / 50.0 %" in text and "| 1 | 4,000 |" in text
 
 

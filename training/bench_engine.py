@@ -28,6 +28,7 @@ from cuda_kernels.provenance import provenance, weights_digest
 from selfspan_core.decoder import DecodeWeights
 from selfspan_core.model_store import DEFAULT_ADAPTERS
 from selfspan_core.protocol import Markers
+from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
 from training.engine_cells import (
     ROOM_FOR_THE_REST,
     SHAPES,
@@ -44,6 +45,8 @@ from training.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_w
 
 STRIDE = 16
 FIXED_CONTEXT = 2048
+LEAST_CONTEXT = 200
+LONGEST_STRIDE = 64
 PROFILED_BATCHES = (1, 32)
 # Batch, and whether with a static cache and torch.compile.
 TRANSFORMERS_RUNS = ((1, False), (32, False), (1, True))
@@ -112,29 +115,30 @@ def measure_shape(shape: str, arguments: argparse.Namespace, results: Results, m
         )
         return
     markers, replays = shipped["markers"], shipped["replays"]
-    weights = random_weights(shape, machine.device, 1 + max(4096, *(context for context, _ in arguments.long), 4096))
+    longest = max([4096, arguments.fixed_context, *(context for context, _ in arguments.long)])
+    weights = random_weights(shape, machine.device, longest + 64)
+    free_memory(machine)
     for cell in cells(shape, arguments, weights, markers, machine, replays):
         part, figures = cell()
-        results.add_cell(shape, part, figures | peak_memory(machine))
+        results.add_cell(shape, part, with_peak(figures, machine))
         free_memory(machine)
 
 
 def measure_transformers(shape: str, arguments: argparse.Namespace, results: Results, machine: Machine) -> None:
     """transformers' own generation, last of all: compiling may take long."""
-    weights = random_weights(shape, machine.device, 4096)
+    weights = random_weights(shape, machine.device, max(4096, arguments.fixed_context + 64))
+    free_memory(machine)
     for batch, static in TRANSFORMERS_RUNS:
         cell = transformers_cell(weights, batch, arguments.fixed_context, static)
-        results.add_cell(shape, "transformers", cell | peak_memory(machine))
+        results.add_cell(shape, "transformers", with_peak(cell, machine))
         free_memory(machine)
 
 
-def peak_memory(machine: Machine) -> dict[str, float]:
-    """Most memory taken since last asked."""
-    if machine.device.type != "cuda":
-        return {}
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    torch.cuda.reset_peak_memory_stats()
-    return {"peak_memory_gb": peak}
+def with_peak(cell: dict, machine: Machine) -> dict:
+    """A cell with the most memory that was taken since `free_memory`, weights included."""
+    if machine.device.type != "cuda" or "unavailable" in cell:
+        return cell
+    return cell | {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
 def free_memory(machine: Machine) -> None:
@@ -143,6 +147,7 @@ def free_memory(machine: Machine) -> None:
     if machine.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def cells(
@@ -185,8 +190,17 @@ def find_machine(device: torch.device) -> Machine:
 
 def long_of(text: str) -> tuple[int, int]:
     """`32768x4` -> (32768, 4)."""
-    context, batch = text.split("x")
+    context, _, batch = text.partition("x")
+    if not (context.isdigit() and batch.isdigit()) or int(context) < LEAST_CONTEXT or int(batch) < 1:
+        raise argparse.ArgumentTypeError(f"CONTEXTxBATCH, like 32768x4, from {LEAST_CONTEXT} tokens on; not {text!r}")
     return int(context), int(batch)
+
+
+def count(text: str) -> int:
+    """A number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text!r}")
+    return int(text)
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -195,26 +209,32 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="*", default=["7B", "Llama-3-8B", "13B", "33B", "65B"], choices=list(SHAPES))
     parts = ("fixed", "replay", "long", "profile", "transformers")
     parser.add_argument("--parts", nargs="*", default=parts, choices=parts)
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32, 64, 128])
-    parser.add_argument("--fixed-batches", type=int, nargs="*", default=[1, 8, 32])
-    parser.add_argument("--fixed-context", type=int, default=FIXED_CONTEXT)
+    parser.add_argument("--batches", type=count, nargs="*", default=[1, 8, 32, 64, 128])
+    parser.add_argument("--fixed-batches", type=count, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--fixed-context", type=count, default=FIXED_CONTEXT)
     parser.add_argument("--operands", type=int, nargs="+", default=[24, 48, 64])
     parser.add_argument("--long", type=long_of, nargs="*", default=[(8192, 16), (32768, 4), (32768, 16)])
-    parser.add_argument("--num", type=int, default=128, help="expressions per number of operands, to be replayed")
+    parser.add_argument("--num", type=count, default=128, help="expressions per number of operands, to be replayed")
     parser.add_argument(
-        "--same", type=int, default=500, help="expressions whose tokens are compared with the reference"
+        "--same", type=count, default=500, help="expressions whose tokens are compared with the reference"
     )
-    parser.add_argument("--record-batch", type=int, default=128)
-    parser.add_argument("--shipped-batches", type=int, nargs="*", default=[1, 16, 64])
-    parser.add_argument("--stride", type=int, default=STRIDE)
+    parser.add_argument("--record-batch", type=count, default=128)
+    parser.add_argument("--shipped-batches", type=count, nargs="*", default=[1, 16, 64])
+    parser.add_argument("--stride", type=count, default=STRIDE, help=f"at most {LONGEST_STRIDE}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else None, choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="default: assets/results/engine_<gpu>.json")
     arguments = parser.parse_args(argv)
     if arguments.device is None:
         parser.error("no CUDA device; --device cpu rehearses with tiny sizes (--shapes tiny)")
-    if min([*arguments.batches, arguments.stride, arguments.num, arguments.same, arguments.record_batch]) < 1:
-        parser.error("numbers are 1 or more")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device; --device cpu rehearses with tiny sizes (--shapes tiny)")
+    if min(arguments.operands) < 2 or max(arguments.operands) > MAX_OPERANDS:
+        parser.error(f"--operands: 2 to {MAX_OPERANDS}")
+    if arguments.stride > LONGEST_STRIDE:
+        parser.error(f"--stride is at most {LONGEST_STRIDE}: a text has to have several samples")
+    if arguments.out is not None and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):
+        parser.error(f"--out: {arguments.out} is a folder, or lies in none")
     return arguments
 
 

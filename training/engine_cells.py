@@ -162,11 +162,11 @@ class Lane:
         is_dense: bool,
     ) -> None:
         self._weights = weights
-        self._replay = Replay(weights, markers, len(recordings), cache.capacity, is_dense, cache=cache)
+        self.replay = Replay(weights, markers, len(recordings), cache.capacity, is_dense, cache=cache)
         self._recordings = recordings
         self._visible = [one.num_visible(markers, is_dense) for one in recordings]
         for row, one in enumerate(recordings):
-            self._replay.place(row, one)
+            self.replay.place(row, one)
         self._at = 0
         self._timers: list[tuple[int, object]] = []
         # The last id never becomes a query.
@@ -177,8 +177,8 @@ class Lane:
         """The next steps, the last of them with the model."""
         if self._at + stride > self.longest:
             return
-        self._replay.move(stride - 1)
-        self._timers.append((self._at + stride - 1, self._replay.step()))
+        self.replay.move(stride - 1)
+        self._timers.append((self._at + stride - 1, self.replay.step()))
         self._at += stride
 
     def figures(self, machine: Machine, stride: int) -> dict:
@@ -321,7 +321,7 @@ def profile_cell(weights: DecodeWeights, markers: Markers, machine: Machine, rec
     if made is None:
         return {"batch": batch, "unavailable": f"{batch} x {capacity} tokens do not fit"}
     lane = Lane(weights, markers, made[0], recordings, is_dense=False)
-    replay = lane._replay
+    replay = lane.replay
     replay.move(min(len(one.ids) for one in recordings) // 2)
     replay.step()
     torch.cuda.synchronize()

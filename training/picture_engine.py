@@ -9,24 +9,26 @@ from cuda_kernels.picture import PictureError, check_target, read_json
 
 COLOURS = ("#0f766e", "#d97706", "#b91c1c", "#4338ca")
 REFERENCE = "#94a3b8"
+DRAWN = {"operands", "batch", "speedup", "speedup_predicted_by_bytes", "time_to_answer_speedup"}
 
 
-def cells_of(results: dict) -> dict[str, list[dict]]:
-    """Replayed cells by shape.
+def cells_of(results: dict) -> tuple[dict[str, list[dict]], str]:
+    """Replayed cells by shape, and the GPU's name.
 
     Raises:
         PictureError: there are none.
     """
     try:
         shapes = results["shapes"].items()
-        found = {shape: [cell for cell in parts.get("replay", ()) if "lanes" in cell] for shape, parts in shapes}
+        found = {shape: [cell for cell in parts.get("replay", ()) if cell.keys() >= DRAWN] for shape, parts in shapes}
+        gpu = results["machine"]["gpu"]
         # A single batch is a dot, no curve.
         found = {shape: cells for shape, cells in found.items() if len({cell["batch"] for cell in cells}) > 1}
     except (KeyError, TypeError, AttributeError) as error:
         raise PictureError("these are no results of training.bench_engine") from error
     if not found:
         raise PictureError("there is no replayed text in these results")
-    return found
+    return found, gpu
 
 
 def draw_shape(axes, shape: str, cells: list[dict], colours: dict[int, str]) -> None:
@@ -57,14 +59,13 @@ def draw(results: dict, out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    found = cells_of(results)
+    found, gpu = cells_of(results)
     every = sorted({cell["operands"] for cells in found.values() for cell in cells})
     colours = dict(zip(every, itertools.cycle(COLOURS), strict=False))
     figure, row = pyplot.subplots(1, len(found), figsize=(3.6 * len(found) + 1, 3.6), squeeze=False, sharey=True)
     for axes, (shape, cells) in zip(row[0], found.items(), strict=True):
         draw_shape(axes, shape, cells, colours)
     row[0][0].set_ylabel("self-selected over dense, times as fast", fontsize=8)
-    gpu = results.get("machine", {}).get("gpu")
     figure.suptitle(f"Decoding replayed arithmetic, {gpu}: whole steps, one captured graph each", fontsize=10)
     handles, labels = row[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, frameon=False)

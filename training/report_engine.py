@@ -89,7 +89,7 @@ def dense(results: dict) -> str:
             times = [cell["ms_per_step"].get(name) for name in ("this kernel", "cudnn", "flash")]
             rows.append(
                 [
-                    f"{shape}, batch {cell['batch']}, context {cell['context']:,}",
+                    f"{shape}, batch {cell['batch']}, context {cell['context']:,}{_mark(cell)}",
                     f"{cell['floor_ms']:.2f}",
                     *(f"{ms:.2f}" if isinstance(ms, float) else "–" for ms in times),
                     f"{cell['best_over_floor']:.2f}x",
