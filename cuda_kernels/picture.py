@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 OURS = {"random 16": "#0f766e", "spans 16": "#d97706", "spans 4": "#b91c1c"}
@@ -23,21 +24,9 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PictureError(f"{path}: {error.strerror}") from error
+        raise PictureError(error.strerror) from error
     except ValueError as error:
-        raise PictureError(f"{path} is no JSON: {error}") from error
-
-
-def read_results(path: Path) -> dict:
-    """The results in a file.
-
-    Raises:
-        PictureError: there is no such file, or it holds no results of the benchmark.
-    """
-    results = read_json(path)
-    if not is_benchmark(results):
-        raise PictureError(f"{path} holds no results of cuda_kernels.bench")
-    return results
+        raise PictureError(f"no JSON: {error}") from error
 
 
 def is_benchmark(results: object) -> bool:
@@ -125,21 +114,34 @@ def draw(results: dict, out: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def command_line(description: str, draw_results: Callable[[object, Path], None]) -> None:
+    """RESULTS.json and --out; reads the one and has the other drawn. What is wrong is one line, and status 1."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="default: beside the results, as .png")
     arguments = parser.parse_args()
     out = arguments.out or arguments.results.with_suffix(".png")
     try:
-        results = read_results(arguments.results)
         check_target(out)
-        draw(results, out)
-    except (PictureError, OSError) as error:
+    except PictureError as error:
         sys.exit(f"error: {error}")
+    try:
+        draw_results(read_json(arguments.results), out)
+    except (PictureError, OSError) as error:
+        sys.exit(f"error: {arguments.results}: {error}")
     print(f"wrote {out}")
 
 
+def draw_checked(results: object, out: Path) -> None:
+    """Draw results of the benchmark.
+
+    Raises:
+        PictureError: they are none.
+    """
+    if not is_benchmark(results):
+        raise PictureError("these are no results of cuda_kernels.bench")
+    draw(results, out)
+
+
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, draw_checked)

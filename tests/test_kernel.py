@@ -1,6 +1,7 @@
 """The CUDA kernels: their logic on the CPU, their code for every architecture, and themselves where there is a GPU."""
 
 import ast
+import functools
 import itertools
 import json
 import platform
@@ -383,12 +384,13 @@ def test_a_picture_that_cannot_be_made_says_why(monkeypatch, tmp_path):
     good, no_json, other = (tmp_path / name for name in ("good.json", "none.json", "other.json"))
     good.write_text(json.dumps(results))
     no_json.write_text("{")
-    failed = lambda *arguments: exit_of(monkeypatch, picture.main, *arguments)  # noqa: E731
+    picture_main = functools.partial(picture.command_line, "a picture", picture.draw_checked)
+    failed = lambda *arguments: exit_of(monkeypatch, picture_main, *arguments)  # noqa: E731
     assert failed(tmp_path / "missing.json") == f"error: {tmp_path / 'missing.json'}: No such file or directory"
-    assert failed(no_json).startswith(f"error: {no_json} is no JSON")
+    assert failed(no_json).startswith(f"error: {no_json}: no JSON")
     for wrong in ([], 3, {"contexts": []}, results | {"shapes": []}, results | {"shapes": [{"cases": [{}]}]}):
         other.write_text(json.dumps(wrong))
-        assert failed(other) == f"error: {other} holds no results of cuda_kernels.bench"
+        assert failed(other) == f"error: {other}: these are no results of cuda_kernels.bench"
     assert "there is no folder" in failed(good, "--out", tmp_path / "nowhere" / "a.png")
     for name in ("a.docx", "a"):
         assert "the name has to end in one of ." in failed(good, "--out", tmp_path / name)

@@ -1,11 +1,9 @@
 """A picture of the engine's results: `python -m training.picture_engine RESULTS.json` (needs matplotlib)."""
 
-import argparse
 import itertools
-import sys
 from pathlib import Path
 
-from cuda_kernels.picture import PictureError, check_target, read_json
+from cuda_kernels.picture import PictureError, command_line
 
 COLOURS = ("#0f766e", "#d97706", "#b91c1c", "#4338ca")
 REFERENCE = "#94a3b8"
@@ -74,21 +72,5 @@ def draw(results: dict, out: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--out", type=Path, help="default: beside the results, as .png")
-    arguments = parser.parse_args()
-    out = arguments.out or arguments.results.with_suffix(".png")
-    try:
-        results = read_json(arguments.results)
-        check_target(out)
-        draw(results, out)
-    except (PictureError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"wrote {out}")
-
-
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, draw)
