@@ -219,18 +219,20 @@ struct Part {
 
 // List entries [first, last) of one unit, or every `step`-th tile of them. The loads of a tile are issued while the one
 // before is worked on: up to a tile of keys and values per warp is under way. `meanwhile` is done while the first is.
+// Where the entries stand does not depend on the kernel before; what stands there may.
 template <class Meanwhile>
 DEVICE void attend(Part& part, const Job& job, int row, int kv_head, int num_spans, int first, int last, int step,
                    Lane lane, Meanwhile meanwhile) {
     const u16* keys = job.keys.at(row, kv_head);
     const u16* values = job.values.at(row, kv_head);
-    Queries queries;
-    queries.load(job.queries.at(row, kv_head * GROUP), job.queries.head_stride, lane);
     // Entries behind the last stand for the last: loaded again, weighed nothing.
     int entry = first + lane.index % TILE_TOKENS;
     Cursor cursor;
     cursor.start(job.spans + (i64)row * job.max_spans, num_spans, first, min(entry, last - 1), lane.index);
     int position = cursor.position(min(entry, last - 1));
+    wait_for_inputs();
+    Queries queries;
+    queries.load(job.queries.at(row, kv_head * GROUP), job.queries.head_stride, lane);
     Keys key_tile;
     Values value_tile;
     key_tile.load(keys, job.keys.token_stride, position, lane);
@@ -412,7 +414,6 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                        int* arrived) {
     DYNAMIC_SHARED(memory);
     let_next_start();
-    wait_for_inputs();
     Job job = {{queries, query_row_stride, query_head_stride},
                {out, out_row_stride, out_head_stride},
                lse,
@@ -425,10 +426,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                arrived};
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     int warp = uniform(threadIdx.x / 32);
+    // The plan is older than the kernel before, whatever that is: the launcher sees to it.
     copy_line(shared.line, line_words, batch);
     prefetch_table(job, batch);
     __syncthreads();
     work_slice(job, shared, warp, Lane());
+    // Whoever had nothing to do has not waited yet.
+    wait_for_inputs();
     merge(job, shared, warp);
     write_empty_rows(job, shared.line);
 }

@@ -87,6 +87,7 @@ class SpanAttention:
             # Of the kernel, which other instances launch too; a launch takes what it asks for.
             self._attend.max_dynamic_shared_size_bytes = limit
         self._is_planned_for: int | None = None
+        self._is_plan_done = False
         self._allocate(config)
 
     def _allocate(self, config: KernelConfig) -> None:
@@ -117,7 +118,7 @@ class SpanAttention:
         self._check("counts", counts, (self.batch,), torch.int32, contiguous=True)
         check_capacity(self.batch, self.num_kv_heads, capacity)
         # From here on the last plan is being overwritten.
-        self._is_planned_for = None
+        self._is_planned_for, self._is_plan_done = None, False
         arguments = (
             _pointer(intervals),
             _pointer(counts),
@@ -193,7 +194,16 @@ class SpanAttention:
             _pointer(self._states),
             _pointer(self._arrived),
         )
-        self._launch(self._attend, self._num_blocks, self._num_threads, arguments, self._shared_bytes)
+        # The kernel reads the plan before it waits: the first launch after a plan starts when that is done.
+        self._launch(
+            self._attend,
+            self._num_blocks,
+            self._num_threads,
+            arguments,
+            self._shared_bytes,
+            may_overlap=self._is_plan_done,
+        )
+        self._is_plan_done = True
         return out
 
     def _check(
@@ -219,17 +229,29 @@ class Launcher:
         self._overlap = torch.cuda.get_device_capability(device) >= (9, 0)
         self._streams: dict[int, object] = {}
 
-    def __call__(self, kernel, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int = 0) -> None:
-        """Launch one kernel (`cupy.RawKernel`) on so many blocks and threads of each."""
+    def __call__(
+        self,
+        kernel,
+        num_blocks: int | tuple[int, int],
+        num_threads: int,
+        arguments: tuple,
+        shared_bytes: int = 0,
+        may_overlap: bool = True,
+    ) -> None:
+        """Launch one kernel (`cupy.RawKernel`) on so many blocks (of one dimension, or two) and threads of each.
+
+        may_overlap: False for one that begins when all is done that was launched before.
+        """
         pointer = torch.cuda.current_stream(self._device).cuda_stream
-        if self._overlap:
+        grid = (num_blocks,) if isinstance(num_blocks, int) else num_blocks
+        if self._overlap and may_overlap:
             with _cupy_device(self._device):
-                launch_overlapping(kernel.kernel.ptr, pointer, num_blocks, num_threads, arguments, shared_bytes)
+                launch_overlapping(kernel.kernel.ptr, pointer, grid, num_threads, arguments, shared_bytes)
             return
         if pointer not in self._streams:
             self._streams[pointer] = foreign_stream(pointer, self._device)
         with _cupy_device(self._device), self._streams[pointer]:
-            kernel((num_blocks,), (num_threads,), arguments, shared_mem=shared_bytes)
+            kernel(grid, (num_threads,), arguments, shared_mem=shared_bytes)
 
 
 def plan_threads(max_spans: int) -> int:

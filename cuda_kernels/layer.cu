@@ -47,10 +47,14 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     selfspan_add_rms_norm(u16* residual, const u16* delta, const u16* weight, float epsilon, int hidden, u16* out) {
     __shared__ float warp_sums[MAX_THREADS / 32];
     let_next_start();
+    int first = 8 * threadIdx.x, step = 8 * blockDim.x;
+    // What a thread takes first, mostly all of it, stays in registers; and its weights depend on nothing.
+    Eight kept, scale;
+    if (first < hidden) scale = Eight::load(weight + first);
     wait_for_inputs();
     i64 row = (i64)blockIdx.x * hidden;
     float squares = 0.f;
-    for (int at = 8 * threadIdx.x; at < hidden; at += 8 * blockDim.x) {
+    for (int at = first; at < hidden; at += step) {
         Eight x = Eight::load(residual + row + at);
         if (delta) {
             Eight more = Eight::load(delta + row + at);
@@ -60,13 +64,14 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) squares += x.x[i] * x.x[i];
+        if (at == first) kept = x;
     }
     float inverse = rsqrtf(sum_of_block(squares, warp_sums) / hidden + epsilon);
-    for (int at = 8 * threadIdx.x; at < hidden; at += 8 * blockDim.x) {
-        Eight x = Eight::load(residual + row + at), scale = Eight::load(weight + at);
+    for (int at = first; at < hidden; at += step) {
+        if (at > first) kept = Eight::load(residual + row + at), scale = Eight::load(weight + at);
 #pragma unroll
-        for (int i = 0; i < 8; i++) x.x[i] = scale.x[i] * rounded(x.x[i] * inverse);
-        x.store(out + row + at);
+        for (int i = 0; i < 8; i++) kept.x[i] = scale.x[i] * rounded(kept.x[i] * inverse);
+        kept.store(out + row + at);
     }
 }
 
@@ -107,6 +112,10 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     }
 }
 
+DEVICE float gated(float gate, float up) {
+    return rounded(gate / (1.f + expf(-gate))) * up;
+}
+
 // silu(gate) * up. gate_up: [batch, 2, size]; out: [batch, size]. Any grid of one dimension.
 extern "C" __global__ void selfspan_gated_silu(const u16* gate_up, int batch, int size, u16* out) {
     let_next_start();
@@ -117,7 +126,40 @@ extern "C" __global__ void selfspan_gated_silu(const u16* gate_up, int batch, in
         const u16* from = gate_up + (i64)row * 2 * size + at;
         Eight gate = Eight::load(from), up = Eight::load(from + size);
 #pragma unroll
-        for (int i = 0; i < 8; i++) up.x[i] *= rounded(gate.x[i] / (1.f + expf(-gate.x[i])));
+        for (int i = 0; i < 8; i++) up.x[i] = gated(gate.x[i], up.x[i]);
         up.store(out + (i64)row * size + at);
+    }
+}
+
+// The same of columns: gate_up: [2, size, batch], batch even, size a multiple of TURNED; out: [batch, size]. One block
+// for TURNED columns of TURNED rows, (size / TURNED, batch / TURNED rounded up) in all.
+constexpr int TURNED = 64;
+extern "C" __global__ void __launch_bounds__(8 * TURNED / 2)
+    selfspan_gated_silu_columns(const u16* gate_up, int batch, int size, u16* out) {
+    // Two elements of padding: neighbouring rows begin in neighbouring banks.
+    __shared__ u16 turned[TURNED][TURNED + 2];
+    let_next_start();
+    wait_for_inputs();
+    const int first_column = TURNED * blockIdx.x, first_row = TURNED * blockIdx.y;
+    const int pair = 2 * (threadIdx.x % 32), warp = threadIdx.x / 32;
+    const i64 from_gate_to_up = (i64)size * batch;
+    if (first_row + pair < batch) {
+#pragma unroll
+        for (int i = 0; i < TURNED / 8; i++) {
+            int column = warp + 8 * i;
+            const u16* from = gate_up + (i64)(first_column + column) * batch + first_row + pair;
+            u32 gates = *reinterpret_cast<const u32*>(from);
+            u32 ups = *reinterpret_cast<const u32*>(from + from_gate_to_up);
+            u32 both =
+                pack(gated(widen(gates & 0xffff), widen(ups & 0xffff)), gated(widen(gates >> 16), widen(ups >> 16)));
+            turned[pair][column] = (u16)both, turned[pair + 1][column] = (u16)(both >> 16);
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < TURNED * TURNED / 2; i += blockDim.x) {
+        int row = i / (TURNED / 2), column = 2 * (i % (TURNED / 2));
+        if (first_row + row >= batch) return;
+        u32 both = turned[row][column] | (u32)turned[row][column + 1] << 16;
+        *reinterpret_cast<u32*>(out + (i64)(first_row + row) * size + first_column + column) = both;
     }
 }

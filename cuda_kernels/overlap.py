@@ -45,9 +45,9 @@ def _driver() -> ctypes.CDLL:
 
 
 def launch_overlapping(
-    function: int, stream: int, num_blocks: int, num_threads: int, arguments: tuple, shared_bytes: int = 0
+    function: int, stream: int, grid: tuple[int, ...], num_threads: int, arguments: tuple, shared_bytes: int = 0
 ) -> None:
-    """Launch on so many blocks and threads of each, in the current context.
+    """Launch on a grid of blocks, and so many threads of each, in the current context.
 
     Args:
         function: CUfunction, as a number. stream: CUstream, as a number.
@@ -60,9 +60,7 @@ def launch_overlapping(
     values = [C_TYPES[argument.dtype](argument.item()) for argument in arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1, b"")
-    config = _Config(
-        (num_blocks, 1, 1), (num_threads, 1, 1), shared_bytes, stream or None, ctypes.pointer(attribute), 1
-    )
+    config = _Config((*grid, 1, 1)[:3], (num_threads, 1, 1), shared_bytes, stream or None, ctypes.pointer(attribute), 1)
     error = _driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function), pointers, None)
     if error:
         raise RuntimeError(f"cuLaunchKernelEx fails with CUDA driver error {error}")

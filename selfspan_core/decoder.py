@@ -47,8 +47,8 @@ class StepOps(Protocol):
     ) -> None:
         """Turn queries and keys by their positions; keys and values to the cache."""
 
-    def gated_silu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
-        """`silu(gate) * up` to `out`."""
+    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        """`silu(gate) * up` of `x weight^T` to `out`; the first half of the weight's rows are the gate's."""
 
 
 class TorchOps:
@@ -92,9 +92,10 @@ class TorchOps:
         keys[rows, :, at] = turned[:, num_heads:]
         values[rows, :, at] = value
 
-    def gated_silu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
         """See StepOps."""
-        out.copy_(F.silu(gate_up[:, 0]) * gate_up[:, 1])
+        gate, up = F.linear(x, weight).chunk(2, -1)
+        out.copy_(F.silu(gate) * up)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -190,7 +191,7 @@ class Decoder:
             self._ops.rotary_write(qkv, self._rotary, positions, self._queries, keys, values)
             delta = self._ops.linear(attend(number, self._queries).flatten(1), layer.out)
             self._ops.add_rms_norm(residual, delta, layer.mlp_norm, epsilon, hidden)
-            self._ops.gated_silu(self._ops.linear(hidden, layer.gate_up).view(batch, 2, -1), self._gated)
+            self._ops.gated_linear(hidden, layer.gate_up, self._gated)
             delta = self._ops.linear(self._gated, layer.down)
         self._ops.add_rms_norm(residual, delta, weights.norm, epsilon, hidden)
         return self._ops.linear(hidden, weights.head.weight, weights.head.bias)

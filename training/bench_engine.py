@@ -88,9 +88,10 @@ def measure_shipped(arguments: argparse.Namespace, results: Results, device: tor
     """The shipped model's own speed and answers; what it wrote is replayed afterwards, per number of operands."""
     shipped = {adapter: shipped_weights(adapter, device) for adapter in ADAPTERS}
     replays, answers = {}, {}
-    for operands in arguments.operands:
+    for operands in sorted({*arguments.operands, *arguments.answered}):
         made, right = record_all(shipped, operands, arguments.num, arguments.record_batch, arguments.seed)
-        replays[operands] = {"span": made["span-sparse"].recordings, "plain": made["plain-dense"].recordings}
+        if operands in arguments.operands:
+            replays[operands] = {"span": made["span-sparse"].recordings, "plain": made["plain-dense"].recordings}
         answers[operands] = {
             lane: {"right": right[lane], "n": arguments.num, "tokens_per_second": one.tokens_per_second}
             for lane, one in made.items()
@@ -214,7 +215,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fixed-context", type=count, default=FIXED_CONTEXT)
     parser.add_argument("--operands", type=int, nargs="+", default=[24, 48, 64])
     parser.add_argument("--long", type=long_of, nargs="*", default=[(8192, 16), (32768, 4), (32768, 16)])
-    parser.add_argument("--num", type=count, default=128, help="expressions per number of operands, to be replayed")
+    parser.add_argument(
+        "--answered", type=int, nargs="*", default=[8], help="operands, not replayed"
+    )
+    parser.add_argument("--num", type=count, default=500, help="expressions per number of operands")
     parser.add_argument(
         "--same", type=count, default=500, help="expressions whose tokens are compared with the reference"
     )
@@ -229,8 +233,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("no CUDA device; --device cpu rehearses with tiny sizes (--shapes tiny)")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device; --device cpu rehearses with tiny sizes (--shapes tiny)")
-    if min(arguments.operands) < 2 or max(arguments.operands) > MAX_OPERANDS:
-        parser.error(f"--operands: 2 to {MAX_OPERANDS}")
+    numbers = [*arguments.operands, *arguments.answered]
+    if min(numbers) < 2 or max(numbers) > MAX_OPERANDS:
+        parser.error(f"--operands, --answered: 2 to {MAX_OPERANDS}")
     if arguments.stride > LONGEST_STRIDE:
         parser.error(f"--stride is at most {LONGEST_STRIDE}: a text has to have several samples")
     if arguments.out is not None and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):

@@ -20,7 +20,7 @@ from training.replay import Recorded, Recording, record
 
 ADAPTERS = {"span": "arithmetic-span", "plain": "arithmetic-plain"}
 LANES = (("plain-dense", "plain", "dense"), ("span-dense", "span", "dense"), ("span-sparse", "span", "sparse"))
-MIXED_OPERANDS = (4, 8, 12, 16, 24)
+MIXED_OPERANDS = (4, 8, 16, 24, 48)
 
 
 def shipped_weights(adapter: str, device: torch.device) -> DecodeWeights:

@@ -31,3 +31,12 @@ extern "C" void run_rotary_write(const u16* qkv, const u16* rotary, const int* p
 extern "C" void run_gated_silu(const u16* gate_up, int batch, int size, u16* out, int num_blocks, int num_threads) {
     Machine::get().run(blocks(num_blocks), num_threads, 0, [=] { selfspan_gated_silu(gate_up, batch, size, out); });
 }
+
+extern "C" void run_gated_silu_columns(const u16* gate_up, int batch, int size, u16* out) {
+    Machine& machine = Machine::get();
+    int rows = (batch + TURNED - 1) / TURNED;
+    for (machine.block_index.y = 0; (int)machine.block_index.y < rows; machine.block_index.y++)
+        machine.run(blocks(size / TURNED), 4 * TURNED, 0,
+                    [=] { selfspan_gated_silu_columns(gate_up, batch, size, out); });
+    machine.block_index.y = 0;
+}
