@@ -7,7 +7,7 @@ without weights, and at speeds that no model here has.
 import time
 from collections.abc import Iterator
 
-from selfspan_core.lanes import check_load
+from selfspan_core.lanes import check_load, check_temperature, check_top_p
 from selfspan_core.tasks import InputError, get_task
 
 TICK_SECONDS = 1 / 15
@@ -161,14 +161,24 @@ class FakeSession:
         self.most_running = 0
         self.events: list[tuple[str, float]] = []
         self.ticks: list[dict] = []
+        self.sampling: tuple[float, float, int] | None = None  # of the last run
 
     def can_load(self) -> bool:
         return self.options["can_load"]
 
     def compare(
-        self, task: str, text: str, adapter: str = "span", max_new_tokens: int | None = None, load: int = 1
+        self,
+        task: str,
+        text: str,
+        adapter: str = "span",
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        load: int = 1,
     ) -> Iterator[dict]:
         problem = get_task(task).parse(text)
+        self.sampling = (check_temperature(temperature), check_top_p("top_p", top_p), seed)
         load = check_load("load", load, self.can_load(), "fake, float32")
         if adapter not in TITLES:
             raise InputError(f"The adapter is span or plain, not {adapter!r}.")
