@@ -60,8 +60,9 @@ class FakeLane:
         self.done = 0
         self.sent = 0
 
-    def advance(self, seconds: float) -> None:
-        self.done = min(int(seconds * self.rate), len(self.items))
+    def advance(self, seconds: float, hold_at: int | None) -> None:
+        wanted = int(seconds * self.rate)
+        self.done = min(wanted if hold_at is None else min(wanted, hold_at), len(self.items))
 
     @property
     def finished(self) -> bool:
@@ -161,6 +162,7 @@ class FakeSession:
         self.most_running = 0
         self.events: list[tuple[str, float]] = []
         self.ticks: list[dict] = []
+        self.hold_at: int | None = None  # tokens that no lane goes beyond, until a test says otherwise
         self.sampling: tuple[float, float, int] | None = None  # of the last run
 
     def can_load(self) -> bool:
@@ -223,7 +225,7 @@ class FakeSession:
         while not all(lane.finished for lane in lanes.values()):
             time.sleep(TICK_SECONDS)
             for lane in lanes.values():
-                lane.advance(time.monotonic() - began)
+                lane.advance(time.monotonic() - began, self.hold_at)
             yield {"kind": "tick", "lanes": {name: lane.delta() for name, lane in lanes.items()}}
         results = {name: lane.result() for name, lane in lanes.items()}
         ratio = results["dense"]["seconds"] / results["sparse"]["seconds"]

@@ -20,8 +20,8 @@ def session():
 
 
 @pytest.fixture
-def client(serve, session):
-    return Client(serve(session), verbose=False)
+def client(stage, session):
+    return Client(stage(session), verbose=False)
 
 
 def plain(value):
