@@ -1,5 +1,6 @@
 """Fixtures of the app's tests: an app served in this process, and Debian's Chromium to drive it."""
 
+import os
 import shutil
 import sys
 import time
@@ -10,6 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+# Before torch is loaded, here and in processes that tests start: its threads spin for a third of a millisecond while
+# they wait for each other, not for ten, which is what other processes on the same cores need.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 SIGNS = str.maketrans("*/-", "×÷−")
 """The page sets arithmetic in type."""
