@@ -70,8 +70,8 @@ def build_app(session) -> gr.Blocks:
         try:
             if newest.get(tab) == job["run"]:
                 yield feed.note("starting")
-                settings = (job["adapter"], job["max_new_tokens"], job["load"])
-                with closing(lane.compare(task.name, job["text"], *settings)) as ticks:
+                settings = (job["adapter"], job["max_new_tokens"])
+                with closing(lane.compare(task.name, job["text"], *settings, load=job["load"])) as ticks:
                     for tick in ticks:
                         yield feed.add(tick)
                         if newest.get(tab) != job["run"]:
@@ -86,7 +86,14 @@ def build_app(session) -> gr.Blocks:
                 del newest[tab]
 
     def compare(
-        task: str, text: str, adapter: str = "span", max_new_tokens: int = MAX_NEW_TOKENS, load: int = 1
+        task: str,
+        text: str,
+        adapter: str = "span",
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        load: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
     ) -> Iterator[dict]:
         """Solve one input in both lanes. Streams one object per tick and ends with the summary.
 
@@ -96,9 +103,13 @@ def build_app(session) -> gr.Blocks:
             adapter: span (the same adapter, mask off and on) or plain (the plain adapter against the span adapter).
             max_new_tokens: the most tokens that a lane may write.
             load: requests that each lane answers at once, 1 to 64; more than 1 needs a CUDA GPU.
+            temperature: 0 is greedy, above it tokens are sampled.
+            top_p: sample only from the likeliest tokens that hold this share of the probability, above 0, at most 1.
+            seed: of the sampling.
         """
+        settings = {"load": load, "temperature": temperature, "top_p": top_p, "seed": seed}
         try:
-            with closing(lane.compare(task, text, adapter, max_new_tokens, load)) as ticks:
+            with closing(lane.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
                 yield from map(without_lists, ticks)
         except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error

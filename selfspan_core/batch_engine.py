@@ -4,13 +4,13 @@ The same events as from the engine of one sequence, each with the number of its 
 alone; if the device is lost, all do, and the engine says so from then on.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from selfspan_core import sampling
 from selfspan_core.batch_step import BatchStep, First, Start, Stepped
 from selfspan_core.decoder import DecodeWeights
 from selfspan_core.events import Account, Event, Failed, Prefilled
@@ -31,10 +31,7 @@ class EngineLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to answer; the fields mean what they mean in `Engine.generate`.
-
-    `top_p`: above temperature 0, draw from the likeliest ids that hold so much of the probability.
-    """
+    """One prompt to answer; the fields mean what they mean in `Engine.generate`."""
 
     prompt: Rendered
     annotated: bool = True
@@ -216,16 +213,13 @@ class BatchEngine:
             raise PromptError("the prompt is empty")
         if num_prompt >= self.capacity:
             raise PromptError(f"the prompt has {num_prompt} tokens, and a row holds {self.capacity}")
-        if not 0 <= request.temperature < math.inf:
-            raise ValueError(f"temperature is a finite number from 0 on, not {request.temperature}")
+        sampling.check(request.temperature, request.top_p)
         if not 0 <= request.seed < MAX_SEEDS:
             raise ValueError(f"seed is a number from 0 to 2^63 - 1, not {request.seed}")
         self._check_ids("the prompt", request.prompt.ids[:num_prompt])
         self._check_ids("forced_tokens", request.forced_tokens or ())
         if request.max_new_tokens is not None and request.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is 1 or more, not {request.max_new_tokens}")
-        if not 0 < request.top_p <= 1:
-            raise ValueError(f"top_p is above 0 and at most 1, not {request.top_p}")
         if request.forced_tokens is not None and not request.forced_tokens:
             raise ValueError("forced_tokens is empty")
         limits = (request.max_new_tokens, None if request.forced_tokens is None else len(request.forced_tokens))

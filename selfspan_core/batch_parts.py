@@ -13,6 +13,7 @@ import torch
 from cuda_kernels.decode_ops import DecodeOps
 from cuda_kernels.launch import CudaUnavailable, SpanAttention
 from cuda_kernels.track import Grammar, SpanTracker
+from selfspan_core import sampling
 from selfspan_core.attention import ImplUnavailable
 from selfspan_core.decoder import DecodeWeights, StepOps, TorchOps
 from selfspan_core.kv_cache import KVCache
@@ -231,11 +232,8 @@ class TorchParts:
 
 
 def _drawn(logits: torch.Tensor, temperature: float, share: float, seed: int, position: int) -> int:
-    if temperature == 0:
+    if sampling.is_greedy(temperature):
         return int(logits.argmax())
     generator = torch.Generator().manual_seed((seed * 1_000_003 + position) % 2**63)
-    probabilities = torch.softmax(logits.float().cpu() / temperature, dim=-1)
-    ordered, order = probabilities.sort(descending=True)
-    # As many of the likeliest as it takes to hold the share.
-    ordered[ordered.cumsum(0) - ordered >= share] = 0.0
+    ordered, order = sampling.probabilities(logits.cpu(), temperature, share).sort(descending=True)
     return int(order[torch.multinomial(ordered, 1, generator=generator)])

@@ -34,7 +34,7 @@ class Start:
         annotated: whether the model is to write steps.
         max_new_tokens: most ids to draw.
         temperature: 0 is greedy.
-        top_p: draw from the likeliest ids that hold so much of the probability.
+        top_p: draw only from the likeliest ids that hold so much of the probability, 1 for all; see `sampling`.
         seed: of what is drawn, with the position.
         script: ids to take instead of drawing.
     """

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspan_core.lanes import MAX_LOAD, SettingError, check_int, check_temperature, lane_specs
+from selfspan_core.lanes import MAX_LOAD, SettingError, check_int, check_temperature, check_top_p, lane_specs
 from selfspan_core.serving import silence_libraries
 from selfspan_core.tasks import TASK_NAMES, InputError, get_task
 
@@ -60,6 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="one JSON object per input and lane, one per line")
     run.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to write (default: the task's limit)")
     run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    run.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="above temperature 0, sample only from the likeliest tokens that hold this share of the probability: "
+        "above 0, at most 1 (default: all tokens)",
+    )
     run.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling above temperature 0")
     run.add_argument("--device", default="auto", help="auto (default: CUDA if there is any), cpu or cuda")
     run.add_argument(
@@ -147,6 +155,7 @@ def checked_lines(arguments: argparse.Namespace) -> list[tuple[int, str]]:
         task = get_task(arguments.task)
         lane_specs(arguments.attention, arguments.adapter)
         check_temperature(arguments.temperature)
+        check_top_p("--top-p", arguments.top_p)
         check_int("--seed", arguments.seed, 0, MAX_SEED)
         check_int("--load", arguments.load, 1, MAX_LOAD)
         if arguments.max_new_tokens is not None:
@@ -237,6 +246,7 @@ def prepare_all(session: "Session", lines: list[tuple[int, str]], arguments: arg
                 arguments.adapter,
                 arguments.max_new_tokens,
                 arguments.temperature,
+                arguments.top_p,
                 arguments.seed,
                 arguments.load,
             )

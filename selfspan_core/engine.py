@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from selfspan_core import sampling
 from selfspan_core.attention import length_free_kernels
 from selfspan_core.batch_engine import MAX_SEEDS, PromptError, Request
 from selfspan_core.captured import BatchEngines, events_of_first
@@ -46,6 +47,7 @@ class Engine:
         annotated: bool = True,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
         forced_tokens: Sequence[int] | None = None,
         with_logits: bool = False,
@@ -61,6 +63,7 @@ class Engine:
             annotated: whether the model is to write steps (a plain adapter does not: its text is not malformed).
             max_new_tokens: most tokens to write; None: up to the context limit.
             temperature: 0 is greedy, above it tokens are sampled.
+            top_p: draw only from the likeliest ids that hold so much of the probability, 1 for all; see `sampling`.
             seed: of the run's own random generator.
             forced_tokens: write these ids instead of drawing, for tests and measurements.
             with_logits: attach to each Token the logits that it was drawn from; not where `impl` is "captured".
@@ -75,15 +78,15 @@ class Engine:
             ImplUnavailable: `impl` cannot run on the model's device, or not with this model.
             RuntimeError: while iterating a captured run: another one of this engine with this attention is not over.
         """
-        self._check(attention, impl, temperature)
+        self._check(attention, impl, temperature, top_p)
         room = self._room(prompt.prompt.num_tokens, max_new_tokens, forced_tokens)
         if impl == CAPTURED:
             if with_logits:
                 raise ValueError("with_logits: a captured step keeps no logits")
-            request = Request(prompt, annotated, room, temperature, seed=seed, forced_tokens=forced_tokens)
+            request = Request(prompt, annotated, room, temperature, top_p, seed, forced_tokens)
             rows = self._batch_engines.get(attention, 1, prompt.prompt.num_tokens + room)
             return events_of_first(rows, [request])
-        draw = _Draw(self.model.device, temperature, seed, forced_tokens)
+        draw = _Draw(self.model.device, temperature, top_p, seed, forced_tokens)
         account = Account(self.markers, prompt.prompt, annotated, attention == "dense")
         run = _Run(self.model, account, attention, impl, draw, with_logits)
         return run.events(prompt.ids[: prompt.prompt.num_tokens], room)
@@ -97,6 +100,7 @@ class Engine:
         annotated: bool = True,
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
     ) -> Iterator[Event]:
         """Answer a prompt while other rows of the same captured steps answer other prompts.
@@ -113,24 +117,23 @@ class Engine:
         Raises:
             ImplUnavailable: this device or model cannot be captured, or has no memory for so many rows.
         """
-        self._check(attention, CAPTURED, temperature)
+        self._check(attention, CAPTURED, temperature, top_p)
         num_prompt = prompt.prompt.num_tokens
         room = self._room(num_prompt, max_new_tokens, None)
         longest = min(max(num_prompt, MAX_OTHER_PROMPT) + room, self.model.max_context)
         rows = self._batch_engines.get(attention, num_rows, longest)
         requests = (
-            Request(one, annotated, max_new_tokens, temperature, seed=(seed + number) % MAX_SEEDS)
+            Request(one, annotated, max_new_tokens, temperature, top_p, (seed + number) % MAX_SEEDS)
             for number, one in enumerate(itertools.chain([prompt], others))
         )
         return events_of_first(rows, requests)
 
-    def _check(self, attention: str, impl: str, temperature: float) -> None:
+    def _check(self, attention: str, impl: str, temperature: float, top_p: float) -> None:
         if attention not in ("dense", "sparse"):
             raise ValueError(f"attention is 'dense' or 'sparse', not {attention!r}")
         if attention == "sparse" or impl == CAPTURED:
             require_impl(impl, self.model.device)
-        if temperature < 0:
-            raise ValueError(f"temperature is 0 or more, not {temperature}")
+        sampling.check(temperature, top_p)
 
     def _room(self, num_prompt: int, max_new_tokens: int | None, forced_tokens: Sequence[int] | None) -> int:
         """Most tokens to write."""
@@ -154,11 +157,13 @@ class Engine:
 class _Draw:
     """Logits to the next id: greedy, sampled from an own random generator, or replayed."""
 
-    def __init__(self, device: torch.device, temperature: float, seed: int, forced: Sequence[int] | None) -> None:
+    def __init__(
+        self, device: torch.device, temperature: float, top_p: float, seed: int, forced: Sequence[int] | None
+    ) -> None:
         self._device = device
-        self._temperature = temperature
+        self._temperature, self._top_p = temperature, top_p
         self._forced = iter(forced) if forced is not None else None
-        self._generator = torch.Generator(device).manual_seed(seed) if temperature > 0 else None
+        self._generator = None if sampling.is_greedy(temperature) else torch.Generator(device).manual_seed(seed)
 
     def __call__(self, logits: torch.Tensor) -> tuple[int, torch.Tensor]:
         """The next id, for the tracker and, int64 `[1, 1]` on the device, for the model. Waits for the device."""
@@ -170,7 +175,7 @@ class _Draw:
         if self._generator is None:
             ids = logits.argmax().view(1, 1)
         else:
-            probabilities = torch.softmax(logits.float() / self._temperature, dim=-1)
+            probabilities = sampling.probabilities(logits, self._temperature, self._top_p)
             ids = torch.multinomial(probabilities, 1, generator=self._generator).view(1, 1)
         return ids.item(), ids
 

@@ -98,3 +98,11 @@ def check_temperature(value: Any) -> float:
     if not is_number or not 0 <= value <= MAX_TEMPERATURE:  # a NaN fails the comparison too
         raise SettingError(f"temperature is a number from 0 to {MAX_TEMPERATURE:g}, not {brief(value)}.")
     return float(value)
+
+
+def check_top_p(name: str, value: Any) -> float:
+    """A share of the probability. Raises SettingError on anything but a number above 0 and at most 1."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= 1:  # a NaN fails the comparison too
+        raise SettingError(f"{name} is a number above 0 and at most 1, not {brief(value)}.")
+    return float(value)

@@ -100,9 +100,12 @@ class Lane:
         self._session = session
         self._lock = threading.Lock()
 
-    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int, load: int = 1) -> Iterator[dict]:
-        """The session's ticks. Raises InputError on bad input; closing the iterator frees the lane."""
-        with self._lock, closing(self._session.compare(task, text, adapter, max_new_tokens, load=load)) as ticks:
+    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int, **settings) -> Iterator[dict]:
+        """The session's ticks, `settings` as it takes them.
+
+        Raises InputError on bad input; closing the iterator frees the lane.
+        """
+        with self._lock, closing(self._session.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
             yield from ticks
 
 

@@ -13,7 +13,16 @@ from typing import Any, Literal
 from selfspan_core.engine import Engine
 from selfspan_core.events import Event
 from selfspan_core.lane_view import LaneView
-from selfspan_core.lanes import TITLES, LaneSpec, brief, check_int, check_load, check_temperature, lane_specs
+from selfspan_core.lanes import (
+    TITLES,
+    LaneSpec,
+    brief,
+    check_int,
+    check_load,
+    check_temperature,
+    check_top_p,
+    lane_specs,
+)
 from selfspan_core.model_store import ModelStore
 from selfspan_core.protocol import Rendered
 from selfspan_core.race import Race
@@ -42,6 +51,7 @@ class Run:
     lanes: tuple[_Lane, ...]
     max_new_tokens: int | None
     temperature: float
+    top_p: float
     seed: int
     load: int = 1
 
@@ -71,6 +81,7 @@ class Session:
         max_new_tokens: int | None = None,
         tick_seconds: float = TICK_SECONDS,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
         load: int = 1,
     ) -> Iterator[dict[str, Any]]:
@@ -87,6 +98,7 @@ class Session:
                 holds.
             tick_seconds: least time between ticks.
             temperature, seed: 0 is greedy; above it both lanes sample, each from its own generator with this seed.
+            top_p: sample only from the likeliest tokens that hold so much of the probability; 1: from all.
             load: requests that each lane answers at once: this input, and others of about its size, made up from the
                 seed, the same ones in both lanes. Above 1, start, ticks, results and end have figures of all of them.
 
@@ -97,7 +109,7 @@ class Session:
             InputError: the input cannot be used; the message is meant for the user.
             ModelError: a model is missing.
         """
-        run = self.prepare(task, text, "both", adapter, max_new_tokens, temperature, seed, load)
+        run = self.prepare(task, text, "both", adapter, max_new_tokens, temperature, top_p, seed, load)
         return self.stream(run, tick_seconds)
 
     def prepare(
@@ -108,6 +120,7 @@ class Session:
         adapter: Literal["span", "plain"] = "span",
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
+        top_p: float = 1.0,
         seed: int = 0,
         load: int = 1,
     ) -> Run:
@@ -122,6 +135,7 @@ class Session:
         known_task = get_task(task)
         specs = lane_specs(attention, adapter)
         temperature = check_temperature(temperature)
+        top_p = check_top_p("top_p", top_p)
         seed = check_int("seed", seed, 0, 2**63 - 1)
         load = check_load("load", load, self.can_load, self._models.device_name)
         problem = known_task.parse(text)
@@ -136,7 +150,7 @@ class Session:
         longest = max(lane.prompt.prompt.num_tokens for lane in lanes)
         if longest >= context:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
-        return Run(known_task, problem, adapter, tuple(lanes), max_new_tokens, temperature, seed, load)
+        return Run(known_task, problem, adapter, tuple(lanes), max_new_tokens, temperature, top_p, seed, load)
 
     def stream(self, run: Run, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
         """The dicts of a prepared run. Closing the iterator frees its lanes."""
@@ -179,6 +193,7 @@ class Session:
             # A hub model's whole context would be gigabytes of keys and values; no worked example is that long.
             "max_new_tokens": run.task.max_tokens if run.max_new_tokens is None else run.max_new_tokens,
             "temperature": run.temperature,
+            "top_p": run.top_p,
             "seed": run.seed,
         }
         if run.load == 1:

@@ -1,7 +1,9 @@
 """Fixtures of the app's tests: an app served in this process, and Debian's Chromium to drive it."""
 
+import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+# Before torch is loaded, here and in processes that tests start: its threads spin for a third of a millisecond while
+# they wait for each other, not for ten, which is what other processes on the same cores need.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 SIGNS = str.maketrans("*/-", "×÷−")
 """The page sets arithmetic in type."""
@@ -43,25 +49,60 @@ def serve() -> Iterator[Callable]:
         demo.close(verbose=False)
 
 
+class Understudy:
+    """A session that is whichever one is on the stage."""
+
+    def __init__(self, session) -> None:
+        self.session = session
+
+    def compare(self, *args, **kwargs) -> Iterator[dict]:
+        return self.session.compare(*args, **kwargs)
+
+    def can_load(self) -> bool:
+        return self.session.can_load()
+
+
+@pytest.fixture(scope="module")
+def stage(serve) -> Callable:
+    """As `serve` for a FakeSession, on one server for the whole module: for tests that see their runs to the end.
+
+    Tests that stop, queue or leave runs get a server of their own from `serve`: what they leave is nobody else's then.
+    """
+    played: dict = {}
+
+    def start(session) -> str:
+        ends = time.monotonic() + 5
+        while played and played["understudy"].session.running and time.monotonic() < ends:
+            time.sleep(0.01)
+        if not played or played["understudy"].session.running:  # a failed test's run is still there
+            played["understudy"] = Understudy(session)
+            played["url"] = serve(played["understudy"])
+        played["understudy"].session = session
+        return played["url"]
+
+    return start
+
+
 @pytest.fixture(scope="session")
 def chromium():
-    """A running browser."""
+    """A window of a running browser; its tabs share the browser's cache, so that the page's code is loaded once."""
     if shutil.which(CHROMIUM) is None:
         pytest.skip(f"no browser at {CHROMIUM}: install Debian's packages chromium and chromium-driver")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        yield browser
+        yield browser.new_context()
         browser.close()
 
 
 class Tab:
     """One page of the app, and what it must never do: log an error, or ask any host but its own for anything."""
 
-    def __init__(self, browser, url: str, **options) -> None:
+    def __init__(self, window, url: str, color_scheme: str = "light") -> None:
         self.complaints: list[str] = []
-        self.context = browser.new_context(viewport={"width": 1280, "height": 1100}, **options)
-        self.page = self.context.new_page()
+        self.page = window.new_page()
+        self.page.set_viewport_size({"width": 1280, "height": 1100})
+        self.page.emulate_media(color_scheme=color_scheme)
         self.page.set_default_timeout(30_000)
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
@@ -70,6 +111,12 @@ class Tab:
         with self.page.expect_response(lambda response: "/heartbeat/" in response.url):
             self.page.goto(url)
         self.page.wait_for_selector(".ss-pane")
+
+    def close(self) -> None:
+        """Nothing of it is left for the next tab."""
+        if not self.page.is_closed():
+            self.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+            self.page.close()
 
     def _on_console(self, message) -> None:
         if message.type == "error":
@@ -131,6 +178,7 @@ def open_tab(chromium) -> Iterator[Callable]:
 
     yield start
     for tab in tabs:
-        tab.context.close()
+        tab.close()
+    chromium.clear_cookies()
     complaints = [complaint for tab in tabs for complaint in tab.complaints]
     assert not complaints, complaints

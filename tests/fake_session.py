@@ -7,7 +7,7 @@ without weights, and at speeds that no model here has.
 import time
 from collections.abc import Iterator
 
-from selfspan_core.lanes import check_load
+from selfspan_core.lanes import check_load, check_temperature, check_top_p
 from selfspan_core.tasks import InputError, get_task
 
 TICK_SECONDS = 1 / 15
@@ -60,8 +60,9 @@ class FakeLane:
         self.done = 0
         self.sent = 0
 
-    def advance(self, seconds: float) -> None:
-        self.done = min(int(seconds * self.rate), len(self.items))
+    def advance(self, seconds: float, hold_at: int | None) -> None:
+        wanted = int(seconds * self.rate)
+        self.done = min(wanted if hold_at is None else min(wanted, hold_at), len(self.items))
 
     @property
     def finished(self) -> bool:
@@ -161,14 +162,25 @@ class FakeSession:
         self.most_running = 0
         self.events: list[tuple[str, float]] = []
         self.ticks: list[dict] = []
+        self.hold_at: int | None = None  # tokens that no lane goes beyond, until a test says otherwise
+        self.sampling: tuple[float, float, int] | None = None  # of the last run
 
     def can_load(self) -> bool:
         return self.options["can_load"]
 
     def compare(
-        self, task: str, text: str, adapter: str = "span", max_new_tokens: int | None = None, load: int = 1
+        self,
+        task: str,
+        text: str,
+        adapter: str = "span",
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        load: int = 1,
     ) -> Iterator[dict]:
         problem = get_task(task).parse(text)
+        self.sampling = (check_temperature(temperature), check_top_p("top_p", top_p), seed)
         load = check_load("load", load, self.can_load(), "fake, float32")
         if adapter not in TITLES:
             raise InputError(f"The adapter is span or plain, not {adapter!r}.")
@@ -213,7 +225,7 @@ class FakeSession:
         while not all(lane.finished for lane in lanes.values()):
             time.sleep(TICK_SECONDS)
             for lane in lanes.values():
-                lane.advance(time.monotonic() - began)
+                lane.advance(time.monotonic() - began, self.hold_at)
             yield {"kind": "tick", "lanes": {name: lane.delta() for name, lane in lanes.items()}}
         results = {name: lane.result() for name, lane in lanes.items()}
         ratio = results["dense"]["seconds"] / results["sparse"]["seconds"]

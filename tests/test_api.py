@@ -20,8 +20,8 @@ def session():
 
 
 @pytest.fixture
-def client(serve, session):
-    return Client(serve(session), verbose=False)
+def client(stage, session):
+    return Client(stage(session), verbose=False)
 
 
 def plain(value):
@@ -37,7 +37,7 @@ def test_compare_is_the_only_endpoint(client):
     assert list(described["named_endpoints"]) == ["/compare"] and not described["unnamed_endpoints"]
     parameters = described["named_endpoints"]["/compare"]["parameters"]
     names = [parameter["parameter_name"] for parameter in parameters]
-    assert names == ["task", "text", "adapter", "max_new_tokens", "load"]
+    assert names == ["task", "text", "adapter", "max_new_tokens", "load", "temperature", "top_p", "seed"]
 
 
 @pytest.mark.parametrize("adapter", ["span", "plain"])
@@ -61,6 +61,16 @@ def test_load_arrives(client, session):
     assert end["load"] == 8 and end["lanes"]["sparse"]["total_tokens_per_second"] == 8 * 600
     with pytest.raises(AppError, match="from 1 to 64, not 65"):
         client.predict("arithmetic", "1+1", "span", 512, 65, api_name="/compare")
+
+
+def test_sampling_settings_arrive(client, session):
+    """Settings that are taken and forgotten, swapped, or refused without a reason; calls that sample unasked."""
+    client.predict("arithmetic", "1+1", "span", 512, 1, 0.7, 0.9, 5, api_name="/compare")
+    assert session.sampling == (0.7, 0.9, 5)
+    client.predict("arithmetic", "1+1", api_name="/compare")
+    assert session.sampling == (0.0, 1.0, 0)
+    with pytest.raises(AppError, match="top_p is a number above 0 and at most 1, not 0"):
+        client.predict("arithmetic", "1+1", "span", 512, 1, 0.7, 0, api_name="/compare")
 
 
 def test_edits_never_delete_from_lists():

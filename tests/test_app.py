@@ -31,10 +31,10 @@ BAD_INPUTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def url(serve) -> str:
+@pytest.fixture
+def url(stage) -> str:
     """The app around a session whose lanes write 150 and 220 tokens a second."""
-    return serve(FakeSession(dense=150, sparse=220))
+    return stage(FakeSession(dense=150, sparse=220))
 
 
 @pytest.fixture(scope="module")
@@ -278,10 +278,10 @@ class TestRun:
         assert tab.lines("dense") == tab.lines("sparse") == right_lines(SHORT)
         assert session.most_running == 1
 
-    def test_a_failing_run_says_so_and_the_next_works(self, serve, open_tab):
+    def test_a_failing_run_says_so_and_the_next_works(self, stage, open_tab):
         """A run that dies silently, or takes the lane with it, shows here."""
         session = FakeSession(fail=True)
-        tab = open_tab(serve(session))
+        tab = open_tab(stage(session))
         tab.run(SHORT)
         tab.wait("failed")
         assert "the fake device fell over <b>" in tab.text(".ss-status")
@@ -303,9 +303,9 @@ class TestRun:
         assert message.startswith("The model is not ready: ") and "python -m training.finetune" in message
         assert str(ROOT) not in message and "Traceback" not in caplog.text
 
-    def test_wrong_answers_and_malformed_steps_are_shown(self, serve, open_tab):
+    def test_wrong_answers_and_malformed_steps_are_shown(self, stage, open_tab):
         """A wrong answer that looks like a right one would be the worst bug of all."""
-        tab = open_tab(serve(FakeSession(wrong=("sparse",), malformed_step=1)))
+        tab = open_tab(stage(FakeSession(wrong=("sparse",), malformed_step=1)))
         tab.run(EXPRESSION)
         tab.wait("done")
         pane = tab.pane("sparse")
@@ -326,16 +326,16 @@ class TestRun:
             (("dense",), ("sparse",), "One lane is wrong, one got to no answer."),
         ],
     )
-    def test_the_verdict_tells_wrong_from_missing(self, serve, open_tab, wrong, missing, expected):
+    def test_the_verdict_tells_wrong_from_missing(self, stage, open_tab, wrong, missing, expected):
         """A lane that was cut off is not one that calculated wrongly."""
-        tab = open_tab(serve(FakeSession(dense=900, sparse=900, wrong=wrong, missing=missing)))
+        tab = open_tab(stage(FakeSession(dense=900, sparse=900, wrong=wrong, missing=missing)))
         tab.run(SHORT)
         tab.wait("done")
         assert tab.text(".ss-status") == expected
 
-    def test_a_share_above_one_is_shown_as_one(self, serve, open_tab):
+    def test_a_share_above_one_is_shown_as_one(self, stage, open_tab):
         """Annotations can make the self-selected lane read more than the plain one; a cap at 100 % would hide it."""
-        tab = open_tab(serve(FakeSession(dense=900, sparse=900, read_share=1.17)))
+        tab = open_tab(stage(FakeSession(dense=900, sparse=900, read_share=1.17)))
         tab.page.click("text=Plain adapter against span adapter")
         tab.run(SHORT)
         tab.wait("done")
@@ -364,10 +364,10 @@ class TestSimultaneousRequests:
         assert not tab.page.is_visible('[data-tile="total"]')
 
     @pytest.mark.parametrize("width", [1280, 390])
-    def test_both_panes_show_what_all_requests_get(self, serve, open_tab, width):
+    def test_both_panes_show_what_all_requests_get(self, stage, open_tab, width):
         """A load that never reaches the lanes, sums that stay after it is gone, or a page that overflows shows here."""
         session = FakeSession(dense=150, sparse=220, can_load=True)
-        tab = open_tab(serve(session))
+        tab = open_tab(stage(session))
         tab.page.set_viewport_size({"width": width, "height": 1100})
         self.set_load(tab, 32)
         assert "need" not in tab.page.inner_text("#load")
@@ -454,10 +454,10 @@ class TestTabs:
 
 @pytest.mark.browser
 class TestInput:
-    def test_bad_input_gets_a_message_beside_the_box_and_changes_nothing_else(self, serve, open_tab):
+    def test_bad_input_gets_a_message_beside_the_box_and_changes_nothing_else(self, stage, open_tab):
         """An input that crashes, runs anyway, wipes the last result or only raises a toast shows here."""
         session = FakeSession()
-        tab = open_tab(serve(session))
+        tab = open_tab(stage(session))
         tab.run(SHORT)
         tab.wait("done")
         screen, num_events, number = tab.text("#race"), len(session.events), ""
@@ -476,9 +476,10 @@ class TestInput:
         assert 0 <= alert["y"] - (box["y"] + box["height"]) < 40
         tab.page.fill("#expression textarea", SHORT)
         tab.page.wait_for_function("!document.querySelector('.ss-alert').textContent")
-        tab.run(SHORT)
+        tab.run("1+2")  # other steps: until the server answers, the page still shows that the last run is done
+        tab.page.wait_for_function("document.querySelectorAll('.ss-step').length === 2")
         tab.wait("done")
-        assert tab.lines("sparse") == right_lines(SHORT)
+        assert tab.lines("sparse") == right_lines("1+2")
 
     def test_unicode_operators_and_thousands_of_spaces_are_understood(self, url, open_tab):
         """What a phone keyboard or a copied formula holds must work."""
@@ -487,10 +488,10 @@ class TestInput:
         tab.wait("done")
         assert tab.lines("dense") == right_lines("79*36-84/12")
 
-    def test_text_is_never_a_template_nor_markup(self, serve, open_tab):
+    def test_text_is_never_a_template_nor_markup(self, stage, open_tab):
         """`{{value}}` and `${value}` execute in a gr.HTML template; markup in innerHTML does too."""
         hostile = "{{7*7}}${7*7}<img src=x onerror='window.pwned=1'><script>window.pwned=1</script>&amp;"
-        tab = open_tab(serve(FakeSession(dense=2000, sparse=2000, extra_text=hostile)))
+        tab = open_tab(stage(FakeSession(dense=2000, sparse=2000, extra_text=hostile)))
         tab.run(SHORT)
         tab.wait("done")
         assert all(hostile.translate(SIGNS) in tab.lines(lane)[0] for lane in ("dense", "sparse"))
@@ -520,11 +521,11 @@ class TestInput:
 @pytest.mark.browser
 class TestLoad:
     @pytest.mark.parametrize("slowdown", [1, 8])
-    def test_long_streams_arrive_whole(self, serve, open_tab, slowdown):
+    def test_long_streams_arrive_whole(self, stage, open_tab, slowdown):
         """A browser that drops values (a slow machine, a tab in the background) must still show every token."""
         session = FakeSession(dense=500, sparse=800, num_tokens=2000)
-        tab = open_tab(serve(session))
-        tab.context.new_cdp_session(tab.page).send("Emulation.setCPUThrottlingRate", {"rate": slowdown})
+        tab = open_tab(stage(session))
+        tab.page.context.new_cdp_session(tab.page).send("Emulation.setCPUThrottlingRate", {"rate": slowdown})
         tab.run(EXPRESSION)
         tab.wait("done", timeout=120_000)
         seen = tab.page.evaluate("performance.timeOrigin + performance.now()") / 1000
@@ -538,9 +539,11 @@ class TestLoad:
         if slowdown == 1:
             assert lag < 2
 
-    def test_scrolling_up_is_respected(self, serve, open_tab):
+    def test_scrolling_up_is_respected(self, stage, open_tab):
         """Steps that scroll away under the reader's eyes make reading impossible."""
-        tab = open_tab(serve(FakeSession(dense=250, sparse=250, num_tokens=900)))
+        session = FakeSession(dense=1000, sparse=1000, num_tokens=900)
+        session.hold_at = 600  # so that the run is not over before a busy machine's browser has come to the end of this
+        tab = open_tab(stage(session))
         tab.run(EXPRESSION)
         tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 500")
         area = f"{tab.pane('sparse')} .ss-scroll"
@@ -550,9 +553,11 @@ class TestLoad:
         tab.page.mouse.wheel(0, -150)
         tab.page.wait_for_selector(f"{tab.pane('sparse')} .ss-follow", state="visible")
         before = tab.page.evaluate(top)
-        time.sleep(0.4)
+        session.hold_at = 800
+        tab.page.wait_for_function("document.querySelectorAll('.ss-pane')[1].dataset.tokens === '800'")
         assert tab.page.evaluate(top) == before
         tab.page.click(f"{tab.pane('sparse')} .ss-follow")
+        session.hold_at = None
         tab.wait("done")
         assert tab.page.evaluate(top) > before
         # Nothing is left to follow: the button would only lie over the verdict.
@@ -562,9 +567,9 @@ class TestLoad:
         tab.page.wait_for_function(f"{top} < {end}")
         assert not tab.page.is_visible(f"{tab.pane('sparse')} .ss-follow")
 
-    def test_a_phone_shows_the_numbers_that_are_read(self, serve, open_tab):
+    def test_a_phone_shows_the_numbers_that_are_read(self, stage, open_tab):
         """A long expression scrolls on a phone: would catch a step whose lit numbers are out of sight."""
-        tab = open_tab(serve(FakeSession(dense=250, sparse=250)))
+        tab = open_tab(stage(FakeSession(dense=250, sparse=250)))
         tab.page.set_viewport_size({"width": 390, "height": 844})
         tab.page.evaluate(
             """() => {
@@ -608,9 +613,9 @@ class TestLoad:
         tab.wait("stopped")
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_narrow_screens_stack_the_panes(self, serve, open_tab, scheme):
+    def test_narrow_screens_stack_the_panes(self, stage, open_tab, scheme):
         """Panes side by side on a phone, or a page that scrolls sideways."""
-        tab = open_tab(serve(FakeSession()), color_scheme=scheme)
+        tab = open_tab(stage(FakeSession()), color_scheme=scheme)
         tab.page.set_viewport_size({"width": 375, "height": 800})
         tab.run(EXPRESSION)
         tab.wait("done")

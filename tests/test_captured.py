@@ -74,6 +74,8 @@ def test_the_context_ends_a_captured_run():
         ({"attention": "both"}, "'dense' or 'sparse'"),
         ({"max_new_tokens": 0}, "1 or more"),
         ({"temperature": -1.0}, "0 or more"),
+        ({"temperature": float("inf")}, "temperature is a finite number"),
+        ({"top_p": 0.0}, "top_p is above 0 and at most 1"),
         ({"forced_tokens": []}, "empty"),
     ],
 )
@@ -271,6 +273,38 @@ def test_sampled_requests_draw_apart(engine):
         return alone
 
     assert ids(1) != ids(2) and len(ids(2**63 - 1)) > 0
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_top_p_reaches_every_request(engine, monkeypatch, rows):
+    """Would catch a share that the captured engine or one of its rows forgets: the others would be another load."""
+    prompt, asked = text_prompt(20), []
+    monkeypatch.setattr(
+        captured.BatchEngine,
+        "_room",
+        lambda self, request, room=captured.BatchEngine._room: asked.append(request) or room(self, request),
+    )
+
+    def ids(**settings):
+        options = {"max_new_tokens": 12, "seed": 3, **settings}
+        if rows == 1:
+            events = engine.generate(prompt, "sparse", "captured", **options)
+        else:
+            events = engine.generate_among(prompt, itertools.repeat(prompt), rows, "sparse", **options)
+        return [event.id for event in events if isinstance(event, Token)]
+
+    assert ids(temperature=2.0, top_p=1e-9) == ids()
+    asked.clear()
+    some = ids(temperature=2.0, top_p=0.6)
+    assert len(asked) >= rows and all(request.top_p == 0.6 for request in asked)
+    assert some == ids(temperature=2.0, top_p=0.6) != ids(temperature=2.0)
+    assert ids(temperature=2.0, top_p=1.0) == ids(temperature=2.0)
+
+
+def test_senseless_arguments_among_others_are_refused_at_the_call(engine):
+    """Would catch a share that only fails when the first request begins."""
+    with pytest.raises(ValueError, match="top_p is above 0 and at most 1, not 2"):
+        engine.generate_among(example(0)[0], iter(()), 2, top_p=2.0)
 
 
 # ---- on a GPU

@@ -120,8 +120,13 @@ def test_text_of_a_run_cut_off(monkeypatch, capsys, solved):
 
 def test_sampling_settings_arrive(monkeypatch, solved):
     """Would catch an option that is parsed and then forgotten."""
-    assert call(monkeypatch, "--json", "--temperature", "0.7", "--seed", "5", stdin=TEXT.encode()) == 0
-    assert all(c["temperature"] == 0.7 and c["seed"] == 5 for c in solved.engines["span"].calls)
+    arguments = ("--temperature", "0.7", "--top-p", "0.9", "--seed", "5")
+    assert call(monkeypatch, "--json", *arguments, stdin=TEXT.encode()) == 0
+    calls = solved.engines["span"].calls
+    assert calls and all((c["temperature"], c["top_p"], c["seed"]) == (0.7, 0.9, 5) for c in calls)
+    calls.clear()
+    assert call(monkeypatch, "--json", stdin=TEXT.encode()) == 0
+    assert calls and all((c["temperature"], c["top_p"], c["seed"]) == (0.0, 1.0, 0) for c in calls)
 
 
 def test_load(monkeypatch, capsys, solved):
@@ -223,6 +228,9 @@ def test_control_characters_are_escaped():
         (["--max-new-tokens", "0"], b"1+2", ["--max-new-tokens is a whole number from 1"]),
         (["--temperature", "-1"], b"1+2", ["temperature"]),
         (["--temperature", "nan"], b"1+2", ["temperature"]),
+        (["--top-p", "0"], b"1+2", ["--top-p is a number above 0 and at most 1, not 0.0"]),
+        (["--top-p", "1.5"], b"1+2", ["--top-p is a number above 0 and at most 1, not 1.5"]),
+        (["--top-p", "nan"], b"1+2", ["--top-p is a number above 0"]),
         (["--seed", "-1"], b"1+2", ["--seed"]),
         (["--load", "0"], b"1+2", ["--load is a whole number from 1 to 64, not 0"]),
         (["--load", "65"], b"1+2", ["--load is a whole number from 1 to 64"]),
@@ -302,6 +310,8 @@ def test_help():
         "--device",
         "--impl",
         "--load",
+        "--temperature",
+        "--top-p",
         "--seed",
     ):
         assert option in out

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, text, worked_example
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from selfspan_core import protocol
+from selfspan_core import protocol, sampling
 from selfspan_core.attention import ImplUnavailable
 from selfspan_core.engine import Engine, PromptError
 from selfspan_core.events import HeaderClosed, Prefilled, StepEnded, Token
@@ -354,6 +354,28 @@ def test_sampling_is_seeded_and_private(engine):
     assert drawn(engine, prompt, temperature=1e-6, seed=5) == drawn(engine, prompt)
 
 
+@pytest.mark.parametrize("lane", LANES.values(), ids=LANES)
+def test_top_p_reaches_the_draw(engine, lane):
+    """Would catch a lane that forgets the share, runs that cannot be repeated, a share of 1 that changes draws."""
+    prompt, _ = example_run(3)
+    lane = lane | {"temperature": 2.0}
+    assert drawn(engine, prompt, **lane, seed=5, top_p=1e-9) == drawn(engine, prompt, **lane | {"temperature": 0.0})
+    some = drawn(engine, prompt, **lane, seed=5, top_p=0.6)
+    assert some == drawn(engine, prompt, **lane, seed=5, top_p=0.6) != drawn(engine, prompt, **lane, seed=6, top_p=0.6)
+    every = drawn(engine, prompt, **lane, seed=5)
+    assert every == drawn(engine, prompt, **lane, seed=5, top_p=1.0) != some
+
+
+def test_what_is_drawn_is_in_the_nucleus(engine):
+    """Would catch a share that is taken of other logits than those that the token is drawn from."""
+    prompt, _ = example_run(3)
+    options = {"temperature": 1.5, "top_p": 0.7, "max_new_tokens": 60, "with_logits": True}
+    written = tokens(engine.generate(prompt, **options))
+    assert all(sampling.probabilities(token.logits, 1.5, 0.7)[token.id] > 0 for token in written)
+    outside = [token for token in tokens(engine.generate(prompt, **options | {"top_p": 1.0}))]
+    assert not all(sampling.probabilities(token.logits, 1.5, 0.7)[token.id] > 0 for token in outside)
+
+
 # ---- limits and errors
 
 
@@ -392,6 +414,9 @@ def test_max_new_tokens_ends_the_run(engine):
         ({"attention": "sparse", "impl": "magic"}, "magic"),
         ({"max_new_tokens": 0}, "1 or more"),
         ({"temperature": -1.0}, "0 or more"),
+        ({"temperature": float("nan")}, "temperature is a finite number"),
+        ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0"),
+        ({"top_p": 1.5}, "top_p is above 0 and at most 1, not 1.5"),
         ({"forced_tokens": []}, "empty"),
     ],
 )

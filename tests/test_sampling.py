@@ -1,7 +1,9 @@
-"""Sampling on the device: its code on the CPU, and for every architecture."""
+"""Sampling: all that draws against one definition, the device's code on the CPU too, and for every architecture."""
 
 import ctypes
 import functools
+import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from kernel_on_cpu import COMPILER, compiled, pointer
 
 from cuda_kernels import loader
 from cuda_kernels.decode_ops import DecodeOps
+from selfspan_core import engine, sampling
+from selfspan_core.batch_parts import TorchParts
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernel for the CPU")
 BF16 = torch.bfloat16
@@ -81,20 +85,98 @@ def test_draws_follow_the_distribution():
     assert (found - expected).abs().max() < 5 * (0.25 / 4000) ** 0.5
 
 
-@needs_compiler
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_only_the_likeliest_are_drawn(share):
-    """Would catch an id outside the nucleus, or a nucleus that leaves out what belongs to it."""
-    logits = (3 * torch.randn(40, generator=torch.Generator().manual_seed(3))).to(BF16)
-    ids = sample(logits.repeat(1500, 1), 1.0, share, seeds=torch.arange(1500) << 32)
-    probabilities = torch.softmax(logits.double(), 0)
-    order = probabilities.argsort(descending=True)
-    size = int((probabilities[order].cumsum(0) < share).sum()) + 1
-    nucleus = {i for i in range(40) if probabilities[i] >= probabilities[order[size - 1]]}
-    drawn = set(ids.tolist())
-    assert drawn <= nucleus
-    total = sum(probabilities[i] for i in nucleus)
-    assert all(i in drawn for i in nucleus if probabilities[i] / total > 0.01)
+def nucleus_of(logits, temperature, share) -> set[int]:
+    """Top-p in plain Python: the likeliest ids, one by one, until they hold the share; then all equals of the last."""
+    scores = [x / temperature for x in logits.tolist()]
+    weights = [math.exp(score - max(scores)) for score in scores]
+    held, least = 0.0, max(scores)
+    for i in sorted(range(len(scores)), key=scores.__getitem__, reverse=True):
+        if held >= share * sum(weights):
+            break
+        held, least = held + weights[i], scores[i]
+    return {i for i, score in enumerate(scores) if score >= least}
+
+
+def drawn_by_the_kernel(logits, temperature, share, count):
+    return sample(logits.repeat(count, 1), temperature, share, seeds=torch.arange(count) << 32).tolist()
+
+
+def drawn_by_the_batch(logits, temperature, share, count):
+    """What the batch's step draws with PyTorch's operations."""
+    ids = torch.full((count,), -7)
+    settings = torch.full((count,), temperature), torch.full((count,), share)
+    positions = torch.arange(count, dtype=torch.int32)
+    TorchParts.sample(None, logits.repeat(count, 1), *settings, torch.zeros(count, dtype=torch.int64), positions, ids)
+    return ids.tolist()
+
+
+def drawn_by_the_engine(logits, temperature, share, count):
+    """What the engine of one sequence draws."""
+    draw = engine._Draw(logits.device, temperature, share, seed=0, forced=None)
+    return [draw(logits)[0] for _ in range(count)]
+
+
+WAYS = [
+    pytest.param(drawn_by_the_kernel, marks=needs_compiler),
+    drawn_by_the_batch,
+    drawn_by_the_engine,
+]
+
+
+@pytest.mark.parametrize("draw", WAYS)
+@pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.1), (1.0, 0.5), (1.0, 0.9), (1.0, 0.999), (1.7, 0.8)])
+def test_only_the_likeliest_are_drawn(draw, temperature, share):
+    """Would catch ways to draw that mean different things by top-p, an id outside the nucleus, one that is left out.
+
+    16-bit logits are equal often: one row has 8 values only, so that the last id of its nucleus has equals.
+    """
+    generator = torch.Generator().manual_seed(3)
+    rows = (3 * torch.randn(40, generator=generator), torch.randint(-4, 4, (30,), generator=generator))
+    for number, logits in enumerate(row.to(BF16) for row in rows):
+        nucleus = nucleus_of(logits, temperature, share)
+        found = Counter(draw(logits, temperature, share, 1000))
+        assert set(found) <= nucleus, number
+        total = sum(math.exp(logits[i] / temperature) for i in nucleus)
+        for i in nucleus:
+            chance = math.exp(logits[i] / temperature) / total
+            # Five standard deviations; what is likely enough has to come.
+            assert abs(found[i] - 1000 * chance) < 5 * (1000 * chance) ** 0.5 + 1, (number, i)
+            assert found[i] > 0 or chance < 0.01
+
+
+@pytest.mark.parametrize("draw", WAYS)
+def test_a_share_that_one_id_holds_is_greedy(draw):
+    """Would catch a nucleus of nothing: a share so small that 32 bits make it 0, or one that rounding never reaches."""
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(4)).to(BF16)
+    assert logits.eq(logits.max()).sum() == 1
+    for share in (1e-50, 1e-9, 0.01):
+        assert set(draw(logits, 1.5, share, 20)) == {int(logits.argmax())}
+    assert len(set(draw(logits, 1.5, 1 - 1e-12, 50))) > 10
+
+
+@pytest.mark.parametrize("draw", WAYS)
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-7])
+def test_the_least_temperatures_are_greedy(draw, temperature):
+    """Would catch scores that are no numbers where a logit is divided by next to nothing."""
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(5)).to(BF16)
+    assert set(draw(logits, temperature, 0.9, 3)) == {int(logits.argmax())}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "message"),
+    [
+        (-1.0, 1.0, "temperature is a finite number, 0 or more, not -1"),
+        (math.nan, 1.0, "temperature is a finite"),
+        (math.inf, 1.0, "temperature is a finite"),
+        (1.0, 0.0, "top_p is above 0 and at most 1, not 0"),
+        (1.0, 1.01, "top_p is above 0 and at most 1, not 1.01"),
+        (1.0, math.nan, "top_p is above 0"),
+    ],
+)
+def test_settings_that_nothing_can_be_drawn_by(temperature, top_p, message):
+    """Would catch a setting that comparisons let through, or that is refused without its name."""
+    with pytest.raises(ValueError, match=message):
+        sampling.check(temperature, top_p)
 
 
 @needs_compiler

@@ -394,6 +394,11 @@ def test_typed_markers_are_refused():
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": 10**400}, "temperature"),
         ({"temperature": None}, "temperature"),
+        ({"top_p": 0}, "top_p is a number above 0 and at most 1, not 0"),
+        ({"top_p": 1.01}, "top_p is a number above 0 and at most 1, not 1.01"),
+        ({"top_p": float("nan")}, "top_p is a number"),
+        ({"top_p": True}, "top_p is a number"),
+        ({"top_p": "0.5"}, "top_p is a number"),
         ({"seed": -1}, "seed"),
         ({"seed": "x"}, "seed"),
         ({"load": 0}, "load is a whole number from 1 to 64, not 0"),
@@ -441,12 +446,12 @@ def test_lane_specs():
 def test_single_lane():
     """Would catch a run of one lane that needs the other."""
     session, store = scripted_session()
-    run = session.prepare("arithmetic", TEXT, "dense", "plain", temperature=0.5, seed=7)
+    run = session.prepare("arithmetic", TEXT, "dense", "plain", temperature=0.5, top_p=0.8, seed=7)
     start, *_, end = session.stream(run)
     assert start["title"] == "Dense attention, plain adapter" and list(end["lanes"]) == ["dense"]
     assert end["speedup_ms_per_token"] is None and "the answer is right" in end["line"]
     assert store.engines["plain"].calls == [
-        {"attention": "dense", "annotated": False, "temperature": 0.5, "seed": 7},
+        {"attention": "dense", "annotated": False, "temperature": 0.5, "top_p": 0.8, "seed": 7},
     ]
 
 
@@ -677,11 +682,14 @@ def test_sampling_is_reproducible(tiny_store):
     """Would catch a seed that is ignored, or two lanes that draw from one generator."""
     session = Session(tiny_store)
 
-    def output(seed):
-        *_, end = session.compare("arithmetic", TEXT, max_new_tokens=12, temperature=1.5, seed=seed)
+    def output(seed, temperature=1.5, **settings):
+        settings |= {"max_new_tokens": 12, "temperature": temperature, "seed": seed}
+        *_, end = session.compare("arithmetic", TEXT, **settings)
         return [lane["output"] for lane in end["lanes"].values()]
 
     assert output(1) == output(1) != output(2)
+    assert output(1, top_p=0.5) == output(1, top_p=0.5) != output(1)
+    assert output(1, top_p=1e-9) == output(1, temperature=0)
 
 
 @pytest.fixture(scope="module")
