@@ -52,9 +52,7 @@ def replayed(results: dict) -> str:
         "Decoding at full size, one captured graph per step. What the shipped model wrote is replayed: shapes, "
         "lengths, visibility and timing are real, the weights are random. The last column is against the plain "
         "adapter's shorter text with dense attention, annotations paid for. In parentheses: times the floor of the "
-        "bytes. Where the dense lane is further from its floor than elsewhere, part of the gain is its loss.\n\n"
-        + table(header, rows)
-        + ("\n" + note if shared else "")
+        "bytes.\n\n" + table(header, rows) + ("\n" + note if shared else "")
     )
 
 
