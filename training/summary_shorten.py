@@ -406,5 +406,5 @@ def _behind(tokens: list[Token], stop: int) -> Iterator[Cut]:
 
 def is_pronoun_led(sentence: str) -> bool:
     """Whether a sentence starts with a pronoun, and so leans on the one before it."""
-    tokens = tokens_of(sentence)
-    return bool(tokens) and tokens[0].lower in PRONOUNS
+    words = sentence.split(maxsplit=1)
+    return bool(words) and words[0].strip(_OPENING + _CLOSING + ",").lower() in PRONOUNS

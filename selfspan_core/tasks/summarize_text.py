@@ -40,7 +40,9 @@ def clean(text: str) -> str:
     """Text with what cannot be seen taken out: control characters, invisible ones, spaces of odd widths and numbers."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", text)
-    text = "".join(" " if c == "\t" else c for c in text if c in "\n\t" or _is_visible(c))
+    text = text.translate(
+        {ord(c): None for c in set(text) if c not in "\n\t" and not _is_visible(c)} | {ord("\t"): " "}
+    )
     text = _LOOSE_MARK.sub(r"\1", text)
     lines = (_SPACES.sub(" ", line).strip() for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
@@ -146,6 +148,8 @@ def _sentences_of_line(line: str) -> list[str]:
 
 def directed_quotes(line: str) -> str:
     """Straight double quotation marks as opening and closing ones; as many characters as before."""
+    if '"' not in line:
+        return line
     out, is_open = [], False
     for i, character in enumerate(line):
         if character == '"':
