@@ -46,6 +46,11 @@ class Article:
         """ROUGE-1 plus ROUGE-2 F1 of a sentence against counted reference words."""
         return f1(self._unigrams[place], unigrams) + f1(self._bigrams[place], bigrams)
 
+    def best_of(self, step: "Aligned") -> int:
+        """Of the sentences that a reference sentence is aligned with the one that holds most of it."""
+        wanted = content(step.reference)
+        return max(step.reads, key=lambda place: (len(wanted & self.contents[place]), -place))
+
 
 def f1(candidate: Counter, reference: Counter) -> float:
     """F1 of the common part of two multisets."""

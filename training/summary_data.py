@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfspan_core.tasks.summarize import MAX_CONTEXT, MAX_SUMMARY_TOKENS
+from selfspan_core.tasks.summarize import EXAMPLES, MAX_CONTEXT, MAX_SUMMARY_TOKENS, segments_of
 from selfspan_core.tokenizer import SpanTokenizer, TextCodec
 from training.text_data import HELDOUT_SHARE, SPLITS, share_of, split_of
 
@@ -45,6 +45,8 @@ KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "lead
 REWRITTEN = ("highlights", "roundups", "briefs", "leads")
 META = "meta.json"
 EVALUATION = "evaluation"
+EVALUATION_SETS = ("dev_cnndm", "test_cnndm", "test_summeval")
+EXAMPLES_SET = "examples"
 MAX_STEPS = 8
 MAX_ARTICLE_TOKENS = MAX_CONTEXT - MAX_SUMMARY_TOKENS - 64
 MAX_PAIR_TOKENS = 1600
@@ -440,12 +442,16 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
 
 
 def evaluation_prompts(files: Sequence[Path], codec: TextCodec) -> Packed:
-    """The articles of dev and test files, without summaries; one longer than the context loses its end."""
+    """The articles of dev and test files and the project's own examples, without summaries.
+
+    One longer than the context loses its end.
+    """
     maker, packed = Maker(codec, "shorten", frozenset()), Packed()
-    for file in files:
-        for row in rows_of(file):
-            sentences = maker.beginning(maker.sentences(row["article"]), MAX_ARTICLE_TOKENS)
-            packed.add(Document(f"{file.name.split('.')[0]}/{row['id']}", tuple(sentences), ()), codec)
+    articles = [(f"{file.name.split('.')[0]}/{row['id']}", row["article"]) for file in files for row in rows_of(file)]
+    articles += [(f"{EXAMPLES_SET}/{number}", text) for number, text in enumerate(EXAMPLES)]
+    for name, text in articles:
+        sentences = maker.beginning(maker.sentences(text), MAX_ARTICLE_TOKENS)
+        packed.add(Document(name, segments_of(sentences), ()), codec)
     return packed
 
 

@@ -2,10 +2,10 @@
 
 The same rules for both lanes. They never choose; they take ids out of the model's choice:
 
-* A span lane's headers are well formed: one or two segments of the article that no earlier step has read, then the next
-  free name. (A plain lane writes no headers; a line break opens each of its steps.)
-* A body has at least MIN_BODY tokens, ends only behind a full stop, question or exclamation mark, and at MAX_BODY at
-  the latest.
+* A span lane's headers are well formed: one or two segments of the article, in its order, that no earlier step has
+  read, then the next free name. (A plain lane writes no headers; a line break opens each of its steps.)
+* A body ends only behind a full stop, question or exclamation mark, has at least MIN_BODY tokens beside such marks, and
+  ends after MAX_BODY at the latest.
 * Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
   with: no loops, no sentence twice.
 * A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the length that was asked for.
@@ -158,8 +158,12 @@ class SummaryRules:
         header = self._header
         if header and header[-1] not in self._segments:
             return (self._tables.markers.go,)
-        names = tuple(self._unread) if len(header) < MAX_READS else ()
-        return (*names, self._fresh[len(self._bodies)]) if header else names
+        if not header:
+            return tuple(self._unread)
+        # A second one stands behind the first in the article.
+        places = list(self._segments)
+        behind = places[places.index(header[0]) + 1 :] if len(header) < MAX_READS else ()
+        return (*(name for name in behind if name in self._unread), self._fresh[len(self._bodies)])
 
     def _in_body(self) -> Limits:
         tables, body = self._tables, self._body
@@ -167,7 +171,8 @@ class SummaryRules:
         ending = (markers.end,) if self._annotated else self._between(len(self._bodies) + 1)
         if len(body) >= MAX_BODY:
             return Limits(ending, ())
-        is_whole = len(body) >= MIN_BODY and self._is_ended()
+        num_said = sum(token not in tables.ends and token not in tables.closes for token in body)
+        is_whole = num_said >= MIN_BODY and self._is_ended()
         banned = (*tables.body_banned, *self._repeated())
         if self._copy is not None:
             allowed = self._copy.allowed() - set(banned)
