@@ -175,6 +175,7 @@ class SummaryRules:
         is_whole = num_said >= MIN_BODY and self._is_ended()
         banned = (*tables.body_banned, *self._repeated())
         if self._copy is not None:
+            self._copy.may_end = num_said >= MIN_BODY
             allowed = self._copy.allowed() - set(banned)
             if not allowed:
                 return Limits(ending, ())
@@ -209,11 +210,16 @@ class SummaryRules:
 
 
 class _Copy:
-    """In-order choices of whole words out of sources; follows every way in which a body may have been copied."""
+    """In-order choices of whole words out of sources; follows every way in which a body may have been copied.
+
+    Attributes:
+        may_end: whether words may be left out up to a full stop; set before each id.
+    """
 
     def __init__(self, tables: RuleTables, sources: Sequence[Sequence[int]]) -> None:
         self._tables = tables
         self._sources = [list(source) for source in sources]
+        self.may_end = False
         # A place is (source, position of the last id taken, ids still to come of a word made large).
         self._places: set[tuple[int, int, tuple[int, ...]]] | None = None
 
@@ -243,8 +249,15 @@ class _Copy:
             moves += [(self._sources[source][q], (source, q, ())) for q in self._starts(source) if q > at + 1]
         return moves
 
+    def _is_mark(self, token: int) -> bool:
+        return token in self._tables.ends or token in self._tables.closes
+
     def _starts(self, source: int) -> list[int]:
-        return [q for q, token in enumerate(self._sources[source]) if q == 0 or token in self._tables.starts]
+        return [
+            q
+            for q, token in enumerate(self._sources[source])
+            if (q == 0 or token in self._tables.starts) and (self.may_end or not self._is_mark(token))
+        ]
 
     def _first(self, source: int) -> list[tuple[int, tuple[int, int, tuple[int, ...]]]]:
         """The first id: any word's, as it is or with a large first letter."""
