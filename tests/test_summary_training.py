@@ -65,17 +65,21 @@ def config_of(made: Path, folder: Path, annotated: bool, form: str = "shorten") 
     }
 
 
+def run_without_texts(module: str, *words: str) -> str:
+    """Run a command as on a machine that has neither a sentence splitter nor scores."""
+    script = "import sys; sys.modules.update(dict.fromkeys(['sentencex', 'nltk', 'rouge_score'])); "
+    script += f"sys.argv[1:] = {list(words)!r}; from {module} import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize(("annotated", "form"), [(True, "shorten"), (False, "shorten"), (True, "rewrite")])
 def test_adapters_train_from_packed_data_alone(made, tmp_path, annotated, form):
     """Would catch a trainer that needs texts or a splitter, an adapter that does not load, figures that are lost."""
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config_of(made, tmp_path, annotated, form)))
-    # No splitter and no scores on the machine that trains.
-    blocked = "import sys; sys.modules.update(dict.fromkeys(['sentencex', 'nltk', 'rouge_score']));"
-    script = f"{blocked} sys.argv[1:] = ['--config', {str(path)!r}]; from training.finetune import main; main()"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "ETA" in done.stdout
+    assert "ETA" in run_without_texts("training.finetune", "--config", str(path))
     report = json.loads((tmp_path / "adapter" / "training.json").read_text())
     assert report["config"]["task"] == "summarize" and report["tokens"] == 2 * 1024
     expected = {"exact_step", "first_read", "loss"} if annotated else {"exact_step", "loss"}
@@ -95,7 +99,8 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch):
     decoded, out = tmp_path / "decoded.json", tmp_path / "summarize.json"
     settings = ["--settings", "short", "short without rules", "medium copies only"]
     adapters = ["--adapters", str(made / "adapters")]
-    run_evaluation(monkeypatch, *common, *adapters, *settings, "--decode-only", str(decoded))
+    decode_only = ["--task", "summarize", *common, *adapters, *settings, "--decode-only", str(decoded)]
+    assert "span-sparse, short" in run_without_texts("training.evaluate", *decode_only)
     readings = ["--readings", str(tmp_path / "all.md")]
     run_evaluation(
         monkeypatch, *common, "--pairs", str(made / "pairs"), "--decoded", str(decoded), "--out", str(out), *readings

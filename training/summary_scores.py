@@ -33,7 +33,7 @@ class Item:
     Attributes:
         name: SET/ID.
         sentences: of the article.
-        references: one or several; the first is what an oracle looks at.
+        references: one or several.
     """
 
     name: str
@@ -229,14 +229,20 @@ def _random_two(item: Item, draw: int) -> str:
 
 
 def oracle(item: Item) -> tuple[str, str]:
-    """The sentences that the first reference's are aligned with, one each: whole, and shortened towards it."""
+    """The sentences that a reference's are aligned with, one each: whole, and shortened towards it.
+
+    Of several references the one that makes the best summary (ROUGE-L, best reference) is looked at.
+    """
+    found = [_oracle_of(item, reference) for reference in item.references]
+    return max(found, key=lambda pair: max(rouge(item.references, pair[1])["rougeL"]) if len(found) > 1 else 0)
+
+
+def _oracle_of(item: Item, reference: str) -> tuple[str, str]:
     from selfspan_core.tasks.summarize_text import clean, sentences_of
 
     article = Article(item.sentences)
-    references = sentences_of(clean(item.references[0]))
     wanted: dict[int, list[str]] = {}
-    for step in annotate(article, references).steps:
-        best = article.best_of(step)
-        wanted.setdefault(best, []).append(step.reference)
+    for step in annotate(article, sentences_of(clean(reference))).steps:
+        wanted.setdefault(article.best_of(step), []).append(step.reference)
     whole = " ".join(item.sentences[place] for place in wanted)
     return whole, " ".join(shorten(item.sentences[place], " ".join(refs)) for place, refs in wanted.items())
