@@ -197,13 +197,18 @@ class Maker:
         return kept
 
     def _allowed(self, sentences: Sequence[str]) -> list[bool]:
-        """Which sentences a summary may be made of: whole ones, with a verb, of a length that can be read."""
+        """Which sentences a summary may be made of: whole ones, with a verb, of a length that can be read.
+
+        Half of a quotation is none: without its other half it reads as if the article said it.
+        """
         from training.summary_words import is_finite
 
         return [
             self._text.is_sentence(sentence)
             and 4 <= len(words := sentence.split()) <= 70
             and any(is_finite(word.strip("\"“”'‘’.,;:()")) for word in words)
+            and sentence.count('"') % 2 == 0
+            and sentence.count("“") == sentence.count("”")
             and " MORE " not in sentence
             and "http" not in sentence
             for sentence in sentences
