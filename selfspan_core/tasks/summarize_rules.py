@@ -27,9 +27,9 @@ from selfspan_core.tokenizer import SpanTokenizer
 
 MIN_BODY, MAX_BODY = 5, 160
 NGRAM = 8
-START = 6
+START = 8
 
-_ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*")
+_ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*\Z")
 _CLOSING = re.compile(r"[\"'”’)\]]+")
 _STARTING = re.compile(r"[\s,;:.!?…\"“”)\]]")
 
@@ -57,7 +57,7 @@ class RuleTables:
         self.markers = markers = tokenizer.markers
         structural = {markers.eos, tokenizer.pad_id, *markers.ids} | ({markers.bos} - {None})
         pieces = {i: tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i not in structural}
-        self.ends = frozenset(i for i, piece in pieces.items() if _ENDING.fullmatch(piece.strip()))
+        self.ends = frozenset(i for i, piece in pieces.items() if _ENDING.search(piece))
         self.closes = frozenset(i for i, piece in pieces.items() if _CLOSING.fullmatch(piece))
         self.starts = frozenset(i for i, piece in pieces.items() if _STARTING.match(piece))
         breaks = {i for i, piece in pieces.items() if "\n" in piece}
