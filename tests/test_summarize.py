@@ -9,7 +9,6 @@ from selfspan_core.protocol import render
 from selfspan_core.tasks import InputError, get_task
 from selfspan_core.tasks.summarize import (
     CUE,
-    EXAMPLES,
     MAX_SEGMENTS,
     MAX_STEPS,
     MIN_STEPS,
@@ -19,6 +18,7 @@ from selfspan_core.tasks.summarize import (
     problem_of,
     segments_of,
 )
+from selfspan_core.tasks.summarize_examples import EXAMPLES
 from selfspan_core.tasks.summarize_read import read_lines, read_steps
 from selfspan_core.tasks.summarize_rules import MAX_BODY, NGRAM, RuleTables, SummaryRules
 from selfspan_core.tokenizer import SpanTokenizer
@@ -110,7 +110,7 @@ def test_more_sentences_than_names_share_them():
 def test_what_the_context_cannot_hold_is_offered_shorter(tokenizer):
     """Would catch an article cut silently, and an offer that does not fit either."""
     task = get_task("summarize")
-    text = " ".join([EXAMPLES[0]] * 30)
+    text = " ".join([EXAMPLES[0].replace("\n", " ")] * 30)
     with pytest.raises(
         TooLongError, match=r"has \d,\d\d\d words .* holds 3,584 tokens .* first \d,\d\d\d words"
     ) as caught:
@@ -125,14 +125,27 @@ def test_what_the_context_cannot_hold_is_offered_shorter(tokenizer):
 def test_task_as_the_app_uses_it(tokenizer):
     """Would catch a task that does not keep to the interface."""
     task = get_task("summarize")
-    problem = task.parse(task.surprise(3))
-    assert "".join(text for text, _ in problem.display).startswith(" The town of Ellmoor")
-    assert [name for _, name in problem.display] == [*range(8), None]
+    problem = task.parse(EXAMPLES[0])
+    assert "".join(text for text, _ in problem.display).startswith(" The town of Ellmoor will close")
+    assert [name for _, name in problem.display] == [*range(9), None]
+    assert task.surprise(3) in EXAMPLES
     similar = next(task.similar(problem, 0))
-    assert sorted(similar.segments) == sorted(problem.segments) and similar != problem
+    assert sorted(similar.sentences) == sorted(problem.sentences) and similar != problem
     assert task.answer(" \n ") is None and not task.check(problem, None)
     with pytest.raises(InputError, match="short, medium"):
         Summarize("long")
+
+
+def test_examples_can_be_summarized(tokenizer):
+    """Would catch an example that the app offers and refuses, and sentences that are split wrongly."""
+    task = get_task("summarize")
+    assert task.examples is EXAMPLES
+    for text in EXAMPLES:
+        problem = task.parse(text)
+        assert 130 <= len(problem.text.split()) <= 900
+        assert all(segment[0].isupper() or segment[0] in '"2' for segment in problem.segments)
+        assert all(segment.endswith((".", '."')) for segment in problem.segments)
+        task.render(problem, tokenizer, annotated=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- rules

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfspan_core.tasks import InputError, get_task
-from selfspan_core.tasks.summarize import EXAMPLES
+from selfspan_core.tasks.summarize_examples import EXAMPLES
 from selfspan_core.tasks.summarize_text import check, checked_sentences, clean, is_sentence, sentences_of
 
 

@@ -14,7 +14,8 @@ from tiny_models import save_tiny
 from selfspan_core.engine import Engine
 from selfspan_core.events import Token
 from selfspan_core.model import SpanModel
-from selfspan_core.tasks.summarize import EXAMPLES, Summarize
+from selfspan_core.tasks.summarize import Summarize
+from selfspan_core.tasks.summarize_examples import EXAMPLES
 from selfspan_core.tasks.summarize_read import read_steps
 from selfspan_core.tasks.summarize_rules import RuleTables, SummaryRules
 from training import evaluate, finetune, summary_data

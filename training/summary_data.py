@@ -36,7 +36,8 @@ from pathlib import Path
 
 import numpy as np
 
-from selfspan_core.tasks.summarize import EXAMPLES, MAX_CONTEXT, MAX_SUMMARY_TOKENS, segments_of
+from selfspan_core.tasks.summarize import MAX_CONTEXT, MAX_SUMMARY_TOKENS, segments_of
+from selfspan_core.tasks.summarize_examples import EXAMPLES
 from selfspan_core.tokenizer import SpanTokenizer, TextCodec
 from training.text_data import HELDOUT_SHARE, SPLITS, share_of, split_of
 

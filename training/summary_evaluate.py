@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cuda_kernels.provenance import provenance, weights_digest
-from selfspan_core.tasks.summarize import EXAMPLES
+from selfspan_core.tasks.summarize_examples import EXAMPLES
 from selfspan_core.tokenizer import SpanTokenizer
 from training.summary_data import EVALUATION, EVALUATION_SETS, EXAMPLES_SET
 from training.summary_source import Layout, PackedSummaries, Summary

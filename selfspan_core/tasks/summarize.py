@@ -18,6 +18,7 @@ from typing import Literal
 
 from selfspan_core.protocol import NUM_ANCHORS, Example, Part, Rendered, Step, render, render_plain
 from selfspan_core.tasks import InputError, Problem, Tokenizer
+from selfspan_core.tasks.summarize_examples import EXAMPLES
 
 Length = Literal["short", "medium"]
 
@@ -31,15 +32,6 @@ MAX_SEGMENTS = NUM_ANCHORS - 8
 """Names of the article's segments; the others are for the steps."""
 MAX_CONTEXT = 4096
 MAX_SUMMARY_TOKENS = 512
-EXAMPLES = (
-    "The town of Ellmoor will close its last coal-fired heating plant in March, two years earlier than planned. The "
-    "council voted 9 to 4 on Tuesday to connect the remaining 1,200 homes to a network fed by waste heat from a "
-    "paper mill. Residents had complained for years about soot on windows and cars. The work will cost 14 million "
-    "euros, of which the state pays half. Councillor Ida Brandt, who voted against the plan, said that the price of "
-    "heat might rise if the mill ever shut down. The mill's owners have signed a contract for 20 years. Engineers "
-    "will begin digging in the old market square in April, and shops there will stay open. A similar network in the "
-    "neighbouring town of Haven has cut heating bills by a fifth since 2021.",
-)
 
 
 class TooLongError(InputError):
@@ -68,13 +60,13 @@ class SummarizeProblem(Problem):
 
     Attributes:
         segments: what the names stand for: sentences, or several in a row where there are more sentences than names.
-        num_sentences: how many sentences the article has.
+        sentences: the article's sentences.
         length: how long the summary is to be.
         steps: a worked summary, where there is one.
     """
 
     segments: tuple[str, ...]
-    num_sentences: int
+    sentences: tuple[str, ...]
     length: Length = "medium"
     steps: tuple[SummaryStep, ...] = ()
 
@@ -90,7 +82,7 @@ def problem_of(
         expected=" ".join(step.text for step in steps),
         display=display,
         segments=segments,
-        num_sentences=len(sentences),
+        sentences=tuple(sentences),
         length=length,
         steps=tuple(steps),
     )
@@ -147,7 +139,7 @@ class Summarize:
         return self._beginning(summarize_text.sentences_of(text), tokenizer)
 
     def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer) -> str:
-        room = self.max_prompt_tokens - len(tokenizer.encode(CUE)) - len(self._scaffold(tokenizer, self.length))
+        room = self.max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(self._scaffold(tokenizer, self.length))
         kept = []
         for sentence in sentences:
             room -= len(tokenizer.encode(f" {sentence}")) + 1
@@ -170,7 +162,7 @@ class Summarize:
         scaffold = self._scaffold(tokenizer, problem.length)
         num_tokens = len(scaffold) + sum(len(ids) + 1 for ids in segments)
         if num_tokens > self.max_prompt_tokens:
-            beginning = self._beginning(problem.segments, tokenizer)
+            beginning = self._beginning(problem.sentences, tokenizer)
             num_words, num_held = len(problem.text.split()), len(beginning.split())
             raise TooLongError(
                 f"The article has {num_words:,} words ({num_tokens:,} tokens); the model's context holds "
@@ -224,7 +216,7 @@ class Summarize:
         """The same article with its sentences in another order, without end: as long, and never the same twice."""
         rng = random.Random(f"similar {seed}")
         while True:
-            sentences = list(problem.segments)
+            sentences = list(problem.sentences)
             rng.shuffle(sentences)
             yield problem_of(sentences, problem.length)
 
