@@ -94,6 +94,16 @@ def test_rewriting_keeps_the_references_words(made, tokenizer):
             assert tokenizer.decode(ids.tolist()).strip() in row["summary"].split("\n")
 
 
+def test_ids_of_large_vocabularies_fit(tokenizer):
+    """Would catch ids beyond 65,535 that wrap around."""
+    document = summary_data.Document("d", ("One.",), (summary_data.Target("titles", (((0,), "One."),)),))
+    packed = summary_data.Packed()
+    packed.add(document, tokenizer.codec)
+    packed.tokens[0] = packed.step_tokens[0] = 151_000
+    arrays = packed.arrays(np.dtype(np.uint32))
+    assert arrays["tokens"][0] == arrays["step_tokens"][0] == 151_000 and arrays["segment_lengths"].dtype == np.uint16
+
+
 def test_titles_and_gaps_choose_sentences(packed, tokenizer):
     """Would catch a title drawn from the wrong sentence, or gap sentences out of order or twice."""
     titles = [packed.summary(number) for number in packed.of_kind("titles").tolist()]

@@ -123,12 +123,10 @@ class Packed:
 
     def arrays(self, dtype: np.dtype) -> dict[str, np.ndarray]:
         """Everything in the smallest types that hold it."""
-        small = {"target_kinds": np.uint8, "target_steps": np.uint8, "target_documents": np.uint32}
-        wide = {"tokens": dtype, "step_tokens": dtype}
+        types = {"target_kinds": np.uint8, "target_steps": np.uint8, "target_documents": np.uint32}
+        types |= {"tokens": dtype, "step_tokens": dtype}
         arrays = {
-            name: np.array(values, small.get(name) or wide.get(name) or np.uint16)
-            for name, values in vars(self).items()
-            if name != "ids"
+            name: np.array(values, types.get(name, np.uint16)) for name, values in vars(self).items() if name != "ids"
         }
         arrays["step_reads"] = arrays["step_reads"].reshape(-1, 2)
         return arrays | {"ids": np.array(self.ids, dtype=np.str_)}
@@ -149,9 +147,10 @@ class Maker:
     def __init__(self, codec: TextCodec, form: str, passages: frozenset[int]) -> None:
         # Sentences are split, and stems made, on the machine that prepares data only.
         from selfspan_core.tasks import summarize_text
-        from training import summary_annotation, summary_shorten
+        from training import summary_annotation, summary_shorten, summary_words
 
         self._text, self._annotation, self._shorten = summarize_text, summary_annotation, summary_shorten
+        self._words = summary_words
         self._codec, self._form, self._passages = codec, form, passages
         self.counts: Counter = Counter()
 
@@ -202,12 +201,10 @@ class Maker:
 
         Half of a quotation is none: without its other half it reads as if the article said it.
         """
-        from training.summary_words import is_finite
-
         return [
             self._text.is_sentence(sentence)
             and 4 <= len(words := sentence.split()) <= 70
-            and any(is_finite(word.strip("\"“”'‘’.,;:()")) for word in words)
+            and any(self._words.is_finite(word.strip("\"“”'‘’.,;:()")) for word in words)
             and sentence.count('"') % 2 == 0
             and sentence.count("“") == sentence.count("”")
             and " MORE " not in sentence

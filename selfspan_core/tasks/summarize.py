@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selfspan_core.protocol import NUM_ANCHORS, Example, Part, Rendered, Step, render, render_plain
+from selfspan_core.protocol import NUM_ANCHORS, Example, Markers, Part, Rendered, Step, render, render_plain
 from selfspan_core.tasks import InputError, Problem, Tokenizer
 from selfspan_core.tasks.summarize_examples import EXAMPLES
 
@@ -139,7 +139,7 @@ class Summarize:
         return self._beginning(summarize_text.sentences_of(text), tokenizer)
 
     def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer) -> str:
-        room = self.max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(self._scaffold(tokenizer, self.length))
+        room = self.max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold_of(tokenizer, self.length))
         kept = []
         for sentence in sentences:
             room -= len(tokenizer.encode(f" {sentence}")) + 1
@@ -159,7 +159,7 @@ class Summarize:
         markers = tokenizer.markers
         segments = [tuple(tokenizer.encode(text)) for text, _ in problem.display]
         steps = [tuple(tokenizer.encode(f" {step.text}")) for step in problem.steps] if with_steps else []
-        scaffold = self._scaffold(tokenizer, problem.length)
+        scaffold = scaffold_of(tokenizer, problem.length)
         num_tokens = len(scaffold) + sum(len(ids) + 1 for ids in segments)
         if num_tokens > self.max_prompt_tokens:
             beginning = self._beginning(problem.sentences, tokenizer)
@@ -195,10 +195,6 @@ class Summarize:
         example = self.example(problem, tokenizer, offset, with_steps)
         return render_example(example, tokenizer, annotated)
 
-    @staticmethod
-    def _scaffold(tokenizer: Tokenizer, length: str) -> tuple[int, ...]:
-        return scaffold_of(tokenizer, length)
-
     def answer(self, output_text: str) -> str | None:
         """The summary: one sentence a line in what a model wrote; None if there is none."""
         lines = [" ".join(line.split()) for line in output_text.split("\n")]
@@ -232,7 +228,7 @@ def example_of(
     segments: Sequence[Sequence[int]],
     cue: Sequence[int],
     steps: Sequence[tuple[Sequence[int], Sequence[int]]],
-    markers,
+    markers: Markers,
     offset: int,
 ) -> Example:
     """An example out of ids: segments by name, then the cue, then steps as (places of the segments read, body)."""
