@@ -65,7 +65,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Step:
-    """One step: the names that it reads, its own name, its working and its citable result (token ids)."""
+    """One step: the names that it reads, its own name, its working and its citable result (token ids).
+
+    Without working the whole body is the result, and no marker is spent on where it starts.
+    """
 
     reads: tuple[int, ...]
     name: int
@@ -158,7 +161,8 @@ def layout(example: Example) -> tuple[list[int], PromptLayout]:
 def step_ids(step: Step, markers: Markers) -> list[int]:
     """Ids of one step, header and body."""
     header = [markers.ref, *step.reads, step.name, markers.go]
-    return [*header, *step.work, markers.res, *step.result, markers.end]
+    working = [*step.work, markers.res] if step.work else []
+    return [*header, *working, *step.result, markers.end]
 
 
 def render(example: Example, markers: Markers) -> Rendered:

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from training import reproduce
 from training.reproduce import parse_arguments, select, stages
 
-NAMES = ["text", "base", "arithmetic-span", "arithmetic-plain", "evaluation", "cpu", "report"]
+ADAPTERS = ["arithmetic-span", "arithmetic-plain", "summarize-span", "summarize-plain"]
+NAMES = ["text", "base", "summaries", *ADAPTERS, "evaluation", "summarize-evaluation", "cpu", "report"]
 ALL = stages("TEXT", "PAIRS", 2, ("--n", "5"))
 
 
@@ -42,13 +44,13 @@ def test_products_that_exist_are_made_on_request_only(remake, expected):
 
 def test_a_missing_product_is_made_beside_a_remade_one():
     """Would catch `--remake` that forgets what a remade stage needs, such as the token shards in a clone."""
-    assert names_of(["base"], lambda product: product.name != "meta.json") == ["text", "base", "report"]
+    assert names_of(["base"], lambda product: product != Path("data/text/meta.json")) == ["text", "base", "report"]
 
 
 def test_a_remade_training_stage_resumes():
     """Would catch an interrupted remake that starts over when the same command is given again."""
     resumes = {stage.name for stage in select(ALL, ["all"]) if "--resume" in stage.command(num_gpus=1)}
-    assert resumes == {"base", "arithmetic-span", "arithmetic-plain"}
+    assert resumes == {"base", *ADAPTERS}
 
 
 def test_command_line(capsys):

@@ -11,8 +11,8 @@ from selfspan_core.tokenizer import SpanTokenizer
 SHIPPED = Path(__file__).parent.parent / "assets" / "base"
 
 
-def save_tiny(folder: Path, max_context: int = 512) -> tuple[Path, Path]:
-    """Write `base` and `adapters/arithmetic-{span,plain}` below a folder; returns the two folders."""
+def save_tiny(folder: Path, max_context: int = 512, task: str = "arithmetic") -> tuple[Path, Path]:
+    """Write `base` and `adapters/TASK-{span,plain}` below a folder; returns the two folders."""
     base, adapters = folder / "base", folder / "adapters"
     tokenizer = SpanTokenizer.load(SHIPPED)
     torch.manual_seed(0)
@@ -41,5 +41,5 @@ def save_tiny(folder: Path, max_context: int = 512) -> tuple[Path, Path]:
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(LlamaForCausalLM.from_pretrained(base), lora)
-        model.save_pretrained(adapters / f"arithmetic-{adapter}", save_embedding_layers=False)
+        model.save_pretrained(adapters / f"{task}-{adapter}", save_embedding_layers=False)
     return base, adapters

@@ -6,6 +6,7 @@ of speed (for that, see the engine, which reads only what is visible).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,25 @@ from selfspan_core.tracker import State, Tracker
 COMPACT_BELOW = 0.7
 # Fused attention wants rows of its mask aligned.
 MASK_ALIGNMENT = 64
+
+
+class Limits(NamedTuple):
+    """What a row may write next: one of `only` (any id, if None), and none of `banned`."""
+
+    only: Sequence[int] | None
+    banned: Sequence[int]
+
+
+class Rules(Protocol):
+    """What narrows a row's choice, id by id (`selfspan_core.tasks.summarize_rules`)."""
+
+    def limits(self) -> Limits:
+        """What may come next."""
+        ...
+
+    def push(self, token: int) -> None:
+        """Account for what came."""
+        ...
 
 
 @dataclass
@@ -109,6 +129,7 @@ def decode_greedily(
     sparse: bool,
     annotated: bool,
     max_new_tokens: int,
+    rules: Sequence[Rules] | None = None,
 ) -> list[Decoded]:
     """Decode all prompts to `<eos>` or a token limit.
 
@@ -116,13 +137,16 @@ def decode_greedily(
         sparse: apply the span mask; False: every token sees everything, the tracker only reports.
         annotated: whether the model writes steps (see `Tracker`).
         max_new_tokens: per row, cut to what the context holds.
+        rules: one per prompt, where not everything may be written: the likeliest id that they allow is.
     """
     rows = [_Row(prompt, markers, sparse, annotated) for prompt in prompts]
+    for row, rule in zip(rows, rules or (), strict=rules is not None):
+        row.rules = rule
     longest = max(row.length for row in rows)
     capacity = min(model.max_context, longest + max_new_tokens)
     reader = BatchReader(model, len(rows), aligned(longest + MASK_ALIGNMENT))
-    next_ids = _prefill(model, reader, rows, longest)
     active = list(rows)
+    next_ids = _choose(_prefill(model, reader, rows, longest), active)
     while True:
         for row, token in zip(active, next_ids.tolist(), strict=True):
             row.push(token, markers.eos, capacity, max_new_tokens)
@@ -133,7 +157,23 @@ def decode_greedily(
             keep = [index for index, row in enumerate(active) if not row.done]
             reader.keep(torch.tensor(keep, device=model.device))
             active = [active[index] for index in keep]
-        next_ids = _step(model, reader, active, sparse)
+        next_ids = _choose(_step(model, reader, active, sparse), active)
+
+
+def _choose(logits: torch.Tensor, active: list["_Row"]) -> torch.Tensor:
+    """The likeliest id of each row that its rules allow, int64 [B], for logits [B, vocab]."""
+    for place, row in enumerate(active):
+        if row.rules is None or row.done:
+            continue
+        only, banned = row.rules.limits()
+        if only is not None:
+            allowed = torch.tensor(sorted(set(only) - set(banned)), device=logits.device)
+            kept = logits[place, allowed]
+            logits[place] = -torch.inf
+            logits[place, allowed] = kept
+        elif banned:
+            logits[place, torch.tensor(banned, device=logits.device)] = -torch.inf
+    return logits.argmax(-1)
 
 
 def replay(example: Rendered, markers: Markers, sparse: bool, annotated: bool) -> Decoded:
@@ -160,6 +200,7 @@ class _Row:
         self.state: State | None = None
         self.last_id = 0
         self.done = False
+        self.rules: Rules | None = None
 
     def push(self, token: int, eos: int, capacity: int, max_new_tokens: int) -> None:
         """Take the row's next id; a row that is done ignores it."""
@@ -168,6 +209,8 @@ class _Row:
         decoded = self.decoded
         decoded.ids.append(token)
         self.state, self.last_id = self.tracker.push(token), token
+        if self.rules is not None:
+            self.rules.push(token)
         decoded.num_malformed = self.tracker.num_malformed
         self.done = token == eos or len(decoded.ids) >= max_new_tokens or self.state.position + 1 >= capacity
         if not self.done:
@@ -182,7 +225,7 @@ def _prefill(model: SpanModel, reader: BatchReader, rows: list[_Row], longest: i
     positions = torch.arange(longest, device=model.device).expand(len(rows), -1)
     last = torch.tensor([row.length - 1 for row in rows], device=model.device)
     reader.plan_prompt()
-    return model.forward_rows(ids, positions, last, reader).argmax(-1)
+    return model.forward_rows(ids, positions, last, reader)
 
 
 def _step(model: SpanModel, reader: BatchReader, active: list[_Row], sparse: bool) -> torch.Tensor:
@@ -195,4 +238,4 @@ def _step(model: SpanModel, reader: BatchReader, active: list[_Row], sparse: boo
     limit = aligned(max(row.state.position for row in active) + 1)
     reader.plan_tokens(positions, torch.tensor(bounds, dtype=torch.int32, device=model.device), limit)
     last = torch.zeros(len(active), dtype=torch.long, device=model.device)
-    return model.forward_rows(ids[:, None], positions[:, None], last, reader).argmax(-1)
+    return model.forward_rows(ids[:, None], positions[:, None], last, reader)

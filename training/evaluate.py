@@ -2,7 +2,7 @@
 
 Fresh expressions that no training stream yields, greedy decoding (by drafts, see `training.drafts`), three lanes: the
 plain adapter with dense attention, the span adapter with the mask off, and with the mask on. Writes
-`assets/results/<task>.json`.
+`assets/results/<task>.json`. With `--task summarize`: see `training.summary_evaluate`.
 """
 
 import argparse
@@ -125,6 +125,11 @@ def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, ori
 
 def main() -> None:
     """Entry point."""
+    if asked_task(sys.argv[1:]) == "summarize":
+        from training import summary_evaluate
+
+        summary_evaluate.main(sys.argv[1:])
+        return
     arguments = parse_arguments()
     lanes = [lane for lane in LANES if lane.name in arguments.lanes]
     folders = [arguments.base, *dict.fromkeys(f"{arguments.adapters}/{lane.adapter}" for lane in lanes)]
@@ -151,6 +156,13 @@ def main() -> None:
     print(f"wrote {arguments.out}", file=sys.stderr)
 
 
+def asked_task(words: Sequence[str]) -> str:
+    """The task named on a command line; each has options of its own."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--task", default="arithmetic")
+    return parser.parse_known_args(words)[0].task
+
+
 def devices_of(device: str) -> list[str]:
     """`cuda` means every GPU of the machine; any other name means what it says."""
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == "cuda" else [device]
@@ -160,7 +172,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--task", default="arithmetic", choices=["arithmetic"])
+    parser.add_argument("--task", default="arithmetic", choices=["arithmetic", "summarize"])
     parser.add_argument("--operands", type=int, nargs="+", default=[8, 24, 48, 64])
     parser.add_argument("--n", type=int, default=500, help="expressions per operand count")
     parser.add_argument("--seed", type=int, default=2024)

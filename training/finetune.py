@@ -8,7 +8,7 @@ header names. Saves safetensors in bfloat16.
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 if not __package__:
@@ -31,8 +31,11 @@ from training import metrics, sources
 from training.arithmetic_data import evaluation_set
 from training.config import ConfigError, load_config
 from training.folded_lora import fold_lora
-from training.loop import LanguageModelLoss, LoopConfig, Trainer, require_positive
+from training.loop import LanguageModelLoss, LoopConfig, SampleStream, Trainer, require_positive
 from training.packing import Sample, sample_of, without_mask
+from training.summary_data import KINDS
+from training.summary_heldout import SummaryHeldout
+from training.summary_source import PackedSummaries
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -70,6 +73,9 @@ class FinetuneConfig:
             (`arithmetic_random.DIFFERENCES_MIX`).
         heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each; their longest worked
             solution has to fit into `loop.row_tokens`.
+        data: for the task summarize, the folder that `training.summary_data` wrote.
+        mixture: for the task summarize, kind of summaries -> share of the tokens.
+        sentence_dropout: share of an article's sentences, of those that no step reads, that are left out at random.
     """
 
     base: str
@@ -85,6 +91,9 @@ class FinetuneConfig:
     more_differences: bool = False
     heldout_operands: tuple[int, ...] = (8, 24, 48)
     heldout_problems: int = 96
+    data: str | None = None
+    mixture: dict[str, float] = field(default_factory=dict)
+    sentence_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.mask_off_share <= 1:
@@ -103,6 +112,20 @@ class FinetuneConfig:
                 raise ValueError(f"heldout_operands are numbers from 2 to {MAX_OPERANDS}, not {operands}")
         if self.heldout_problems < 1:
             raise ValueError(f"heldout_problems is 1 or more, not {self.heldout_problems}")
+        self._check_summaries()
+
+    def _check_summaries(self) -> None:
+        if not 0 <= self.sentence_dropout < 1:
+            raise ValueError(f"sentence_dropout is a share from 0 to below 1, not {self.sentence_dropout}")
+        if self.task != "summarize":
+            if self.data is not None or self.mixture or self.sentence_dropout:
+                raise ValueError(f"data, mixture and sentence_dropout are for the task summarize, not {self.task}")
+            return
+        if self.data is None or not self.mixture:
+            raise ValueError("the task summarize needs data (what training.summary_data wrote) and a mixture")
+        for kind in self.mixture:
+            if kind not in KINDS:
+                raise ValueError(f"the mixture names '{kind}'; kinds of summaries: {', '.join(KINDS)}")
 
 
 def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConfig) -> PeftModel:
@@ -143,7 +166,7 @@ def optimizers(model: nn.Module, config: FinetuneConfig) -> list[torch.optim.Opt
     return [torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-class Heldout:
+class ArithmeticHeldout:
     """Fresh expressions per operand count: the share whose whole solution greedy decoding reproduces.
 
     Raises:
@@ -172,6 +195,30 @@ class Heldout:
         return figures
 
 
+Heldout = ArithmeticHeldout | SummaryHeldout
+
+
+def training_material(config: FinetuneConfig, tokenizer: SpanTokenizer) -> tuple[SampleStream, Heldout]:
+    """What a task's adapter is trained on, and what it is measured by meanwhile.
+
+    Raises:
+        OSError, ValueError: data is missing, or does not fit the settings.
+    """
+    if config.task == "summarize":
+        packed = PackedSummaries(config.data, tokenizer)
+        kinds = {
+            kind: sources.summary_source(
+                packed, kind, tokenizer, config.annotated, config.mask_off_share, config.sentence_dropout
+            )
+            for kind in config.mixture
+        }
+        heldout = SummaryHeldout(config.data, list(config.mixture), tokenizer, config.annotated, config.loop)
+        return sources.mix(kinds, config.mixture), heldout
+    mix = DIFFERENCES_MIX if config.more_differences else DEFAULT_MIX
+    stream = sources.arithmetic_source(tokenizer, config.annotated, config.mask_off_share, mix)
+    return stream, ArithmeticHeldout(config, get_task(config.task), tokenizer)
+
+
 def save_adapter(model: PeftModel, config: FinetuneConfig, report: dict) -> None:
     """Write the adapter in bfloat16 and the report."""
     for parameter in model.parameters():
@@ -196,7 +243,7 @@ def main() -> None:
         parser.error(str(error))
     try:
         tokenizer = SpanTokenizer.load(config.base)
-        heldout = Heldout(config, get_task(config.task), tokenizer)
+        stream, heldout = training_material(config, tokenizer)
         torch.manual_seed(config.loop.seed)
         base = load_base(config.base, torch.float32, "sdpa")
         resize_for_tokenizer(base, tokenizer)
@@ -206,12 +253,7 @@ def main() -> None:
         trainer = Trainer(
             model,
             lambda trained: optimizers(trained, config),
-            sources.arithmetic_source(
-                tokenizer,
-                config.annotated,
-                config.mask_off_share,
-                DIFFERENCES_MIX if config.more_differences else DEFAULT_MIX,
-            ),
+            stream,
             config.loop,
             Path(config.run),
             tokenizer.pad_id,

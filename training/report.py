@@ -13,6 +13,7 @@ from pathlib import Path
 
 from training.markdown import ROOT, read, source, table
 from training.report_engine import engine
+from training.report_summary import summarize
 
 DOCUMENTS = ("README.md", "assets/MODEL_CARD.md")
 LANES = (
@@ -216,6 +217,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "engine": engine,
     "kernel": kernel,
     "base": base,
+    "summarize": summarize,
 }
 
 

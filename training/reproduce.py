@@ -1,10 +1,10 @@
 """Make all that is trained or measured: `python -m training.reproduce --text DIR --pairs DIR`.
 
-Token shards, base model, adapters, evaluation, speed on this CPU, and the tables of README and model card. A stage
-whose product exists is skipped, and training that was cut off goes on from its newest checkpoint, so the same command
-can be given again after any interruption. The repository holds the products of most stages, so a fresh clone has
-little to do: `--remake base arithmetic-span` makes those stages although their products exist, `--remake all`
-makes everything. What builds on a remade stage is not remade by itself: name it too.
+Token shards, base model, annotated summaries, adapters, evaluation, speed on this CPU, and the tables of README and
+model card. A stage whose product exists is skipped, and training that was cut off goes on from its newest checkpoint,
+so the same command can be given again after any interruption. The repository holds the products of most stages, so a
+fresh clone has little to do: `--remake base arithmetic-span` makes those stages although their products exist,
+`--remake all` makes everything. What builds on a remade stage is not remade by itself: name it too.
 
 A remade training stage, too, goes on from the newest checkpoint in its run folder (`run` in its configuration), so an
 interrupted remake is continued by the same command. Where that checkpoint is the last one of a finished run, nothing
@@ -22,7 +22,10 @@ from pathlib import Path
 
 import torch
 
+from training.summary_data import META
+
 ATTEMPTS = 3
+SUMMARIES = Path("data/summarize")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def stages(text: str, pairs: str, workers: int, evaluation: tuple[str, ...]) -> 
             Path("assets/adapters") / name / "training.json",
             is_training=True,
         )
-        for name in ("arithmetic-span", "arithmetic-plain")
+        for name in ("arithmetic-span", "arithmetic-plain", "summarize-span", "summarize-plain")
     ]
+    summaries = ("--text", text, "--pairs", pairs, "--tokenizer", "assets/base", "--out", str(SUMMARIES))
     return [
         Stage("text", "training.text_data", (*shards, "--workers", str(workers)), Path("data/text/meta.json")),
         Stage(
@@ -70,8 +74,15 @@ def stages(text: str, pairs: str, workers: int, evaluation: tuple[str, ...]) -> 
             Path("assets/base/pretraining.json"),
             is_training=True,
         ),
+        Stage("summaries", "training.summary_data", (*summaries, "--workers", str(workers)), SUMMARIES / META),
         *adapters,
         Stage("evaluation", "training.evaluate", evaluation, Path("assets/results/arithmetic.json")),
+        Stage(
+            "summarize-evaluation",
+            "training.evaluate",
+            ("--task", "summarize", "--data", str(SUMMARIES), "--pairs", pairs),
+            Path("assets/results/summarize.json"),
+        ),
         Stage("cpu", "selfspan_core.bench_cpu", (), Path("assets/results/cpu_engine.json")),
         Stage("report", "training.report", (), None),
     ]

@@ -14,6 +14,7 @@ from training.arithmetic_data import examples as arithmetic_examples
 from training.copy_data import copy_examples
 from training.loop import SampleStream
 from training.packing import Sample, plain_sample, sample_of, without_mask
+from training.summary_source import PackedSummaries, summary_examples
 from training.text_data import TextShards
 
 TEXT_SOURCES = ("wikipedia", "wikinews", "news", "summaries")
@@ -55,6 +56,26 @@ def arithmetic_source(
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
         rng = random.Random(f"mask off {seed} {shard}")
         for rendered in arithmetic_examples(seed, shard, tokenizer, annotated, mix=mix):
+            sample = sample_of(rendered)
+            yield without_mask(sample) if rng.random() < mask_off_share else sample
+
+    return stream
+
+
+def summary_source(
+    packed: PackedSummaries,
+    kind: str,
+    tokenizer: SpanTokenizer,
+    annotated: bool,
+    mask_off_share: float = 0.0,
+    sentence_dropout: float = 0.0,
+) -> ShardedSource:
+    """Annotated summaries of one kind (`training.summary_data`), with or without markers; see `arithmetic_source`."""
+
+    def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
+        rng = random.Random(f"mask off {seed} {shard}")
+        examples = summary_examples(packed, kind, tokenizer, annotated, seed, shard, num_shards, sentence_dropout)
+        for rendered in examples:
             sample = sample_of(rendered)
             yield without_mask(sample) if rng.random() < mask_off_share else sample
 

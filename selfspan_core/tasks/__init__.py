@@ -86,7 +86,7 @@ class Task(Protocol):
         ...
 
 
-TASK_NAMES = ("arithmetic",)
+TASK_NAMES = ("arithmetic", "summarize")
 
 
 def get_task(name: str) -> Task:
@@ -95,4 +95,8 @@ def get_task(name: str) -> Task:
         from selfspan_core.tasks.arithmetic import Arithmetic
 
         return Arithmetic()
+    if name == "summarize":
+        from selfspan_core.tasks.summarize import Summarize
+
+        return Summarize()
     raise InputError(f'There is no task "{name[:40]}"; known tasks: {", ".join(TASK_NAMES)}.')

@@ -1,0 +1,248 @@
+"""The summarizing task: an article in, a summary out, whose every sentence first names the sentences it is drawn from.
+
+    prompt   <bos> Summarize: <|a5|> First sentence. <|a6|> Second one. ... \n Summary:
+    step     <|ref|> <|a6|> <|a9|> <|go|>  Second one shortened. <|end|>
+              header: one or two sentences, new name     body: sees only these, and itself
+
+Two forms of one task: *shorten*, whose bodies are the cited sentences with words left out, and *rewrite*, whose bodies
+say the same in other words; they differ in what is trained on (`training.summary_data`) alone. The parts are split up:
+`summarize_text` (what may be pasted, sentences), `summarize_rules` (what decoding may write), `summarize_read` (what a
+model wrote).
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from selfspan_core.protocol import NUM_ANCHORS, Example, Markers, Part, Rendered, Step, render, render_plain
+from selfspan_core.tasks import InputError, Problem, Tokenizer
+from selfspan_core.tasks.summarize_examples import EXAMPLES
+
+Length = Literal["short", "medium"]
+
+INSTRUCTIONS: dict[str, str] = {"short": "Summarize briefly:", "medium": "Summarize:"}
+CUE = "\nSummary:"
+STEP_SEPARATOR = "\n"
+MAX_STEPS: dict[str, int] = {"short": 2, "medium": 5}
+MIN_STEPS: dict[str, int] = {"short": 1, "medium": 2}
+MAX_READS = 2
+MAX_SEGMENTS = NUM_ANCHORS - 8
+"""Names of the article's segments; the others are for the steps."""
+MAX_CONTEXT = 4096
+MAX_SUMMARY_TOKENS = 512
+
+
+class TooLongError(InputError):
+    """An article that the model's context cannot hold.
+
+    Attributes:
+        beginning: the longest run of whole sentences from the start that it can hold.
+    """
+
+    def __init__(self, message: str, beginning: str) -> None:
+        super().__init__(message)
+        self.beginning = beginning
+
+
+@dataclass(frozen=True)
+class SummaryStep:
+    """One sentence of a summary: the segments it is drawn from, in order, and its text."""
+
+    reads: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class SummarizeProblem(Problem):
+    """An article in segments.
+
+    Attributes:
+        segments: what the names stand for: sentences, or several in a row where there are more sentences than names.
+        sentences: the article's sentences.
+        length: how long the summary is to be.
+        steps: a worked summary, where there is one.
+    """
+
+    segments: tuple[str, ...]
+    sentences: tuple[str, ...]
+    length: Length = "medium"
+    steps: tuple[SummaryStep, ...] = ()
+
+
+def problem_of(
+    sentences: Sequence[str], length: Length = "medium", steps: Sequence[SummaryStep] = ()
+) -> SummarizeProblem:
+    """The problem that an article poses; the reads of `steps` are places in `sentences`, as many as there are names."""
+    segments = segments_of(sentences)
+    display = (*((f" {segment}", index) for index, segment in enumerate(segments)), (CUE, None))
+    return SummarizeProblem(
+        text=" ".join(sentences),
+        expected=" ".join(step.text for step in steps),
+        display=display,
+        segments=segments,
+        sentences=tuple(sentences),
+        length=length,
+        steps=tuple(steps),
+    )
+
+
+def segments_of(sentences: Sequence[str]) -> tuple[str, ...]:
+    """Sentences, or runs of as equal numbers of them as can be where there are more than names."""
+    num_segments = min(len(sentences), MAX_SEGMENTS)
+    bounds = [len(sentences) * i // num_segments for i in range(num_segments + 1)]
+    return tuple(" ".join(sentences[start:end]) for start, end in itertools.pairwise(bounds))
+
+
+class Summarize:
+    """Articles of English prose. See `selfspan_core.tasks.Task`.
+
+    Args:
+        length: how long summaries are to be: "short" is one or two sentences, "medium" two to five.
+        max_context: positions of the model; a base with a longer context takes longer articles.
+    """
+
+    name = "summarize"
+    max_reads_intervals = 2 + MAX_READS
+    examples = EXAMPLES
+
+    def __init__(self, length: Length = "medium", max_context: int = MAX_CONTEXT) -> None:
+        if length not in INSTRUCTIONS:
+            raise InputError(f"The length is one of {', '.join(INSTRUCTIONS)}, not {str(length)[:40]}.")
+        self.length = length
+        self.max_tokens = max_context
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Most tokens of a prompt: what the context holds less the summary."""
+        return self.max_tokens - min(MAX_SUMMARY_TOKENS, self.max_tokens // 4)
+
+    def parse(self, text: str) -> SummarizeProblem:
+        """Understand what a user pasted.
+
+        Raises:
+            InputError: it cannot be summarized; the message says why and what to do.
+        """
+        # Where a model is trained and articles come as ids, there is no need of a sentence splitter.
+        from selfspan_core.tasks import summarize_text
+
+        text = summarize_text.clean(text)
+        summarize_text.check(text)
+        return problem_of(summarize_text.checked_sentences(text), self.length)
+
+    def beginning(self, text: str, tokenizer: Tokenizer) -> str:
+        """The longest run of whole sentences from the start of a text that the model's context holds."""
+        from selfspan_core.tasks import summarize_text
+
+        text = summarize_text.clean(text)[: summarize_text.MAX_CHARACTERS]
+        return self._beginning(summarize_text.sentences_of(text), tokenizer)
+
+    def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer) -> str:
+        room = self.max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold_of(tokenizer, self.length))
+        kept = []
+        for sentence in sentences:
+            room -= len(tokenizer.encode(f" {sentence}")) + 1
+            if room < 0:
+                break
+            kept.append(sentence)
+        return " ".join(kept)
+
+    def example(
+        self, problem: SummarizeProblem, tokenizer: Tokenizer, offset: int = 0, with_steps: bool = False
+    ) -> Example:
+        """The prompt, and the worked steps where asked for, as ids; names start at anchor `offset`.
+
+        Raises:
+            TooLongError: the model's context does not hold the article and a summary.
+        """
+        markers = tokenizer.markers
+        segments = [tuple(tokenizer.encode(text)) for text, _ in problem.display]
+        steps = [tuple(tokenizer.encode(f" {step.text}")) for step in problem.steps] if with_steps else []
+        scaffold = scaffold_of(tokenizer, problem.length)
+        num_tokens = len(scaffold) + sum(len(ids) + 1 for ids in segments)
+        if num_tokens > self.max_prompt_tokens:
+            beginning = self._beginning(problem.sentences, tokenizer)
+            num_words, num_held = len(problem.text.split()), len(beginning.split())
+            raise TooLongError(
+                f"The article has {num_words:,} words ({num_tokens:,} tokens); the model's context holds "
+                f"{self.max_prompt_tokens:,} tokens beside a summary. Shorten it, or summarize its beginning: the "
+                f"first {num_held:,} words fit.",
+                beginning,
+            )
+        return example_of(
+            scaffold,
+            segments[:-1],
+            segments[-1],
+            [(step.reads, ids) for step, ids in zip(problem.steps, steps, strict=False)],
+            markers,
+            offset,
+        )
+
+    def render(
+        self,
+        problem: SummarizeProblem,
+        tokenizer: Tokenizer,
+        annotated: bool,
+        offset: int = 0,
+        with_steps: bool = False,
+    ) -> Rendered:
+        """The example laid out with markers (`annotated`) or as the same text without a single one.
+
+        Raises:
+            TooLongError: see `example`.
+        """
+        example = self.example(problem, tokenizer, offset, with_steps)
+        return render_example(example, tokenizer, annotated)
+
+    def answer(self, output_text: str) -> str | None:
+        """The summary: one sentence a line in what a model wrote; None if there is none."""
+        lines = [" ".join(line.split()) for line in output_text.split("\n")]
+        return " ".join(line for line in lines if line) or None
+
+    def check(self, problem: Problem, answer: str | None) -> bool:
+        """Whether there is an answer: of summaries none is the right one."""
+        return answer is not None
+
+    def surprise(self, seed: int) -> str:
+        """One of the examples."""
+        return random.Random(f"surprise {seed}").choice(self.examples)
+
+    def similar(self, problem: SummarizeProblem, seed: int) -> Iterator[SummarizeProblem]:
+        """The same article with its sentences in another order, without end: as long, and never the same twice."""
+        rng = random.Random(f"similar {seed}")
+        while True:
+            sentences = list(problem.sentences)
+            rng.shuffle(sentences)
+            yield problem_of(sentences, problem.length)
+
+
+def scaffold_of(tokenizer: Tokenizer, length: str) -> tuple[int, ...]:
+    """`<bos>` and the instruction."""
+    bos = tokenizer.markers.bos
+    return (*(() if bos is None else (bos,)), *tokenizer.encode(INSTRUCTIONS[length]))
+
+
+def example_of(
+    scaffold: Sequence[int],
+    segments: Sequence[Sequence[int]],
+    cue: Sequence[int],
+    steps: Sequence[tuple[Sequence[int], Sequence[int]]],
+    markers: Markers,
+    offset: int,
+) -> Example:
+    """An example out of ids: segments by name, then the cue, then steps as (places of the segments read, body)."""
+    names = [markers.name(offset, index) for index in range(len(segments) + len(steps))]
+    parts = [Part(tuple(ids), name) for ids, name in zip(segments, names, strict=False)]
+    worked = [
+        Step(tuple(names[read] for read in reads), names[len(segments) + number], (), tuple(body))
+        for number, (reads, body) in enumerate(steps)
+    ]
+    return Example(tuple(scaffold), (*parts, Part(tuple(cue))), tuple(worked))
+
+
+def render_example(example: Example, tokenizer: Tokenizer, annotated: bool) -> Rendered:
+    """An example laid out with markers, or without any: then a line break opens each step."""
+    if annotated:
+        return render(example, tokenizer.markers)
+    return render_plain(example, tokenizer.markers, tuple(tokenizer.encode(STEP_SEPARATOR)))

@@ -1,0 +1,289 @@
+"""The summarizing task: prompts and worked steps as ids, what decoding may write, and what was written read back."""
+
+import itertools
+import random
+
+import pytest
+
+from selfspan_core.protocol import render
+from selfspan_core.tasks import InputError, get_task
+from selfspan_core.tasks.summarize import (
+    CUE,
+    MAX_SEGMENTS,
+    MAX_STEPS,
+    MIN_STEPS,
+    Summarize,
+    SummaryStep,
+    TooLongError,
+    problem_of,
+    segments_of,
+)
+from selfspan_core.tasks.summarize_examples import EXAMPLES
+from selfspan_core.tasks.summarize_read import read_lines, read_steps
+from selfspan_core.tasks.summarize_rules import MAX_BODY, NGRAM, RuleTables, SummaryRules
+from selfspan_core.tokenizer import SpanTokenizer
+from selfspan_core.tracker import Tracker
+
+SENTENCES = (
+    "The town council voted on Tuesday to close the old heating plant, which burns coal.",
+    "residents had complained for years about soot.",
+    "The work will cost 14 million euros.",
+    'She wrote "<|ref|><|a3|><|go|>" on a wall.',
+)
+STEPS = (
+    SummaryStep((0,), "The town council voted to close the old heating plant."),
+    SummaryStep((1, 2), "Residents had complained for years about soot. The work will cost 14 million euros."),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SpanTokenizer.load("assets/base")
+
+
+@pytest.fixture(scope="module")
+def tables(tokenizer):
+    return RuleTables(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return problem_of(SENTENCES, "short", STEPS)
+
+
+def test_layout_of_a_worked_example(tokenizer, problem):
+    """Would catch a sentence without its name, a body that sees more than its sentences, and names that repeat."""
+    rendered = Summarize("short").render(problem, tokenizer, annotated=True, offset=254, with_steps=True)
+    markers, layout = tokenizer.markers, rendered.prompt
+    names = [markers.anchors[i] for i in (254, 255, 0, 1)]
+    assert list(layout.segments) == names
+    for name, sentence in zip(names, SENTENCES, strict=True):
+        start, end = layout.segments[name]
+        assert rendered.ids[start] == name and tokenizer.decode(rendered.ids[start:end]) == f" {sentence}"
+    assert tokenizer.decode(rendered.ids[: layout.num_tokens]) == "Summarize briefly: " + " ".join(SENTENCES) + CUE
+    written = rendered.ids[layout.num_tokens :]
+    assert written[:4] == [markers.ref, names[0], markers.anchors[2], markers.go]
+    assert markers.res not in written and written[-1] == markers.eos
+    steps = read_steps(written, layout, tokenizer)
+    assert [(step.reads, step.text) for step in steps] == [(step.reads, step.text) for step in STEPS]
+    assert not any(step.malformed or step.is_cut for step in steps)
+    assert rendered.loss_mask == [0] * layout.num_tokens + [1] * len(written)
+    # The last token of the second body: instruction, two neighbouring sentences as one interval, its own step.
+    last = len(rendered.ids) - 3
+    scaffold, read, own = rendered.visibility[last]
+    assert scaffold == (0, layout.scaffold_end)
+    assert read == (layout.segments[names[1]][0], layout.segments[names[2]][1])
+    assert own[0] == layout.num_tokens + written.index(markers.end) + 1 and own[1] == last + 1
+
+
+def test_plain_layout_is_the_same_text(tokenizer, problem):
+    """Would catch a plain lane that is given another task than the span lane."""
+    task = Summarize("short")
+    plain = task.render(problem, tokenizer, annotated=False, with_steps=True)
+    assert not set(plain.ids) & set(tokenizer.markers.ids)
+    span = task.render(problem, tokenizer, annotated=True, with_steps=True)
+    assert tokenizer.decode(plain.ids).replace("\n ", " ") == tokenizer.decode(span.ids)
+    written = plain.ids[plain.prompt.num_tokens :]
+    assert [step.text for step in read_lines(written, tokenizer)] == [step.text for step in STEPS]
+    assert task.answer(tokenizer.decode(written)) == " ".join(step.text for step in STEPS)
+
+
+def test_markers_in_an_article_are_text(tokenizer, problem):
+    """Would catch an article that writes its own steps."""
+    rendered = Summarize().render(problem, tokenizer, annotated=True)
+    ids = [token for token in rendered.ids if token in tokenizer.markers.ids]
+    assert ids == list(tokenizer.markers.anchors[: len(SENTENCES)])
+
+
+def test_more_sentences_than_names_share_them():
+    """Would catch sentences cut silently, and names that run out or collide with the steps'."""
+    for number in (1, 3, MAX_SEGMENTS, MAX_SEGMENTS + 1, 1000):
+        sentences = [f"This is sentence {i}." for i in range(number)]
+        segments = segments_of(sentences)
+        assert " ".join(segments) == " ".join(sentences)
+        assert len(segments) == min(number, MAX_SEGMENTS)
+        sizes = {segment.count("This") for segment in segments}
+        assert max(sizes) - min(sizes) <= 1
+    assert MAX_SEGMENTS + max(MAX_STEPS.values()) <= 256
+
+
+def test_what_the_context_cannot_hold_is_offered_shorter(tokenizer):
+    """Would catch an article cut silently, and an offer that does not fit either."""
+    task = get_task("summarize")
+    text = " ".join([EXAMPLES[0].replace("\n", " ")] * 30)
+    with pytest.raises(
+        TooLongError, match=r"has \d,\d\d\d words .* holds 3,584 tokens .* first \d,\d\d\d words"
+    ) as caught:
+        task.render(task.parse(text), tokenizer, annotated=True)
+    beginning = task.parse(caught.value.beginning)
+    assert len(task.render(beginning, tokenizer, annotated=True).ids) > 3400
+    assert text.startswith(caught.value.beginning)
+    assert task.beginning(text * 10, tokenizer) == caught.value.beginning
+    assert len(Summarize(max_context=8192).render(task.parse(text), tokenizer, annotated=True).ids) > 3584
+
+
+def test_task_as_the_app_uses_it(tokenizer):
+    """Would catch a task that does not keep to the interface."""
+    task = get_task("summarize")
+    problem = task.parse(EXAMPLES[0])
+    assert "".join(text for text, _ in problem.display).startswith(" The town of Ellmoor will close")
+    assert [name for _, name in problem.display] == [*range(9), None]
+    assert task.surprise(3) in EXAMPLES
+    similar = next(task.similar(problem, 0))
+    assert sorted(similar.sentences) == sorted(problem.sentences) and similar != problem
+    assert task.answer(" \n ") is None and not task.check(problem, None)
+    with pytest.raises(InputError, match="short, medium"):
+        Summarize("long")
+
+
+def test_examples_can_be_summarized(tokenizer):
+    """Would catch an example that the app offers and refuses, and sentences that are split wrongly."""
+    task = get_task("summarize")
+    assert task.examples is EXAMPLES
+    for text in EXAMPLES:
+        problem = task.parse(text)
+        assert 130 <= len(problem.text.split()) <= 900
+        assert all(segment[0].isupper() or segment[0] in '"2' for segment in problem.segments)
+        assert all(segment.endswith((".", '."')) for segment in problem.segments)
+        task.render(problem, tokenizer, annotated=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- rules
+
+
+def rules_of(tables, problem, length, annotated, copies_only=False):
+    rendered = Summarize(length).render(problem, tables.tokenizer, annotated, offset=250)
+    segments = [tables.tokenizer.encode(f" {sentence}") for sentence in problem.segments]
+    return rendered, SummaryRules(tables, rendered.ids, rendered.prompt, length, annotated, copies_only, segments)
+
+
+@pytest.mark.parametrize("copies_only", [False, True])
+@pytest.mark.parametrize("annotated", [True, False])
+@pytest.mark.parametrize("length", ["short", "medium"])
+def test_whatever_a_model_wants_its_summary_is_well_formed(tables, length, annotated, copies_only):
+    """Would catch rules that leave nothing to choose, or a way to write what they forbid."""
+    tokenizer, markers = tables.tokenizer, tables.markers
+    problem = problem_of(SENTENCES * 2)
+    for seed in range(12):
+        rng = random.Random(seed)
+        rendered, rules = rules_of(tables, problem, length, annotated, copies_only)
+        written = []
+        # What a confused model likes: a few ids again and again, markers, and now and then anything.
+        liked = [*rng.sample(range(tokenizer.vocab_size), 6), *markers.ids[:6], markers.eos, tables.separator]
+        liked += rng.sample(sorted(tables.ends), 2)
+        while not written or written[-1] != markers.eos:
+            only, banned = rules.limits()
+            pool = liked if rng.random() < 0.9 else range(tokenizer.vocab_size)
+            chosen = [i for i in pool if (only is None or i in only) and i not in banned]
+            chosen = chosen or [i for i in (only or range(tokenizer.vocab_size)) if i not in banned]
+            written.append(rng.choice(chosen))
+            rules.push(written[-1])
+            assert len(written) < 2000
+        steps = read_steps(written, rendered.prompt, tokenizer) if annotated else read_lines(written, tokenizer)
+        assert MIN_STEPS[length] <= len(steps) <= MAX_STEPS[length]
+        assert not any(step.malformed for step in steps) or not annotated
+        assert all(step.text or not annotated for step in steps)
+        reads = [read for step in steps for read in step.reads]
+        assert len(set(reads)) == len(reads)
+        if annotated:
+            tracker = Tracker(markers, rendered.prompt)
+            for token in written:
+                tracker.push(token)
+            assert tracker.num_malformed == 0
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+@pytest.mark.parametrize("copies_only", [False, True])
+def test_a_worked_summary_is_allowed(tables, problem, annotated, copies_only):
+    """Would catch rules that forbid what is taught: large first letters, two sentences in a step, quotation marks."""
+    task, steps = Summarize("short"), problem.steps
+    if not annotated:  # a plain lane's line comes from one sentence
+        steps = (
+            steps[0],
+            SummaryStep((1,), "Residents had complained for years."),
+        )
+    example = problem_of(problem.segments, "short", steps)
+    _, rules = rules_of(tables, example, "short", annotated, copies_only)
+    worked = task.render(example, tables.tokenizer, annotated, offset=250, with_steps=True)
+    for place, token in enumerate(worked.ids[worked.prompt.num_tokens :]):
+        only, banned = rules.limits()
+        assert (only is None or token in only) and token not in banned, (place, tables.tokenizer.piece(token))
+        rules.push(token)
+
+
+def test_no_sentence_begins_twice_and_no_loop(tables, problem):
+    """Would catch a summary that says the same again, or never ends."""
+    _, rules = rules_of(tables, problem, "medium", annotated=False)
+    body = tables.tokenizer.encode(" The town council voted on Tuesday to go.")
+    for token in [tables.separator, *body, tables.separator, *body[:7]]:
+        rules.push(token)
+    assert body[7] in rules.limits().banned and body[6] not in rules.limits().banned
+    _, rules = rules_of(tables, problem, "medium", annotated=False)
+    loop = body[: NGRAM - 1]
+    for token in [tables.separator, *loop, body[7], *loop]:
+        rules.push(token)
+    assert body[7] in rules.limits().banned
+    for token in itertools.islice(itertools.cycle([900, 901, 902, 903, 904, 905, 906, 907, 908]), MAX_BODY):
+        rules.push(token)
+    assert set(rules.limits().only) <= {tables.separator, tables.markers.eos}
+
+
+def test_bodies_of_copies_are_words_in_order(tables, problem):
+    """Would catch half words, words out of order, and words of a sentence that is not read."""
+    _, rules = rules_of(tables, problem, "short", annotated=True, copies_only=True)
+    encode, markers = tables.tokenizer.encode, tables.markers
+    for token in (markers.ref, markers.anchors[250], markers.anchors[254], markers.go):
+        rules.push(token)
+    allowed = set(rules.limits().only)
+    assert {encode(" The")[0], encode(" council")[0], encode(" Council")[0], encode(" Town")[0]} <= allowed
+    assert encode(" cost")[0] not in allowed
+    for token in encode(" Council"):
+        rules.push(token)
+    allowed = set(rules.limits().only)
+    assert encode(" closed")[0] != encode(" town")[0] and encode(" town")[0] not in allowed
+    assert {encode(" voted")[0], encode(" Tuesday")[0]} <= allowed
+
+
+# ------------------------------------------------------------------------------------------------------ reading it back
+
+
+@pytest.mark.parametrize(
+    ("written", "malformed"),
+    [
+        (["<|ref|>", "a0", "a9", "<|go|>", " A town.", "<|end|>"], False),
+        (["<|ref|>", "a9", "<|go|>", " A town.", "<|end|>"], True),  # reads nothing
+        (["<|ref|>", "a0", "a1", "a2", "a9", "<|go|>", " A town.", "<|end|>"], True),  # too much
+        (["<|ref|>", "a0", "a9", "<|go|>", "<|end|>"], True),  # says nothing
+        (["<|ref|>", "a77", "a9", "<|go|>", " A town.", "<|end|>"], True),  # no such sentence
+        ([" A town.", "<|end|>"], True),  # no header
+        (["<|ref|>", "a0", "a9", "<|go|>", " A town"], True),  # never ends
+    ],
+)
+def test_malformed_steps_are_flagged(tokenizer, problem, written, malformed):
+    """Would catch a broken step counted as a good one, and one that crashes the reader."""
+    markers = tokenizer.markers
+    known = {"<|ref|>": markers.ref, "<|go|>": markers.go, "<|end|>": markers.end}
+    known |= {f"a{i}": anchor for i, anchor in enumerate(markers.anchors)}
+    ids = [i for piece in written for i in ([known[piece]] if piece in known else tokenizer.encode(piece))]
+    layout = Summarize().render(problem, tokenizer, annotated=True).prompt
+    (step,) = read_steps([*ids, markers.eos], layout, tokenizer)
+    assert step.malformed == malformed
+
+
+def test_plain_lines_read_back(tokenizer):
+    """Would catch empty lines, markers and cut sentences that go unnoticed."""
+    encode, markers = tokenizer.encode, tokenizer.markers
+    steps = read_lines([*encode("\n One.\n Two"), markers.eos], tokenizer)
+    assert [(step.text, step.malformed, step.is_cut) for step in steps] == [
+        ("One.", False, False),
+        ("Two", False, True),
+    ]
+    assert [step.malformed for step in read_lines(encode("\n One.\n\n Two."), tokenizer)] == [False, True, False]
+    assert read_lines([markers.ref, *encode("\n One.")], tokenizer)[0].malformed
+    assert read_lines([markers.eos], tokenizer) == []
+
+
+def test_a_step_without_working_has_no_result_marker(tokenizer, problem):
+    """Would catch a summary's steps that spend a token on a mark that means nothing."""
+    example = Summarize().example(problem, tokenizer, with_steps=True)
+    assert tokenizer.markers.res not in render(example, tokenizer.markers).ids

@@ -1,0 +1,134 @@
+"""Which sentences a summary draws on, and how they are shortened: cases checked by hand."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score import rouge_scorer
+from rouge_score.tokenize import tokenize
+
+from training.summary_annotation import Article, align, annotate, f1
+from training.summary_shorten import shorten, text_of, tokens_of
+from training.summary_words import stems
+
+ARTICLE = (
+    "ELLMOOR (Herald) - The town council voted on Tuesday to close the old heating plant, which burns coal, in March.",
+    "Residents had complained for years about soot on their windows.",
+    "The work will cost 14 million euros, and the state pays half of it, officials said.",
+    'Councillor Ida Brandt, 54, voted against the plan, saying: "Prices may rise if the mill ever shuts down."',
+    "A network in the neighbouring town of Haven has cut heating bills by a fifth since 2021.",
+    "Engineers will begin digging in the market square in April.",
+)
+
+
+@pytest.mark.parametrize(
+    ("reference", "reads"),
+    [
+        ("Ellmoor's council votes to close its coal heating plant.", (0,)),
+        ("People complained about soot on windows.", (1,)),
+        ("Haven's network cut heating bills by a fifth.", (4,)),
+        # Half of it from one sentence, half from another.
+        ("Digging begins in the market square in April, and the state pays half of the 14 million euros.", (2, 5)),
+        ("A film festival opens in Venice with a comedy.", None),
+        ("It was so.", None),
+    ],
+)
+def test_alignment_of_hand_checked_sentences(reference, reads):
+    """Would catch a summary sentence taught from the wrong sentences, or one that no sentence supports."""
+    aligned = align(Article(ARTICLE), reference)
+    assert (aligned and aligned.reads) == reads
+
+
+def test_unsupported_sentences_are_counted_and_left_out():
+    """Would catch pairs that teach a model to make things up."""
+    found = annotate(Article(ARTICLE), ["The council votes to close the heating plant.", "Aliens land in Rome today."])
+    assert [step.reads for step in found.steps] == [(0,)]
+    assert found.num_unsupported == 1
+    assert 0.5 < found.steps[0].coverage <= 1
+
+
+def test_only_allowed_sentences_are_named():
+    """Would catch headlines and captions cited although a step could not end like them."""
+    allowed = [place != 4 for place in range(len(ARTICLE))]
+    assert align(Article(ARTICLE), "Haven's network cut heating bills by a fifth.", allowed) is None
+
+
+def test_stems_and_overlap_are_those_of_rouge_score():
+    """Would catch an oracle that maximizes something other than what is reported."""
+    scorer = rouge_scorer.RougeScorer(["rouge1"], use_stemmer=True)
+    from collections import Counter
+
+    from nltk.stem.porter import PorterStemmer
+
+    for one, other in itertools.pairwise(ARTICLE):
+        assert stems(one) == tokenize(one, PorterStemmer())
+        expected = scorer.score(one, other)["rouge1"].fmeasure
+        assert f1(Counter(stems(other)), Counter(stems(one))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "reference", "expected"),
+    [
+        (ARTICLE[0], "Council closes heating plant in March.",
+         "The town council voted to close the old heating plant, which burns coal, in March."),
+        (ARTICLE[2], "The work costs 14 million euros.", "The work will cost 14 million euros."),
+        (ARTICLE[2], "The state pays half of the 14 million euros.",
+         "The work will cost 14 million euros, and the state pays half of it."),
+        ("But the plan failed, police said on Monday.", "The plan failed.", "The plan failed, police said."),
+        ("But the whole plan failed badly, police said on Monday.", "Plan failed.", "The whole plan failed badly."),
+        # Who said it stays where the reference says so, too.
+        ("The plan failed badly, police said.", "Plan failed, police say.", "The plan failed badly, police said."),
+        ("The suspect, Richard White, 63, died after a short fight.", "The suspect, Richard White, died in a fight.",
+         "The suspect, Richard White, died after a short fight."),
+        ("Roger Stone, a friend of the president, was found guilty of lying to Congress.", "Stone guilty of lying.",
+         "Roger Stone was found guilty of lying to Congress."),
+        ("Running allowed her to promote veganism, though Oakes, who eats no meat, is keen not to preach.",
+         "She promotes veganism.", "Running allowed her to promote veganism."),
+        ("A deal by Monday, the minister added, would be too late for us.", "A deal is too late.",
+         "A deal by Monday would be too late for us."),
+        ("In Rome the police, he said, were in time, and nobody was hurt.", "In Rome nobody was hurt, he said.",
+         "In Rome the police, he said, were in time, and nobody was hurt."),
+        # Nothing is cut in doubt: a list, a quotation, a clause that leans on what would go.
+        ("He visited London, Paris and Rome.", "Visit to London.", "He visited London, Paris and Rome."),
+        ('"I want to stay for ever," she said.', "She wants to stay.", '"I want to stay for ever," she said.'),
+        ("Acme said its board had rejected the new offer.", "The board rejected the offer.",
+         "Acme said its board had rejected the new offer."),
+    ],
+)  # fmt: skip
+def test_shortening_of_hand_checked_sentences(sentence, reference, expected):
+    """Would catch cuts that lose what the reference says, or leave what is no sentence."""
+    assert shorten(sentence, reference) == expected
+
+
+def test_without_a_reference_only_a_dateline_goes():
+    """Would catch gap sentences that teach to cut at random."""
+    assert shorten(ARTICLE[0], None) == (
+        "The town council voted on Tuesday to close the old heating plant, which burns coal, in March."
+    )
+    assert shorten(ARTICLE[2], None) == ARTICLE[2]
+    assert (
+        shorten("(CNN)Good artists borrow, great artists steal.", None) == "Good artists borrow, great artists steal."
+    )
+
+
+ODD_WORDS = (
+    "The Smith , police said that which was who had a fire on Monday - -- ( ) \" after Rome and but 14 U.S. it 's"
+)
+SENTENCES = st.lists(st.sampled_from(ODD_WORDS.split()), min_size=1, max_size=30).map(
+    lambda words: " ".join(words) + "."
+)
+
+
+@given(SENTENCES, SENTENCES)
+def test_shortened_is_in_order_and_nothing_is_added(sentence, reference):
+    """Would catch a word that the source does not hold, or one out of order: the promise of the whole task."""
+    short = [token.text.lower() for token in tokens_of(shorten(sentence, reference))]
+    rest = iter([token.text.lower() for token in tokens_of(sentence)])
+    assert all(token in rest for token in short)
+
+
+@pytest.mark.parametrize("text", [*ARTICLE, "U.S. troops left.", 'He said: "No." Then (late) it ended …'])
+def test_tokens_come_back_as_text(text):
+    """Would catch marks that move or spaces that appear."""
+    assert text_of(tokens_of(text)) == text

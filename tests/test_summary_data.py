@@ -1,0 +1,214 @@
+"""Packed summaries: made from small texts, read back, laid out; and what they are measured by."""
+
+import collections
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from summary_tools import write_texts
+
+from selfspan_core.tasks.summarize import Summarize, SummaryStep, problem_of
+from selfspan_core.tasks.summarize_read import WrittenStep
+from selfspan_core.tokenizer import SpanTokenizer
+from training import summary_data
+from training.packing import pack
+from training.sources import summary_source
+from training.summary_data import EVALUATION, rows_of
+from training.summary_heldout import bodies, first_reads
+from training.summary_scores import (
+    Item,
+    baselines,
+    check_step,
+    has_repetition,
+)
+from training.summary_source import Layout, PackedSummaries, Summary, summary_examples, without_some
+
+BASE = Path(__file__).parent.parent / "assets" / "base"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SpanTokenizer.load(BASE)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The texts' folders, and what is packed of them in both forms."""
+    folder = tmp_path_factory.mktemp("summaries")
+    text, pairs = write_texts(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary_data, "LEADS_SHARE", 1.0)
+        summary_data.run(text, pairs, str(BASE), folder / "packed", "shorten", workers=1)
+        summary_data.run(None, pairs, str(BASE), folder / "rewritten", "rewrite", workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(made, tokenizer):
+    return PackedSummaries(made / "packed", tokenizer)
+
+
+def test_articles_come_back_as_text(made, packed, tokenizer):
+    """Would catch articles that lose words, and summaries given to another article."""
+    rows = {row["id"]: row for row in rows_of(made / "pairs" / "train_cnn_some.jsonl.xz")}
+    numbers = packed.of_kind("highlights").tolist()
+    assert len(numbers) > 30
+    for number in numbers:
+        summary = packed.summary(number)
+        document = int(packed._arrays["target_documents"][number])
+        sentences = [tokenizer.decode(ids.tolist()) for ids in summary.segments]
+        row = rows[packed.ids[document]]
+        assert "".join(sentences).strip() == row["article"]
+        for reads, ids in summary.steps:
+            (read,) = reads
+            text = tokenizer.decode(ids.tolist()).strip()
+            checked = check_step(WrittenStep(text, reads, False, False), sentences)
+            assert checked.is_copied and text.endswith(".")
+            assert text.split()[2] in row["summary"]
+            assert read < 3, "a highlight was taken from another sentence"
+
+
+def test_what_dev_and_test_hold_is_not_trained_on(made, packed, tokenizer):
+    """Would catch training on what is reported."""
+    held_out = PackedSummaries(made / "packed", tokenizer, "heldout")
+    assert "copy" not in [*packed.ids, *held_out.ids]
+    assert not set(packed.ids) & set(held_out.ids)
+    counts = json.loads((made / "packed" / "meta.json").read_text())["counts"]
+    assert counts["highlights: shares a passage with dev or test"] == 1
+    assert counts["highlights: of them unsupported"] == 20
+    evaluation = PackedSummaries(made / "packed", tokenizer, EVALUATION)
+    assert evaluation.ids[:3] == ["dev_cnndm/d0", "dev_cnndm/d1", "dev_cnndm/d2"]
+    assert not len(evaluation.of_kind("highlights")) and evaluation.ids[-1] == "examples/2"
+
+
+def test_rewriting_keeps_the_references_words(made, tokenizer):
+    """Would catch a rewrite adapter that is taught to copy, or taught what its sentences do not hold."""
+    rewritten = PackedSummaries(made / "rewritten", tokenizer)
+    rows = {row["id"]: row for row in rows_of(made / "pairs" / "train_cnn_some.jsonl.xz")}
+    assert len(rewritten.of_kind("highlights")) > 30 and not len(rewritten.of_kind("titles"))
+    for number in rewritten.of_kind("highlights").tolist():
+        row = rows[rewritten.ids[int(rewritten._arrays["target_documents"][number])]]
+        for _, ids in rewritten.summary(number).steps:
+            assert tokenizer.decode(ids.tolist()).strip() in row["summary"].split("\n")
+
+
+def test_ids_of_large_vocabularies_fit(tokenizer):
+    """Would catch ids beyond 65,535 that wrap around."""
+    document = summary_data.Document("d", ("One.",), (summary_data.Target("titles", (((0,), "One."),)),))
+    packed = summary_data.Packed()
+    packed.add(document, tokenizer.codec)
+    packed.tokens[0] = packed.step_tokens[0] = 151_000
+    arrays = packed.arrays(np.dtype(np.uint32))
+    assert arrays["tokens"][0] == arrays["step_tokens"][0] == 151_000 and arrays["segment_lengths"].dtype == np.uint16
+
+
+def test_titles_and_gaps_choose_sentences(packed, tokenizer):
+    """Would catch a title drawn from the wrong sentence, or gap sentences out of order or twice."""
+    titles = [packed.summary(number) for number in packed.of_kind("titles").tolist()]
+    assert len(titles) > 30 and all(summary.length == "short" for summary in titles)
+    assert collections.Counter(summary.steps[0][0] for summary in titles).most_common(1)[0][0] == (1,)
+    for number in packed.of_kind("gaps").tolist():
+        reads = [reads for reads, _ in packed.summary(number).steps]
+        assert 2 <= len(reads) <= 4 and reads == sorted(set(reads))
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_trained_on_is_what_the_task_renders(packed, tokenizer, annotated):
+    """Would catch a model that is asked for its summary in another way than it was taught to give one."""
+    number = int(packed.of_kind("highlights")[0])
+    summary = packed.summary(number)
+    decode = lambda ids: tokenizer.decode(ids.tolist()).strip()  # noqa: E731
+    steps = [SummaryStep(reads, decode(ids)) for reads, ids in summary.steps]
+    problem = problem_of([decode(ids) for ids in summary.segments], summary.length, steps)
+    expected = Summarize(summary.length).render(problem, tokenizer, annotated, offset=250, with_steps=True)
+    rendered = Layout(tokenizer, annotated).render(summary, offset=250)
+    assert (rendered.ids, rendered.runs, rendered.prompt) == (expected.ids, expected.runs, expected.prompt)
+    ranges = bodies(rendered, tokenizer.markers, None if annotated else Layout(tokenizer, False).separator)
+    texts = [tokenizer.decode(rendered.ids[start:end]).strip() for start, end in ranges]
+    assert texts == [step.text for step in steps]
+    if annotated:
+        assert [rendered.ids[start] for start, _ in first_reads(rendered, tokenizer.markers)] == [
+            tokenizer.markers.name(250, step.reads[0]) for step in steps
+        ]
+
+
+def test_stream_is_endless_shuffled_and_shared_out(packed, tokenizer):
+    """Would catch workers that see the same summaries, names that always start alike, and lanes that differ."""
+    numbers = packed.of_kind("titles")
+    shares = [list(islice(summary_examples(packed, "titles", tokenizer, True, 3, w, 2), len(numbers))) for w in (0, 1)]
+    half = len(numbers) // 2
+    texts = [{tokenizer.decode(r.ids) for r in share[:half]} for share in shares]
+    assert not texts[0] & texts[1]
+    assert len({min(r.prompt.segments) for r in shares[0]}) > 10
+    plain = next(summary_examples(packed, "titles", tokenizer, False, 3, 0, 2))
+    assert tokenizer.decode(plain.ids).replace("\n ", " ") == tokenizer.decode(shares[0][0].ids)
+    with pytest.raises(ValueError, match="no summaries of kind 'poems'"):
+        packed.of_kind("poems")
+    rows = pack(summary_source(packed, "gaps", tokenizer, True, 0.5, 0.2)(0, 0, 1), 2048, 4, 0)
+    assert next(iter(rows)).used > 1000
+
+
+def test_sentences_that_are_read_stay():
+    """Would catch steps that point at another sentence once some are left out."""
+    segments = [np.full(3, value) for value in range(40)]
+    summary = Summary(segments, [((5,), np.array([5])), ((7, 30), np.array([7, 30]))])
+    thinner = without_some(summary, 0.5, np.random.default_rng(0))
+    assert 10 < len(thinner.segments) < 32
+    for reads, body in thinner.steps:
+        assert [int(thinner.segments[read][0]) for read in reads] == body.tolist()
+    assert without_some(summary, 0.0, np.random.default_rng(0)).steps == summary.steps
+
+
+def test_data_of_another_tokenizer_is_refused(made, tokenizer, tmp_path):
+    """Would catch ids that mean something else, and a stack trace where data is missing."""
+    with pytest.raises(FileNotFoundError, match=r"python -m training\.summary_data"):
+        PackedSummaries(tmp_path, tokenizer)
+    for file in (made / "packed").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"vocab_size": 99}))
+    with pytest.raises(ValueError, match="have 99 ids, the tokenizer has 8192"):
+        PackedSummaries(tmp_path, tokenizer)
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+SENTENCES = ("The dog bit the man on Monday, police said.", "The man was 25.", "It rained.", "Nobody came to see it.")
+
+
+@pytest.mark.parametrize(
+    ("text", "reads", "expected"),
+    [
+        ("The dog bit the man.", (0,), (5, 5, True, False)),
+        ("The dog bit the man on Monday, police said.", (0,), (9, 9, True, True)),
+        ("The cat bit the man.", (0,), (5, 4, False, False)),
+        ("The man bit the dog.", (0,), (5, 5, False, False)),
+        ("The dog bit the man. The man was 25.", (1, 0), (9, 9, True, False)),
+        ("It rained.", (), (2, 2, True, True)),
+        ("It rained Monday.", (), (3, 2, False, False)),
+    ],
+)
+def test_steps_are_checked_against_what_they_read(text, reads, expected):
+    """Would catch an invented word that counts as found, and words out of order that count as copied."""
+    checked = check_step(WrittenStep(text, reads, False, False), SENTENCES)
+    assert (checked.num_words, checked.num_found, checked.is_copied, checked.is_whole) == expected
+
+
+def test_figures_of_a_lane():
+    """Would catch shares of the wrong whole."""
+    items = [
+        Item("s/1", SENTENCES, ("A dog bit a man on Monday.",)),
+        Item("s/2", SENTENCES[::-1], ("A man of 25 was bitten by the dog.",)),
+    ]
+    figures = baselines(items)
+    assert figures["oracle shortened"]["rouge1"] >= figures["oracle"]["rouge1"] > figures["lead-1"]["rouge1"]
+    assert figures["oracle"]["rouge1"] > figures["random-2"]["rouge1"]
+    assert figures["lead-3"]["mean_words"] > figures["lead-2"]["mean_words"] > figures["lead-1"]["mean_words"]
+
+
+def test_repetition():
+    """Would catch loops that go unnoticed."""
+    assert has_repetition("The dog bit the man. Then the dog bit the man again.")
+    assert not has_repetition("The dog bit the man. The man bit the dog.")

@@ -1,0 +1,211 @@
+"""Summaries end to end, tiny, on CPU: data, adapters, decoding and scores by the commands that make what ships."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from summary_tools import write_texts
+from tiny_models import save_tiny
+
+from selfspan_core.engine import Engine
+from selfspan_core.events import Token
+from selfspan_core.model import SpanModel
+from selfspan_core.tasks.summarize import Summarize
+from selfspan_core.tasks.summarize_examples import EXAMPLES
+from selfspan_core.tasks.summarize_read import read_steps
+from selfspan_core.tasks.summarize_rules import RuleTables, SummaryRules
+from training import evaluate, finetune, summary_data
+from training.batch_decode import decode_greedily
+from training.config import ConfigError, load_config
+from training.finetune import FinetuneConfig
+from training.summary_evaluate import sample_text
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "training" / "configs"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Texts, packed data in both forms, a random base and two random adapters."""
+    folder = tmp_path_factory.mktemp("summaries")
+    text, pairs = write_texts(folder)
+    base, _ = save_tiny(folder, max_context=2048, task="summarize")
+    for form in summary_data.FORMS:
+        summary_data.run(text, pairs, str(base), folder / form, form, workers=1)
+    return folder
+
+
+def config_of(made: Path, folder: Path, annotated: bool, form: str = "shorten") -> dict:
+    mixture = {"highlights": 2, "titles": 1, "gaps": 1} if form == "shorten" else {"highlights": 1}
+    return {
+        "base": str(made / "base"),
+        "task": "summarize",
+        "annotated": annotated,
+        "output": str(folder / "adapter"),
+        "run": str(folder / "run"),
+        "lora": {"rank": 2, "alpha": 4},
+        "learning_rate": 0.001,
+        "mask_off_share": 0.25 if annotated else 0.0,
+        "data": str(made / form),
+        "mixture": mixture,
+        "sentence_dropout": 0.1,
+        "loop": {
+            "steps": 2,
+            "rows_per_step": 1,
+            "micro_rows": 1,
+            "row_tokens": 1024,
+            "warmup_steps": 1,
+            "workers": 1,
+            "log_every": 1,
+            "checkpoint_every": 2,
+        },
+    }
+
+
+def run_without_texts(module: str, *words: str) -> str:
+    """Run a command as on a machine that has neither a sentence splitter nor scores."""
+    script = "import sys; sys.modules.update(dict.fromkeys(['sentencex', 'nltk', 'rouge_score'])); "
+    script += f"sys.argv[1:] = {list(words)!r}; from {module} import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("annotated", "form"), [(True, "shorten"), (False, "shorten"), (True, "rewrite")])
+def test_adapters_train_from_packed_data_alone(made, tmp_path, annotated, form):
+    """Would catch a trainer that needs texts or a splitter, an adapter that does not load, figures that are lost."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config_of(made, tmp_path, annotated, form)))
+    assert "ETA" in run_without_texts("training.finetune", "--config", str(path))
+    report = json.loads((tmp_path / "adapter" / "training.json").read_text())
+    assert report["config"]["task"] == "summarize" and report["tokens"] == 2 * 1024
+    expected = {"exact_step", "first_read", "loss"} if annotated else {"exact_step", "loss"}
+    assert {name.partition("/")[0] for name in report["heldout"]} <= expected
+    merged = SpanModel.load(made / "base", tmp_path / "adapter", "cpu", torch.float32)
+    assert merged.max_context == 2048
+
+
+def run_evaluation(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--task", "summarize", *words])
+    evaluate.main()
+
+
+def test_evaluation_end_to_end(made, tmp_path, monkeypatch):
+    """Would catch lanes decoded under wrong rules, figures that are missing, and texts that may not be copied."""
+    common = ["--base", str(made / "base"), "--data", str(made / "shorten"), "--device", "cpu", "--batch", "16"]
+    decoded, out = tmp_path / "decoded.json", tmp_path / "summarize.json"
+    settings = ["--settings", "short", "short without rules", "medium copies only"]
+    common += ["--sets", "dev_cnndm", "test_summeval", "examples"]
+    adapters = ["--adapters", str(made / "adapters")]
+    decode_only = ["--task", "summarize", *common, *adapters, *settings, "--decode-only", str(decoded)]
+    assert "span-sparse, short" in run_without_texts("training.evaluate", *decode_only)
+    readings = ["--readings", str(tmp_path / "all.md")]
+    run_evaluation(
+        monkeypatch, *common, "--pairs", str(made / "pairs"), "--decoded", str(decoded), "--out", str(out), *readings
+    )
+    results = json.loads(out.read_text())
+    assert set(results["sets"]) == {"dev_cnndm", "test_summeval", "examples"}
+    assert results["commit"] and "weights_sha256" in results and results["dtype"] == "float32"
+    for name, figures in results["sets"].items():
+        assert ("baselines" in figures) == (name != "examples")
+        for lane, by_setting in figures["lanes"].items():
+            for setting, row in by_setting.items():
+                assert ("rougeL" in row) == (name != "examples")
+                assert ("rougeL_mean" in row) == (name == "test_summeval")
+                if setting == "short without rules":
+                    continue
+                assert row["malformed_steps_percent"] == 0 and row["unfinished_percent"] == 0, (lane, setting)
+                if setting == "medium copies only":
+                    assert row["copied_or_shortened_percent"] == row["grounded_words_percent"] == 100
+                    assert 2 <= row["mean_steps"] <= 5
+                assert (row["attended_percent_of_dense"] == 100) == (lane != "span-sparse")
+    samples, everything = (tmp_path / "summarize_samples.md").read_text(), (tmp_path / "all.md").read_text()
+    rows = list(summary_data.rows_of(made / "pairs" / "dev_cnndm.jsonl.xz"))
+    assert not any(sentence in samples for row in rows for sentence in row["article"].split(". "))
+    assert any(row["summary"] in everything for row in rows)
+    assert "examples/0" in samples
+
+
+def test_baselines_need_no_model(made, tmp_path, monkeypatch):
+    """Would catch baselines that cannot be had before there are adapters."""
+    out = tmp_path / "summarize.json"
+    words = ["--base", str(made / "base"), "--data", str(made / "shorten"), "--pairs", str(made / "pairs")]
+    run_evaluation(monkeypatch, *words, "--baselines-only", "--out", str(out))
+    figures = json.loads(out.read_text())["sets"]["dev_cnndm"]
+    assert figures["baselines"]["lead-1"]["rougeL"] > 0 and "lanes" not in figures
+
+
+def test_batched_decoding_follows_the_rules_as_a_single_run_does(made):
+    """Would catch rules mixed up between rows, or applied to the wrong step's logits."""
+    model = SpanModel.load(made / "base", made / "adapters" / "summarize-span", "cpu", torch.float32)
+    tokenizer, task = model.tokenizer, Summarize("medium", max_context=2048)
+    tables = RuleTables(tokenizer)
+    sentences = task.parse(EXAMPLES[0]).segments
+    texts = [" ".join(chosen) for chosen in (sentences, sentences[3:], sentences[:4])]
+    prompts = [task.render(task.parse(text), tokenizer, annotated=True) for text in texts]
+    rules = [SummaryRules(tables, prompt.ids, prompt.prompt, "medium", True) for prompt in prompts]
+    rows = decode_greedily(model, tokenizer.markers, prompts, True, True, 700, rules)
+    for prompt, row in zip(prompts, rows, strict=True):
+        engine = Engine(model, tokenizer.markers)
+        again = SummaryRules(tables, prompt.ids, prompt.prompt, "medium", True)
+        events = engine.generate(prompt, "sparse", forced_tokens=row.ids, with_logits=True)
+        for event in events:
+            if isinstance(event, Token):
+                only, banned = again.limits()
+                logits = event.logits.clone()
+                logits[list(banned)] = -torch.inf
+                if only is not None:
+                    logits = torch.full_like(logits, -torch.inf).index_copy(0, torch.tensor(only), logits[list(only)])
+                assert logits[event.id] >= logits.max() - 1e-4
+                again.push(event.id)
+        steps = read_steps(row.ids, prompt.prompt, tokenizer)
+        assert 2 <= len(steps) <= 5 and not any(step.malformed for step in steps)
+
+
+@pytest.mark.parametrize("name", ["summarize-span", "summarize-plain", "summarize-rewrite"])
+def test_shipped_configs_load(name):
+    """Would catch a renamed key that leaves a configuration behind, and lanes that are trained differently."""
+    config = load_config(CONFIGS / f"{name}.yaml", FinetuneConfig)
+    assert config.annotated == (name != "summarize-plain") and config.task == "summarize"
+    assert (name == "summarize-rewrite") == (config.output.startswith("runs/"))
+    if name == "summarize-plain":
+        span = load_config(CONFIGS / "summarize-span.yaml", FinetuneConfig)
+        assert (config.mixture, config.data, config.lora) == (span.mixture, span.data, span.lora)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": None}, "needs data"),
+        ({"mixture": {}}, "needs data"),
+        ({"mixture": {"poems": 1}}, "the mixture names 'poems'"),
+        ({"task": "arithmetic"}, "are for the task summarize, not arithmetic"),
+        ({"sentence_dropout": 1.0}, "sentence_dropout is a share"),
+        ({"mixture": {"highlights": -1}}, "the share of 'highlights' is -1"),
+        ({"data": "/nowhere"}, "no packed summaries in /nowhere"),
+        ({"loop": {"steps": 1, "rows_per_step": 1, "micro_rows": 1, "max_intervals": 3}}, "needs 4 or more"),
+    ],
+)
+def test_bad_settings_stop_training_in_one_line(made, tmp_path, monkeypatch, capsys, change, message):
+    """Would catch a stack trace where a setting is wrong."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config_of(made, tmp_path, True) | change))
+    monkeypatch.setattr(sys, "argv", ["finetune", "--config", str(path)])
+    with pytest.raises((SystemExit, ConfigError)) as caught:
+        finetune.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and message in lines[-1], lines
+
+
+def test_samples_of_own_examples_are_shown_in_full():
+    """Would catch a samples file in which there is nothing to read."""
+    row = {"lane": "span-sparse", "setting": "short", "rougeL": None, "sentences": 3, "reads": [[0, 2]], "words": 2}
+    row |= {"copied": [True], "attended_percent": 12.4, "text": ["A <b>town</b>."], "reference": None}
+    row |= {"sources": [["One.", "Two."]]}
+    own = sample_text([row | {"article": "examples/0"}], with_texts=False)
+    assert "* A <b>town</b>." in own and "reads sentence 1 3" in own and "12 % of the keys" in own
+    assert "town" not in sample_text([row | {"article": "test_cnndm/7"}], with_texts=False)
