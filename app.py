@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
@@ -21,6 +22,7 @@ from selfspan_core.feed import Feed
 from selfspan_core.lanes import MAX_LOAD
 from selfspan_core.serving import Lane, LazySession, NotReady, public, silence_libraries, without_lists
 from selfspan_core.tasks import InputError, get_task
+from selfspan_core.tasks.summarize import MAX_SUMMARY_TOKENS, TooLongError
 
 ASSETS = Path(__file__).parent / "assets" / "app"
 LANE = {"concurrency_id": "lane", "concurrency_limit": 1}
@@ -31,17 +33,19 @@ COMPARISONS = [
     ("Same adapter, mask off and on: isolates attention", "span"),
     ("Plain adapter against span adapter: time to answer", "plain"),
 ]
+LENGTHS = [("Short: one or two sentences", "short"), ("Medium: two to five", "medium")]
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
 INTRO = """# selfspan
 **A language model that says what it needs to read, and then reads only that.** Usually a model looks back at all of the
-text so far to write each next bit (a *token*), and that takes time. Watch one model solve the same sum both ways."""
+text so far to write each next bit (a *token*), and that takes time. Watch one model do the same task both ways: solve
+a sum, or summarize an article in sentences that name their sources."""
 ALERT = {
     "html_template": '<p class="ss-alert" role="alert"></p>',
     "js_on_load": (ASSETS / "alert.js").read_text(),
     "apply_default_css": False,
-    "elem_id": "alert",
+    "elem_classes": "ss-alert-box",
 }
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
 log = logging.getLogger("selfspan")
@@ -50,32 +54,43 @@ log = logging.getLogger("selfspan")
 def build_app(session) -> gr.Blocks:
     """The page and the API around a session (anything with its `compare` and `can_load`)."""
     lane = Lane(session)
-    task = get_task("arithmetic")
     runs = itertools.count(1)
     newest: dict[str, int] = {}  # a tab's newest run: an older one that still runs gives way within a tick
 
-    def check(text: str, adapter: str, max_new_tokens: int, load: int, request: gr.Request):
+    def check(task: str, text: str, settings: dict, request: gr.Request):
         """Bad input: the reason, and nothing else changes. Good input: a job for `stream`."""
         number = next(runs)
         try:
-            task.parse(text or "")
+            get_task(task).parse(text or "")
         except InputError as error:
             return json.dumps({"run": number, "message": str(error)}), gr.skip(), gr.skip()
         newest[request.session_hash] = number
-        job = {"run": number, "text": text, "adapter": adapter, "max_new_tokens": max_new_tokens, "load": load}
-        return None, Feed(str(number)).note("waiting"), job
+        return (
+            None,
+            Feed(str(number)).note("waiting"),
+            {"run": number, "task": task, "text": text, "settings": settings},
+        )
+
+    def check_expression(text: str, adapter: str, max_new_tokens: int, load: int, request: gr.Request):
+        settings = {"adapter": adapter, "max_new_tokens": max_new_tokens, "load": load}
+        return check("arithmetic", text, settings, request)
+
+    def check_article(text: str, adapter: str, length: str, request: gr.Request):
+        settings = {"adapter": adapter, "max_new_tokens": MAX_SUMMARY_TOKENS, "length": length}
+        return check("summarize", text, settings, request)
 
     def stream(job: dict, request: gr.Request) -> Iterator[str]:
         tab, feed = request.session_hash, Feed(str(job["run"]))
         try:
             if newest.get(tab) == job["run"]:
                 yield feed.note("starting")
-                settings = (job["adapter"], job["max_new_tokens"])
-                with closing(lane.compare(task.name, job["text"], *settings, load=job["load"])) as ticks:
+                with closing(lane.compare(job["task"], job["text"], **job["settings"])) as ticks:
                     for tick in ticks:
                         yield feed.add(tick)
                         if newest.get(tab) != job["run"]:
                             break
+        except TooLongError as error:
+            yield feed.note("failed", str(error), beginning=error.beginning)
         except (InputError, NotReady) as error:
             yield feed.note("failed", str(error))
         except Exception as error:
@@ -94,20 +109,24 @@ def build_app(session) -> gr.Blocks:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        length: str = "medium",
     ) -> Iterator[dict]:
-        """Solve one input in both lanes. Streams one object per tick and ends with the summary.
+        """Answer one input in both lanes. Streams one object per tick and ends with how they compare.
 
         Args:
-            task: arithmetic.
-            text: the expression.
+            task: arithmetic or summarize.
+            text: the expression, or the article.
             adapter: span (the same adapter, mask off and on) or plain (the plain adapter against the span adapter).
             max_new_tokens: the most tokens that a lane may write.
             load: requests that each lane answers at once, 1 to 64; more than 1 needs a CUDA GPU.
             temperature: 0 is greedy, above it tokens are sampled.
             top_p: sample only from the likeliest tokens that hold this share of the probability, above 0, at most 1.
             seed: of the sampling.
+            length: of a summary, short or medium.
         """
         settings = {"load": load, "temperature": temperature, "top_p": top_p, "seed": seed}
+        if task == "summarize":
+            settings["length"] = length
         try:
             with closing(lane.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
                 yield from map(without_lists, ticks)
@@ -135,42 +154,11 @@ def build_app(session) -> gr.Blocks:
 
     with gr.Blocks(title="selfspan", analytics_enabled=False) as demo:
         gr.Markdown(INTRO)
-        examples = [[text] for text in task.examples]
-        labels = [f"{len(re.findall(r'[0-9]+', text))} numbers" for text in task.examples]
-        with gr.Column(elem_id="ask"):
-            box = gr.Textbox(
-                value=task.examples[len(examples) // 2],
-                label="Arithmetic expression",
-                placeholder="79*36+63",
-                info="2 to 64 numbers from 0 to 99, with + − × ÷ and parentheses. Enter runs it.",
-                lines=1,
-                max_lines=4,
-                elem_id="expression",
-            )
-            alert = gr.HTML(**ALERT)
-            with gr.Row(elem_id="actions"):
-                with gr.Row(elem_id="buttons"):
-                    run = gr.Button("Run", variant="primary", elem_id="run", min_width=90)
-                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
-                    surprise = gr.Button("Surprise me", elem_id="surprise", min_width=120)
-                with gr.Column(min_width=320):
-                    gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
-            with gr.Row(elem_id="options"):
-                comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
-                load = gr.Slider(
-                    1,
-                    MAX_LOAD,
-                    1,
-                    step=1,
-                    label=LOAD_LABEL,
-                    info=NO_LOAD_INFO,
-                    interactive=False,
-                    elem_id="load",
-                    scale=2,
-                    min_width=260,
-                )
-                with gr.Column(scale=1, min_width=200), gr.Accordion("Advanced", open=False):
-                    limit = gr.Slider(16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane")
+        with gr.Tabs(elem_id="tasks"):
+            with gr.Tab("Arithmetic", id="arithmetic"):
+                sums = ask_expression()
+            with gr.Tab("Articles", id="summarize"):
+                articles = ask_article()
         race = gr.HTML(
             html_template=(ASSETS / "race.html").read_text(),
             js_on_load=(ASSETS / "race.js").read_text(),
@@ -178,17 +166,102 @@ def build_app(session) -> gr.Blocks:
             elem_id="race",
         )
         job = gr.State()
-        surprise.click(lambda: task.surprise(random.randrange(2**31)), None, box, queue=False, **HIDDEN)
-        gr.on([run.click, box.submit], check, [box, comparison, limit, load], [alert, race, job], **AT_ONCE, **HIDDEN)
+        begins = [sums.run.click, sums.box.submit]
+        gr.on(begins, check_expression, sums.inputs, [sums.alert, race, job], **AT_ONCE, **HIDDEN)
+        articles.run.click(check_article, articles.inputs, [articles.alert, race, job], **AT_ONCE, **HIDDEN)
         streaming = job.change(stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)
         streaming.failure(lambda: Feed("").note("halted"), None, race, queue=False, **HIDDEN)
-        stop.click(halt, None, race, queue=False, **HIDDEN)
-        # What was wrong with the last input says nothing of the next.
-        box.change(None, None, alert, js="() => null", **HIDDEN)
+        for asked in (sums, articles):
+            asked.stop.click(halt, None, race, queue=False, **HIDDEN)
+            # What was wrong with the last input says nothing of the next.
+            asked.box.change(None, None, asked.alert, js="() => null", **HIDDEN)
         gr.api(compare, api_name="compare", **LANE)
-        demo.load(offer_load, None, load, **AT_ONCE, **HIDDEN)
+        demo.load(offer_load, None, sums.load, **AT_ONCE, **HIDDEN)
         demo.unload(forget)
     return demo.queue(max_size=32)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A tab's controls: `inputs` are what a run is made of, the text first."""
+
+    box: gr.Textbox
+    alert: gr.HTML
+    run: gr.Button
+    stop: gr.Button
+    inputs: list
+    load: gr.Slider | None = None
+
+
+def ask_expression() -> Asked:
+    """The tab for arithmetic; inside a `gr.Tab`."""
+    task = get_task("arithmetic")
+    examples = [[text] for text in task.examples]
+    labels = [f"{len(re.findall(r'[0-9]+', text))} numbers" for text in task.examples]
+    with gr.Column(elem_id="ask"):
+        box = gr.Textbox(
+            value=task.examples[len(examples) // 2],
+            label="Arithmetic expression",
+            placeholder="79*36+63",
+            info="2 to 64 numbers from 0 to 99, with + − × ÷ and parentheses. Enter runs it.",
+            lines=1,
+            max_lines=4,
+            elem_id="expression",
+        )
+        alert = gr.HTML(**ALERT, elem_id="alert")
+        with gr.Row(elem_classes="ss-actions"):
+            with gr.Row(elem_classes="ss-buttons"):
+                run = gr.Button("Run", variant="primary", elem_id="run", min_width=90)
+                stop = gr.Button("Stop", elem_id="stop", elem_classes="ss-stop", min_width=80)
+                surprise = gr.Button("Surprise me", elem_id="surprise", min_width=120)
+            with gr.Column(min_width=320):
+                gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
+        with gr.Row(elem_classes="ss-options"):
+            comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
+            load = gr.Slider(
+                1,
+                MAX_LOAD,
+                1,
+                step=1,
+                label=LOAD_LABEL,
+                info=NO_LOAD_INFO,
+                interactive=False,
+                elem_id="load",
+                scale=2,
+                min_width=260,
+            )
+            with gr.Column(scale=1, min_width=200), gr.Accordion("Advanced", open=False):
+                limit = gr.Slider(16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane")
+    surprise.click(lambda: task.surprise(random.randrange(2**31)), None, box, queue=False, **HIDDEN)
+    return Asked(box, alert, run, stop, [box, comparison, limit, load], load)
+
+
+def ask_article() -> Asked:
+    """The tab for articles; inside a `gr.Tab`."""
+    task = get_task("summarize")
+    examples = [[text] for text in task.examples]
+    labels = [f"{len(text.split())} words" for text in task.examples]
+    with gr.Column(elem_id="ask-article"):
+        box = gr.Textbox(
+            value=task.examples[1],
+            label="Article",
+            placeholder="Paste an English article.",
+            info="Plain English text, from 30 words up to what the model can hold (some 2,000 words).",
+            lines=6,
+            max_lines=10,
+            elem_id="article",
+        )
+        alert = gr.HTML(**ALERT, elem_id="alert-article")
+        with gr.Row(elem_classes="ss-actions"):
+            with gr.Row(elem_classes="ss-buttons"):
+                run = gr.Button("Summarize", variant="primary", elem_id="run-article", min_width=90)
+                stop = gr.Button("Stop", elem_id="stop-article", elem_classes="ss-stop", min_width=80)
+            with gr.Column(min_width=320):
+                gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
+        with gr.Row(elem_classes="ss-options"):
+            comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
+            length = gr.Radio(LENGTHS, value="medium", label="Length of the summary", scale=2)
+    return Asked(box, alert, run, stop, [box, comparison, length])
 
 
 def launch(demo: gr.Blocks, **options):

@@ -30,6 +30,7 @@ MAX_REASONS = 50
 EPILOG = """examples:
   echo '79*36+63' | python -m selfspan_core run
   python -m selfspan_core run --attention both --adapter plain --input expressions.txt --json
+  python -m selfspan_core run --task summarize --length short --input article.txt
 
 figures: seconds is the lane's own clock, prefill included; tokens_per_second is its speed after the first token;
 with --load, total_tokens_per_second is that of all the lane's requests together, by the time of its steps
@@ -44,11 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="solve inputs with dense attention, self-selected attention, or both side by side",
-        description="Solves one input per line and prints worked steps, answer and speed of each lane.",
+        description="Solves one expression per line, or summarizes an article (--task summarize: all of the input); "
+        "prints worked steps, answer and speed of each lane.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    run.add_argument("--task", default=TASK_NAMES[0], help=f"what the lines are: {', '.join(TASK_NAMES)}")
+    run.add_argument("--task", default=TASK_NAMES[0], help=f"what the input is: {', '.join(TASK_NAMES)}")
+    run.add_argument("--length", help="of a summary: short (one or two sentences) or medium (default: two to five)")
     run.add_argument("--attention", default="both", help="dense, sparse, or both as a race (default)")
     run.add_argument(
         "--adapter",
@@ -126,10 +129,10 @@ def run(arguments: argparse.Namespace) -> int:
             with closing(session.stream(prepared)) as ticks:
                 show(ticks, is_first=number == 0)
         except LaneError as error:
-            print(f"error: line {lines[number][0]}: {error}", file=sys.stderr)
+            print(f"error: {place(lines[number][0])}{error}", file=sys.stderr)
             return EXIT_FAILED
         except ImplUnavailable as error:  # so many rows do not fit, which shows when they are made
-            print(f"error: line {lines[number][0]}: {error}", file=sys.stderr)
+            print(f"error: {place(lines[number][0])}{error}", file=sys.stderr)
             return EXIT_BAD_INPUT
     return 0
 
@@ -152,7 +155,7 @@ def checked_lines(arguments: argparse.Namespace) -> list[tuple[int, str]]:
         BadInput: a setting or any line is bad; `reasons` has every bad line.
     """
     try:
-        task = get_task(arguments.task)
+        task = get_task(arguments.task, arguments.length)
         lane_specs(arguments.attention, arguments.adapter)
         check_temperature(arguments.temperature)
         check_top_p("--top-p", arguments.top_p)
@@ -162,20 +165,34 @@ def checked_lines(arguments: argparse.Namespace) -> list[tuple[int, str]]:
             check_int("--max-new-tokens", arguments.max_new_tokens, 1, MAX_SEED)
     except InputError as error:
         raise BadInput(str(error)) from None
-    lines = decoded_lines(read_input(arguments.input))
+    if arguments.input is None and task.is_line:
+        prompt = "Type one expression per line, then Ctrl-D."
+    else:
+        prompt = "Paste an article, then Ctrl-D."
+    data = read_input(arguments.input, prompt)
+    lines = decoded_lines(data) if task.is_line else [(0, decoded_text(data))]
     reasons = []
     for number, text in lines:
         try:
             task.parse(text)
         except InputError as error:
-            reasons.append(f"line {number}: {error}")
+            reasons.append(f"{place(number)}{error}")
     if reasons:
         raise BadInput(*reasons)
     return lines
 
 
-def read_input(path: str | None) -> bytes:
-    """All of a file, or of standard input. Raises BadInput if it cannot be read."""
+def place(number: int) -> str:
+    """Where in the input something is: its line, if lines are what is in it (numbers from 1; 0 is all of it)."""
+    return f"line {number}: " if number else ""
+
+
+def read_input(path: str | None, prompt: str) -> bytes:
+    """All of a file, or of standard input; `prompt` tells who types it what to do.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
     if path is not None and path != "-":
         try:
             return Path(path).read_bytes()
@@ -185,8 +202,16 @@ def read_input(path: str | None) -> bytes:
     if sys.stdin is None:
         raise BadInput("there is no standard input; use --input FILE")
     if sys.stdin.isatty():
-        print("Type one expression per line, then Ctrl-D.", file=sys.stderr)
+        print(prompt, file=sys.stderr)
     return sys.stdin.buffer.read()
+
+
+def decoded_text(data: bytes) -> str:
+    """All of the input as one text. Raises BadInput on bytes that are not UTF-8."""
+    try:
+        return data.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"not UTF-8 text (byte {error.start + 1})") from None
 
 
 def decoded_lines(data: bytes) -> list[tuple[int, str]]:
@@ -249,11 +274,12 @@ def prepare_all(session: "Session", lines: list[tuple[int, str]], arguments: arg
                 arguments.top_p,
                 arguments.seed,
                 arguments.load,
+                arguments.length,
             )
         except (SettingError, ModelError, ImplUnavailable) as error:
             raise BadInput(str(error)) from None
         except InputError as error:
-            reasons.append(f"line {number}: {error}")
+            reasons.append(f"{place(number)}{error}")
         else:
             runs.append(prepared)
     if reasons:
@@ -299,9 +325,15 @@ def text_report(
     if is_first:
         load = f", {start['load']} requests at once" if "load" in start else ""
         yield f"{start['title']}{load} ({start['device']})"
+        if "rules" in start:
+            yield start["rules"]
     yield ""
-    yield printable(start["input"])
-    if any(lane["adapter"] == "span" for lane in start["lanes"]):
+    is_article = start["expected"] is None
+    if is_article:
+        yield from (f"  {part['name']}: {printable(part['text'].strip())}" for part in start["prompt"] if part["name"])
+    else:
+        yield printable(start["input"])
+    if not is_article and any(lane["adapter"] == "span" for lane in start["lanes"]):
         named = (f"{part['name']}:{part['text']}" if part["name"] else part["text"] for part in start["prompt"])
         yield f"  names: {printable(' '.join(named))}"
     for lane in start["lanes"]:
@@ -310,7 +342,7 @@ def text_report(
         for index, step in enumerate(result["steps"]):
             flag = " (malformed)" if index in malformed[lane["id"]] else ""
             head = f"{step['name']} from {', '.join(step['reads']) or 'nothing'}: " if step["name"] else ""
-            yield f"    {head}{printable(step['text'])}{flag}"
+            yield f"    {head}{printable(step['text'].strip())}{flag}"
         yield f"    {answer_line(result, figures)}"
         yield f"    {figures_line(figures)}"
         if figures.get("total_tokens_per_second"):
@@ -319,14 +351,17 @@ def text_report(
 
 
 def answer_line(result: dict[str, Any], figures: dict[str, Any]) -> str:
-    """The answer and whether it is right."""
+    """The answer and whether it is right; a summary is neither right nor wrong."""
+    if result["correct"] is None and result["answer"] is not None:
+        return f"summary: {printable(result['answer'])}"
     if result["correct"]:
         return f"answer: {printable(result['answer'])} (right)"
-    expected = printable(result["expected"])
-    if result["answer"] is not None:
-        return f"answer: {printable(result['answer'])} (wrong, expected {expected})"
+    if result["answer"] is not None and result["correct"] is not None:
+        return f"answer: {printable(result['answer'])} (wrong, expected {printable(result['expected'])})"
     why = "" if figures["finish"] == "eos" else f", cut off after {figures['tokens']} tokens"
-    return f"answer: none{why} (expected {expected})"
+    if result["correct"] is None:
+        return f"summary: none{why}"
+    return f"answer: none{why} (expected {printable(result['expected'])})"
 
 
 def figures_line(figures: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from selfspan_core.impls import CAPTURED, require_impl
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
 from selfspan_core.readers import make_reader
+from selfspan_core.rules import Rules, narrow
 
 MAX_OTHER_PROMPT = 1024
 """Tokens of the prompts that are answered beside a shown one; they come one by one, so their rows are made for it."""
@@ -51,6 +52,7 @@ class Engine:
         seed: int = 0,
         forced_tokens: Sequence[int] | None = None,
         with_logits: bool = False,
+        rules: Rules | None = None,
     ) -> Iterator[Event]:
         """Answer a prompt, one event at a time.
 
@@ -67,6 +69,7 @@ class Engine:
             seed: of the run's own random generator.
             forced_tokens: write these ids instead of drawing, for tests and measurements.
             with_logits: attach to each Token the logits that it was drawn from; not where `impl` is "captured".
+            rules: what may be written next, id by id; not where `impl` is "captured". Of this run alone.
 
         Returns:
             The events: Prefilled, then per token Token and its news, then Finished. Arguments are checked before the
@@ -83,10 +86,12 @@ class Engine:
         if impl == CAPTURED:
             if with_logits:
                 raise ValueError("with_logits: a captured step keeps no logits")
+            if rules is not None:
+                raise ValueError("rules: a captured step draws on the device, several ids ahead of the host")
             request = Request(prompt, annotated, room, temperature, top_p, seed, forced_tokens)
             rows = self._batch_engines.get(attention, 1, prompt.prompt.num_tokens + room)
             return events_of_first(rows, [request])
-        draw = _Draw(self.model.device, temperature, top_p, seed, forced_tokens)
+        draw = _Draw(self.model.device, temperature, top_p, seed, forced_tokens, rules)
         account = Account(self.markers, prompt.prompt, annotated, attention == "dense")
         run = _Run(self.model, account, attention, impl, draw, with_logits)
         return run.events(prompt.ids[: prompt.prompt.num_tokens], room)
@@ -155,14 +160,21 @@ class Engine:
 
 
 class _Draw:
-    """Logits to the next id: greedy, sampled from an own random generator, or replayed."""
+    """Logits to the next id: greedy, sampled from an own random generator, or replayed; within rules, if any."""
 
     def __init__(
-        self, device: torch.device, temperature: float, top_p: float, seed: int, forced: Sequence[int] | None
+        self,
+        device: torch.device,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        forced: Sequence[int] | None,
+        rules: Rules | None,
     ) -> None:
         self._device = device
         self._temperature, self._top_p = temperature, top_p
         self._forced = iter(forced) if forced is not None else None
+        self._rules = rules
         self._generator = None if sampling.is_greedy(temperature) else torch.Generator(device).manual_seed(seed)
 
     def __call__(self, logits: torch.Tensor) -> tuple[int, torch.Tensor]:
@@ -172,12 +184,17 @@ class _Draw:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             return token, torch.tensor([[token]], device=self._device)
+        if self._rules is not None:
+            logits = narrow(logits, self._rules.limits())
         if self._generator is None:
             ids = logits.argmax().view(1, 1)
         else:
             probabilities = sampling.probabilities(logits, self._temperature, self._top_p)
             ids = torch.multinomial(probabilities, 1, generator=self._generator).view(1, 1)
-        return ids.item(), ids
+        token = ids.item()
+        if self._rules is not None:
+            self._rules.push(token)
+        return token, ids
 
 
 class _Run:

@@ -85,6 +85,6 @@ class Feed:
             payload["lanes"] = {name: lane.payload(self._number, full) for name, lane in self._lanes.items()}
         return dumps(payload)
 
-    def note(self, kind: str, message: str = "") -> str:
+    def note(self, kind: str, message: str = "", **more: str) -> str:
         """A payload without content: the run is `waiting`, `starting`, `halted` or has `failed`."""
-        return dumps({"run": self._run, "kind": kind, "message": message})
+        return dumps({"run": self._run, "kind": kind, "message": message, **more})

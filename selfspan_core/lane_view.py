@@ -316,7 +316,10 @@ class LaneView:
         return {"load": self.load, "total_tokens_per_second": self.total_tokens_per_second}
 
     def result(self, task: Task, problem: Problem) -> dict[str, Any]:
-        """The lane's outcome. Only a sequence that the model ended itself has an answer; a cut one has none."""
+        """The lane's outcome. Only a sequence that the model ended itself has an answer; a cut one has none.
+
+        Where no answer is the right one, `expected` and `correct` are None.
+        """
         answer = task.answer(self.output) if self.finish == "eos" else None
         return {
             "input": problem.text,
@@ -324,8 +327,8 @@ class LaneView:
             "adapter": self.spec.adapter,
             "output": self.output,
             "answer": answer,
-            "expected": problem.expected,
-            "correct": task.check(problem, answer),
+            "expected": problem.expected if task.has_right_answer else None,
+            "correct": task.check(problem, answer) if task.has_right_answer else None,
             "tokens": self.num_tokens,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,

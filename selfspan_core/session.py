@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from selfspan_core.engine import Engine
 from selfspan_core.events import Event
+from selfspan_core.impls import CAPTURED
 from selfspan_core.lane_view import LaneView
 from selfspan_core.lanes import (
     TITLES,
@@ -84,6 +85,7 @@ class Session:
         top_p: float = 1.0,
         seed: int = 0,
         load: int = 1,
+        length: Literal["short", "medium"] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Race dense against self-selected attention on one input.
 
@@ -101,6 +103,8 @@ class Session:
             top_p: sample only from the likeliest tokens that hold so much of the probability; 1: from all.
             load: requests that each lane answers at once: this input, and others of about its size, made up from the
                 seed, the same ones in both lanes. Above 1, start, ticks, results and end have figures of all of them.
+                A task whose decoding is held to rules answers one at a time.
+            length: of a summary; None: medium. Other tasks have none.
 
         Returns:
             The dicts of the run. Everything is checked before this returns.
@@ -109,7 +113,7 @@ class Session:
             InputError: the input cannot be used; the message is meant for the user.
             ModelError: a model is missing.
         """
-        run = self.prepare(task, text, "both", adapter, max_new_tokens, temperature, top_p, seed, load)
+        run = self.prepare(task, text, "both", adapter, max_new_tokens, temperature, top_p, seed, load, length)
         return self.stream(run, tick_seconds)
 
     def prepare(
@@ -123,6 +127,7 @@ class Session:
         top_p: float = 1.0,
         seed: int = 0,
         load: int = 1,
+        length: Literal["short", "medium"] | None = None,
     ) -> Run:
         """Check one input, cheapest check first, and load what its run needs. Arguments and errors: see `compare`.
 
@@ -132,12 +137,14 @@ class Session:
         for name, value in (("task", task), ("input", text)):
             if not isinstance(value, str):
                 raise InputError(f"The {name} is a text, not {brief(value)}.")
-        known_task = get_task(task)
+        known_task = get_task(task, length)
         specs = lane_specs(attention, adapter)
         temperature = check_temperature(temperature)
         top_p = check_top_p("top_p", top_p)
         seed = check_int("seed", seed, 0, 2**63 - 1)
         load = check_load("load", load, self.can_load, self._models.device_name)
+        if load > 1 and known_task.rules_text:
+            raise InputError(f"The task {known_task.name} answers one request at a time: load is 1, not {load}.")
         problem = known_task.parse(text)
         lanes = []
         for spec in specs:
@@ -197,7 +204,13 @@ class Session:
             "seed": run.seed,
         }
         if run.load == 1:
-            return lane.engine.generate(lane.prompt, impl=self._models.impl, **settings)
+            rules = run.task.rules(lane.prompt, self._models.tokenizer, lane.spec.annotated)
+            impl = self._models.impl
+            if rules is not None and impl == CAPTURED:
+                # The host has to see every id before the next is drawn.
+                impl = "cuda"
+            held_to = {} if rules is None else {"rules": rules}
+            return lane.engine.generate(lane.prompt, impl=impl, **held_to, **settings)
         return lane.engine.generate_among(lane.prompt, self._others(run, lane), run.load, **settings)
 
     def _others(self, run: Run, lane: _Lane) -> Iterator[Rendered]:
@@ -220,14 +233,16 @@ class Session:
                 {"id": spec.id, "label": spec.label, "attention": spec.attention, "adapter": spec.adapter}
                 for spec in specs
             ],
-            "expected": run.problem.expected,
+            "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_name,
+            **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({} if run.load == 1 else {"load": run.load}),
         }
 
     def _end(self, run: Run, views: dict[str, LaneView]) -> dict[str, Any]:
         results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}
-        end = {"kind": "end", "input": run.problem.text, "expected": run.problem.expected, "lanes": results}
+        expected = run.problem.expected if run.task.has_right_answer else None
+        end = {"kind": "end", "input": run.problem.text, "expected": expected, "lanes": results}
         return {**end, **_figures(results, views, run.adapter), **_load_figures(run, views)}
 
 

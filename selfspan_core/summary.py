@@ -34,6 +34,29 @@ def percent(share: float) -> str:
     return f"{value:.0f} %"
 
 
+def has_right_answer(results: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether answers are right or wrong; of summaries none is."""
+    return all(result["correct"] is not None for result in results.values())
+
+
+def sentences(result: Mapping[str, Any]) -> str:
+    """How long a summary is; "none" where there is none."""
+    if result["answer"] is None:
+        return "none"
+    count = len(result["steps"])
+    return f"{count} sentence{'s' * (count != 1)}"
+
+
+def summaries(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What lanes wrote that has no right answer."""
+    lengths = {lane: sentences(result) for lane, result in results.items()}
+    if len(lengths) == 1:
+        return f"the summary: {next(iter(lengths.values()))}"
+    if len({result["answer"] for result in results.values()}) == 1:
+        return f"both summaries are the same: {next(iter(lengths.values()))}"
+    return "; ".join(f"the {NAMES[lane]} summary: {length}" for lane, length in lengths.items())
+
+
 def lane_verdict(result: Mapping[str, Any]) -> str:
     """Right or wrong, and what was wrong."""
     if result["correct"]:
@@ -45,6 +68,8 @@ def lane_verdict(result: Mapping[str, Any]) -> str:
 
 def verdict(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The answers of all lanes in words."""
+    if not has_right_answer(results):
+        return summaries(results)
     verdicts = {lane: lane_verdict(result) for lane, result in results.items()}
     if len(verdicts) == 1:
         return f"the answer is {next(iter(verdicts.values()))}"

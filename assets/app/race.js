@@ -40,12 +40,42 @@ const percent = (share) => {
   return `${(100 * share).toFixed(digits)}\u202f%`;
 };
 const times = (speedup) => (speedup ? `${rounded(speedup)}×` : "–");
-const brief = (text) => (text.length > 12 ? `${text.slice(0, 11)}…` : text);
+const brief = (text, most = 12) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
 
-class Pane {
-  constructor(root, lane) {
+// An article that both panes read: shown once, beside them. Its sentences are lit by the self-selected lane, and by
+// whichever sentence of a summary somebody looks at.
+class Article {
+  constructor(root) {
     this.root = root;
+    this.box = find(root, ".ss-article-text");
+    this.segments = new Map();
+  }
+
+  start(prompt) {
+    this.segments.clear();
+    this.box.replaceChildren();
+    this.box.scrollTop = 0;
+    this.root.classList.remove("focus", "everything", "peek");
+    for (const part of prompt) {
+      if (part.name === null) continue;
+      const segment = make("span", "ss-seg");
+      segment.append(make("span", "ss-chip", part.name), part.text.trim());
+      segment.dataset.name = part.name;
+      this.segments.set(part.name, segment);
+      this.box.append(segment, " ");
+    }
+  }
+
+  stage(name, on) {
+    this.root.classList.toggle(name, on);
+  }
+}
+
+class Pane {
+  constructor(root, lane, article) {
+    this.root = root;
+    this.article = article;
     this.lane = lane;
     this.prompt = find(root, ".ss-prompt");
     this.scroll = find(root, ".ss-scroll");
@@ -53,8 +83,10 @@ class Pane {
     this.caption = find(root, ".ss-caption");
     this.caption.id = `ss-caption-${lane}`;
     this.follow = find(root, ".ss-follow");
+    this.copy = find(root, ".ss-copy");
     this.following = true;
     this.streaming = false;
+    this.task = "arithmetic";
     this.figures = {};
     root.dataset.lane = lane;
     for (const node of root.querySelectorAll("[data-figure]")) this.figures[node.dataset.figure] = node;
@@ -77,6 +109,7 @@ class Pane {
 
   start(lane, { prompt, task, load = 1 }) {
     this.clear();
+    this.task = task;
     this.typeset = (text) => (task === "arithmetic" ? text.replace(/[*/-]/g, (sign) => SIGNS[sign]) : text);
     this.dense = lane.attention === "dense";
     this.annotated = lane.adapter !== "plain";
@@ -94,7 +127,9 @@ class Pane {
     const box = this.prompt;
     box.replaceChildren();
     box.scrollTop = 0;
-    for (const part of prompt) {
+    this.copy.hidden = true;
+    if (this.isSummary && this.annotated) this.segments = new Map(this.article.segments);
+    for (const part of this.isSummary ? [] : prompt) {
       if (part.name === null || !this.annotated) {
         box.append(make("span", "ss-op", this.typeset(part.text)));
         continue;
@@ -110,6 +145,10 @@ class Pane {
     this.streaming = true;
     this.follow.hidden = true;
     this.say("");
+  }
+
+  get isSummary() {
+    return this.task === "summarize";
   }
 
   // One lane of a payload: items from index `from` on (many of them known already), changed steps, figures.
@@ -241,6 +280,10 @@ class Pane {
     this.root.classList.toggle("focus", focused);
     const everything = this.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
     this.root.classList.toggle("everything", everything);
+    if (this.isSummary && !this.dense) {
+      this.article.stage("focus", focused);
+      this.article.stage("everything", everything);
+    }
     this.root.dataset.reading = focused ? reading.join(" ") : "";
     const name = this.line?.name ?? "a step";
     if (this.dense) this.say(phase === "done" ? "" : "every token reads everything before it");
@@ -260,12 +303,12 @@ class Pane {
     const fresh = [...wanted].filter((node) => !this[field].has(node));
     for (const node of fresh) node.classList.add(className);
     this[field] = wanted;
-    this.reveal(fresh.filter((node) => node.parentNode === this.prompt));
+    const box = this.isSummary ? this.article.box : this.prompt;
+    this.reveal(box, fresh.filter((node) => node.parentNode === box));
   }
 
-  // On a small screen the expression scrolls: bring what is lit into sight, the first of them for certain.
-  reveal(literals) {
-    const box = this.prompt;
+  // Where the prompt scrolls: bring what is lit into sight, the first of it for certain.
+  reveal(box, literals) {
     if (!literals.length || box.scrollHeight <= box.clientHeight) return;
     for (const node of literals.reverse()) {
       const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
@@ -286,23 +329,31 @@ class Pane {
     this.peeking = node;
     const wanted = new Set();
     this.root.classList.toggle("peek", node !== null);
-    this.root.classList.toggle("peek-all", node !== null && this.dense);
+    // A summary's sentence shows what it is drawn from, in the dense lane too, which reads everything besides.
+    const readsAll = this.dense && !(this.isSummary && this.annotated);
+    this.root.classList.toggle("peek-all", node !== null && readsAll);
     for (const earlier of this.steps.querySelectorAll(".before")) earlier.classList.remove("before");
     if (node) {
       node.classList.add("peeking");
       const record = this.records.get(Number(node.dataset.step));
       const reads = record?.reads ?? JSON.parse(node.dataset.reads ?? "[]");
-      const everything = this.dense || node.classList.contains("malformed");
+      const everything = readsAll || node.classList.contains("malformed");
       if (everything) {
         for (let e = node.previousElementSibling; e; e = e.previousElementSibling) e.classList.add("before");
       } else {
         for (const name of reads) if (this.segments.has(name)) wanted.add(this.segments.get(name));
       }
-      const title = `Step ${node.dataset.name || node.dataset.line}`;
-      const what = everything ? "everything before it" : list([...this.named(reads), "itself"]);
-      this.caption.textContent = `${title} read ${what}`;
+      const title = `${this.isSummary ? "Sentence" : "Step"} ${node.dataset.name || node.dataset.line}`;
+      if (this.isSummary && this.dense && !everything) {
+        this.caption.textContent = `${title} is drawn from ${list(reads)}; attention read everything`;
+      } else {
+        const what = everything ? "everything before it" : list([...this.named(reads), "itself"]);
+        this.caption.textContent = `${title} read ${what}`;
+      }
+      if (this.isSummary) this.article.stage("peek", !everything);
     } else {
       this.caption.textContent = this.liveCaption;
+      if (this.isSummary) this.article.stage("peek", false);
     }
     this.swap("peeked", wanted, "peeked");
   }
@@ -312,6 +363,7 @@ class Pane {
     this.streaming = false;
     this.follow.hidden = true;
     this.root.classList.remove("focus", "everything");
+    if (this.isSummary && !this.dense) this.article.root.classList.remove("focus", "everything");
     this.swap("lit", new Set(), "lit");
     find(this.steps, ".current")?.classList.remove("current");
     this.say(text);
@@ -319,7 +371,9 @@ class Pane {
 
   finish(result) {
     this.rest(HINT);
+    if (this.isSummary) return this.finishSummary(result);
     const right = result.correct;
+    find(this.root, ".ss-answer-label").textContent = "Answer";
     find(this.root, ".ss-verdict").hidden = false;
     find(this.root, ".ss-answer").textContent = this.typeset(result.answer ?? "none");
     const badge = find(this.root, ".ss-badge");
@@ -330,6 +384,23 @@ class Pane {
     if (this.finished === "length") notes.push("ran out of new tokens");
     if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
     find(this.root, ".ss-note").textContent = notes.join(" · ");
+  }
+
+  // Of summaries none is the right one.
+  finishSummary(result) {
+    const count = this.steps.childElementCount;
+    find(this.root, ".ss-answer-label").textContent = "Summary";
+    find(this.root, ".ss-verdict").hidden = false;
+    const badge = find(this.root, ".ss-badge");
+    badge.textContent = result.answer === null ? "✗ none" : plural(count, "sentence");
+    badge.className = `ss-badge ${result.answer === null ? "bad" : ""}`;
+    const notes = [];
+    if (this.finished === "length") notes.push("ran out of new tokens");
+    if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
+    find(this.root, ".ss-note").textContent = notes.join(" · ");
+    this.copy.hidden = result.answer === null;
+    this.copy.textContent = "Copy";
+    this.copied = result.answer ?? "";
   }
 
   flag(text) {
@@ -366,6 +437,9 @@ class Pane {
       this.following = below < FOLLOW_SLACK_PX;
       this.follow.hidden = this.following || !this.streaming;
     });
+    this.copy.addEventListener("click", async () => {
+      this.copy.textContent = (await copyText(this.copied)) ? "Copied" : "Not allowed here";
+    });
     this.follow.addEventListener("click", () => {
       this.following = true;
       this.scroll.scrollTop = this.scroll.scrollHeight;
@@ -394,14 +468,31 @@ class Pane {
   }
 }
 
+// Over plain http from another machine a page has no clipboard; the old way still works there.
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const box = document.body.appendChild(make("textarea", ""));
+    box.value = text;
+    box.select();
+    const done = document.execCommand("copy");
+    box.remove();
+    return done;
+  }
+}
+
 const root = find(element, ".ss");
 const status = find(root, ".ss-status");
 const line = find(root, ".ss-line");
 const template = find(root, "template");
+const article = new Article(find(root, ".ss-article"));
+const beginning = find(root, ".ss-begin");
 const panes = {};
 for (const lane of ["dense", "sparse"]) {
   find(root, ".ss-panes").append(template.content.cloneNode(true));
-  panes[lane] = new Pane(root.querySelectorAll(".ss-pane")[Object.keys(panes).length], lane);
+  panes[lane] = new Pane(root.querySelectorAll(".ss-pane")[Object.keys(panes).length], lane, article);
 }
 find(panes.dense.root, ".ss-name").textContent = "Dense attention";
 find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
@@ -415,7 +506,7 @@ function setState(state, text) {
   root.dataset.state = state;
   if (status.textContent !== text) status.textContent = text;
   const busy = BUSY.includes(state);
-  document.querySelector("#stop")?.setAttribute("aria-disabled", String(!busy));
+  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
   clearTimeout(patience);
 }
 
@@ -435,6 +526,13 @@ function begin(payload) {
   find(root, ".ss-device").textContent = `· ${start.device}`;
   line.textContent = "The lane whose own clock is behind writes next.";
   for (const name of ["total", "token", "answer", "share"]) tile(name, "–");
+  root.dataset.task = start.task;
+  article.root.hidden = start.task !== "summarize";
+  if (start.task === "summarize") article.start(start.prompt);
+  const rules = find(root, ".ss-rules");
+  rules.hidden = !start.rules;
+  rules.textContent = start.rules ?? "";
+  beginning.hidden = true;
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
   const ofWhat = panes.dense.annotated ? "of dense KV read" : "of the plain lane’s KV read";
   find(root, "[data-of-what]").textContent = ofWhat;
@@ -472,6 +570,10 @@ function end(payload) {
 }
 
 function verdict(results) {
+  if (results.every((result) => result.correct === null)) {
+    const written = results.filter((result) => result.answer !== null).length;
+    return ["Neither lane got to a summary.", "One lane got to no summary.", "Both summaries are written."][written];
+  }
   const right = results.filter((result) => result.correct).length;
   const without = results.filter((result) => result.answer === null).length;
   if (right === results.length) return "Both lanes are right.";
@@ -486,6 +588,20 @@ function halt(state, text) {
   if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
   setState(state, text);
   if (state === "failed") root.scrollIntoView({ block: "nearest" });
+}
+
+// An article that is too long: the part of it that fits goes into the box, from where it can be run.
+function offer(text) {
+  beginning.hidden = !text;
+  beginning.onclick = () => {
+    const box = document.querySelector("#article textarea");
+    if (!box) return;
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    beginning.hidden = true;
+    setState("idle", "The beginning is in the box. Press Summarize.");
+    box.scrollIntoView({ block: "center" });
+  };
 }
 
 function handle(payload, draw) {
@@ -504,12 +620,16 @@ function handle(payload, draw) {
   }
   if (run !== null && Number(payload.run) < Number(run)) return;
   run = payload.run;
+  beginning.hidden = true;
   if (kind === "stopped") {
     stopped = run;
     return halt("stopped", "Stopped.");
   }
   if (kind === "starting") return wait("starting", 1200, "Loading the model…");
-  if (kind === "failed") return halt("failed", payload.message);
+  if (kind === "failed") {
+    halt("failed", payload.message);
+    return offer(payload.beginning);
+  }
   if (["stopped", "failed"].includes(root.dataset.state) && started === run) return;
   if (started !== run) {
     if (!payload.start) return; // a later, full payload begins it
@@ -544,6 +664,6 @@ function drain() {
   payloads.forEach((payload, i) => handle(payload, i === newest || payload.end !== undefined));
 }
 
-document.querySelector("#stop")?.setAttribute("aria-disabled", "true");
+for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", "true");
 watch("value", () => receive(props.value));
 receive(props.value);

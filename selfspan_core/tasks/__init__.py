@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from selfspan_core.protocol import Example, Markers, Rendered
+
+if TYPE_CHECKING:
+    from selfspan_core.rules import Rules
 
 
 class InputError(ValueError):
@@ -48,12 +51,18 @@ class Task(Protocol):
         examples: inputs to offer to a user.
         max_reads_intervals: the most intervals that any query of a worked step sees (scaffold, reads, own step).
         max_tokens: the most tokens that a worked example takes, prompt included.
+        has_right_answer: whether an answer is right or wrong; of a summary, for example, none is the right one.
+        is_line: whether an input is one line of text; else it is a whole text.
+        rules_text: what decoding is held to, in a sentence for the user; empty where the model writes what it likes.
     """
 
     name: str
     examples: tuple[str, ...]
     max_reads_intervals: int
     max_tokens: int
+    has_right_answer: bool
+    is_line: bool
+    rules_text: str
 
     def parse(self, text: str) -> Problem:
         """Understand what a user typed. Raises InputError."""
@@ -67,6 +76,10 @@ class Task(Protocol):
         self, problem: Problem, tokenizer: Tokenizer, annotated: bool, offset: int = 0, with_steps: bool = False
     ) -> Rendered:
         """The example laid out with markers (`annotated`) or as the same text without a single one."""
+        ...
+
+    def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> "Rules | None":
+        """What decoding is held to in one run of a prompt (`selfspan_core.rules`); None where it is not."""
         ...
 
     def answer(self, output_text: str) -> str | None:
@@ -89,14 +102,23 @@ class Task(Protocol):
 TASK_NAMES = ("arithmetic", "summarize")
 
 
-def get_task(name: str) -> Task:
-    """The task called `name`. Raises InputError, which lists the known ones, if there is none."""
-    if name == "arithmetic":
-        from selfspan_core.tasks.arithmetic import Arithmetic
+def get_task(name: str, length: str | None = None) -> Task:
+    """The task called `name`.
 
-        return Arithmetic()
+    Args:
+        length: of summaries, "short" or "medium"; for no other task.
+
+    Raises:
+        InputError: there is no such task (the message lists the known ones) or length, or the task has none.
+    """
     if name == "summarize":
         from selfspan_core.tasks.summarize import Summarize
 
-        return Summarize()
+        return Summarize() if length is None else Summarize(length)
+    if name == "arithmetic":
+        from selfspan_core.tasks.arithmetic import Arithmetic
+
+        if length is not None:
+            raise InputError("The length is for summaries: the task arithmetic has none.")
+        return Arithmetic()
     raise InputError(f'There is no task "{name[:40]}"; known tasks: {", ".join(TASK_NAMES)}.')

@@ -102,6 +102,9 @@ class Arithmetic:
     name = "arithmetic"
     max_reads_intervals = 4
     max_tokens = MAX_TOKENS
+    has_right_answer = True
+    is_line = True
+    rules_text = ""
     examples = EXAMPLES
 
     def __init__(self) -> None:
@@ -152,6 +155,9 @@ class Arithmetic:
         if annotated:
             return render(example, tokenizer.markers)
         return render_plain(example, tokenizer.markers, self._encoder.encode(STEP_SEPARATOR))
+
+    def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
+        """None: the model writes what it likes."""
 
     def answer(self, output_text: str) -> str | None:
         """The result of the last step: the number behind the last `=` of the last line that is not blank."""

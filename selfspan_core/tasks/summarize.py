@@ -14,11 +14,15 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from selfspan_core.protocol import NUM_ANCHORS, Example, Markers, Part, Rendered, Step, render, render_plain
 from selfspan_core.tasks import InputError, Problem, Tokenizer
 from selfspan_core.tasks.summarize_examples import EXAMPLES
+
+if TYPE_CHECKING:
+    from selfspan_core.tasks.summarize_rules import SummaryRules
+    from selfspan_core.tokenizer import SpanTokenizer
 
 Length = Literal["short", "medium"]
 
@@ -106,6 +110,12 @@ class Summarize:
     name = "summarize"
     max_reads_intervals = 2 + MAX_READS
     examples = EXAMPLES
+    has_right_answer = False
+    is_line = False
+    rules_text = (
+        "Both lanes are held to whole sentences, no sentence or run of eight tokens twice, and the length asked for; "
+        "which sentences to read and what to write of them is the model's choice."
+    )
 
     def __init__(self, length: Length = "medium", max_context: int = MAX_CONTEXT) -> None:
         if length not in INSTRUCTIONS:
@@ -194,6 +204,13 @@ class Summarize:
         """
         example = self.example(problem, tokenizer, offset, with_steps)
         return render_example(example, tokenizer, annotated)
+
+    def rules(self, prompt: Rendered, tokenizer: "SpanTokenizer", annotated: bool) -> "SummaryRules":
+        """See `summarize_rules`; of one run of a prompt."""
+        from selfspan_core.tasks.summarize_rules import RuleTables, SummaryRules
+
+        ids = prompt.ids[: prompt.prompt.num_tokens]
+        return SummaryRules(RuleTables(tokenizer), ids, prompt.prompt, self.length, annotated)
 
     def answer(self, output_text: str) -> str | None:
         """The summary: one sentence a line in what a model wrote; None if there is none."""
