@@ -30,7 +30,7 @@ INSTRUCTIONS: dict[str, str] = {"short": "Summarize briefly:", "medium": "Summar
 CUE = "\nSummary:"
 STEP_SEPARATOR = "\n"
 MAX_STEPS: dict[str, int] = {"short": 2, "medium": 5}
-MIN_STEPS: dict[str, int] = {"short": 1, "medium": 2}
+MIN_STEPS: dict[str, int] = {"short": 2, "medium": 3}
 MAX_READS = 2
 MAX_SEGMENTS = NUM_ANCHORS - 8
 """Names of the article's segments; the others are for the steps."""
@@ -103,7 +103,7 @@ class Summarize:
     """Articles of English prose. See `selfspan_core.tasks.Task`.
 
     Args:
-        length: how long summaries are to be: "short" is one or two sentences, "medium" two to five.
+        length: how long summaries are to be: "short" is two sentences, "medium" three to five.
         max_context: positions of the model; a base with a longer context takes longer articles.
     """
 
