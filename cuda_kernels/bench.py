@@ -10,9 +10,11 @@ quotient is the limit: nothing that reads what was selected gets far beyond it.
 
 Method: every figure is the median over replays of a CUDA graph that calls the kernel once per set of inputs, divided by
 the number of sets. There are as many sets as it takes to be several times the second-level cache, each with random
-values and intervals of its own. All of a shape's kernels run in one process, ours and FlashInfer's case by case. Every
-one of them is measured twice, with something else in between, and the faster median counts: what ran before slows some
-launches by up to a sixth for some ten milliseconds. Of every case one answer is compared with PyTorch's, in float32.
+values and intervals of its own. All of a shape's kernels run in one process, ours and FlashInfer's case by case. These
+two and dense attention are measured twice, with something else in between, and the faster median counts: what ran
+before slows some launches by up to a sixth for some ten milliseconds (FlexAttention: once for each of two ways, the
+faster counts). From sm_90 on our launches overlap, in the graph as in a decode step: one starts while the one before
+ends, which hides 1 to 2 us of a launch; no peer's do. Of every case one answer is compared with PyTorch's, in float32.
 Writes `assets/results/kernel_<gpu>.json`.
 """
 

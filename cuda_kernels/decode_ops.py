@@ -1,7 +1,7 @@
 """Launchers for a decode step's operations beside attention: products with weights, norms, rotary embedding,
 activation, sampling.
 
-One token per row. Nothing here waits for the device or copies to the host; only `linear` allocates its result.
+One token per row. Nothing here waits for the device or copies to the host; only products allocate their results.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ LINEAR_THREADS, LINEAR_DEPTH, LINEAR_ROWS = 256, 128, 8
 
 LEAST_COLUMNS_BATCH = 33
 """Rows from which on cuBLAS is faster at W x^T than at x W^T for products that are many times as wide as deep: at 64
-and 128 rows and LLaMA-7B's 22016 x 4096 by 6 and 4 %, at 32 not at all (H100)."""
+and 128 rows and LLaMA-7B's 22016 x 4096 by 6 and 4 %, at 32 not at all (H100). Of even numbers of rows."""
 TURNED = 64
 """Rows and columns that a block of the columns' activation turns (TURNED in layer.cu)."""
 
@@ -91,7 +91,8 @@ class DecodeOps:
         """`residual += delta` (unless it is None), and the root mean square norm of the sum.
 
         Args:
-            residual: `[B, hidden]`; is written. delta: the same shape. weight: `[hidden]`.
+            residual: `[B, hidden]`; is written. delta: the same shape. weight: `[hidden]`, constant: it is read before
+                the kernel before is done.
             epsilon: added to the mean square.
             out: `[B, hidden]`; is written.
         """

@@ -104,6 +104,9 @@ class SpanAttention:
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:
         """Take in what every sequence sees; once per decode step, for all layers.
 
+        Captured in a graph, it belongs into the same one as the calls that follow it: the first of them starts when
+        it is done, those behind may overlap with what is before them.
+
         Args:
             intervals: int32 `[batch, max_spans, 2]` on the device, contiguous: half-open `[start, end)`, sorted,
                 disjoint. Entries from the count on do not matter.
@@ -221,7 +224,7 @@ class SpanAttention:
 class Launcher:
     """Launches kernels on torch's current stream of one device.
 
-    From sm_90 on a kernel begins while the one before still runs: all of this folder wait for what they read.
+    From sm_90 on a kernel begins while the one before still runs: all of this folder wait for what that one writes.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -134,9 +134,9 @@ extern "C" __global__ void selfspan_gated_silu(const u16* gate_up, int batch, in
 // The same of columns: gate_up: [2, size, batch], batch even, size a multiple of TURNED; out: [batch, size]. One block
 // for TURNED columns of TURNED rows, (size / TURNED, batch / TURNED rounded up) in all.
 constexpr int TURNED = 64;
-extern "C" __global__ void __launch_bounds__(8 * TURNED / 2)
+extern "C" __global__ void __launch_bounds__(4 * TURNED)
     selfspan_gated_silu_columns(const u16* gate_up, int batch, int size, u16* out) {
-    // Two elements of padding: neighbouring rows begin in neighbouring banks.
+    // Two elements of padding: rows begin in different banks.
     __shared__ u16 turned[TURNED][TURNED + 2];
     let_next_start();
     wait_for_inputs();

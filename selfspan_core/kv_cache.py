@@ -9,27 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from cuda_kernels.spread import spread_capacity
 from selfspan_core.intervals import Interval
-
-GRAIN_BYTES = 4096
-STACKS = (3, 5)
-
-
-def spread_capacity(capacity: int, position_bytes: int) -> int:
-    """Positions to store for a capacity: that many or a few more, so that heads do not begin on the same memory stack.
-
-    An H100's memory is five stacks, and addresses go round them. Where the distance between two heads is a multiple of
-    five times a power of two, heads read in step queue for the same stack: measured, 2.0-2.4 TB/s instead of 2.9-3.0,
-    by any kernel. Other GPUs have three or six stacks.
-
-    Args:
-        position_bytes: of one position of one head.
-    """
-    per_grain = max(1, GRAIN_BYTES // position_bytes)
-    grains = -(-capacity // per_grain)
-    while any(grains % stacks == 0 for stacks in STACKS):
-        grains += 1
-    return grains * per_grain
 
 
 class KVCache:
@@ -37,7 +18,8 @@ class KVCache:
 
     Args:
         num_layers, num_kv_heads, head_dim: shape of the model's attention.
-        capacity: number of positions. Memory is reserved, not touched, until written.
+        capacity: number of positions. Memory is reserved, not touched, until written; a little more than that, so that
+            heads are spread over the GPU's memory.
         dtype, device: of the stored tensors.
         batch: rows.
 

@@ -330,6 +330,35 @@ def test_equal_units_are_dealt_out_whole(units, per_warp, warps_each):
     assert slices(CONFIGS[0], [250] * (units // 4 - 1) + [310], 4, 132)[1] == "cut"
 
 
+@needs_compiler
+@pytest.mark.parametrize(("tiles", "mode"), [(159, "dealt"), (160, "cut")])
+def test_long_lines_are_cut(tiles, mode):
+    """Would catch equal units dealt out where reads take so long that merges do not matter: 1-2 % slower."""
+    # A unit for each of 16 warps, of one place more than its tiles.
+    assert slices(CONFIGS[0], [16 * tiles] * 4, 4, 2)[1] == mode
+
+
+def test_the_first_launch_behind_a_plan_does_not_overlap(monkeypatch):
+    """Would catch attention that reads a plan which is still being made: it reads it before it waits."""
+    launches = []
+    attention = object.__new__(SpanAttention)
+    shapes = {"batch": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 64, "max_spans": 3}
+    for name, value in (shapes | {"dtype": torch.bfloat16, "device": torch.device("cpu"), "debug": False}).items():
+        setattr(attention, name, value)
+    attention._num_blocks, attention._num_threads, attention._shared_bytes = 4, 256, 1024
+    attention._plan, attention._attend = "plan", "attend"
+    attention._is_planned_for, attention._is_plan_done = None, False
+    attention._allocate(KernelConfig(64, 2, True, 8))
+    attention._launch = lambda kernel, *_, may_overlap=True: launches.append((kernel, may_overlap))
+    query = torch.zeros(2, 2, 64, dtype=torch.bfloat16)
+    cache = torch.zeros(2, 1, 16, 64, dtype=torch.bfloat16)
+    for _ in range(2):
+        attention.plan(torch.zeros(2, 3, 2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 16)
+        for _ in range(3):
+            attention(query, cache, cache)
+    assert launches == 2 * [("plan", True), ("attend", False), ("attend", True), ("attend", True)]
+
+
 def results_of(points: dict[str, list[tuple[float, float]]], dense_us: float) -> dict:
     """Benchmark results of one shape: per selection, (share kept, microseconds)."""
     cases = [

@@ -5,17 +5,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.kv_cache import GRAIN_BYTES, KVCache, spread_capacity
+from cuda_kernels.spread import spread_capacity
+from selfspan_core.kv_cache import KVCache
 
 
-@given(st.integers(1, 300_000), st.sampled_from([64, 96, 128, 192, 256, 512]))
+@given(st.integers(1, 300_000), st.sampled_from([64, 128, 192, 256, 512]))
 def test_heads_are_spread_over_memory(capacity, position_bytes):
     """Would catch a distance of heads that is a multiple of three or five stacks, and memory wasted on the cure."""
     stored = spread_capacity(capacity, position_bytes)
-    per_grain = GRAIN_BYTES // position_bytes
-    assert capacity <= stored < capacity + 3 * per_grain
-    assert stored % per_grain == 0
-    assert (stored // per_grain) % 3 and (stored // per_grain) % 5
+    assert capacity <= stored < capacity + 64
+    distance = stored * position_bytes
+    # 16 bytes: what the kernels' loads have to be aligned to.
+    assert distance % 16 == 0
+    assert distance % (3 * 65_536) and distance % (5 * 65_536)
+
+
+@pytest.mark.parametrize(("capacity", "stored"), [(1280, 1312), (2560, 2576), (3520, 3536), (2048, 2048), (8192, 8192)])
+def test_capacities_that_were_measured(capacity, stored):
+    """Would catch a rule that lets the slow ones pass, or pads the fast ones: found on an H100."""
+    assert spread_capacity(capacity, 256) == stored
 
 
 @pytest.mark.parametrize("capacity", [1, 80, 1280, 2560])

@@ -215,10 +215,15 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fixed-context", type=count, default=FIXED_CONTEXT)
     parser.add_argument("--operands", type=int, nargs="+", default=[24, 48, 64])
     parser.add_argument("--long", type=long_of, nargs="*", default=[(8192, 16), (32768, 4), (32768, 16)])
-    parser.add_argument("--answered", type=int, nargs="*", default=[8], help="operands, not replayed")
+    parser.add_argument(
+        "--answered", type=int, nargs="*", default=[8], help="more numbers of operands, for answers alone"
+    )
     parser.add_argument("--num", type=count, default=500, help="expressions per number of operands")
     parser.add_argument(
-        "--same", type=count, default=500, help="expressions whose tokens are compared with the reference"
+        "--same",
+        type=count,
+        default=500,
+        help="expressions whose tokens are compared with the model's own forward pass",
     )
     parser.add_argument("--record-batch", type=count, default=128)
     parser.add_argument("--shipped-batches", type=count, nargs="*", default=[1, 16, 64])

@@ -30,6 +30,7 @@ struct Fiber {
     std::unique_ptr<char[]> stack;
     unsigned thread = 0;
     bool begun = false, done = false;
+    bool has_waited = false;  // for what the kernel before writes
 };
 
 struct Machine {
@@ -41,6 +42,7 @@ struct Machine {
     std::function<void()> kernel;
     std::vector<char> shared;
     Dim block_index, grid_size;
+    bool streams_constants = false;  // what is streamed are weights, which may be read before anything else is done
     uint64_t progress = 0;
 
     static constexpr size_t STACK_BYTES = 256 * 1024;
@@ -102,7 +104,7 @@ struct Machine {
             Fiber& fiber = fibers[thread];
             if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
             fiber.thread = thread;
-            fiber.begun = fiber.done = false;
+            fiber.begun = fiber.done = fiber.has_waited = false;
             getcontext(&fiber.beginning);
             fiber.beginning.uc_stack.ss_sp = fiber.stack.get();
             fiber.beginning.uc_stack.ss_size = STACK_BYTES;

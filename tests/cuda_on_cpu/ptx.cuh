@@ -63,7 +63,9 @@ inline void __syncthreads() {
     machine.wait(machine.block, machine.block.generation);
 }
 inline void fence_device() {}
-inline void wait_for_inputs() {}
+inline void wait_for_inputs() {
+    Machine::get().current->has_waited = true;
+}
 inline void let_next_start() {}
 inline int lane_index() {
     return Machine::get().lane();
@@ -142,10 +144,19 @@ T aligned_load(const u16* from) {
     memcpy(&x, from, sizeof x);
     return x;
 }
+// Keys, values and queries: the kernel before may still be writing them.
+inline void require_wait() {
+    Machine& machine = Machine::get();
+    if (machine.streams_constants || machine.current->has_waited) return;
+    fprintf(stderr, "a thread reads inputs before it has waited for them\n");
+    abort();
+}
 inline uint4 load_stream16(const u16* from) {
+    require_wait();
     return aligned_load<uint4>(from);
 }
 inline uint2 load_stream8(const u16* from) {
+    require_wait();
     return aligned_load<uint2>(from);
 }
 inline int load_from_any_block(const int* from) {
