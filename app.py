@@ -11,8 +11,8 @@ import os
 import random
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import gradio as gr
 
 from selfspan_core.feed import Feed
 from selfspan_core.lanes import MAX_LOAD
-from selfspan_core.serving import Lane, LazySession, NotReady, public, silence_libraries, without_lists
+from selfspan_core.serving import Lane, LazySession, NotReady, public, shipped_tasks, silence_libraries, without_lists
 from selfspan_core.tasks import InputError, get_task
 from selfspan_core.tasks.summarize import MAX_SUMMARY_TOKENS, TooLongError
 
@@ -33,14 +33,18 @@ COMPARISONS = [
     ("Same adapter, mask off and on: isolates attention", "span"),
     ("Plain adapter against span adapter: time to answer", "plain"),
 ]
-LENGTHS = [("Short: one or two sentences", "short"), ("Medium: two to five", "medium")]
+LENGTHS = [("Short: two sentences", "short"), ("Medium: three to five", "medium")]
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
 INTRO = """# selfspan
 **A language model that says what it needs to read, and then reads only that.** Usually a model looks back at all of the
-text so far to write each next bit (a *token*), and that takes time. Watch one model do the same task both ways: solve
-a sum, or summarize an article in sentences that name their sources."""
+text so far to write each next bit (a *token*), and that takes time. Watch one model """
+WHAT = {
+    ("arithmetic",): "solve the same sum both ways.",
+    ("summarize",): "summarize the same article both ways, in sentences that name their sources.",
+}
+WHAT_OF_ALL = "do the same task both ways: solve a sum, or summarize an article in sentences that name their sources."
 ALERT = {
     "html_template": '<p class="ss-alert" role="alert"></p>',
     "js_on_load": (ASSETS / "alert.js").read_text(),
@@ -51,8 +55,12 @@ FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Men
 log = logging.getLogger("selfspan")
 
 
-def build_app(session) -> gr.Blocks:
-    """The page and the API around a session (anything with its `compare` and `can_load`)."""
+def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
+    """The page and the API around a session (anything with its `compare` and `can_load`).
+
+    Args:
+        tasks: what the page offers, a tab each where there are several.
+    """
     lane = Lane(session)
     runs = itertools.count(1)
     newest: dict[str, int] = {}  # a tab's newest run: an older one that still runs gives way within a tick
@@ -153,12 +161,12 @@ def build_app(session) -> gr.Blocks:
         newest.pop(request.session_hash, None)
 
     with gr.Blocks(title="selfspan", analytics_enabled=False) as demo:
-        gr.Markdown(INTRO)
-        with gr.Tabs(elem_id="tasks"):
-            with gr.Tab("Arithmetic", id="arithmetic"):
-                sums = ask_expression()
-            with gr.Tab("Articles", id="summarize"):
-                articles = ask_article()
+        gr.Markdown(INTRO + WHAT.get(tuple(tasks), WHAT_OF_ALL))
+        asked, checks = {}, {"arithmetic": check_expression, "summarize": check_article}
+        with gr.Tabs(elem_id="tasks") if len(tasks) > 1 else nullcontext():
+            for task in tasks:
+                with gr.Tab(TABS[task], id=task) if len(tasks) > 1 else nullcontext():
+                    asked[task] = ASK[task]()
         race = gr.HTML(
             html_template=(ASSETS / "race.html").read_text(),
             js_on_load=(ASSETS / "race.js").read_text(),
@@ -166,35 +174,34 @@ def build_app(session) -> gr.Blocks:
             elem_id="race",
         )
         job = gr.State()
-        begins = [sums.run.click, sums.box.submit]
-        gr.on(begins, check_expression, sums.inputs, [sums.alert, race, job], **AT_ONCE, **HIDDEN)
-        articles.run.click(check_article, articles.inputs, [articles.alert, race, job], **AT_ONCE, **HIDDEN)
         streaming = job.change(stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)
         streaming.failure(lambda: Feed("").note("halted"), None, race, queue=False, **HIDDEN)
-        for asked in (sums, articles):
-            asked.stop.click(halt, None, race, queue=False, **HIDDEN)
+        for task, one in asked.items():
+            gr.on(one.begins, checks[task], one.inputs, [one.alert, race, job], **AT_ONCE, **HIDDEN)
+            one.stop.click(halt, None, race, queue=False, **HIDDEN)
             # What was wrong with the last input says nothing of the next.
-            asked.box.change(None, None, asked.alert, js="() => null", **HIDDEN)
+            one.box.change(None, None, one.alert, js="() => null", **HIDDEN)
         gr.api(compare, api_name="compare", **LANE)
-        demo.load(offer_load, None, sums.load, **AT_ONCE, **HIDDEN)
+        if "arithmetic" in asked:
+            demo.load(offer_load, None, asked["arithmetic"].load, **AT_ONCE, **HIDDEN)
         demo.unload(forget)
     return demo.queue(max_size=32)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A tab's controls: `inputs` are what a run is made of, the text first."""
+    """A task's controls: `begins` are the events that begin a run, `inputs` what it is made of, the text first."""
 
     box: gr.Textbox
     alert: gr.HTML
-    run: gr.Button
     stop: gr.Button
+    begins: list
     inputs: list
     load: gr.Slider | None = None
 
 
 def ask_expression() -> Asked:
-    """The tab for arithmetic; inside a `gr.Tab`."""
+    """Controls for arithmetic; inside a gradio context."""
     task = get_task("arithmetic")
     examples = [[text] for text in task.examples]
     labels = [f"{len(re.findall(r'[0-9]+', text))} numbers" for text in task.examples]
@@ -233,11 +240,11 @@ def ask_expression() -> Asked:
             with gr.Column(scale=1, min_width=200), gr.Accordion("Advanced", open=False):
                 limit = gr.Slider(16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane")
     surprise.click(lambda: task.surprise(random.randrange(2**31)), None, box, queue=False, **HIDDEN)
-    return Asked(box, alert, run, stop, [box, comparison, limit, load], load)
+    return Asked(box, alert, stop, [run.click, box.submit], [box, comparison, limit, load], load)
 
 
 def ask_article() -> Asked:
-    """The tab for articles; inside a `gr.Tab`."""
+    """Controls for articles; inside a gradio context."""
     task = get_task("summarize")
     examples = [[text] for text in task.examples]
     labels = [f"{len(text.split())} words" for text in task.examples]
@@ -261,7 +268,11 @@ def ask_article() -> Asked:
         with gr.Row(elem_classes="ss-options"):
             comparison = gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
             length = gr.Radio(LENGTHS, value="medium", label="Length of the summary", scale=2)
-    return Asked(box, alert, run, stop, [box, comparison, length])
+    return Asked(box, alert, stop, [run.click], [box, comparison, length])
+
+
+TABS = {"arithmetic": "Arithmetic", "summarize": "Articles"}
+ASK = {"arithmetic": ask_expression, "summarize": ask_article}
 
 
 def launch(demo: gr.Blocks, **options):
@@ -293,7 +304,7 @@ def warm_quietly() -> None:
 
 
 session = LazySession(impl=os.environ.get("SELFSPAN_IMPL"))
-demo = build_app(session)
+demo = build_app(session, shipped_tasks() or ("arithmetic",))
 
 if __name__ == "__main__":
     threading.Thread(target=warm_quietly, daemon=True).start()

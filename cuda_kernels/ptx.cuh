@@ -69,7 +69,7 @@ DEVICE void fence_device() {
 // Launched to overlap (programmatic dependent launch, from sm_90 on), a kernel begins while the one before it in the
 // stream still runs. Until here it may touch nothing that the kernel before, or any that it overlaps with, writes; from
 // here on all that was launched before is done and seen. Every kernel of a chain has to wait, even if it reads nothing:
-// the next relies on it. Loads that are said to be of constant data (`ld.global.nc`) are volatile here: they stay behind.
+// the next relies on it. Loads that are said to be of constant data (`ld.global.nc`) are volatile: they stay behind.
 DEVICE void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

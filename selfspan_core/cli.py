@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("--task", default=TASK_NAMES[0], help=f"what the input is: {', '.join(TASK_NAMES)}")
-    run.add_argument("--length", help="of a summary: short (one or two sentences) or medium (default: two to five)")
+    run.add_argument("--length", help="of a summary: short (two sentences) or medium (default: three to five)")
     run.add_argument("--attention", default="both", help="dense, sparse, or both as a race (default)")
     run.add_argument(
         "--adapter",

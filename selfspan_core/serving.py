@@ -8,13 +8,21 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from selfspan_core.tasks import TASK_NAMES
+
 ROOT = Path(__file__).resolve().parent.parent
+ADAPTERS = ("span", "plain")
 log = logging.getLogger("selfspan")
 
 
 def public(error: Exception) -> str:
     """An error's message for users: where this copy lies on the server's disk is nobody's business."""
     return str(error).replace(f"{ROOT}/", "")
+
+
+def shipped_tasks(adapters: Path = ROOT / "assets" / "adapters") -> tuple[str, ...]:
+    """Tasks whose adapters are there: those that an app can offer."""
+    return tuple(task for task in TASK_NAMES if all((adapters / f"{task}-{name}").is_dir() for name in ADAPTERS))
 
 
 class NotReady(RuntimeError):
@@ -78,12 +86,14 @@ class LazySession:
             return False
 
     def warm(self) -> None:
-        """Load the models of both adapters, so that the first run need not."""
+        """Load the models of all tasks' adapters, so that the first run need not."""
         try:
             self._load()
             with reasons():
-                for adapter in ("span", "plain"):
-                    self._models.engine("arithmetic", adapter)
+                # Arithmetic in any case: where it is missing, that is said.
+                for task in dict.fromkeys(("arithmetic", *shipped_tasks())):
+                    for adapter in ADAPTERS:
+                        self._models.engine(task, adapter)
         except NotReady as error:  # what is missing, and the command that makes it: no traceback would add to that
             log.error("%s", error)
         except Exception:

@@ -6,12 +6,25 @@ without weights, and at speeds that no model here has.
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 from selfspan_core.lanes import check_load, check_temperature, check_top_p
 from selfspan_core.tasks import InputError, get_task
+from selfspan_core.tasks.summarize import TooLongError
 
 TICK_SECONDS = 1 / 15
 TITLES = {"span": "Same adapter, mask off and on", "plain": "Plain adapter, dense, against span adapter, self-selected"}
+
+
+def worked(problem) -> tuple:
+    """The steps of a problem's answer; an article's first sentences are its summary."""
+    if hasattr(problem, "reductions"):
+        return problem.reductions
+    count = len(problem.segments)
+    return tuple(
+        SimpleNamespace(reads=(number,), name=count + number, work="", result=f" {problem.segments[number]}")
+        for number in range(3)
+    )
 
 
 def script(problem, annotated: bool, extra_text: str = "") -> list[dict]:
@@ -21,7 +34,8 @@ def script(problem, annotated: bool, extra_text: str = "") -> list[dict]:
     def put(text: str, kind: str, step: int, phase: str, reading=()) -> None:
         items.append({"text": text, "kind": kind, "step": step, "phase": phase, "reading": reading})
 
-    for index, step in enumerate(problem.reductions):
+    steps = worked(problem)
+    for index, step in enumerate(steps):
         reads = [f"a{read}" for read in step.reads]
         if annotated:
             put("ref", "ref", index, "header", "all")
@@ -30,13 +44,13 @@ def script(problem, annotated: bool, extra_text: str = "") -> list[dict]:
             put("go", "go", index, "header", "all")
         for character in step.work + (extra_text if index == 0 else ""):
             put(character, "text", index, "body", reads)
-        if annotated:
+        if annotated and step.work:
             put("res", "res", index, "body", reads)
         for character in step.result:
             put(character, "text", index, "body", reads)
         if annotated:
             put("end", "end", index, "between", ())
-        if annotated or index + 1 < len(problem.reductions):
+        if annotated or index + 1 < len(steps):
             put("\n", "newline", index, "between", ())
     return items
 
@@ -107,7 +121,7 @@ class FakeLane:
         ended = {item["step"] for item in self.items[:stop] if item["kind"] == "end"}
         steps = []
         for index in indices:
-            reduction = self.problem.reductions[index % len(self.problem.reductions)]
+            reduction = worked(self.problem)[index % len(worked(self.problem))]
             reads = [f"a{read}" for read in reduction.reads]
             malformed = index == self.malformed_step
             step = {"index": index, "name": f"a{reduction.name}", "reads": reads}
@@ -115,7 +129,9 @@ class FakeLane:
         return steps
 
     def result(self) -> dict:
-        answer = None if self.missing else "13" if self.wrong else self.problem.expected
+        is_summary = not self.problem.expected
+        right = "".join(step.result for step in worked(self.problem)).strip() if is_summary else self.problem.expected
+        answer = None if self.missing else "13" if self.wrong else right
         output = "".join(item["text"] for item in self.items if item["kind"] in ("text", "newline"))
         return {
             "input": self.problem.text,
@@ -123,8 +139,8 @@ class FakeLane:
             "adapter": self.adapter,
             "output": output.strip("\n"),
             "answer": answer,
-            "expected": self.problem.expected,
-            "correct": answer == self.problem.expected,
+            "expected": None if is_summary else right,
+            "correct": None if is_summary else answer == right,
             "tokens": len(self.items),
             "seconds": len(self.items) / self.rate,
             "tokens_per_second": self.rate,
@@ -133,7 +149,7 @@ class FakeLane:
             "malformed_steps": int(self.malformed_step is not None and self.annotated),
             "steps": [
                 {"reads": [f"a{read}" for read in step.reads], "name": f"a{step.name}", "text": step.work + step.result}
-                for step in self.problem.reductions
+                for step in worked(self.problem)
             ],
             **self.load_figures(),
         }
@@ -150,13 +166,14 @@ class FakeSession:
         read_share: what the end says of both lanes' reads.
         malformed_step: index of a step to be flagged.
         fail: raise after the start.
+        beginning: the only article that is not too long.
         can_load: whether several requests at once are possible; those beside the shown one are only figures.
     """
 
     def __init__(self, dense: float = 300, sparse: float = 480, **options) -> None:
         self.rates = {"dense": dense, "sparse": sparse}
         self.options = {"num_tokens": None, "extra_text": "", "wrong": (), "malformed_step": None, "fail": False}
-        self.options |= {"missing": (), "read_share": 0.31, "can_load": False}
+        self.options |= {"missing": (), "read_share": 0.31, "can_load": False, "beginning": None}
         self.options.update(options)
         self.running = 0
         self.most_running = 0
@@ -178,8 +195,11 @@ class FakeSession:
         top_p: float = 1.0,
         seed: int = 0,
         load: int = 1,
+        length: str | None = None,
     ) -> Iterator[dict]:
-        problem = get_task(task).parse(text)
+        problem = get_task(task, length).parse(text)
+        if self.options["beginning"] and self.options["beginning"] != text:
+            raise TooLongError("The article is too long.", self.options["beginning"])
         self.sampling = (check_temperature(temperature), check_top_p("top_p", top_p), seed)
         load = check_load("load", load, self.can_load(), "fake, float32")
         if adapter not in TITLES:
@@ -217,7 +237,9 @@ class FakeSession:
         ]
         names = [{"text": text, "name": None if name is None else f"a{name}"} for text, name in problem.display]
         start = {"kind": "start", "task": task, "input": problem.text, "adapter": adapter, "title": TITLES[adapter]}
-        start |= {"prompt": names, "lanes": described, "expected": problem.expected, "device": "fake, float32"}
+        start |= {"prompt": names, "lanes": described, "expected": problem.expected or None, "device": "fake, float32"}
+        if get_task(task).rules_text:
+            start["rules"] = get_task(task).rules_text
         yield start if load == 1 else {**start, "load": load}
         if self.options["fail"]:
             raise RuntimeError("the fake device fell over <b>")

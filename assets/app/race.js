@@ -151,6 +151,10 @@ class Pane {
     return this.task === "summarize";
   }
 
+  get hint() {
+    return this.isSummary ? "" : HINT;
+  }
+
   // One lane of a payload: items from index `from` on (many of them known already), changed steps, figures.
   // `draw` false: a newer payload of the same frame draws the rest.
   update(lane, draw) {
@@ -370,7 +374,7 @@ class Pane {
   }
 
   finish(result) {
-    this.rest(HINT);
+    this.rest(this.hint);
     if (this.isSummary) return this.finishSummary(result);
     const right = result.correct;
     find(this.root, ".ss-answer-label").textContent = "Answer";
@@ -411,7 +415,7 @@ class Pane {
 
   halt(text) {
     this.flag(text);
-    this.rest(this.steps.childElementCount ? HINT : "");
+    this.rest(this.steps.childElementCount ? this.hint : "");
   }
 
   listen() {

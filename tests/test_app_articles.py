@@ -1,0 +1,101 @@
+"""The page's tab for articles, around a session that plays scripts: sources lit, bad input, an article too long."""
+
+import pytest
+from fake_session import FakeSession
+
+from selfspan_core.tasks import get_task
+
+ARTICLE = get_task("summarize").examples[0]
+TASKS = ("arithmetic", "summarize")
+ASK = "#run-article"
+
+
+def open_articles(tab):
+    tab.page.get_by_role("tab", name="Articles").click()
+    tab.page.wait_for_selector(ASK)
+    return tab
+
+
+def summarize(tab, text=ARTICLE):
+    tab.page.fill("#article textarea", text)
+    tab.page.click(ASK)
+
+
+@pytest.fixture
+def articles(serve, open_tab):
+    """A page on its second tab, around a session with options."""
+    return lambda **options: open_articles(open_tab(serve(FakeSession(dense=2000, sparse=2000, **options), TASKS)))
+
+
+@pytest.mark.browser
+class TestArticles:
+    def test_a_sentence_of_a_summary_lights_its_source(self, articles):
+        """Would catch a summary without its sources, the wrong sentence lit, and an article that stays dimmed."""
+        tab = articles()
+        summarize(tab)
+        tab.wait("done")
+        segments = get_task("summarize").parse(ARTICLE).segments
+        shown = tab.page.locator(".ss-article .ss-seg").all_text_contents()
+        assert shown == [f"a{number}{text}" for number, text in enumerate(segments)]
+        assert tab.text(".ss-status") == "Both summaries are written."
+        assert tab.text(".ss-rules") == get_task("summarize").rules_text
+        for lane in ("dense", "sparse"):
+            pane = tab.pane(lane)
+            for number in (2, 1):
+                tab.page.hover(f"{pane} .ss-step:nth-child({number})")
+                lit = tab.page.locator(".ss-article .peeked")
+                assert lit.get_attribute("data-name") == f"a{number - 1}"
+                assert tab.page.locator(".ss-article.peek").count() == 1
+            tab.page.mouse.move(5, 5)
+            assert tab.page.locator(".ss-article .peeked, .ss-article.peek, .ss-article.focus").count() == 0
+            assert tab.text(f"{pane} .ss-badge") == "3 sentences"
+            tab.page.click(f"{pane} .ss-copy")
+            tab.page.wait_for_function(f"document.querySelector('{pane} .ss-copy').textContent === 'Copied'")
+
+    def test_from_one_task_to_the_other(self, articles):
+        """Would catch what an article leaves behind when a sum is next, and the other way round."""
+        tab = articles()
+        summarize(tab)
+        tab.wait("done")
+        tab.page.get_by_role("tab", name="Arithmetic").click()
+        tab.page.wait_for_selector("#run")
+        tab.run("1+2")
+        tab.page.wait_for_selector('.ss[data-task="arithmetic"][data-state="done"]')
+        assert not tab.page.is_visible(".ss-article")
+        assert tab.text(f"{tab.pane('sparse')} .ss-badge") == "✓ right"
+        assert tab.text(f"{tab.pane('sparse')} .ss-answer-label") == "Answer"
+        assert tab.page.locator(".ss-literal").count() == 4
+
+    def test_bad_articles(self, articles):
+        """Would catch a text that cannot be summarized and loads a model, hangs, or says nothing to its author."""
+        tab = articles()
+        page = "<html><body>" + "<p>One <b>two</b> three.</p>" * 50
+        for text in ("", "Ten words are not an article that has a summary.", page, "word " * 5000, "статья " * 100):
+            before = tab.page.evaluate("document.querySelector('#ask-article .ss-alert').dataset.run ?? ''")
+            summarize(tab, text)
+            tab.page.wait_for_function(
+                "old => (document.querySelector('#ask-article .ss-alert').dataset.run ?? '') !== old", arg=before
+            )
+            assert 10 < len(tab.text("#ask-article .ss-alert")) < 400
+            assert tab.page.get_attribute("#article textarea", "aria-invalid") == "true"
+        assert tab.state == "idle"
+
+    def test_the_beginning_of_a_long_article(self, articles):
+        """Would catch an article that is cut silently, or an offer that does nothing."""
+        tab = articles(beginning=ARTICLE)
+        summarize(tab, ARTICLE + "\n" + ARTICLE)
+        tab.wait("failed")
+        assert tab.text(".ss-status") == "The article is too long."
+        tab.page.click(".ss-begin")
+        assert tab.page.input_value("#article textarea") == ARTICLE
+        tab.page.click(ASK)
+        tab.wait("done")
+        assert tab.page.is_hidden(".ss-begin")
+
+    def test_markup_in_an_article_is_text(self, articles):
+        """Would catch an article that becomes part of the page."""
+        tab = articles()
+        summarize(tab, "A <img src=x onerror='window.pwned=1'> is ${7*7} and {{7*7}}, the mayor said. " + ARTICLE)
+        tab.wait("done")
+        assert "<img src=x onerror='window.pwned=1'>" in tab.page.locator(".ss-article .ss-seg").first.text_content()
+        assert tab.page.evaluate("window.pwned") is None
