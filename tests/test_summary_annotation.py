@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from rouge_score.tokenize import tokenize
 
-from training.summary_annotation import Article, align, annotate, f1
+from training.summary_annotation import Article, align, annotate, best_pair, f1
 from training.summary_shorten import shorten, text_of, tokens_of
 from training.summary_words import stems
 
@@ -52,6 +52,30 @@ def test_only_allowed_sentences_are_named():
     """Would catch headlines and captions cited although a step could not end like them."""
     allowed = [place != 4 for place in range(len(ARTICLE))]
     assert align(Article(ARTICLE), "Haven's network cut heating bills by a fifth.", allowed) is None
+
+
+@pytest.mark.parametrize(
+    ("references", "pair"),
+    [
+        (
+            ["The council votes to close the heating plant, which burns coal.", "Soot on windows angers residents."],
+            (0, 1),
+        ),
+        (
+            ["Haven's network has cut heating bills by a fifth.", "Digging in the market square begins in April."],
+            (4, 5),
+        ),
+        # Both say the same: the second adds nothing that the third does not add better.
+        (["The state pays half of 14 million euros for the work.", "Heating bills fall by a fifth in Haven."], (2, 4)),
+        (["A film festival opens in Venice with a comedy."], None),
+        ([], None),
+    ],
+)
+def test_the_best_two_sentences_for_all_of_a_summary(references, pair):
+    """Would catch a short summary whose two sentences are each good and say the same."""
+    assert best_pair(Article(ARTICLE), references) == pair
+    if pair:
+        assert best_pair(Article(ARTICLE), references, [place != pair[0] for place in range(len(ARTICLE))]) != pair
 
 
 def test_stems_and_overlap_are_those_of_rouge_score():

@@ -15,6 +15,7 @@ from training.summary_words import content, stems
 MIN_COVERAGE = 0.4
 SECOND_GAIN = 0.2
 MIN_SHARED = 2
+NUM_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Article:
     def overlap(self, place: int, unigrams: Counter, bigrams: Counter) -> float:
         """ROUGE-1 plus ROUGE-2 F1 of a sentence against counted reference words."""
         return f1(self._unigrams[place], unigrams) + f1(self._bigrams[place], bigrams)
+
+    def together(self, places: Sequence[int], unigrams: Counter, bigrams: Counter) -> float:
+        """The same of several sentences, as one text."""
+        own = [sum((counts[place] for place in places), Counter()) for counts in (self._unigrams, self._bigrams)]
+        return f1(own[0], unigrams) + f1(own[1], bigrams)
 
     def best_of(self, step: "Aligned") -> int:
         """Of the sentences that a reference sentence is aligned with the one that holds most of it."""
@@ -111,3 +117,33 @@ def annotate(
     """Align each sentence of a summary."""
     found = [align(article, reference, allowed, min_coverage) for reference in references]
     return Annotation(tuple(step for step in found if step is not None), sum(step is None for step in found))
+
+
+def best_pair(
+    article: Article, references: Sequence[str], allowed: Sequence[bool] | None = None
+) -> tuple[int, int] | None:
+    """The two sentences that together say most of a whole summary, in the article's order: a short one of two.
+
+    What is aligned sentence by sentence is spread all over the article; of two sentences for all of it the first ones
+    are the best far more often. None where there are no two that share words enough with the summary.
+
+    Args:
+        references: the summary's sentences.
+        allowed: which sentences may be named (all, if None).
+    """
+    words = [stems(reference) for reference in references]
+    unigrams = Counter(itertools.chain.from_iterable(words))
+    bigrams = Counter(itertools.chain.from_iterable(itertools.pairwise(row) for row in words))
+    wanted = set().union(*(content(reference) for reference in references)) if references else set()
+    places = [
+        place
+        for place in range(len(article.sentences))
+        if (allowed is None or allowed[place]) and len(wanted & article.contents[place]) >= MIN_SHARED
+    ]
+    alone = {place: article.overlap(place, unigrams, bigrams) for place in places}
+    candidates = sorted(sorted(places, key=lambda place: (-alone[place], place))[:NUM_CANDIDATES])
+    pairs = list(itertools.combinations(candidates, 2))
+    if not pairs:
+        return None
+    # Of pairs that say as much the earlier one.
+    return max(pairs, key=lambda pair: (article.together(pair, unigrams, bigrams), -sum(pair)))

@@ -13,6 +13,7 @@ GPUs has to be given. Kinds of summaries (shares of a `mixture` in the configura
     titles       news articles: what the title draws on         (news-*)
     gaps         news articles: the sentences that say most of what the others say, the title's first among them
     leads        encyclopedia articles: what the first paragraph draws on in the rest   (wikipedia-*)
+    pairs        of highlights and roundups: the two sentences that together say most of all of it
 
 With `--form rewrite` the bodies are the references' own sentences, and kinds without such are left out.
 
@@ -42,7 +43,8 @@ from selfspan_core.tokenizer import SpanTokenizer, TextCodec
 from training.text_data import HELDOUT_SHARE, SPLITS, share_of, split_of
 
 FORMS = ("shorten", "rewrite")
-KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads")
+KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "pairs")
+PAIRED = ("highlights", "roundups")
 REWRITTEN = ("highlights", "roundups", "briefs", "leads")
 META = "meta.json"
 EVALUATION = "evaluation"
@@ -174,7 +176,16 @@ class Maker:
             return None
         references = self.sentences(str(row["summary"]))
         steps = self._steps(kind, sentences, references, 0.0)
-        return self._document(row, sentences, [Target(kind, steps)] if steps else [])
+        pair = self._pair(sentences, references) if kind in PAIRED and self._form == "shorten" else ()
+        targets = [Target(kind, steps)] if steps else []
+        return self._document(row, sentences, [*targets, *([Target("pairs", pair)] if steps and pair else [])])
+
+    def _pair(self, sentences: Sequence[str], references: Sequence[str]) -> tuple:
+        """Two steps for the whole of a summary."""
+        article = self._annotation.Article(sentences)
+        places = self._annotation.best_pair(article, references, self._allowed(sentences))
+        wanted = " ".join(references)
+        return tuple(((place,), self._shorten.shorten(sentences[place], wanted)) for place in places or ())
 
     def _document(self, row: dict, sentences: Sequence[str], targets: Sequence[Target]) -> Document | None:
         for target in targets:

@@ -1,0 +1,68 @@
+"""Summaries on the command line: all of the input is one article. Tiny models, random weights."""
+
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from tiny_models import save_tiny
+
+from selfspan_core import cli
+from selfspan_core.tasks import get_task
+
+ARTICLE = get_task("summarize").examples[0]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    base, adapters = save_tiny(tmp_path_factory.mktemp("tiny"), max_context=4096, task="summarize")
+    own = [f"--{name}-adapter={adapters / f'summarize-{name}'}" for name in ("span", "plain")]
+    return ["run", "--task", "summarize", "--device", "cpu", f"--model={base}", *own]
+
+
+def call(monkeypatch, arguments, stdin=b""):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin), isatty=lambda: False))
+    return cli.main(arguments)
+
+
+def test_json(monkeypatch, capsys, models):
+    """Would catch an article that is taken line by line, and a summary without its sources."""
+    assert call(monkeypatch, [*models, "--json", "--length", "short"], ARTICLE.encode()) == 0
+    dense, sparse = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (dense["attention"], sparse["attention"]) == ("dense", "sparse")
+    assert sparse["correct"] is None and sparse["answer"] and len(sparse["steps"]) == 2
+    assert all(step["reads"] and step["text"].strip() for step in sparse["steps"])
+    assert " ".join(get_task("summarize").parse(ARTICLE).sentences) == sparse["input"]
+
+
+def test_text_and_a_file(monkeypatch, capsys, models, tmp_path):
+    """Would catch sentences without names, and rules that are not said."""
+    file = tmp_path / "article.txt"
+    file.write_text(ARTICLE, encoding="utf-8")
+    assert call(monkeypatch, [*models, "--attention", "sparse", "--input", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    sentences = get_task("summarize").parse(ARTICLE).segments
+    assert all(f"  a{number}: {text}" in lines for number, text in enumerate(sentences))
+    assert get_task("summarize").rules_text in lines
+    assert any(line.startswith("    summary: ") for line in lines)
+    assert sum(" from a" in line for line in lines) in (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        ((), b"", "error: The input is empty. Paste an article"),
+        ((), b"Two words.", "error: The text has 2 words"),
+        ((), b"\xff" * 50, "error: not UTF-8 text (byte 1)"),
+        (("--length", "long"), ARTICLE.encode(), "error: The length is one of short, medium"),
+        (("--task", "arithmetic", "--length", "short"), b"1+2", "error: The length is for summaries"),
+        ((), ("The mayor said that the plan was good. " * 3000).encode(), "characters long"),
+        ((), ("The mayor said that the plan was good. " * 900).encode(), "Shorten it, or summarize its beginning"),
+    ],
+)
+def test_bad_input(monkeypatch, capsys, models, arguments, stdin, message):
+    """Would catch a traceback, a line number where there are no lines, and an article that is cut silently."""
+    assert call(monkeypatch, [*models, *arguments], stdin) == cli.EXIT_BAD_INPUT
+    captured = capsys.readouterr()
+    assert message in captured.err and "line" not in captured.err and captured.out == ""
