@@ -84,9 +84,13 @@ class ModelStore:
     @property
     def device_name(self) -> str:
         """The device in words, the number format, and how a step runs unless as on any CPU: "CPU, float32"."""
+        return self.device_with(self.impl)
+
+    def device_with(self, impl: str) -> str:
+        """The same for an implementation that is not the store's own."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        how = "captured graph" if self.impl == CAPTURED else f"impl {self.impl}"
-        is_usual = self.device.type == "cpu" and self.impl == default_impl(self.device)
+        how = "captured graph" if impl == CAPTURED else f"impl {impl}"
+        is_usual = self.device.type == "cpu" and impl == default_impl(self.device)
         return f"{name}, {str(self.dtype).removeprefix('torch.')}" + ("" if is_usual else f", {how}")
 
     @property

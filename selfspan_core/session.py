@@ -205,13 +205,13 @@ class Session:
         }
         if run.load == 1:
             rules = run.task.rules(lane.prompt, self._models.tokenizer, lane.spec.annotated)
-            impl = self._models.impl
-            if rules is not None and impl == CAPTURED:
-                # The host has to see every id before the next is drawn.
-                impl = "cuda"
             held_to = {} if rules is None else {"rules": rules}
-            return lane.engine.generate(lane.prompt, impl=impl, **held_to, **settings)
+            return lane.engine.generate(lane.prompt, impl=self._impl_of(run), **held_to, **settings)
         return lane.engine.generate_among(lane.prompt, self._others(run, lane), run.load, **settings)
+
+    def _impl_of(self, run: Run) -> str:
+        """How a run decodes: rules are kept by the host, which has to see every id before the next; no graph waits."""
+        return "cuda" if run.task.rules_text and self._models.impl == CAPTURED else self._models.impl
 
     def _others(self, run: Run, lane: _Lane) -> Iterator[Rendered]:
         """What a lane answers beside the user's input, without end."""
@@ -234,7 +234,7 @@ class Session:
                 for spec in specs
             ],
             "expected": run.problem.expected if run.task.has_right_answer else None,
-            "device": self._models.device_name,
+            "device": self._models.device_with(self._impl_of(run)),
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({} if run.load == 1 else {"load": run.load}),
         }

@@ -134,6 +134,9 @@ class ScriptedStore:
         self.can_load = can_load
         self.engines = engines
 
+    def device_with(self, impl):
+        return self.device_name
+
     def engine(self, task, adapter):
         return self.engines[adapter]
 

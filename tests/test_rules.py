@@ -87,3 +87,18 @@ def test_settings_of_other_tasks(folders):
         session.compare("arithmetic", "1+2", length="short")
     with pytest.raises(InputError, match="short, medium"):
         session.compare("summarize", ARTICLE, length="long")
+
+
+def test_rules_and_graphs(folders):
+    """Would catch a summary that a captured graph is asked for, which draws ids before the host knows the last."""
+    store = ModelStore(folders / "base", folders / "adapters", device="cpu")
+    session = Session(store)
+    run = session.prepare("summarize", ARTICLE, "sparse", max_new_tokens=5)
+    asked = []
+    run.lanes[0].engine.generate = lambda prompt, impl, **settings: asked.append((impl, settings)) or iter(())
+    for impl, used in (("gather", "gather"), ("reference", "reference"), ("captured", "cuda")):
+        store.impl = impl
+        session._events(run, run.lanes[0])
+        assert asked[-1][0] == used and asked[-1][1]["rules"].num_steps == 0
+        start = next(session.stream(run))
+        assert "captured" not in start["device"] and start["rules"] == get_task("summarize").rules_text
