@@ -169,7 +169,7 @@ class _Draw:
         top_p: float,
         seed: int,
         forced: Sequence[int] | None,
-        rules: Rules | None,
+        rules: Rules | None = None,
     ) -> None:
         self._device = device
         self._temperature, self._top_p = temperature, top_p

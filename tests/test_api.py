@@ -37,7 +37,7 @@ def test_compare_is_the_only_endpoint(client):
     assert list(described["named_endpoints"]) == ["/compare"] and not described["unnamed_endpoints"]
     parameters = described["named_endpoints"]["/compare"]["parameters"]
     names = [parameter["parameter_name"] for parameter in parameters]
-    assert names == ["task", "text", "adapter", "max_new_tokens", "load", "temperature", "top_p", "seed"]
+    assert names == ["task", "text", "adapter", "max_new_tokens", "load", "temperature", "top_p", "seed", "length"]
 
 
 @pytest.mark.parametrize("adapter", ["span", "plain"])
@@ -50,6 +50,17 @@ def test_every_tick_arrives_as_it_was_sent(client, session, adapter):
         last["kind"] == "end" and last["lanes"]["sparse"]["answer"] == get_task("arithmetic").parse(EXPRESSION).expected
     )
     assert [tick["kind"] for tick in job.outputs()[:2]] == ["start", "tick"]
+
+
+def test_an_article_through_the_api(client, session):
+    """Would catch a length that is taken and forgotten, and lists of a tick that come out changed."""
+    article = get_task("summarize").examples[0]
+    job = client.submit("summarize", article, length="short", api_name="/compare")
+    last = job.result(timeout=60)
+    assert job.outputs() == plain(session.ticks)
+    assert last["lanes"]["sparse"]["correct"] is None and last["lanes"]["sparse"]["answer"]
+    with pytest.raises(AppError, match="short, medium"):
+        client.predict("summarize", article, length="endless", api_name="/compare")
 
 
 def test_load_arrives(client, session):
