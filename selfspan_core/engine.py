@@ -21,7 +21,7 @@ from selfspan_core.impls import CAPTURED, require_impl
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
 from selfspan_core.readers import make_reader
-from selfspan_core.rules import Rules, narrow
+from selfspan_core.tasks import Rules
 
 MAX_OTHER_PROMPT = 1024
 """Tokens of the prompts that are answered beside a shown one; they come one by one, so their rows are made for it."""
@@ -185,7 +185,7 @@ class _Draw:
                 torch.cuda.synchronize(self._device)
             return token, torch.tensor([[token]], device=self._device)
         if self._rules is not None:
-            logits = narrow(logits, self._rules.limits())
+            logits = sampling.narrow(logits, self._rules.limits())
         if self._generator is None:
             ids = logits.argmax().view(1, 1)
         else:

@@ -1,4 +1,5 @@
-"""What the next id is drawn from, by temperature and top-p: one definition for whatever draws with PyTorch.
+"""What the next id is drawn from, by a task's rules, temperature and top-p: one definition for whatever draws with
+PyTorch.
 
 `cuda_kernels/sample.cu` says the same for what is drawn in a captured graph; a test holds all of them to it. Top-p is
 nucleus sampling (Holtzman et al., arXiv 1904.09751).
@@ -7,6 +8,8 @@ nucleus sampling (Holtzman et al., arXiv 1904.09751).
 import math
 
 import torch
+
+from selfspan_core.tasks import Limits
 
 LEAST_TEMPERATURE = 1e-6
 """Below it the likeliest id is taken: logits over it would not be numbers any more."""
@@ -45,3 +48,21 @@ def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> tor
     held = torch.softmax(ordered, dim=-1).cumsum(0, dtype=torch.float64)
     last = (held < top_p).sum(0, keepdim=True).clamp(max=len(ordered) - 1)  # rounding may keep all sums below
     return every.where(scores >= ordered.gather(0, last), 0.0)
+
+
+def narrow(logits: torch.Tensor, limits: Limits) -> torch.Tensor:
+    """Logits `[V]` with minus infinity at every id that may not come next; the same tensor where all may.
+
+    Raises:
+        ValueError: the limits leave nothing.
+    """
+    only, banned = limits
+    if only is None:
+        if not banned:
+            return logits
+        return logits.index_fill(0, torch.tensor(list(banned), device=logits.device), -torch.inf)
+    allowed = sorted(set(only) - set(banned))
+    if not allowed:
+        raise ValueError("the rules leave nothing to write")
+    at = torch.tensor(allowed, device=logits.device)
+    return torch.full_like(logits, -torch.inf).index_copy(0, at, logits[at])

@@ -7,9 +7,9 @@ from tiny_models import save_tiny
 from selfspan_core.engine import Engine
 from selfspan_core.model import SpanModel
 from selfspan_core.model_store import ModelStore
-from selfspan_core.rules import Limits, narrow
+from selfspan_core.sampling import narrow
 from selfspan_core.session import Session
-from selfspan_core.tasks import InputError, get_task
+from selfspan_core.tasks import InputError, Limits, get_task
 from selfspan_core.tokenizer import SpanTokenizer
 
 ARTICLE = get_task("summarize").examples[0]

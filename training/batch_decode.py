@@ -6,37 +6,19 @@ of speed (for that, see the engine, which reads only what is visible).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from selfspan_core.model import SpanModel
 from selfspan_core.protocol import Markers, Rendered
+from selfspan_core.sampling import narrow
+from selfspan_core.tasks import Rules
 from selfspan_core.tracker import State, Tracker
 
 COMPACT_BELOW = 0.7
 # Fused attention wants rows of its mask aligned.
 MASK_ALIGNMENT = 64
-
-
-class Limits(NamedTuple):
-    """What a row may write next: one of `only` (any id, if None), and none of `banned`."""
-
-    only: Sequence[int] | None
-    banned: Sequence[int]
-
-
-class Rules(Protocol):
-    """What narrows a row's choice, id by id (`selfspan_core.tasks.summarize_rules`)."""
-
-    def limits(self) -> Limits:
-        """What may come next."""
-        ...
-
-    def push(self, token: int) -> None:
-        """Account for what came."""
-        ...
 
 
 @dataclass
@@ -163,16 +145,8 @@ def decode_greedily(
 def _choose(logits: torch.Tensor, active: list["_Row"]) -> torch.Tensor:
     """The likeliest id of each row that its rules allow, int64 [B], for logits [B, vocab]."""
     for place, row in enumerate(active):
-        if row.rules is None or row.done:
-            continue
-        only, banned = row.rules.limits()
-        if only is not None:
-            allowed = torch.tensor(sorted(set(only) - set(banned)), device=logits.device)
-            kept = logits[place, allowed]
-            logits[place] = -torch.inf
-            logits[place, allowed] = kept
-        elif banned:
-            logits[place, torch.tensor(banned, device=logits.device)] = -torch.inf
+        if row.rules is not None and not row.done:
+            logits[place] = narrow(logits[place], row.rules.limits())
     return logits.argmax(-1)
 
 

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:
@@ -32,23 +31,9 @@ from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
 from training.arithmetic_data import evaluation_set
 from training.batch_decode import Decoded
 from training.drafts import decode_by_drafts
+from training.lanes import Lane, lanes_of
 
-
-@dataclass(frozen=True)
-class Lane:
-    """One way to answer."""
-
-    name: str
-    adapter: str
-    annotated: bool
-    sparse: bool
-
-
-LANES = (
-    Lane("plain-dense", "arithmetic-plain", annotated=False, sparse=False),
-    Lane("span-dense", "arithmetic-span", annotated=True, sparse=False),
-    Lane("span-sparse", "arithmetic-span", annotated=True, sparse=True),
-)
+LANES = lanes_of("arithmetic")
 
 
 def summarize(decoded: Sequence[Decoded], right: Sequence[bool], num_steps: int) -> dict:

@@ -5,9 +5,10 @@ the source that is furthest behind its share comes next.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from selfspan_core.protocol import Rendered
 from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, Mix
 from selfspan_core.tokenizer import SpanTokenizer
 from training.arithmetic_data import examples as arithmetic_examples
@@ -45,6 +46,14 @@ def copy_source(folder: Path, tokenizer: SpanTokenizer) -> ShardedSource:
     return stream
 
 
+def partly_without_mask(examples: Iterable[Rendered], share: float, seed: int, shard: int) -> Iterator[Sample]:
+    """Samples of rendered examples, of which a share, drawn from seed and shard, is without its span mask."""
+    rng = random.Random(f"mask off {seed} {shard}")
+    for rendered in examples:
+        sample = sample_of(rendered)
+        yield without_mask(sample) if rng.random() < share else sample
+
+
 def arithmetic_source(
     tokenizer: SpanTokenizer, annotated: bool, mask_off_share: float = 0.0, mix: Mix = DEFAULT_MIX
 ) -> ShardedSource:
@@ -54,10 +63,8 @@ def arithmetic_source(
     """
 
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
-        rng = random.Random(f"mask off {seed} {shard}")
-        for rendered in arithmetic_examples(seed, shard, tokenizer, annotated, mix=mix):
-            sample = sample_of(rendered)
-            yield without_mask(sample) if rng.random() < mask_off_share else sample
+        examples = arithmetic_examples(seed, shard, tokenizer, annotated, mix=mix)
+        yield from partly_without_mask(examples, mask_off_share, seed, shard)
 
     return stream
 
@@ -73,11 +80,8 @@ def summary_source(
     """Annotated summaries of one kind (`training.summary_data`), with or without markers; see `arithmetic_source`."""
 
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
-        rng = random.Random(f"mask off {seed} {shard}")
         examples = summary_examples(packed, kind, tokenizer, annotated, seed, shard, num_shards, sentence_dropout)
-        for rendered in examples:
-            sample = sample_of(rendered)
-            yield without_mask(sample) if rng.random() < mask_off_share else sample
+        yield from partly_without_mask(examples, mask_off_share, seed, shard)
 
     return stream
 

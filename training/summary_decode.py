@@ -16,25 +16,11 @@ from selfspan_core.tasks.summarize import MAX_SUMMARY_TOKENS, Length
 from selfspan_core.tasks.summarize_rules import RuleTables, SummaryRules
 from selfspan_core.tokenizer import SpanTokenizer
 from training.batch_decode import decode_greedily
+from training.lanes import Lane, lanes_of
 from training.summary_data import EVALUATION
 from training.summary_source import Layout, PackedSummaries, Summary
 
-
-@dataclass(frozen=True)
-class Lane:
-    """One way to summarize."""
-
-    name: str
-    adapter: str
-    annotated: bool
-    sparse: bool
-
-
-LANES = (
-    Lane("plain-dense", "summarize-plain", annotated=False, sparse=False),
-    Lane("span-dense", "summarize-span", annotated=True, sparse=False),
-    Lane("span-sparse", "summarize-span", annotated=True, sparse=True),
-)
+LANES = lanes_of("summarize")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
 """Tasks: what a user may type, how it becomes a prompt and worked steps, how an answer is checked. No torch here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import NamedTuple, Protocol
 
 from selfspan_core.protocol import Example, Markers, Rendered
-
-if TYPE_CHECKING:
-    from selfspan_core.rules import Rules
 
 
 class InputError(ValueError):
@@ -41,6 +38,25 @@ class Problem:
     text: str
     expected: str
     display: tuple[tuple[str, int | None], ...]
+
+
+class Limits(NamedTuple):
+    """What may be written next: one of the ids `only` (any, if None), and none of `banned`."""
+
+    only: Sequence[int] | None
+    banned: Sequence[int]
+
+
+class Rules(Protocol):
+    """What one run's decoding is held to, id by id; one object per lane and run (see `summarize_rules`)."""
+
+    def limits(self) -> Limits:
+        """What may come next."""
+        ...
+
+    def push(self, token: int) -> None:
+        """Account for the id that came."""
+        ...
 
 
 class Task(Protocol):
@@ -78,8 +94,8 @@ class Task(Protocol):
         """The example laid out with markers (`annotated`) or as the same text without a single one."""
         ...
 
-    def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> "Rules | None":
-        """What decoding is held to in one run of a prompt (`selfspan_core.rules`); None where it is not."""
+    def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> Rules | None:
+        """What decoding is held to in one run of a prompt ; None where it is not."""
         ...
 
     def answer(self, output_text: str) -> str | None:

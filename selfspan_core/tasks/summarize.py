@@ -21,7 +21,7 @@ from selfspan_core.tasks import InputError, Problem, Tokenizer
 from selfspan_core.tasks.summarize_examples import EXAMPLES
 
 if TYPE_CHECKING:
-    from selfspan_core.tasks.summarize_rules import SummaryRules
+    from selfspan_core.tasks.summarize_rules import RuleTables, SummaryRules
     from selfspan_core.tokenizer import SpanTokenizer
 
 Length = Literal["short", "medium"]
@@ -122,6 +122,7 @@ class Summarize:
             raise InputError(f"The length is one of {', '.join(INSTRUCTIONS)}, not {str(length)[:40]}.")
         self.length = length
         self.max_tokens = max_context
+        self._tables: RuleTables | None = None
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -210,7 +211,10 @@ class Summarize:
         from selfspan_core.tasks.summarize_rules import RuleTables, SummaryRules
 
         ids = prompt.ids[: prompt.prompt.num_tokens]
-        return SummaryRules(RuleTables(tokenizer), ids, prompt.prompt, self.length, annotated)
+        # Lanes and warming up share what follows from the tokenizer alone.
+        if self._tables is None or self._tables.tokenizer is not tokenizer:
+            self._tables = RuleTables(tokenizer)
+        return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated)
 
     def answer(self, output_text: str) -> str | None:
         """The summary: one sentence a line in what a model wrote; None if there is none."""

@@ -19,9 +19,9 @@ ids, allowed or forbidden, once per id.
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from selfspan_core.protocol import PromptLayout
+from selfspan_core.tasks import Limits
 from selfspan_core.tasks.summarize import MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
 from selfspan_core.tokenizer import SpanTokenizer
 
@@ -32,13 +32,6 @@ START = 8
 _ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*\Z")
 _CLOSING = re.compile(r"[\"'”’)\]]+")
 _STARTING = re.compile(r"[\s,;:.!?…\"“”)\]]")
-
-
-class Limits(NamedTuple):
-    """What may come next: one of `only` (any id, if None), and none of `banned`."""
-
-    only: tuple[int, ...] | None
-    banned: tuple[int, ...]
 
 
 class RuleTables:
