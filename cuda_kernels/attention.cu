@@ -411,8 +411,10 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                        const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,  //
                        u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                           //
                        const Span* spans, const int* line_words, int batch, int max_spans, float scale, float* states,
-                       int* arrived) {
+                       int* arrived, int is_plan_done) {
     DYNAMIC_SHARED(memory);
+    // The first launch behind a plan waits for it, and lets nobody start who would not.
+    if (!is_plan_done) wait_for_inputs();
     let_next_start();
     Job job = {{queries, query_row_stride, query_head_stride},
                {out, out_row_stride, out_head_stride},
@@ -426,7 +428,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                arrived};
     Shared& shared = *reinterpret_cast<Shared*>(memory);
     int warp = uniform(threadIdx.x / 32);
-    // The plan is older than the kernel before, whatever that is: the launcher sees to it.
+    // Of any other, the plan is older than the kernel before, whatever that is.
     copy_line(shared.line, line_words, batch);
     prefetch_table(job, batch);
     __syncthreads();

@@ -89,7 +89,7 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
             selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
                 d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
                 num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_line, batch,
-                max_spans, scale * 1.44269504f, d_states, d_arrived);
+                max_spans, scale * 1.44269504f, d_states, d_arrived, layer > 0);
         CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());
     }

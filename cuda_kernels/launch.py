@@ -104,8 +104,8 @@ class SpanAttention:
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:
         """Take in what every sequence sees; once per decode step, for all layers.
 
-        Captured in a graph, it belongs into the same one as the calls that follow it: the first of them starts when
-        it is done, those behind may overlap with what is before them.
+        Captured in a graph, it belongs into the same one as the calls that follow it: the first of them waits until
+        it is done, those behind rely on that.
 
         Args:
             intervals: int32 `[batch, max_spans, 2]` on the device, contiguous: half-open `[start, end)`, sorted,
@@ -196,16 +196,9 @@ class SpanAttention:
             np.float32(scale * LOG2_E),
             _pointer(self._states),
             _pointer(self._arrived),
+            np.int32(self._is_plan_done),
         )
-        # The kernel reads the plan before it waits: the first launch after a plan starts when that is done.
-        self._launch(
-            self._attend,
-            self._num_blocks,
-            self._num_threads,
-            arguments,
-            self._shared_bytes,
-            may_overlap=self._is_plan_done,
-        )
+        self._launch(self._attend, self._num_blocks, self._num_threads, arguments, self._shared_bytes)
         self._is_plan_done = True
         return out
 
@@ -239,15 +232,11 @@ class Launcher:
         num_threads: int,
         arguments: tuple,
         shared_bytes: int = 0,
-        may_overlap: bool = True,
     ) -> None:
-        """Launch one kernel (`cupy.RawKernel`) on so many blocks (of one dimension, or two) and threads of each.
-
-        may_overlap: False for one that begins when all is done that was launched before.
-        """
+        """Launch one kernel (`cupy.RawKernel`) on so many blocks (of one dimension, or two) and threads of each."""
         pointer = torch.cuda.current_stream(self._device).cuda_stream
         grid = (num_blocks,) if isinstance(num_blocks, int) else num_blocks
-        if self._overlap and may_overlap:
+        if self._overlap:
             with _cupy_device(self._device):
                 launch_overlapping(kernel.kernel.ptr, pointer, grid, num_threads, arguments, shared_bytes)
             return

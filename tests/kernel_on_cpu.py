@@ -151,6 +151,7 @@ def attend(
         ctypes.c_float(scale * 1.4426950408889634),
         pointer(states),
         pointer(planned.arrived),
+        1,  # the plan is done: the stricter case, nothing else may be read before the kernel waits
         order,
         num_blocks,
         ctypes.c_longlong(shared_bytes),

@@ -123,7 +123,7 @@ def test_every_kernel_waits_for_its_inputs(name):
     kernels = re.findall(r'extern "C" __global__.*?^}', loader.source(name), re.DOTALL | re.MULTILINE)
     assert kernels
     for kernel in kernels:
-        waits = kernel.index("wait_for_inputs();")
+        waits = kernel.rindex("wait_for_inputs();")
         assert "let_next_start();" in kernel[:waits]
         # Lambdas that load weights may return: they say so by capturing.
         before = re.sub(r"\[&\]\([^)]*\) \{.*?^    \};", "", kernel[:waits], flags=re.DOTALL | re.MULTILINE)
@@ -338,8 +338,12 @@ def test_long_lines_are_cut(tiles, mode):
     assert slices(CONFIGS[0], [16 * tiles] * 4, 4, 2)[1] == mode
 
 
-def test_the_first_launch_behind_a_plan_does_not_overlap(monkeypatch):
-    """Would catch attention that reads a plan which is still being made: it reads it before it waits."""
+def test_the_first_launch_behind_a_plan_waits_for_it():
+    """Would catch attention that reads a plan which is still being made: the others read it before they wait."""
+    # Nor may it let the next one start before: that would read the plan at once.
+    kernel = loader.source("attention.cu").partition('extern "C"')[2]
+    waits = kernel.index("if (!is_plan_done) wait_for_inputs();")
+    assert waits < kernel.index("let_next_start();") < kernel.index("copy_line(")
     launches = []
     attention = object.__new__(SpanAttention)
     shapes = {"batch": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 64, "max_spans": 3}
@@ -349,14 +353,14 @@ def test_the_first_launch_behind_a_plan_does_not_overlap(monkeypatch):
     attention._plan, attention._attend = "plan", "attend"
     attention._is_planned_for, attention._is_plan_done = None, False
     attention._allocate(KernelConfig(64, 2, True, 8))
-    attention._launch = lambda kernel, *_, may_overlap=True: launches.append((kernel, may_overlap))
+    attention._launch = lambda kernel, blocks, threads, arguments, *_: launches.append((kernel, int(arguments[-1])))
     query = torch.zeros(2, 2, 64, dtype=torch.bfloat16)
     cache = torch.zeros(2, 1, 16, 64, dtype=torch.bfloat16)
     for _ in range(2):
         attention.plan(torch.zeros(2, 3, 2, dtype=torch.int32), torch.zeros(2, dtype=torch.int32), 16)
         for _ in range(3):
             attention(query, cache, cache)
-    assert launches == 2 * [("plan", True), ("attend", False), ("attend", True), ("attend", True)]
+    assert [done for kernel, done in launches if kernel == "attend"] == 2 * [0, 1, 1]
 
 
 def results_of(points: dict[str, list[tuple[float, float]]], dense_us: float) -> dict:

@@ -22,12 +22,14 @@ extern "C" void run_plan(const int2* intervals, const int* counts, int batch, in
 extern "C" void run_attention(u16* queries, const i64* query_strides, const u16* keys, const i64* key_strides,
                               const u16* values, const i64* value_strides, u16* out, const i64* out_strides, float* lse,
                               const Span* spans, const int* line, int batch, int max_spans, float scale, float* states,
-                              int* arrived, const unsigned* block_order, int num_blocks, i64 shared_bytes) {
+                              int* arrived, int is_plan_done, const unsigned* block_order, int num_blocks,
+                              i64 shared_bytes) {
     std::vector<unsigned> order(block_order, block_order + num_blocks);
     Machine::get().run(order, NUM_THREADS, shared_bytes, [=] {
         selfspan_attention(queries, query_strides[0], query_strides[1], keys, key_strides[0], key_strides[1],
                            key_strides[2], values, value_strides[0], value_strides[1], value_strides[2], out,
-                           out_strides[0], out_strides[1], lse, spans, line, batch, max_spans, scale, states, arrived);
+                           out_strides[0], out_strides[1], lse, spans, line, batch, max_spans, scale, states, arrived,
+                           is_plan_done);
     });
 }
 
