@@ -82,8 +82,11 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
     for (int repeat = 0; repeat < 3; repeat++) {
-        selfspan_plan<<<batch, max_spans>>>(d_intervals, d_counts, max_spans, capacity, d_spans, d_line, d_arrived,
-                                            d_num_done, num_kv_heads, num_blocks, d_errors);
+        // In one block, and in one per row.
+        bool is_one = repeat == 1;
+        selfspan_plan<<<is_one ? 1 : batch, is_one ? 96 : max_spans>>>(d_intervals, d_counts, batch, max_spans,
+                                                                       capacity, d_spans, d_line, d_arrived, d_num_done,
+                                                                       num_kv_heads, num_blocks, d_errors);
         CHECK(cudaGetLastError());
         for (int layer = 0; layer < 2; layer++)
             selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(

@@ -21,6 +21,7 @@ DTYPES = {torch.bfloat16: 80, torch.float16: 75}
 """Element types, and the oldest architecture that has them in its tensor cores."""
 LOG2_E = math.log2(math.e)
 MAX_PLAN_THREADS = 1024
+MAX_PLAN_TURNS = 2
 WRONG = {
     1: "count outside [0, max_spans]",
     2: "interval outside [0, capacity) or empty",
@@ -125,6 +126,7 @@ class SpanAttention:
         arguments = (
             _pointer(intervals),
             _pointer(counts),
+            np.int32(self.batch),
             np.int32(self.max_spans),
             np.int32(capacity),
             _pointer(self._spans),
@@ -135,7 +137,7 @@ class SpanAttention:
             np.int32(self._num_blocks),
             _pointer(self._errors if self.debug else None),
         )
-        self._launch(self._plan, self.batch, plan_threads(self.max_spans), arguments)
+        self._launch(self._plan, *plan_grid(self.batch, self.max_spans), arguments)
         if self.debug:
             self._raise_errors()
         self._is_planned_for = capacity
@@ -246,9 +248,16 @@ class Launcher:
             kernel(grid, (num_threads,), arguments, shared_mem=shared_bytes)
 
 
-def plan_threads(max_spans: int) -> int:
-    """Threads of a block of the plan kernel: one per span, in whole warps."""
-    return min(MAX_PLAN_THREADS, -(-max_spans // 32) * 32)
+def plan_grid(batch: int, max_spans: int) -> tuple[int, int]:
+    """Blocks of the plan kernel, and threads of each.
+
+    One block that has a warp for every row, where none has to take up more than MAX_PLAN_TURNS times 32 spans: a line
+    that several blocks make costs them a microsecond to agree. Else a block per row, a thread per span.
+    """
+    turns = -(-batch // 32) * -(-max_spans // 32)
+    if batch > 1 and turns <= MAX_PLAN_TURNS:
+        return 1, 32 * min(batch, 32)
+    return batch, min(MAX_PLAN_THREADS, -(-max_spans // 32) * 32)
 
 
 def check_shape(

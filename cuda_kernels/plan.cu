@@ -1,31 +1,70 @@
-// Once per decode step, for all layers: intervals -> spans of the gapless list, and who works on what. One block a row;
-// the last one to be done lays out the line.
+// Once per decode step, for all layers: intervals -> spans of the gapless list, and who works on what. A warp a row, all
+// in one block; or, where that would take long, one block a row, and the last one to be done lays out the line.
 #include <schedule.cuh>
 
-// At most; the launcher takes as many threads as a row can have spans, if there are fewer.
+// At most; the launcher knows how many it takes.
 constexpr int MAX_PLAN_THREADS = 1024;
+constexpr int MAX_BATCH = 256;
 
 // What debug mode finds wrong with a row's intervals.
 constexpr int WRONG_COUNT = 1, WRONG_RANGE = 2, WRONG_ORDER = 4;
 
-// The sum of `value` over this thread and those before it in the block, and in `total` that of the whole block.
-DEVICE int sum_up_to(int value, int* warp_sums, int& total) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int step = 1; step < 32; step *= 2) {
-        int before = __shfl_up_sync(FULL_WARP, value, step);
-        if (lane >= step) value += before;
+// The threads that work on one row: they add up a value each, over themselves and those before, and in `total` over all.
+struct WarpTeam {
+    int index = threadIdx.x % 32, size = 32;
+
+    DEVICE int sum_up_to(int value, int& total) {
+        for (int step = 1; step < 32; step *= 2) {
+            int before = __shfl_up_sync(FULL_WARP, value, step);
+            if (index >= step) value += before;
+        }
+        total = __shfl_sync(FULL_WARP, value, 31);
+        return value;
     }
-    if (lane == 31) warp_sums[warp] = value;
-    __syncthreads();
-    int before = 0;
-    total = 0;
-    for (int i = 0; i < (int)blockDim.x / 32; i++) {
-        if (i < warp) before += warp_sums[i];
-        total += warp_sums[i];
+
+    DEVICE void sync() { __syncwarp(); }
+};
+
+struct BlockTeam {
+    int* warp_sums;
+    int index = threadIdx.x, size = blockDim.x;
+
+    DEVICE int sum_up_to(int value, int& total) {
+        int of_warp, warp = index / 32;
+        value = WarpTeam().sum_up_to(value, of_warp);
+        if (index % 32 == 31) warp_sums[warp] = of_warp;
+        __syncthreads();
+        int before = 0;
+        total = 0;
+        for (int i = 0; i < size / 32; i++) {
+            if (i < warp) before += warp_sums[i];
+            total += warp_sums[i];
+        }
+        __syncthreads();
+        return value + before;
     }
-    __syncthreads();
-    return value + before;
-}
+
+    DEVICE void sync() { __syncthreads(); }
+};
+
+// What a plan is made of, and where the rows' part of it goes.
+struct Table {
+    const int2* intervals;
+    const int* counts;
+    int max_spans, capacity, num_kv_heads;
+    Span* spans;
+    int *arrived, *errors;
+};
+
+// A row's first intervals, one per thread, and its count: on their way before it is known which of them matter.
+struct Beginning {
+    int2 interval;
+    int count;
+
+    DEVICE Beginning(const Table& table, int row, int index)
+        : interval(index < table.max_spans ? table.intervals[(i64)row * table.max_spans + index] : make_int2(0, 0)),
+          count(table.counts[row]) {}
+};
 
 DEVICE int check(int2 interval, int previous_end, int capacity) {
     int wrong = 0;
@@ -34,21 +73,96 @@ DEVICE int check(int2 interval, int previous_end, int capacity) {
     return wrong;
 }
 
+// What the line has to know of a row.
+struct Row {
+    int num_visible, num_spans;
+};
+
+// One row's spans, by a team.
+template <class Team>
+DEVICE Row plan_row(const Table& table, Team team, int row, const Beginning& beginning) {
+    const int2* intervals = table.intervals + (i64)row * table.max_spans;
+    Span* spans = table.spans + (i64)row * table.max_spans;
+    int count = min(max(beginning.count, 0), table.max_spans), before = 0;
+    if (table.errors) {
+        if (team.index == 0) table.errors[row] = beginning.count == count ? 0 : WRONG_COUNT;
+        team.sync();
+    }
+    for (int head = team.index; head < table.num_kv_heads; head += team.size)
+        table.arrived[row * table.num_kv_heads + head] = 0;
+    int2 ahead = beginning.interval;
+    for (int first = 0; first < count; first += team.size) {
+        int i = first + team.index, next = i + team.size;
+        int2 interval = i < count ? ahead : make_int2(0, 0);
+        if (next < count) ahead = intervals[next];
+        // Whatever the table says, nothing outside of the cache is read.
+        int from = min(max(interval.x, 0), table.capacity), to = min(max(interval.y, from), table.capacity);
+        int total;
+        int end = min(before + team.sum_up_to(to - from, total), table.capacity);
+        if (i < count) {
+            spans[i] = make_int2(end, to - end);
+            int wrong = table.errors ? check(interval, i > 0 ? intervals[i - 1].y : interval.x, table.capacity) : 0;
+            if (wrong) atomicOr(&table.errors[row], wrong);
+        }
+        before = min(before + total, table.capacity);
+    }
+    return {before, count};
+}
+
+// All rows, a warp each; by the only block.
+DEVICE void plan_by_warps(const Table& table, Line& line) {
+    WarpTeam team;
+    int row = threadIdx.x / 32, num_warps = blockDim.x / 32;
+    Beginning beginning(table, min(row, line.batch - 1), team.index);
+    while (row < line.batch) {
+        Beginning now = beginning;
+        int next = row + num_warps;
+        if (next < line.batch) beginning = Beginning(table, next, team.index);
+        Row planned = plan_row(table, team, row, now);
+        if (team.index == 0) {
+            line.num_visible()[row] = planned.num_visible;
+            line.num_spans()[row] = planned.num_spans;
+        }
+        row = next;
+    }
+    __syncthreads();
+}
+
+// One row by each block, which leaves what it found in the line's words. Whether all others have, too; then the line
+// has what they found. The first warp is told.
+DEVICE bool plan_by_blocks(const Table& table, int* warp_sums, int* words, int* num_done, Line& line) {
+    int row = blockIdx.x, lane = threadIdx.x;
+    Row planned = plan_row(table, BlockTeam{warp_sums}, row, Beginning(table, row, lane));
+    if (lane >= 32) return false;
+    int *num_visible = words + Line::visible_word(line.batch), *num_spans = num_visible + line.batch;
+    bool is_last = false;
+    if (lane == 0) {
+        num_visible[row] = planned.num_visible;
+        num_spans[row] = planned.num_spans;
+        fence_device();
+        is_last = atomicAdd(num_done, 1) == line.batch - 1;
+        fence_device();
+        if (is_last) *num_done = 0;
+    }
+    if (!uniform(is_last)) return false;
+    for (row = lane; row < line.batch; row += 32) {
+        line.num_visible()[row] = load_from_any_block(num_visible + row);
+        line.num_spans()[row] = load_from_any_block(num_spans + row);
+    }
+    __syncwarp();
+    return true;
+}
+
 // Rows behind one another; by one warp.
 DEVICE void lay_out(Line& line, int lane) {
     int before = 0, longest = 0;
     for (int first = 0; first < line.batch; first += 32) {
         int row = first + lane;
-        int visible = row < line.batch ? load_from_any_block(line.num_visible() + row) : 0;
-        int unit = Line::unit_length(visible), length = line.num_kv_heads * unit;
-        int end = length;
-        for (int step = 1; step < 32; step *= 2) {
-            int other = __shfl_up_sync(FULL_WARP, end, step);
-            if (lane >= step) end += other;
-        }
+        int unit = Line::unit_length(row < line.batch ? line.num_visible(row) : 0), length = line.num_kv_heads * unit;
+        int of_these, end = WarpTeam().sum_up_to(length, of_these);
         longest = max(longest, unit);
         if (row < line.batch) line.start()[row] = before + end - length;
-        before += __shfl_sync(FULL_WARP, end, 31);
+        before += of_these;
     }
     for (int step = 1; step < 32; step *= 2) longest = max(longest, __shfl_xor_sync(FULL_WARP, longest, step));
     if (lane > 0) return;
@@ -56,61 +170,32 @@ DEVICE void lay_out(Line& line, int lane) {
     line.divide(longest);
 }
 
-// Whether all other blocks are done, and have said what this thread's said before.
-DEVICE bool is_last_block(int* num_done) {
-    fence_device();
-    if (atomicAdd(num_done, 1) != (int)gridDim.x - 1) return false;
-    fence_device();
-    *num_done = 0;
-    return true;
-}
-
 // intervals: int32 [batch, max_spans, 2], sorted, disjoint, half-open; counts: int32 [batch], how many of them are
 // meant. spans: [batch, max_spans] for `Cursor`; line_words: the line, for num_blocks blocks of the attention
 // kernel; arrived: int32 [num_units], set to zero; num_done: int32 [1], zero before and after. errors: int32 [batch] or
-// null; where given, intervals are checked against the capacity and each other.
+// null; where given, intervals are checked against the capacity and each other. Launched as one block, or as one per
+// row.
 extern "C" __global__ void __launch_bounds__(MAX_PLAN_THREADS)
-    selfspan_plan(const int2* intervals, const int* counts, int max_spans, int capacity, Span* spans, int* line_words,
-                  int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {
+    selfspan_plan(const int2* intervals, const int* counts, int batch, int max_spans, int capacity, Span* spans,
+                  int* line_words, int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {
     __shared__ int warp_sums[MAX_PLAN_THREADS / 32];
+    __shared__ int words[sizeof(Line) / 4 + 3 * MAX_BATCH + 1];
     let_next_start();
     wait_for_inputs();
-    Line& line = *reinterpret_cast<Line*>(line_words);
-    int row = blockIdx.x, batch = gridDim.x;
-    intervals += (i64)row * max_spans;
-    spans += (i64)row * max_spans;
-    // On its way before it is known whether it counts.
-    int2 ahead = (int)threadIdx.x < max_spans ? intervals[threadIdx.x] : make_int2(0, 0);
-    int count = min(max(counts[row], 0), max_spans);
-    if (errors && threadIdx.x == 0) errors[row] = counts[row] == count ? 0 : WRONG_COUNT;
-    for (int head = threadIdx.x; head < num_kv_heads; head += blockDim.x) arrived[row * num_kv_heads + head] = 0;
-    int before = 0;
-    for (int first = 0; first < count; first += blockDim.x) {
-        int i = first + threadIdx.x, next = i + blockDim.x;
-        int2 interval = i < count ? ahead : make_int2(0, 0);
-        if (next < count) ahead = intervals[next];
-        // Whatever the table says, nothing outside of the cache is read.
-        int from = min(max(interval.x, 0), capacity), to = min(max(interval.y, from), capacity);
-        int total;
-        int end = min(before + sum_up_to(to - from, warp_sums, total), capacity);
-        if (i < count) {
-            spans[i] = make_int2(end, to - end);
-            int wrong = errors ? check(interval, i > 0 ? intervals[i - 1].y : interval.x, capacity) : 0;
-            if (wrong) atomicOr(&errors[row], wrong);
-        }
-        before = min(before + total, capacity);
-    }
+    Table table = {intervals, counts, max_spans, capacity, num_kv_heads, spans, arrived, errors};
+    Line& line = *reinterpret_cast<Line*>(words);
     if (threadIdx.x == 0) {
-        // The same from every block.
         line.batch = batch;
         line.num_kv_heads = num_kv_heads;
         line.num_blocks = num_blocks;
-        line.num_visible()[row] = before;
-        line.num_spans()[row] = count;
     }
+    __syncthreads();
+    if ((int)gridDim.x < batch)
+        plan_by_warps(table, line);
+    else if (!plan_by_blocks(table, warp_sums, line_words, num_done, line))
+        return;
     if (threadIdx.x >= 32) return;
-    bool is_last = threadIdx.x == 0 && is_last_block(num_done);
-    if (!__ballot_sync(FULL_WARP, is_last)) return;
-    __syncwarp();
     lay_out(line, threadIdx.x);
+    __syncwarp();
+    for (int word = threadIdx.x; word < Line::num_words(batch); word += 32) line_words[word] = words[word];
 }

@@ -71,8 +71,9 @@ struct Line {
     DEVICE int start(int row) const { return const_cast<Line*>(this)->start()[row]; }
     DEVICE int num_visible(int row) const { return const_cast<Line*>(this)->num_visible()[row]; }
     DEVICE int num_spans(int row) const { return const_cast<Line*>(this)->num_spans()[row]; }
-    // In all, with what lies behind.
-    static DEVICE int num_words(int batch) { return sizeof(Line) / 4 + 3 * batch + 1; }
+    // Where num_visible begins, and the length of all, in words.
+    static DEVICE int visible_word(int batch) { return sizeof(Line) / 4 + batch + 1; }
+    static DEVICE int num_words(int batch) { return visible_word(batch) + 2 * batch; }
 
     DEVICE int num_warps() const { return num_blocks * NUM_WARPS; }
     DEVICE int num_units() const { return batch * num_kv_heads; }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.launch import plan_threads
+from cuda_kernels.launch import plan_grid
 from cuda_kernels.loader import FOLDER, KernelConfig, line_words
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
@@ -78,8 +78,13 @@ def plan(
     capacity: int,
     num_kv_heads: int,
     num_blocks: int = 8,
+    grid: tuple[int, int] | None = None,
 ) -> Planned:
-    """Run the plan kernel, for so many blocks; everything that it has to write is poisoned before."""
+    """Run the plan kernel; everything that it has to write is poisoned before.
+
+    Args:
+        num_blocks: of the attention kernel; grid: blocks and threads of the plan kernel, None: as it is launched.
+    """
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
     kernels = library(config)
@@ -99,7 +104,7 @@ def plan(
         num_kv_heads,
         num_blocks,
         pointer(made.errors),
-        plan_threads(max_spans),
+        *(grid or plan_grid(batch, max_spans)),
     )
     assert not num_done.any(), "the counter is not back at zero"
     return made

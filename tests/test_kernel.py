@@ -249,12 +249,13 @@ def test_benchmark_selections_keep_what_they_say(selection, seed, context, densi
 
 @needs_compiler
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**9), st.integers(1, 4), st.integers(1, 4000))
-def test_plan_lists_the_visible_tokens(seed, batch, capacity):
+@given(st.integers(0, 10**9), st.integers(1, 4), st.integers(1, 4000), st.sampled_from([None, (1, 32), (1, 96)]))
+def test_plan_lists_the_visible_tokens(seed, batch, capacity, grid):
     """Would catch a prefix sum that is off at the edge of a warp, or of the 1,024 spans that are added at a time."""
     rows = random_rows(seed, batch, capacity, 1500)
     intervals, counts = table_of(rows, 1500)
-    planned = plan(CONFIGS[0], intervals, counts, capacity, 2)
+    planned = plan(CONFIGS[0], intervals, counts, capacity, 2, grid=grid)
+    assert torch.equal(planned.line, plan(CONFIGS[0], intervals, counts, capacity, 2, grid=(batch, 1024)).line)
     assert not planned.errors.any() and not planned.arrived.any()
     assert planned.num_visible == [sum(end - start for start, end in spans) for spans in rows]
     for row, spans in enumerate(rows):
@@ -280,10 +281,11 @@ def test_plan_lists_the_visible_tokens(seed, batch, capacity):
         ([(0, 10)], 1, 0),
     ],
 )
-def test_plan_finds_bad_intervals_and_keeps_within_the_cache(spans, count, code):
+@pytest.mark.parametrize("grid", [(1, 64), (2, 32)])
+def test_plan_finds_bad_intervals_and_keeps_within_the_cache(spans, count, code, grid):
     """Would catch debug mode being blind, or a wrong table that makes the kernel read outside of the cache."""
     intervals, _ = table_of([[(0, 1)], spans], 3)
-    planned = plan(CONFIGS[0], intervals, torch.tensor([1, count], dtype=torch.int32), 10, 1)
+    planned = plan(CONFIGS[0], intervals, torch.tensor([1, count], dtype=torch.int32), 10, 1, grid=grid)
     assert planned.errors.tolist() == [0, code]
     assert 0 <= planned.num_visible[1] <= 10
 
@@ -310,11 +312,11 @@ def test_slices_are_nearly_equal(num_visible, num_kv_heads, num_blocks):
 @needs_compiler
 @pytest.mark.parametrize(
     ("units", "per_warp", "warps_each"),
-    [(1024, 1, 1), (2048, 2, 1), (256, 1, 4), (128, 1, 8), (40, 0, 0), (1100, 0, 0)],
+    [(1024, 1, 1), (2048, 2, 1), (256, 1, 4), (128, 1, 8), (40, 0, 0), (1104, 0, 0)],
 )
 def test_equal_units_are_dealt_out_whole(units, per_warp, warps_each):
     """Would catch a unit that two blocks share without need, or blocks that get much less than others."""
-    found, mode = slices(CONFIGS[0], [250] * (units // 4), 4, 132)
+    found, mode = slices(CONFIGS[0], [250] * (units // 8), 8, 132)
     assert (mode == "dealt") == (warps_each > 0)
     if mode == "dealt":
         blocks = [found[8 * i : 8 * i + 8] for i in range(132)]
@@ -327,7 +329,7 @@ def test_equal_units_are_dealt_out_whole(units, per_warp, warps_each):
                 whole = range(start, start + 17 * per_warp)
                 assert not one or one == (whole if warps_each == 1 else range(start + part, start + 16, warps_each))
     # A fifth longer is too much.
-    assert slices(CONFIGS[0], [250] * (units // 4 - 1) + [310], 4, 132)[1] == "cut"
+    assert slices(CONFIGS[0], [250] * (units // 8 - 1) + [310], 8, 132)[1] == "cut"
 
 
 @needs_compiler

@@ -10,12 +10,12 @@ extern "C" int num_line_words(int batch) {
 
 extern "C" void run_plan(const int2* intervals, const int* counts, int batch, int max_spans, int capacity, Span* spans,
                          int* line, int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors,
-                         int num_threads) {
-    std::vector<unsigned> order(batch);
-    for (int row = 0; row < batch; row++) order[row] = row;
+                         int num_plan_blocks, int num_threads) {
+    std::vector<unsigned> order(num_plan_blocks);
+    for (int block = 0; block < num_plan_blocks; block++) order[block] = block;
     Machine::get().run(order, num_threads, 0, [=] {
-        selfspan_plan(intervals, counts, max_spans, capacity, spans, line, arrived, num_done, num_kv_heads, num_blocks,
-                      errors);
+        selfspan_plan(intervals, counts, batch, max_spans, capacity, spans, line, arrived, num_done, num_kv_heads,
+                      num_blocks, errors);
     });
 }
 
