@@ -1,5 +1,5 @@
-// Once per decode step, for all layers: intervals -> spans of the gapless list, and who works on what. A warp a row, all
-// in one block; or, where that would take long, one block a row, and the last one to be done lays out the line.
+// Once per decode step, for all layers: intervals -> spans of the gapless list, and who works on what. A warp per row,
+// all in one block; or, where that would take longer, a block per row, and the last to be done lays out the line.
 #include <schedule.cuh>
 
 // At most; the launcher knows how many it takes.
@@ -109,65 +109,61 @@ DEVICE Row plan_row(const Table& table, Team team, int row, const Beginning& beg
     return {before, count};
 }
 
-// All rows, a warp each; by the only block.
-DEVICE void plan_by_warps(const Table& table, Line& line) {
+// All rows, a warp each; by the only block. `num_visible`: of the rows, in shared memory.
+DEVICE void plan_by_warps(const Table& table, int batch, int* row_words, int* num_visible) {
     WarpTeam team;
     int row = threadIdx.x / 32, num_warps = blockDim.x / 32;
-    Beginning beginning(table, min(row, line.batch - 1), team.index);
-    while (row < line.batch) {
+    Beginning beginning(table, min(row, batch - 1), team.index);
+    while (row < batch) {
         Beginning now = beginning;
         int next = row + num_warps;
-        if (next < line.batch) beginning = Beginning(table, next, team.index);
+        if (next < batch) beginning = Beginning(table, next, team.index);
         Row planned = plan_row(table, team, row, now);
         if (team.index == 0) {
-            line.num_visible()[row] = planned.num_visible;
-            line.num_spans()[row] = planned.num_spans;
+            num_visible[row] = row_words[row] = planned.num_visible;
+            row_words[batch + row] = planned.num_spans;
         }
         row = next;
     }
     __syncthreads();
 }
 
-// One row by each block, which leaves what it found in the line's words. Whether all others have, too; then the line
-// has what they found. The first warp is told.
-DEVICE bool plan_by_blocks(const Table& table, int* warp_sums, int* words, int* num_done, Line& line) {
-    int row = blockIdx.x, lane = threadIdx.x;
-    Row planned = plan_row(table, BlockTeam{warp_sums}, row, Beginning(table, row, lane));
-    if (lane >= 32) return false;
-    int *num_visible = words + Line::visible_word(line.batch), *num_spans = num_visible + line.batch;
+// One row by each block. Whether all others are done, and have said what they found; told to the first warp.
+DEVICE bool plan_by_blocks(const Table& table, int batch, int* row_words, int* warp_sums, int* num_done) {
+    int row = blockIdx.x, thread = threadIdx.x;
+    Row planned = plan_row(table, BlockTeam{warp_sums}, row, Beginning(table, row, thread));
+    if (thread >= 32) return false;
     bool is_last = false;
-    if (lane == 0) {
-        num_visible[row] = planned.num_visible;
-        num_spans[row] = planned.num_spans;
+    if (thread == 0) {
+        row_words[row] = planned.num_visible;
+        row_words[batch + row] = planned.num_spans;
         fence_device();
-        is_last = atomicAdd(num_done, 1) == line.batch - 1;
+        is_last = atomicAdd(num_done, 1) == batch - 1;
         fence_device();
         if (is_last) *num_done = 0;
     }
-    if (!uniform(is_last)) return false;
-    for (row = lane; row < line.batch; row += 32) {
-        line.num_visible()[row] = load_from_any_block(num_visible + row);
-        line.num_spans()[row] = load_from_any_block(num_spans + row);
-    }
-    __syncwarp();
-    return true;
+    return uniform(is_last);
 }
 
-// Rows behind one another; by one warp.
-DEVICE void lay_out(Line& line, int lane) {
-    int before = 0, longest = 0;
+// Rows behind one another; by one warp. `visible_of`: a row -> its visible tokens.
+template <class VisibleOf>
+DEVICE void lay_out(Line line, Line& out, VisibleOf visible_of) {
+    WarpTeam team;
+    int longest = 0;
+    int* start = reinterpret_cast<int*>(&out + 1);
     for (int first = 0; first < line.batch; first += 32) {
-        int row = first + lane;
-        int unit = Line::unit_length(row < line.batch ? line.num_visible(row) : 0), length = line.num_kv_heads * unit;
-        int of_these, end = WarpTeam().sum_up_to(length, of_these);
+        int row = first + team.index;
+        int unit = Line::unit_length(row < line.batch ? visible_of(row) : 0), length = line.num_kv_heads * unit;
+        int of_these, end = line.length + team.sum_up_to(length, of_these);
         longest = max(longest, unit);
-        if (row < line.batch) line.start()[row] = before + end - length;
-        before += of_these;
+        if (row < line.batch) start[row] = end - length;
+        line.length += of_these;
     }
     for (int step = 1; step < 32; step *= 2) longest = max(longest, __shfl_xor_sync(FULL_WARP, longest, step));
-    if (lane > 0) return;
-    line.start()[line.batch] = line.length = before;
+    if (team.index > 0) return;
+    start[line.batch] = line.length;
     line.divide(longest);
+    out = line;
 }
 
 // intervals: int32 [batch, max_spans, 2], sorted, disjoint, half-open; counts: int32 [batch], how many of them are
@@ -178,24 +174,17 @@ DEVICE void lay_out(Line& line, int lane) {
 extern "C" __global__ void __launch_bounds__(MAX_PLAN_THREADS)
     selfspan_plan(const int2* intervals, const int* counts, int batch, int max_spans, int capacity, Span* spans,
                   int* line_words, int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {
-    __shared__ int warp_sums[MAX_PLAN_THREADS / 32];
-    __shared__ int words[sizeof(Line) / 4 + 3 * MAX_BATCH + 1];
+    __shared__ int warp_sums[MAX_PLAN_THREADS / 32], num_visible[MAX_BATCH];
     let_next_start();
     wait_for_inputs();
     Table table = {intervals, counts, max_spans, capacity, num_kv_heads, spans, arrived, errors};
-    Line& line = *reinterpret_cast<Line*>(words);
-    if (threadIdx.x == 0) {
-        line.batch = batch;
-        line.num_kv_heads = num_kv_heads;
-        line.num_blocks = num_blocks;
-    }
-    __syncthreads();
-    if ((int)gridDim.x < batch)
-        plan_by_warps(table, line);
-    else if (!plan_by_blocks(table, warp_sums, line_words, num_done, line))
+    int* row_words = line_words + Line::visible_word(batch);
+    bool is_one_block = (int)gridDim.x < batch;
+    if (is_one_block)
+        plan_by_warps(table, batch, row_words, num_visible);
+    else if (!plan_by_blocks(table, batch, row_words, warp_sums, num_done))
         return;
     if (threadIdx.x >= 32) return;
-    lay_out(line, threadIdx.x);
-    __syncwarp();
-    for (int word = threadIdx.x; word < Line::num_words(batch); word += 32) line_words[word] = words[word];
+    lay_out({batch, num_kv_heads, num_blocks}, *reinterpret_cast<Line*>(line_words),
+            [&](int row) { return is_one_block ? num_visible[row] : load_from_any_block(row_words + row); });
 }
