@@ -21,7 +21,7 @@ DTYPES = {torch.bfloat16: 80, torch.float16: 75}
 """Element types, and the oldest architecture that has them in its tensor cores."""
 LOG2_E = math.log2(math.e)
 MAX_PLAN_THREADS = 1024
-MAX_PLAN_TURNS = 2
+MOST_ROWS_OF_ONE_PLAN_BLOCK = 64
 WRONG = {
     1: "count outside [0, max_spans]",
     2: "interval outside [0, capacity) or empty",
@@ -251,11 +251,10 @@ class Launcher:
 def plan_grid(batch: int, max_spans: int) -> tuple[int, int]:
     """Blocks of the plan kernel, and threads of each.
 
-    One block that has a warp for every row, where none has to take up more than MAX_PLAN_TURNS times 32 spans: a line
-    that several blocks make costs them a microsecond to agree. Else a block per row, a thread per span.
+    One block that has a warp for every row, where that has little to do: of several blocks the last has to hear from
+    all others, which takes a microsecond. Else a block per row, a thread per span.
     """
-    turns = -(-batch // 32) * -(-max_spans // 32)
-    if batch > 1 and turns <= MAX_PLAN_TURNS:
+    if 1 < batch <= MOST_ROWS_OF_ONE_PLAN_BLOCK and max_spans <= 32:
         return 1, 32 * min(batch, 32)
     return batch, min(MAX_PLAN_THREADS, -(-max_spans // 32) * 32)
 

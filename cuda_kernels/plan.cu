@@ -9,7 +9,7 @@ constexpr int MAX_BATCH = 256;
 // What debug mode finds wrong with a row's intervals.
 constexpr int WRONG_COUNT = 1, WRONG_RANGE = 2, WRONG_ORDER = 4;
 
-// The threads that work on one row: they add up a value each, over themselves and those before, and in `total` over all.
+// The threads that work on one row. They add up a value each: over themselves and those before; in `total`, over all.
 struct WarpTeam {
     int index = threadIdx.x % 32, size = 32;
 
