@@ -178,16 +178,7 @@ def kernel_remarks(results: dict) -> str:
     if host_plans:
         text += f"FlashInfer's planning on the host, per step: {statistics.median(host_plans):.0f} us in the median.\n"
     text += flex_remark(results)
-    few = [row["ours"] for row in cases if row["ours"].get("spans_per_row", 99) <= 32]
-    if few:
-        plans = [ours["plan_us"] for ours in few]
-        more = [ours["us_with_plan"] - ours["us"] for ours in few]
-        text += (
-            "Planning, once per step on the device, for up to 32 spans per row: "
-            f"{statistics.median(plans):.1f} us in the median, {max(plans):.1f} us at most, launched by itself again "
-            f"and again; {statistics.median(more):.1f} and {max(more):.1f} us between a launch with its plan and one "
-            "without, since the first launch behind a plan does not overlap with it.\n"
-        )
+    text += plan_remark(results)
     for family in results.get("break_even_context", ()):
         where = f"{family['num_heads']}/{family['num_kv_heads']} heads, batch {family['batch']}"
         parts = [
@@ -197,6 +188,26 @@ def kernel_remarks(results: dict) -> str:
         ]
         text += f"With planning in each step faster than cuDNN's dense attention, {where}: {', '.join(parts)}.\n"
     return text
+
+
+def plan_remark(results: dict) -> str:
+    """What planning takes at batch 32 and up to 32 spans per row: by itself, and as a step pays it."""
+    few = [
+        row["ours"]
+        for measured in results["shapes"]
+        for row in measured["cases"]
+        if measured["shape"]["batch"] == 32 and row["ours"].get("spans_per_row", 99) <= 32
+    ]
+    if not few:
+        return ""
+    plans = [ours["plan_us"] for ours in few]
+    more = [ours["us_with_plan"] - ours["us"] for ours in few]
+    return (
+        "Planning, once per step on the device, at batch 32 and up to 32 spans per row: "
+        f"{statistics.median(plans):.1f} us in the median, {max(plans):.1f} us at most, launched by itself again "
+        f"and again; {statistics.median(more):.1f} and {max(more):.1f} us between a launch with its plan and one "
+        "without.\n"
+    )
 
 
 def flex_remark(results: dict) -> str:
