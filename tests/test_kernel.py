@@ -377,7 +377,7 @@ def results_of(points: dict[str, list[tuple[float, float]]], dense_us: float) ->
         for name, pairs in points.items()
         for kept, us in pairs
     ]
-    shape = {"shape": {"name": "8/8, 1 x 64"}, "dense": {"cudnn": {"us": dense_us}}, "cases": cases}
+    shape = {"shape": {"name": "8/8, 32 x 64", "batch": 32}, "dense": {"cudnn": {"us": dense_us}}, "cases": cases}
     origin = {
         "machine": {"gpu": "some GPU"},
         "commit": "abc",
@@ -491,7 +491,7 @@ def test_the_table_shows_the_slowest_selection():
         "all": [(1.0, 110.0)],
     }
     text = report.kernel_on(results_of(points, 100), "assets/results/kernel_x.json")
-    assert "| 8/8, 1 x 64 | 100.0 | 0.91x | 1.25x | 2.50x | – | – | – | – |" in text
+    assert "| 8/8, 32 x 64 | 100.0 | 0.91x | 1.25x | 2.50x | – | – | – | – |" in text
     assert "FlashInfer over" not in text
 
 
@@ -510,7 +510,7 @@ def test_the_remarks_count_every_case():
     assert "faster in 1 of 2 cases, 0.80 to 1.25 times as fast, 1.02 times in the median" in text
     assert "by more than 2 % slower in 1." in text and "3.0 us in the median, 3.0 us at most" in text
     assert "planning on the host, per step: 90 us in the median" in text
-    assert "same blocks: 40 against 44 us (8/8, 1 x 64, random 16, 25 % kept).\n" in text
+    assert "same blocks: 40 against 44 us (8/8, 32 x 64, random 16, 25 % kept).\n" in text
     assert "8/8 heads, batch 1: at 25 % kept from 1,024 tokens on, at 50 % kept nowhere measured." in text
 
 

@@ -1,6 +1,8 @@
 """Which sentences a summary draws on, and how they are shortened: cases checked by hand."""
 
 import itertools
+import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from rouge_score.tokenize import tokenize
 
-from training.summary_annotation import Article, align, annotate, best_pair, f1
+from training.summary_annotation import Article, align, annotate, draw_choices, f1
 from training.summary_shorten import shorten, text_of, tokens_of
 from training.summary_words import stems
 
@@ -71,17 +73,29 @@ def test_only_allowed_sentences_are_named():
         ([], None),
     ],
 )
-def test_the_best_two_sentences_for_all_of_a_summary(references, pair):
-    """Would catch a short summary whose two sentences are each good and say the same."""
-    assert best_pair(Article(ARTICLE), references) == pair
-    if pair:
-        assert best_pair(Article(ARTICLE), references, [place != pair[0] for place in range(len(ARTICLE))]) != pair
+def test_choices_are_drawn_by_what_they_say_together(references, pair):
+    """Would catch a short summary whose two sentences are each good and say the same; draws that are all alike."""
+    article = Article(ARTICLE)
+    drawn = Counter(draw_choices(article, references, 2, 300, random.Random(0)))
+    if pair is None:
+        assert not drawn
+        return
+    assert drawn.most_common(1)[0][0] == pair and drawn.total() == 300
+    assert all(first < second for first, second in drawn)
+    without = draw_choices(article, references, 2, 50, random.Random(0), [place != pair[0] for place in range(9)])
+    assert not any(pair[0] in choice for choice in without)
+
+
+def test_what_is_worth_as_much_is_drawn_as_often():
+    """Would catch one of two choices that are as good being taught as the only one."""
+    article = Article(["The river rose fast.", "The harbour bridge shut.", "Nobody slept.", "The harbour bridge shut."])
+    drawn = Counter(draw_choices(article, ["The river rose.", "The harbour bridge shut."], 2, 400, random.Random(1)))
+    assert drawn[0, 1] > 150 and drawn[0, 3] > 150
 
 
 def test_stems_and_overlap_are_those_of_rouge_score():
     """Would catch an oracle that maximizes something other than what is reported."""
     scorer = rouge_scorer.RougeScorer(["rouge1"], use_stemmer=True)
-    from collections import Counter
 
     from nltk.stem.porter import PorterStemmer
 

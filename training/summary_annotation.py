@@ -6,6 +6,8 @@ sentences do not hold to a good part is unsupported: nothing can be learned from
 """
 
 import itertools
+import math
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +17,9 @@ from training.summary_words import content, stems
 MIN_COVERAGE = 0.4
 SECOND_GAIN = 0.2
 MIN_SHARED = 2
-NUM_CANDIDATES = 8
+NUM_CANDIDATES = 16
+TEMPERATURE = 0.03
+"""In ROUGE-1 plus ROUGE-2: what is so much worse is drawn a third as often."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +123,26 @@ def annotate(
     return Annotation(tuple(step for step in found if step is not None), sum(step is None for step in found))
 
 
-def best_pair(
-    article: Article, references: Sequence[str], allowed: Sequence[bool] | None = None
-) -> tuple[int, int] | None:
-    """The two sentences that together say most of a whole summary, in the article's order: a short one of two.
+def draw_choices(
+    article: Article,
+    references: Sequence[str],
+    size: int,
+    count: int,
+    rng: random.Random,
+    allowed: Sequence[bool] | None = None,
+) -> list[tuple[int, ...]]:
+    """So many choices of `size` sentences that together say much of a whole summary, each in the article's order.
 
-    What is aligned sentence by sentence is spread all over the article; of two sentences for all of it the first ones
-    are the best far more often. None where there are no two that share words enough with the summary.
+    A choice is drawn with a probability that grows with what it says, exp(score / TEMPERATURE). Which one is the very
+    best is chance: taught that, a small model learns articles by heart. Taught the draws, it learns what is worth how
+    much, and its likeliest choice is the one that says most on average.
 
     Args:
         references: the summary's sentences.
         allowed: which sentences may be named (all, if None).
+
+    Returns:
+        None of them where there are not enough sentences that share words with the summary.
     """
     words = [stems(reference) for reference in references]
     unigrams = Counter(itertools.chain.from_iterable(words))
@@ -142,8 +155,9 @@ def best_pair(
     ]
     alone = {place: article.overlap(place, unigrams, bigrams) for place in places}
     candidates = sorted(sorted(places, key=lambda place: (-alone[place], place))[:NUM_CANDIDATES])
-    pairs = list(itertools.combinations(candidates, 2))
-    if not pairs:
-        return None
-    # Of pairs that say as much the earlier one.
-    return max(pairs, key=lambda pair: (article.together(pair, unigrams, bigrams), -sum(pair)))
+    choices = list(itertools.combinations(candidates, size))
+    if not choices:
+        return []
+    scores = [article.together(choice, unigrams, bigrams) for choice in choices]
+    best = max(scores)
+    return rng.choices(choices, [math.exp((score - best) / TEMPERATURE) for score in scores], k=count)

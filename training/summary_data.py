@@ -13,7 +13,8 @@ GPUs has to be given. Kinds of summaries (shares of a `mixture` in the configura
     titles       news articles: what the title draws on         (news-*)
     gaps         news articles: the sentences that say most of what the others say, the title's first among them
     leads        encyclopedia articles: what the first paragraph draws on in the rest   (wikipedia-*)
-    pairs        of highlights and roundups: the two sentences that together say most of all of it
+    choices      of highlights, roundups and extracts: two or three sentences that together say much of all of it,
+                 drawn again and again, what says more more often
 
 With `--form rewrite` the bodies are the references' own sentences, and kinds without such are left out.
 
@@ -28,6 +29,7 @@ import json
 import lzma
 import multiprocessing
 import os
+import random
 import sys
 import time
 from collections import Counter, defaultdict
@@ -43,8 +45,10 @@ from selfspan_core.tokenizer import SpanTokenizer, TextCodec
 from training.text_data import HELDOUT_SHARE, SPLITS, share_of, split_of
 
 FORMS = ("shorten", "rewrite")
-KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "pairs")
-PAIRED = ("highlights", "roundups")
+KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "choices")
+CHOSEN_FROM = ("highlights", "roundups", "extracts")
+NUM_CHOICES = {2: 8, 3: 4}
+"""How many are drawn of so many sentences."""
 REWRITTEN = ("highlights", "roundups", "briefs", "leads")
 META = "meta.json"
 EVALUATION = "evaluation"
@@ -176,16 +180,22 @@ class Maker:
             return None
         references = self.sentences(str(row["summary"]))
         steps = self._steps(kind, sentences, references, 0.0)
-        pair = self._pair(sentences, references) if kind in PAIRED and self._form == "shorten" else ()
         targets = [Target(kind, steps)] if steps else []
-        return self._document(row, sentences, [*targets, *([Target("pairs", pair)] if steps and pair else [])])
+        if steps and kind in CHOSEN_FROM and self._form == "shorten":
+            targets += [Target("choices", choice) for choice in self._choices(str(row["id"]), sentences, references)]
+        return self._document(row, sentences, targets)
 
-    def _pair(self, sentences: Sequence[str], references: Sequence[str]) -> tuple:
-        """Two steps for the whole of a summary."""
-        article = self._annotation.Article(sentences)
-        places = self._annotation.best_pair(article, references, self._allowed(sentences))
-        wanted = " ".join(references)
-        return tuple(((place,), self._shorten.shorten(sentences[place], wanted)) for place in places or ())
+    def _choices(self, key: str, sentences: Sequence[str], references: Sequence[str]) -> Iterator[tuple]:
+        """Steps, two or three, that stand for the whole of a summary."""
+        article, allowed, wanted = self._annotation.Article(sentences), self._allowed(sentences), " ".join(references)
+        shortened: dict[int, str] = {}
+        for size, count in NUM_CHOICES.items():
+            rng = random.Random(f"{key} {size}")
+            for places in self._annotation.draw_choices(article, references, size, count, rng, allowed):
+                for place in places:
+                    if place not in shortened:
+                        shortened[place] = self._shorten.shorten(sentences[place], wanted)
+                yield tuple(((place,), shortened[place]) for place in places)
 
     def _document(self, row: dict, sentences: Sequence[str], targets: Sequence[Target]) -> Document | None:
         for target in targets:
