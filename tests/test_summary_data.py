@@ -114,6 +114,23 @@ def test_titles_and_gaps_choose_sentences(packed, tokenizer):
         assert 2 <= len(reads) <= 4 and reads == sorted(set(reads))
 
 
+def test_openings_are_a_choice_and_the_beginning(packed):
+    """Would catch openings that leave out the chosen sentence, name one twice, or are not in the article's order."""
+    openings = [packed.summary(number) for number in packed.of_kind("openings").tolist()]
+    assert {summary.length for summary in openings} == {"short", "medium"}
+    for summary in openings:
+        places = [place for (place,) in (reads for reads, _ in summary.steps)]
+        assert len(places) in (2, 3) and places == sorted(set(places))
+        # All but one are the first that may be named at all; the made-up articles have nothing else.
+        assert places[:-1] == list(range(len(places) - 1))
+
+
+def test_choices_are_of_two_and_three(packed):
+    """Would catch one length alone being taught by choices, and articles that are left without."""
+    lengths = collections.Counter(len(packed.summary(number).steps) for number in packed.of_kind("choices").tolist())
+    assert set(lengths) <= {2, 3} and lengths
+
+
 @pytest.mark.parametrize("annotated", [True, False])
 def test_trained_on_is_what_the_task_renders(packed, tokenizer, annotated):
     """Would catch a model that is asked for its summary in another way than it was taught to give one."""

@@ -15,6 +15,9 @@ GPUs has to be given. Kinds of summaries (shares of a `mixture` in the configura
     leads        encyclopedia articles: what the first paragraph draws on in the rest   (wikipedia-*)
     choices      of highlights, roundups and extracts: two or three sentences that together say much of all of it,
                  drawn again and again, what says more more often
+    openings     of the same and of news with titles: one such sentence (of the title's: what it draws on), and the
+                 article's first one or two others. That news says first what matters is the strongest sign there is
+                 (Zhu et al., arXiv 1912.11602, train on it alone)
 
 With `--form rewrite` the bodies are the references' own sentences, and kinds without such are left out.
 
@@ -45,10 +48,12 @@ from selfspan_core.tokenizer import SpanTokenizer, TextCodec
 from training.text_data import HELDOUT_SHARE, SPLITS, share_of, split_of
 
 FORMS = ("shorten", "rewrite")
-KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "choices")
+KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "choices", "openings")
 CHOSEN_FROM = ("highlights", "roundups", "extracts")
 NUM_CHOICES = {2: 8, 3: 4}
 """How many are drawn of so many sentences."""
+NUM_OPENINGS = {1: 2, 2: 2}
+"""How many have so many sentences from the article's beginning, beside the one that is chosen."""
 REWRITTEN = ("highlights", "roundups", "briefs", "leads")
 META = "meta.json"
 EVALUATION = "evaluation"
@@ -182,11 +187,11 @@ class Maker:
         steps = self._steps(kind, sentences, references, 0.0)
         targets = [Target(kind, steps)] if steps else []
         if steps and kind in CHOSEN_FROM and self._form == "shorten":
-            targets += [Target("choices", choice) for choice in self._choices(str(row["id"]), sentences, references)]
+            targets += self._choices(str(row["id"]), sentences, references)
         return self._document(row, sentences, targets)
 
-    def _choices(self, key: str, sentences: Sequence[str], references: Sequence[str]) -> Iterator[tuple]:
-        """Steps, two or three, that stand for the whole of a summary."""
+    def _choices(self, key: str, sentences: Sequence[str], references: Sequence[str]) -> Iterator[Target]:
+        """Two or three steps that stand for the whole of a summary, some of them from the article's beginning."""
         article, allowed, wanted = self._annotation.Article(sentences), self._allowed(sentences), " ".join(references)
         shortened: dict[int, str] = {}
         for size, count in NUM_CHOICES.items():
@@ -195,7 +200,18 @@ class Maker:
                 for place in places:
                     if place not in shortened:
                         shortened[place] = self._shorten.shorten(sentences[place], wanted)
-                yield tuple(((place,), shortened[place]) for place in places)
+                yield Target("choices", tuple(((place,), shortened[place]) for place in places))
+        for num_first, count in NUM_OPENINGS.items():
+            rng = random.Random(f"{key} opening {num_first}")
+            for (place,) in self._annotation.draw_choices(article, references, 1, count, rng, allowed):
+                chosen = ((place,), self._shorten.shorten(sentences[place], wanted))
+                yield Target("openings", self._opening(sentences, chosen, num_first, allowed))
+
+    def _opening(self, sentences: Sequence[str], chosen: tuple, num_first: int, allowed: Sequence[bool]) -> tuple:
+        """A chosen step and steps of the first so many other sentences, in the article's order."""
+        first = [place for place in range(len(sentences)) if allowed[place] and place not in chosen[0]][:num_first]
+        others = [((place,), self._shorten.shorten(sentences[place], None)) for place in first]
+        return tuple(sorted([chosen, *others]))
 
     def _document(self, row: dict, sentences: Sequence[str], targets: Sequence[Target]) -> Document | None:
         for target in targets:
@@ -289,6 +305,9 @@ class Maker:
         targets = [Target("titles", steps)] if steps else []
         first = steps[0] if steps and len(steps[0][0]) == 1 else None
         gaps = self._gaps(sentences, first, NUM_GAPS[int(share_of(key, "gaps") * len(NUM_GAPS))])
+        if first:
+            num_first = list(NUM_OPENINGS)[int(share_of(key, "openings") * len(NUM_OPENINGS))]
+            targets.append(Target("openings", self._opening(sentences, first, num_first, self._allowed(sentences))))
         return self._document(row, sentences, [*targets, *([Target("gaps", gaps)] if gaps else [])])
 
     def _gaps(self, sentences: Sequence[str], first, num: int) -> tuple:
