@@ -211,6 +211,28 @@ def test_a_worked_summary_is_allowed(tables, problem, annotated, copies_only):
         rules.push(token)
 
 
+def test_what_is_said_is_not_named_again(tables):
+    """Would catch a summary that says four words twice because two sentences of the article do."""
+    sentences = ["The mayor of Ellmoor said no.", "In May the mayor of Ellmoor left.", "It rained.", "Nobody came."]
+    rendered, rules = rules_of(tables, problem_of(sentences), "medium", True)
+    first, second, third, fourth = rendered.prompt.segments
+    markers, encode = tables.markers, tables.tokenizer.encode
+
+    def write(name, text):
+        rules.push(markers.ref)
+        allowed = rules.limits().only
+        for token in (name, rules._fresh[len(rules._bodies)], markers.go, *encode(f" {text}"), markers.end):
+            rules.push(token)
+        return set(allowed)
+
+    assert write(first, sentences[0]) == {first, second, third, fourth}
+    assert write(third, sentences[2]) == {third, fourth}
+    # Where nothing else is left, what repeats something is better than no end.
+    write(fourth, sentences[3])
+    rules.push(markers.ref)
+    assert set(rules.limits().only) == {second}
+
+
 def test_no_sentence_begins_twice_and_no_loop(tables, problem):
     """Would catch a summary that says the same again, or never ends."""
     _, rules = rules_of(tables, problem, "medium", annotated=False)

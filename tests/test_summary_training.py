@@ -18,7 +18,7 @@ from selfspan_core.tasks.summarize import Summarize
 from selfspan_core.tasks.summarize_examples import EXAMPLES
 from selfspan_core.tasks.summarize_read import read_steps
 from selfspan_core.tasks.summarize_rules import RuleTables, SummaryRules
-from training import evaluate, finetune, summary_data
+from training import evaluate, finetune, summary_data, summary_evaluate
 from training.batch_decode import decode_greedily
 from training.config import ConfigError, load_config
 from training.finetune import FinetuneConfig
@@ -97,15 +97,19 @@ def run_evaluation(monkeypatch, *words: str) -> None:
 def test_evaluation_end_to_end(made, tmp_path, monkeypatch):
     """Would catch lanes decoded under wrong rules, figures that are missing, and texts that may not be copied."""
     common = ["--base", str(made / "base"), "--data", str(made / "shorten"), "--device", "cpu", "--batch", "16"]
-    decoded, out = tmp_path / "decoded.json", tmp_path / "summarize.json"
-    settings = ["--settings", "short", "short without rules", "medium copies only"]
+    decoded, out = [tmp_path / "short.json", tmp_path / "others.json"], tmp_path / "summarize.json"
+    settings = [["short"], ["short without rules", "medium copies only"]]
     common += ["--sets", "dev_cnndm", "test_summeval", "examples"]
     adapters = ["--adapters", str(made / "adapters")]
-    decode_only = ["--task", "summarize", *common, *adapters, *settings, "--decode-only", str(decoded)]
-    assert "span-sparse, short" in run_without_texts("training.evaluate", *decode_only)
+    for file, names in zip(decoded, settings, strict=True):
+        words = ["--task", "summarize", *common, *adapters, "--settings", *names, "--decode-only", str(file)]
+        assert "span-sparse, short" in run_without_texts("training.evaluate", *words) or names != ["short"]
     readings = ["--readings", str(tmp_path / "all.md")]
     run_evaluation(
-        monkeypatch, *common, "--pairs", str(made / "pairs"), "--decoded", str(decoded), "--out", str(out), *readings
+        monkeypatch,
+        *common,
+        *("--pairs", str(made / "pairs"), "--decoded", *map(str, decoded), "--out", str(out)),
+        *readings,
     )
     results = json.loads(out.read_text())
     assert set(results["sets"]) == {"dev_cnndm", "test_summeval", "examples"}
@@ -128,6 +132,9 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch):
     assert not any(sentence in samples for row in rows for sentence in row["article"].split(". "))
     assert any(row["summary"] in everything for row in rows)
     assert "examples/0" in samples
+    other = json.loads(decoded[1].read_text()) | {"dtype": "bfloat16"}
+    with pytest.raises(ValueError, match="differs in dtype: bfloat16 and float32"):
+        summary_evaluate.together([json.loads(decoded[0].read_text()), other])
 
 
 def test_baselines_need_no_model(made, tmp_path, monkeypatch):

@@ -52,7 +52,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--decode-only", type=Path, metavar="FILE", help="decode, write what came to FILE, score nothing"
     )
-    parser.add_argument("--decoded", type=Path, metavar="FILE", help="score what --decode-only wrote")
+    parser.add_argument(
+        "--decoded", type=Path, nargs="+", metavar="FILE", help="score what --decode-only wrote, in one run or several"
+    )
     parser.add_argument(
         "--baselines-only", action="store_true", help="first sentences, random ones, the oracle: no model"
     )
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Decode, score, or both."""
     decoded = None
     if arguments.decoded is not None:
-        decoded = json.loads(arguments.decoded.read_text(encoding="utf-8"))
+        decoded = together([json.loads(file.read_text(encoding="utf-8")) for file in arguments.decoded])
     elif not arguments.baselines_only:
         decoded = {"outputs": decode(arguments), **origin_of(arguments)}
     if arguments.decode_only is not None:
@@ -99,6 +101,25 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.readings.parent.mkdir(parents=True, exist_ok=True)
         arguments.readings.write_text(sample_text(readings, with_texts=True), encoding="utf-8")
     print(f"wrote {arguments.out} and {samples}", file=sys.stderr)
+
+
+def together(parts: Sequence[dict]) -> dict:
+    """What several runs decoded, as one: the same weights on the same kind of machine.
+
+    Raises:
+        ValueError: they differ in what has to be the same.
+    """
+    whole = parts[0] | {"command": " && ".join(part["command"] for part in parts), "outputs": {}, "weights_sha256": {}}
+    for part in parts:
+        for name in ("commit", "dirty", "dtype", "machine", "versions"):
+            if part[name] != whole[name]:
+                raise ValueError(f"what was decoded differs in {name}: {part[name]} and {whole[name]}")
+        for folder, digest in part["weights_sha256"].items():
+            if whole["weights_sha256"].setdefault(folder, digest) != digest:
+                raise ValueError(f"what was decoded differs in the weights of {folder}")
+        for lane, settings in part["outputs"].items():
+            whole["outputs"].setdefault(lane, {}).update(settings)
+    return whole
 
 
 def origin_of(arguments: argparse.Namespace) -> dict:

@@ -5,7 +5,6 @@ ROUGE is that of the package rouge-score, with stemming. Intervals are bootstrap
 
 import itertools
 import random
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,14 @@ import numpy as np
 from rouge_score import rouge_scorer
 
 from selfspan_core.tasks.summarize_read import WrittenStep
+from selfspan_core.tasks.summarize_rules import word_runs, words_of
 from training.summary_annotation import Article, annotate
 from training.summary_shorten import shorten
 
 METRICS = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
 NUM_RESAMPLES = 1000
 LENGTHS = (0, 300, 500, 800, 10_000)
-REPEATED_WORDS = 4
 RANDOM_DRAWS = 5
-_WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,6 @@ def rouge_figures(items: Sequence[Item], summaries: Sequence[str]) -> dict:
     return figures
 
 
-def words_of(text: str) -> list[str]:
-    """Words in small letters, marks dropped."""
-    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
-
-
 def is_subsequence(words: Sequence[str], source: Sequence[str]) -> bool:
     """Whether all words stand in the source, in this order."""
     rest = iter(source)
@@ -110,8 +103,7 @@ def is_subsequence(words: Sequence[str], source: Sequence[str]) -> bool:
 
 def has_repetition(text: str) -> bool:
     """Whether a run of REPEATED_WORDS words comes twice."""
-    words = words_of(text)
-    runs = [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
+    runs = word_runs(text)
     return len(set(runs)) < len(runs)
 
 

@@ -3,7 +3,8 @@
 The same rules for both lanes. They never choose; they take ids out of the model's choice:
 
 * A span lane's headers are well formed: one or two segments of the article, in its order, that no earlier step has
-  read, then the next free name. (A plain lane writes no headers; a line break opens each of its steps.)
+  read, then the next free name. Segments with REPEATED_WORDS words in a row that the summary already has are not named
+  as long as there are others. (A plain lane writes no headers; a line break opens each of its steps.)
 * A body ends only behind a full stop, question or exclamation mark, has at least MIN_BODY tokens beside such marks, and
   ends after MAX_BODY at the latest.
 * Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
@@ -28,10 +29,23 @@ from selfspan_core.tokenizer import SpanTokenizer
 MIN_BODY, MAX_BODY = 5, 160
 NGRAM = 8
 START = 8
+REPEATED_WORDS = 4
 
 _ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*\Z")
 _CLOSING = re.compile(r"[\"'”’)\]]+")
+_WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 _STARTING = re.compile(r"[\s,;:.!?…\"“”)\]]")
+
+
+def words_of(text: str) -> list[str]:
+    """Words in small letters, marks dropped."""
+    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+
+
+def word_runs(text: str) -> list[tuple[str, ...]]:
+    """Every run of REPEATED_WORDS words."""
+    words = words_of(text)
+    return [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
 
 
 class RuleTables:
@@ -89,6 +103,7 @@ class SummaryRules:
         self._plain_sources = [list(ids) for ids in segments]
         self._copies_only = copies_only
         self._unread = dict.fromkeys(self._segments)
+        self._new = tuple(self._unread)
         self._bodies: list[list[int]] = []
         self._body: list[int] | None = None
         self._header: list[int] | None = None
@@ -132,6 +147,7 @@ class SummaryRules:
             self._body = self._copy = None
         if token == markers.ref:
             self._header = []
+            self._new = self._new_names()
         elif token == self._tables.separator and not self._annotated:
             self._open_body(self._plain_sources)
 
@@ -152,11 +168,18 @@ class SummaryRules:
         if header and header[-1] not in self._segments:
             return (self._tables.markers.go,)
         if not header:
-            return tuple(self._unread)
+            return self._new
         # A second one stands behind the first in the article.
         places = list(self._segments)
         behind = places[places.index(header[0]) + 1 :] if len(header) < MAX_READS else ()
-        return (*(name for name in behind if name in self._unread), self._fresh[len(self._bodies)])
+        return (*(name for name in behind if name in self._new), self._fresh[len(self._bodies)])
+
+    def _new_names(self) -> tuple[int, ...]:
+        """Segments to name: those not read that repeat nothing of the summary, or if there are none all not read."""
+        decode = self._tables.tokenizer.decode
+        said = {run for body in self._bodies for run in word_runs(decode(body))}
+        new = tuple(name for name in self._unread if said.isdisjoint(word_runs(decode(self._segments[name]))))
+        return new or tuple(self._unread)
 
     def _in_body(self) -> Limits:
         tables, body = self._tables, self._body
