@@ -325,8 +325,7 @@ def text_report(
     if is_first:
         load = f", {start['load']} requests at once" if "load" in start else ""
         yield f"{start['title']}{load} ({start['device']})"
-        if "rules" in start:
-            yield start["rules"]
+        yield from (start[name] for name in ("rules", "caution") if name in start)
     yield ""
     is_article = start["expected"] is None
     if is_article:

@@ -173,7 +173,7 @@ class FakeSession:
     def __init__(self, dense: float = 300, sparse: float = 480, **options) -> None:
         self.rates = {"dense": dense, "sparse": sparse}
         self.options = {"num_tokens": None, "extra_text": "", "wrong": (), "malformed_step": None, "fail": False}
-        self.options |= {"missing": (), "read_share": 0.31, "can_load": False, "beginning": None}
+        self.options |= {"missing": (), "read_share": 0.31, "can_load": False, "beginning": None, "caution": ""}
         self.options.update(options)
         self.running = 0
         self.most_running = 0
@@ -240,6 +240,8 @@ class FakeSession:
         start |= {"prompt": names, "lanes": described, "expected": problem.expected or None, "device": "fake, float32"}
         if get_task(task).rules_text:
             start["rules"] = get_task(task).rules_text
+        if self.options["caution"]:
+            start["caution"] = self.options["caution"]
         yield start if load == 1 else {**start, "load": load}
         if self.options["fail"]:
             raise RuntimeError("the fake device fell over <b>")

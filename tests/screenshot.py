@@ -1,6 +1,7 @@
-"""The README's picture: the app, really running, in the middle of a run.
+"""The README's pictures: the app, really running, in the middle of a run; an article, summarized.
 
 python -m tests.screenshot --out assets/app.png
+python -m tests.screenshot --task summarize --out assets/articles.png
 """
 
 import argparse
@@ -45,10 +46,25 @@ def picture(page: Page, url: str, text: str, comparison: str, min_tokens: int) -
     return page.screenshot(full_page=True)
 
 
+def article_picture(page: Page, url: str, comparison: str) -> bytes:
+    """PNG of an article's summaries while a sentence of the self-selected one is pointed at: its source is lit."""
+    with page.expect_response(lambda response: "/heartbeat/" in response.url):
+        page.goto(url)
+    page.get_by_role("tab", name="Articles").click()
+    page.click(f"text={next(label for label, adapter in app.COMPARISONS if adapter == comparison)} >> visible=true")
+    page.fill("#article textarea", get_task("summarize").examples[0])
+    page.click("#run-article")
+    page.wait_for_selector('.ss[data-task="summarize"][data-state="done"]', timeout=300_000)
+    page.hover('.ss-pane[data-lane="sparse"] .ss-step:nth-child(2)')
+    page.wait_for_selector(".ss-article .peeked")
+    return page.screenshot(full_page=True)
+
+
 def main() -> None:
     """Serve the app, run it, take the picture, write it with few colours."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("assets/app.png"))
+    parser.add_argument("--task", choices=["arithmetic", "summarize"], default="arithmetic")
     parser.add_argument("--operands", type=int, default=24)
     parser.add_argument("--min-tokens", type=int, default=300)
     parser.add_argument("--comparison", choices=[adapter for _, adapter in app.COMPARISONS], default="span")
@@ -56,13 +72,16 @@ def main() -> None:
     arguments = parser.parse_args()
     session = app.LazySession()
     session.warm()
-    demo = app.build_app(session)
+    demo = app.build_app(session, app.shipped_tasks())
     _, url, _ = app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         scheme = "dark" if arguments.dark else "light"
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
-        data = picture(page, url, example(arguments.operands), arguments.comparison, arguments.min_tokens)
+        if arguments.task == "summarize":
+            data = article_picture(page, url, arguments.comparison)
+        else:
+            data = picture(page, url, example(arguments.operands), arguments.comparison, arguments.min_tokens)
         browser.close()
     demo.close(verbose=False)
     Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS).save(arguments.out, optimize=True)

@@ -92,6 +92,17 @@ class TestArticles:
         tab.wait("done")
         assert tab.page.is_hidden(".ss-begin")
 
+    def test_an_article_longer_than_learned_is_cautioned_about(self, articles):
+        """Would catch a caution that nobody sees, and one that stays for the next article."""
+        tab = articles(caution="This article is <b>long</b>.")
+        summarize(tab)
+        tab.wait("done")
+        assert tab.text(".ss-caution") == "This article is <b>long</b>."
+        tab = articles()
+        summarize(tab)
+        tab.wait("done")
+        assert tab.page.is_hidden(".ss-caution")
+
     def test_markup_in_an_article_is_text(self, articles):
         """Would catch an article that becomes part of the page."""
         tab = articles()

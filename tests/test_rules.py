@@ -102,3 +102,13 @@ def test_rules_and_graphs(folders):
         assert asked[-1][0] == used and asked[-1][1]["rules"].num_steps == 0
         start = next(session.stream(run))
         assert "captured" not in start["device"] and start["rules"] == get_task("summarize").rules_text
+
+
+def test_longer_than_learned(folders):
+    """Would catch an article that the model is lost in being summarized without a word about it."""
+    session = Session(ModelStore(folders / "base", folders / "adapters", device="cpu"))
+    sentences = [f"In the year {year} the town of Ellmoor had {year * 7} inhabitants." for year in range(1800, 1900)]
+    assert "caution" not in next(session.stream(session.prepare("summarize", " ".join(sentences[:20]), "sparse")))
+    start = next(session.stream(session.prepare("summarize", " ".join(sentences), "sparse")))
+    assert "longer than those that the adapters learned from" in start["caution"]
+    assert not get_task("arithmetic").caution(10**6)

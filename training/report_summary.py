@@ -27,7 +27,7 @@ def summarize() -> str:
     if results is None:
         return "Summaries: not measured yet.\n"
     texts = [rouge_table(results["sets"][name], label) for name, label in SETS if name in results["sets"]]
-    return "\n".join([*texts, checks_table(results["sets"])]) + source(results, PATH)
+    return "\n".join([*texts, checks_table(results["sets"]), reads_remark(results["sets"])]) + source(results, PATH)
 
 
 def rouge_table(figures: dict, label: str) -> str:
@@ -72,6 +72,26 @@ def checks_table(sets: dict) -> str:
     return table(header, rows) if rows else ""
 
 
+def reads_remark(sets: dict) -> str:
+    """What self-selected summaries of the first set read: shares of keys by the articles' length, and sentences."""
+    name, label = next((item for item in SETS if item[0] in sets), (None, ""))
+    lanes = sets[name].get("lanes", {}).get("span-sparse", {}) if name else {}
+    text = ""
+    for setting in SETTINGS:
+        row = lanes.get(setting)
+        if not row or not row["first_sentences_read"]:
+            continue
+        shares = ", ".join(
+            f"{share['attended_percent_of_dense']:.0f} % of the keys at {words} words"
+            for words, share in row["attended_by_article_words"].items()
+        )
+        *first, later = row["first_sentences_read"].items()
+        places = ", ".join(f"{share:.0f} % read sentence {place}" for place, share in first)
+        places += f", {later[1]:.0f} % a later one"
+        text += f"Self-selected, {setting}, {label}: {shares}. Of the summaries {places}.\n"
+    return text
+
+
 def _check_cells(row: dict) -> list[str]:
     keys = (
         "grounded_words_percent",
@@ -81,5 +101,5 @@ def _check_cells(row: dict) -> list[str]:
         "malformed_steps_percent",
         "attended_percent_of_dense",
     )
-    shares = ["–" if row[key] is None else f"{row[key]:.1f} %" for key in keys]
+    shares = ["–" if row[key] is None else f"{row[key]:.2f} %" for key in keys]
     return [*shares, f"{row['rougeL']:.1f}"]

@@ -42,7 +42,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfspan_core.tasks.summarize import MAX_CONTEXT, MAX_SUMMARY_TOKENS, segments_of
+from selfspan_core.tasks.summarize import MAX_CONTEXT, MAX_LEARNED_TOKENS, MAX_SUMMARY_TOKENS, segments_of
 from selfspan_core.tasks.summarize_examples import EXAMPLES
 from selfspan_core.tokenizer import SpanTokenizer, TextCodec
 from training.text_data import HELDOUT_SHARE, SPLITS, share_of, split_of
@@ -61,7 +61,6 @@ EVALUATION_SETS = ("dev_cnndm", "test_cnndm", "test_summeval")
 EXAMPLES_SET = "examples"
 MAX_STEPS = 8
 MAX_ARTICLE_TOKENS = MAX_CONTEXT - MAX_SUMMARY_TOKENS - 64
-MAX_PAIR_TOKENS = 1600
 MAX_NEWS_TOKENS = (280, 900)
 MAX_LEAD_TOKENS = 700
 LEADS_SHARE = 0.4
@@ -180,7 +179,7 @@ class Maker:
             # Far more than is kept; to split the rest would be for nothing.
             return self._news(row, self.sentences(body[: 10 * MAX_NEWS_TOKENS[1]]))
         sentences = self.sentences(body)
-        sentences = self.beginning(sentences, MAX_PAIR_TOKENS)
+        sentences = self.beginning(sentences, MAX_LEARNED_TOKENS)
         if len(sentences) < MIN_SENTENCES:
             return None
         references = self.sentences(str(row["summary"]))

@@ -533,9 +533,11 @@ function begin(payload) {
   root.dataset.task = start.task;
   article.root.hidden = start.task !== "summarize";
   if (start.task === "summarize") article.start(start.prompt);
-  const rules = find(root, ".ss-rules");
-  rules.hidden = !start.rules;
-  rules.textContent = start.rules ?? "";
+  for (const name of ["rules", "caution"]) {
+    const node = find(root, `.ss-${name}`);
+    node.hidden = !start[name];
+    node.textContent = start[name] ?? "";
+  }
   beginning.hidden = true;
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
   const ofWhat = panes.dense.annotated ? "of dense KV read" : "of the plain lane’s KV read";

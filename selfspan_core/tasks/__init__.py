@@ -95,7 +95,11 @@ class Task(Protocol):
         ...
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> Rules | None:
-        """What decoding is held to in one run of a prompt ; None where it is not."""
+        """What decoding is held to in one run of a prompt; None where it is not."""
+        ...
+
+    def caution(self, num_prompt_tokens: int) -> str:
+        """What a user should know of answers to a prompt of that length; empty if there is nothing to say."""
         ...
 
     def answer(self, output_text: str) -> str | None:

@@ -159,6 +159,10 @@ class Arithmetic:
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
         """None: the model writes what it likes."""
 
+    def caution(self, num_prompt_tokens: int) -> str:
+        """Nothing: longer expressions than were learned from are refused."""
+        return ""
+
     def answer(self, output_text: str) -> str | None:
         """The result of the last step: the number behind the last `=` of the last line that is not blank."""
         lines = output_text.split()

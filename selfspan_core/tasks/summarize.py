@@ -36,6 +36,8 @@ MAX_SEGMENTS = NUM_ANCHORS - 8
 """Names of the article's segments; the others are for the steps."""
 MAX_CONTEXT = 4096
 MAX_SUMMARY_TOKENS = 512
+MAX_LEARNED_TOKENS = 1600
+"""Of an article in training (`training.summary_data`)."""
 
 
 class TooLongError(InputError):
@@ -216,6 +218,17 @@ class Summarize:
         if self._tables is None or self._tables.tokenizer is not tokenizer:
             self._tables = RuleTables(tokenizer)
         return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated)
+
+    def caution(self, num_prompt_tokens: int) -> str:
+        """That an article is longer than what adapters learn from: a small model is lost in its middle then."""
+        # Names and instructions add about an eighth at most; up to there nothing is amiss.
+        if num_prompt_tokens <= MAX_LEARNED_TOKENS * 9 // 8:
+            return ""
+        return (
+            "This article is longer than those that the adapters learned from, of up to about 1,000 words: their "
+            "summaries of such a one often draw on its middle and miss the point. Its first 1,000 words are "
+            "summarized better."
+        )
 
     def answer(self, output_text: str) -> str | None:
         """The summary: one sentence a line in what a model wrote; None if there is none."""
