@@ -142,7 +142,10 @@ DEVICE bool plan_by_blocks(const Table& table, int batch, int* row_words, int* w
         fence_device();
         if (is_last) *num_done = 0;
     }
-    return uniform(is_last);
+    is_last = uniform(is_last);
+    // What the first thread has seen written, all of them see.
+    __syncwarp();
+    return is_last;
 }
 
 // Rows behind one another; by one warp. `visible_of`: a row -> its visible tokens.
