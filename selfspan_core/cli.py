@@ -325,7 +325,10 @@ def text_report(
     if is_first:
         load = f", {start['load']} requests at once" if "load" in start else ""
         yield f"{start['title']}{load} ({start['device']})"
-        yield from (start[name] for name in ("rules", "caution") if name in start)
+        if "rules" in start:
+            yield start["rules"]
+        if "caution" in start:
+            yield start["caution"]["text"]
     yield ""
     is_article = start["expected"] is None
     if is_article:

@@ -220,7 +220,8 @@ class Session:
 
     def _start(self, run: Run) -> dict[str, Any]:
         specs = [lane.spec for lane in run.lanes]
-        caution = run.task.caution(max(lane.prompt.prompt.num_tokens for lane in run.lanes))
+        longest = max(lane.prompt.prompt.num_tokens for lane in run.lanes)
+        caution = run.task.caution(run.problem, longest, self._models.tokenizer)
         return {
             "kind": "start",
             "task": run.task.name,
@@ -237,7 +238,7 @@ class Session:
             "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_with(self._impl_of(run)),
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
-            **({"caution": caution} if caution else {}),
+            **({"caution": caution._asdict()} if caution else {}),
             **({} if run.load == 1 else {"load": run.load}),
         }
 

@@ -241,7 +241,7 @@ class FakeSession:
         if get_task(task).rules_text:
             start["rules"] = get_task(task).rules_text
         if self.options["caution"]:
-            start["caution"] = self.options["caution"]
+            start["caution"] = {"text": self.options["caution"], "beginning": "The beginning."}
         yield start if load == 1 else {**start, "load": load}
         if self.options["fail"]:
             raise RuntimeError("the fake device fell over <b>")

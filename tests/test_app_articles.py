@@ -98,10 +98,12 @@ class TestArticles:
         summarize(tab)
         tab.wait("done")
         assert tab.text(".ss-caution") == "This article is <b>long</b>."
+        tab.page.click(".ss-begin")
+        assert tab.page.input_value("#article textarea") == "The beginning."
         tab = articles()
         summarize(tab)
         tab.wait("done")
-        assert tab.page.is_hidden(".ss-caution")
+        assert tab.page.is_hidden(".ss-caution") and tab.page.is_hidden(".ss-begin")
 
     def test_markup_in_an_article_is_text(self, articles):
         """Would catch an article that becomes part of the page."""

@@ -110,5 +110,7 @@ def test_longer_than_learned(folders):
     sentences = [f"In the year {year} the town of Ellmoor had {year * 7} inhabitants." for year in range(1800, 1900)]
     assert "caution" not in next(session.stream(session.prepare("summarize", " ".join(sentences[:20]), "sparse")))
     start = next(session.stream(session.prepare("summarize", " ".join(sentences), "sparse")))
-    assert "longer than those that the adapters learned from" in start["caution"]
-    assert not get_task("arithmetic").caution(10**6)
+    caution = start["caution"]
+    assert "longer than those that the adapters learned from" in caution["text"]
+    assert sentences[50] in caution["beginning"] and sentences[-1] not in caution["beginning"]
+    assert "caution" not in next(session.stream(session.prepare("summarize", caution["beginning"], "sparse")))

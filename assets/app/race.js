@@ -505,6 +505,7 @@ let run = null; // the newest run: payloads of any other are late and ignored
 let started = null; // the run that the panes show
 let stopped = null; // the run that Stop ended: what is still under way of it is late
 let patience = 0;
+let better = ""; // of a long article that is summarized poorly: the part that would be summarized better
 
 function setState(state, text) {
   root.dataset.state = state;
@@ -533,11 +534,12 @@ function begin(payload) {
   root.dataset.task = start.task;
   article.root.hidden = start.task !== "summarize";
   if (start.task === "summarize") article.start(start.prompt);
-  for (const name of ["rules", "caution"]) {
+  for (const [name, text] of [["rules", start.rules], ["caution", start.caution?.text]]) {
     const node = find(root, `.ss-${name}`);
-    node.hidden = !start[name];
-    node.textContent = start[name] ?? "";
+    node.hidden = !text;
+    node.textContent = text ?? "";
   }
+  better = start.caution?.beginning ?? "";
   beginning.hidden = true;
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
   const ofWhat = panes.dense.annotated ? "of dense KV read" : "of the plain lane’s KV read";
@@ -647,7 +649,9 @@ function handle(payload, draw) {
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
   if (draw && payload.lanes) compare(payload.lanes);
-  if (payload.end) end(payload);
+  if (!payload.end) return;
+  end(payload);
+  offer(better);
 }
 
 // Payloads that arrive faster than this machine draws are drawn together: one layout for all of them.

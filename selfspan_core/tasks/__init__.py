@@ -59,6 +59,13 @@ class Rules(Protocol):
         ...
 
 
+class Caution(NamedTuple):
+    """An input whose answer may be poor: why, and the part of it from its beginning that is answered better."""
+
+    text: str
+    beginning: str
+
+
 class Task(Protocol):
     """A kind of problem.
 
@@ -98,8 +105,8 @@ class Task(Protocol):
         """What decoding is held to in one run of a prompt; None where it is not."""
         ...
 
-    def caution(self, num_prompt_tokens: int) -> str:
-        """What a user should know of answers to a prompt of that length; empty if there is nothing to say."""
+    def caution(self, problem: Problem, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
+        """What a user should know of answers to a prompt of that length; None if there is nothing to say."""
         ...
 
     def answer(self, output_text: str) -> str | None:

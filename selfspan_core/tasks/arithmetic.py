@@ -159,9 +159,9 @@ class Arithmetic:
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
         """None: the model writes what it likes."""
 
-    def caution(self, num_prompt_tokens: int) -> str:
+    def caution(self, problem: Problem, num_prompt_tokens: int, tokenizer: Tokenizer) -> None:
         """Nothing: longer expressions than were learned from are refused."""
-        return ""
+        return None
 
     def answer(self, output_text: str) -> str | None:
         """The result of the last step: the number behind the last `=` of the last line that is not blank."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from selfspan_core.protocol import NUM_ANCHORS, Example, Markers, Part, Rendered, Step, render, render_plain
-from selfspan_core.tasks import InputError, Problem, Tokenizer
+from selfspan_core.tasks import Caution, InputError, Problem, Tokenizer
 from selfspan_core.tasks.summarize_examples import EXAMPLES
 
 if TYPE_CHECKING:
@@ -150,10 +150,10 @@ class Summarize:
         from selfspan_core.tasks import summarize_text
 
         text = summarize_text.clean(text)[: summarize_text.MAX_CHARACTERS]
-        return self._beginning(summarize_text.sentences_of(text), tokenizer)
+        return self._beginning(summarize_text.sentences_of(text), tokenizer, self.max_prompt_tokens)
 
-    def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer) -> str:
-        room = self.max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold_of(tokenizer, self.length))
+    def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer, max_prompt_tokens: int) -> str:
+        room = max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold_of(tokenizer, self.length))
         kept = []
         for sentence in sentences:
             room -= len(tokenizer.encode(f" {sentence}")) + 1
@@ -176,7 +176,7 @@ class Summarize:
         scaffold = scaffold_of(tokenizer, problem.length)
         num_tokens = len(scaffold) + sum(len(ids) + 1 for ids in segments)
         if num_tokens > self.max_prompt_tokens:
-            beginning = self._beginning(problem.sentences, tokenizer)
+            beginning = self._beginning(problem.sentences, tokenizer, self.max_prompt_tokens)
             num_words, num_held = len(problem.text.split()), len(beginning.split())
             raise TooLongError(
                 f"The article has {num_words:,} words ({num_tokens:,} tokens); the model's context holds "
@@ -219,15 +219,17 @@ class Summarize:
             self._tables = RuleTables(tokenizer)
         return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated)
 
-    def caution(self, num_prompt_tokens: int) -> str:
+    def caution(self, problem: SummarizeProblem, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
         """That an article is longer than what adapters learn from: a small model is lost in its middle then."""
         # Names and instructions add about an eighth at most; up to there nothing is amiss.
         if num_prompt_tokens <= MAX_LEARNED_TOKENS * 9 // 8:
-            return ""
-        return (
+            return None
+        beginning = self._beginning(problem.sentences, tokenizer, MAX_LEARNED_TOKENS)
+        return Caution(
             "This article is longer than those that the adapters learned from, of up to about 1,000 words: their "
-            "summaries of such a one often draw on its middle and miss the point. Its first 1,000 words are "
-            "summarized better."
+            "summaries of such a one often draw on its middle and miss the point. Its first "
+            f"{len(beginning.split()):,} words alone are summarized better.",
+            beginning,
         )
 
     def answer(self, output_text: str) -> str | None:
