@@ -59,7 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="span (default), or plain: writes no annotations, so dense only; with --attention both the plain adapter, "
         "dense, races the span adapter, self-selected",
     )
-    run.add_argument("--input", metavar="FILE", help="read lines from FILE instead of standard input")
+    run.add_argument(
+        "--input", metavar="FILE", help="read FILE instead of standard input: an input per line, or one article"
+    )
     run.add_argument("--json", action="store_true", help="one JSON object per input and lane, one per line")
     run.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to write (default: the task's limit)")
     run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from selfspan_core.lanes import check_load, check_temperature, check_top_p
 from selfspan_core.tasks import InputError, get_task
 from selfspan_core.tasks.summarize import TooLongError
+from selfspan_core.tasks.summarize_examples import EXAMPLES
 
 TICK_SECONDS = 1 / 15
 TITLES = {"span": "Same adapter, mask off and on", "plain": "Plain adapter, dense, against span adapter, self-selected"}
@@ -167,6 +168,7 @@ class FakeSession:
         malformed_step: index of a step to be flagged.
         fail: raise after the start.
         beginning: the only article that is not too long.
+        caution: what is said of the first example's length.
         can_load: whether several requests at once are possible; those beside the shown one are only figures.
     """
 
@@ -240,7 +242,7 @@ class FakeSession:
         start |= {"prompt": names, "lanes": described, "expected": problem.expected or None, "device": "fake, float32"}
         if get_task(task).rules_text:
             start["rules"] = get_task(task).rules_text
-        if self.options["caution"]:
+        if self.options["caution"] and problem.text == get_task("summarize").parse(EXAMPLES[0]).text:
             start["caution"] = {"text": self.options["caution"], "beginning": "The beginning."}
         yield start if load == 1 else {**start, "load": load}
         if self.options["fail"]:

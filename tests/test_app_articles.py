@@ -100,8 +100,8 @@ class TestArticles:
         assert tab.text(".ss-caution") == "This article is <b>long</b>."
         tab.page.click(".ss-begin")
         assert tab.page.input_value("#article textarea") == "The beginning."
-        tab = articles()
-        summarize(tab)
+        summarize(tab, get_task("summarize").examples[1])
+        tab.page.wait_for_selector(".ss-caution", state="hidden")
         tab.wait("done")
         assert tab.page.is_hidden(".ss-caution") and tab.page.is_hidden(".ss-begin")
 

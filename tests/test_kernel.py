@@ -508,7 +508,7 @@ def test_the_remarks_count_every_case():
     ]
     text = report.kernel_remarks(results)
     assert "faster in 1 of 2 cases, 0.80 to 1.25 times as fast, 1.02 times in the median" in text
-    assert "by more than 2 % slower in 1." in text and "3.0 us in the median, 3.0 us at most" in text
+    assert "by more than 2 % slower in 1." in text and "3.00 us in the median, 3.00 us at most" in text
     assert "planning on the host, per step: 90 us in the median" in text
     assert "same blocks: 40 against 44 us (8/8, 32 x 64, random 16, 25 % kept).\n" in text
     assert "8/8 heads, batch 1: at 25 % kept from 1,024 tokens on, at 50 % kept nowhere measured." in text

@@ -227,10 +227,27 @@ def test_what_is_said_is_not_named_again(tables):
 
     assert write(first, sentences[0]) == {first, second, third, fourth}
     assert write(third, sentences[2]) == {third, fourth}
-    # Where nothing else is left, what repeats something is better than no end.
+    # Nothing new is left: three would be asked for if there were.
     write(fourth, sentences[3])
+    assert set(rules.limits().only) == {markers.eos}
+
+
+def test_what_has_no_full_stop_is_not_named_and_may_end(tables):
+    """Would catch a heading that goes on and on since no full stop comes; headings named while there are sentences."""
+    markers, encode = tables.markers, tables.tokenizer.encode
+    rendered, rules = rules_of(tables, problem_of(["A heading", "It rained.", "Nobody came.", "More"]), "short", True)
     rules.push(markers.ref)
-    assert set(rules.limits().only) == {second}
+    assert set(rules.limits().only) == set(list(rendered.prompt.segments)[1:3])
+    headings = [f"{word} plans for the harbour, what now" for word in ("New", "Old", "More")]
+    rendered, rules = rules_of(tables, problem_of(headings), "short", True)
+    name = next(iter(rendered.prompt.segments))
+    for token in (markers.ref, name, rules._fresh[0], markers.go, *encode(f" {headings[0]}")):
+        assert markers.end not in (rules.limits().only or ()) and markers.end in {*rules.limits().banned, markers.end}
+        rules.push(token)
+    assert markers.end not in rules.limits().banned
+    rules.push(markers.end)
+    # The others say four words of it again.
+    assert set(rules.limits().only) == {markers.eos}
 
 
 def test_no_sentence_begins_twice_and_no_loop(tables, problem):

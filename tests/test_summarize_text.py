@@ -51,8 +51,12 @@ def test_nothing_is_lost_between_sentences(text):
 
 
 def test_what_cannot_be_seen_goes():
-    """Would catch control characters, joiners and half surrogates in a prompt."""
-    assert clean("A\x00 b\u200b\tc\u00a0d\r\n\r\n  e \ud83d f .\x85g\u202e") == "A b c d\ne \ufffd f.\ng"
+    """Would catch control characters, joiners, half surrogates, emoji and what looks like markers in a prompt."""
+    assert clean("A\x00 b\u200b\tc\u00a0d\r\n\r\n  e \ud83d f .\x85g\u202e") == "A b c d\ne f.\ng"
+    assert (
+        clean("30 °C © here \U0001f44d\U0001f3fd\u2764\ufe0f. <|ref|> <|a5|>So a <| b |> c")
+        == "30 °C © here. So a <| b |> c"
+    )
 
 
 LONG_LINE = "and then they went on to the next one " * 150

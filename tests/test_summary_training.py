@@ -103,7 +103,7 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch):
     adapters = ["--adapters", str(made / "adapters")]
     for file, names in zip(decoded, settings, strict=True):
         words = ["--task", "summarize", *common, *adapters, "--settings", *names, "--decode-only", str(file)]
-        assert "span-sparse, short" in run_without_texts("training.evaluate", *words) or names != ["short"]
+        assert f"span-sparse, {names[0]}: " in run_without_texts("training.evaluate", *words)
     readings = ["--readings", str(tmp_path / "all.md")]
     run_evaluation(
         monkeypatch,
@@ -135,6 +135,8 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch):
     other = json.loads(decoded[1].read_text()) | {"dtype": "bfloat16"}
     with pytest.raises(ValueError, match="differs in dtype: bfloat16 and float32"):
         summary_evaluate.together([json.loads(decoded[0].read_text()), other])
+    with pytest.raises(ValueError, match="plain-dense, short is there twice"):
+        summary_evaluate.together(2 * [json.loads(decoded[0].read_text())])
 
 
 def test_baselines_need_no_model(made, tmp_path, monkeypatch):

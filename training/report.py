@@ -204,8 +204,8 @@ def plan_remark(results: dict) -> str:
     more = [ours["us_with_plan"] - ours["us"] for ours in few]
     return (
         "Planning, once per step on the device, at batch 32 and up to 32 spans per row: "
-        f"{statistics.median(plans):.1f} us in the median, {max(plans):.1f} us at most, launched by itself again "
-        f"and again; {statistics.median(more):.1f} and {max(more):.1f} us between a launch with its plan and one "
+        f"{statistics.median(plans):.2f} us in the median, {max(plans):.2f} us at most, launched by itself again "
+        f"and again; {statistics.median(more):.2f} and {max(more):.2f} us between a launch with its plan and one "
         "without.\n"
     )
 

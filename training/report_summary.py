@@ -66,6 +66,7 @@ def checks_table(sets: dict) -> str:
         "copied or shortened",
         "summaries repeating 4 words",
         "malformed steps",
+        "steps without an end",
         "KV read",
         "ROUGE-L",
     ]
@@ -99,6 +100,7 @@ def _check_cells(row: dict) -> list[str]:
         "copied_or_shortened_percent",
         "summaries_repeating_4_words_percent",
         "malformed_steps_percent",
+        "cut_sentences_percent",
         "attended_percent_of_dense",
     )
     shares = ["–" if row[key] is None else f"{row[key]:.2f} %" for key in keys]

@@ -93,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     results, readings = score(arguments, decoded["outputs"] if decoded else {})
     origin = {key: value for key, value in (decoded or {}).items() if key != "outputs"} or provenance()
+    if arguments.decoded is not None:
+        origin["command"] += f" && {provenance()['command']}"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results | origin, indent=2) + "\n", encoding="utf-8")
     samples = arguments.out.with_name(f"{arguments.out.stem}_samples.md")
@@ -118,7 +120,11 @@ def together(parts: Sequence[dict]) -> dict:
             if whole["weights_sha256"].setdefault(folder, digest) != digest:
                 raise ValueError(f"what was decoded differs in the weights of {folder}")
         for lane, settings in part["outputs"].items():
-            whole["outputs"].setdefault(lane, {}).update(settings)
+            held = whole["outputs"].setdefault(lane, {})
+            for setting in settings:
+                if setting in held:
+                    raise ValueError(f"what was decoded: {lane}, {setting} is there twice")
+            held.update(settings)
     return whole
 
 

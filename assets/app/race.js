@@ -39,7 +39,7 @@ const percent = (share) => {
   const digits = share < 0.1 || (share > 0.99 && share < 0.9995) ? 1 : 0;
   return `${(100 * share).toFixed(digits)}\u202f%`;
 };
-const times = (speedup) => (speedup ? `${rounded(speedup)}×` : "–");
+const times = (speedup) => (speedup && Number.isFinite(speedup) ? `${rounded(speedup)}×` : "–");
 const brief = (text, most = 12) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
 

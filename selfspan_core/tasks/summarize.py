@@ -116,8 +116,8 @@ class Summarize:
     is_line = False
     rules_text = (
         "Both lanes are held to whole sentences, no sentence or run of eight tokens twice, and the length asked for; "
-        "a lane that names its sources names none twice, and none that says four words of its summary again. Which "
-        "sentences to read and what to write of them is the model's choice."
+        "a lane that names its sources names none twice, and none that says four words of its summary again, even if "
+        "the summary stays shorter. Which sentences to read and what to write of them is the model's choice."
     )
 
     def __init__(self, length: Length = "medium", max_context: int = MAX_CONTEXT) -> None:

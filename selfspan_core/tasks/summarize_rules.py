@@ -3,13 +3,15 @@
 The same rules for both lanes. They never choose; they take ids out of the model's choice:
 
 * A span lane's headers are well formed: one or two segments of the article, in its order, that no earlier step has
-  read, then the next free name. Segments with REPEATED_WORDS words in a row that the summary already has are not named
-  as long as there are others. (A plain lane writes no headers; a line break opens each of its steps.)
-* A body ends only behind a full stop, question or exclamation mark, has at least MIN_BODY tokens beside such marks, and
-  ends after MAX_BODY at the latest.
+  read, then the next free name. Not named are segments with REPEATED_WORDS words in a row that the summary already has,
+  and those that end like no sentence (headings, lines of a list), unless the article has no others. (A plain lane
+  writes no headers; a line break opens each of its steps.)
+* A body ends only behind a full stop, question or exclamation mark, or where a segment ends that it reads and that has
+  none; it has at least MIN_BODY tokens beside such marks, and ends after MAX_BODY at the latest.
 * Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
   with: no loops, no sentence twice.
-* A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the length that was asked for.
+* A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the length that was asked for; fewer if nothing
+  is left that may be named.
 * Where `copies_only` is set, besides: a body's words are those of the segments it reads (in a plain lane, of one of
   the article), in their order; only its first letter may be made large.
 
@@ -102,8 +104,11 @@ class SummaryRules:
         self._fresh = self._fresh_names(list(layout.segments))
         self._plain_sources = [list(ids) for ids in segments]
         self._copies_only = copies_only
-        self._unread = dict.fromkeys(self._segments)
+        # Whole sentences; in a text without any, what there is.
+        whole = [name for name, ids in self._segments.items() if self._is_ended(ids)]
+        self._unread = dict.fromkeys(whole or self._segments)
         self._new = tuple(self._unread)
+        self._read: list[Sequence[int]] = []
         self._bodies: list[list[int]] = []
         self._body: list[int] | None = None
         self._header: list[int] | None = None
@@ -127,9 +132,9 @@ class SummaryRules:
         markers = self._tables.markers
         if self._header is not None:
             if token == markers.go:
-                reads = self._header[:-1]
+                self._read = [self._segments[read] for read in self._header[:-1]]
                 self._header = None
-                self._open_body([[token for read in reads for token in self._segments[read]]])
+                self._open_body([[token for ids in self._read for token in ids]])
             else:
                 self._header.append(token)
                 self._unread.pop(token, None)
@@ -145,9 +150,9 @@ class SummaryRules:
         if self._body is not None:
             self._bodies.append(self._body)
             self._body = self._copy = None
+            self._new = self._new_names()
         if token == markers.ref:
             self._header = []
-            self._new = self._new_names()
         elif token == self._tables.separator and not self._annotated:
             self._open_body(self._plain_sources)
 
@@ -158,7 +163,7 @@ class SummaryRules:
     def _between(self, num_done: int) -> tuple[int, ...]:
         """The step that follows `num_done` others, or the end."""
         another = self._tables.markers.ref if self._annotated else self._tables.separator
-        can_go_on = num_done < self._most and (bool(self._unread) or not self._annotated)
+        can_go_on = num_done < self._most and (bool(self._new) or not self._annotated)
         if not can_go_on:
             return (self._tables.markers.eos,)
         return (another,) if num_done < self._fewest else (another, self._tables.markers.eos)
@@ -175,11 +180,10 @@ class SummaryRules:
         return (*(name for name in behind if name in self._new), self._fresh[len(self._bodies)])
 
     def _new_names(self) -> tuple[int, ...]:
-        """Segments to name: those not read that repeat nothing of the summary, or if there are none all not read."""
+        """Segments to name: those not read that repeat nothing of the summary."""
         decode = self._tables.tokenizer.decode
         said = {run for body in self._bodies for run in word_runs(decode(body))}
-        new = tuple(name for name in self._unread if said.isdisjoint(word_runs(decode(self._segments[name]))))
-        return new or tuple(self._unread)
+        return tuple(name for name in self._unread if said.isdisjoint(word_runs(decode(self._segments[name]))))
 
     def _in_body(self) -> Limits:
         tables, body = self._tables, self._body
@@ -188,7 +192,7 @@ class SummaryRules:
         if len(body) >= MAX_BODY:
             return Limits(ending, ())
         num_said = sum(token not in tables.ends and token not in tables.closes for token in body)
-        is_whole = num_said >= MIN_BODY and self._is_ended()
+        is_whole = num_said >= MIN_BODY and (self._is_ended(body) or self._is_at_open_end())
         banned = (*tables.body_banned, *self._repeated())
         if self._copy is not None:
             self._copy.may_end = num_said >= MIN_BODY
@@ -200,10 +204,15 @@ class SummaryRules:
             banned = tuple(token for token in banned if token not in ending)
         return Limits(None, banned)
 
-    def _is_ended(self) -> bool:
-        body = self._body
-        last = next((token for token in reversed(body) if token not in self._tables.closes), None)
-        return body[-1] in self._tables.ends or last in self._tables.ends
+    def _is_ended(self, ids: Sequence[int]) -> bool:
+        """Whether ids end as a sentence does."""
+        last = next((token for token in reversed(ids) if token not in self._tables.closes), None)
+        return bool(ids) and (ids[-1] in self._tables.ends or last in self._tables.ends)
+
+    def _is_at_open_end(self) -> bool:
+        """Whether the body has come to the end of a segment that it reads and that has no full stop."""
+        last = self._body[-MIN_BODY:]
+        return any(list(ids[-MIN_BODY:]) == last and not self._is_ended(ids) for ids in self._read)
 
     def _repeated(self) -> list[int]:
         """Ids that would make a run of tokens come twice."""

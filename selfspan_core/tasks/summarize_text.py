@@ -19,11 +19,16 @@ MAX_SENTENCE_CHARACTERS = 2_000
 MIN_LATIN_SHARE = 0.7
 MIN_COMMON_SHARE = 0.15
 MIN_WORDS_TO_JUDGE = 40
+MAX_CAPITALS_SHARE = 0.6
+MIN_WHOLE_SHARE = 0.25
 
 _SPACES = re.compile(r"[^\S\n]+")
 _LOOSE_MARK = re.compile(r"(?<=\w)[^\S\n]+([.,;!?])(?=\s|$)")
 _WORD = re.compile(r"\w+(?:[’']\w+)*")
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>|<!(?:--|doctype)", re.IGNORECASE)
+_PAGE_TAG = re.compile(r"<(?:html|head|body|div|p|br|table|tr|td|ul|li)\b", re.IGNORECASE)
+# What looks like a marker is none, but nothing that a small model could copy either.
+_MARKER = re.compile(r"<\|[^|<>\s]{1,12}\|>")
 _CLOSING = "\"”’'»)]"
 _ENDING = re.compile(rf"[.!?…][{re.escape(_CLOSING)}]*$")
 _QUOTES = re.compile(r"[“”«»()\[\]]|(?<!\w)['‘’]|['‘’](?!\w)")
@@ -37,24 +42,23 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def clean(text: str) -> str:
-    """Text with what cannot be seen taken out: control characters, invisible ones, spaces of odd widths and numbers."""
+    """Text with what is no text taken out: control characters, invisible ones, spaces of odd widths, emoji, markers."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", text)
     text = text.translate(
         {ord(c): None for c in set(text) if c not in "\n\t" and not _is_visible(c)} | {ord("\t"): " "}
     )
-    text = _LOOSE_MARK.sub(r"\1", text)
+    text = _LOOSE_MARK.sub(r"\1", _MARKER.sub(" ", text))
     lines = (_SPACES.sub(" ", line).strip() for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 def _is_visible(character: str) -> bool:
-    # Cf holds the joiners of emoji, too: a family comes apart into its members, which is no harm.
-    return (character.isascii() and character.isprintable()) or unicodedata.category(character) not in (
-        "Cc",
-        "Cf",
-        "Co",
-    )
+    if character.isascii():
+        return character.isprintable()
+    # Emoji and the like are four bytes each to the model, which loses count of them; ° and © stay.
+    is_picture = character >= "\u2300" and unicodedata.category(character) in ("So", "Sk")
+    return not is_picture and character != "\ufe0f" and unicodedata.category(character) not in ("Cc", "Cf", "Co")
 
 
 def check(text: str) -> None:
@@ -73,7 +77,7 @@ def check(text: str) -> None:
             "characters. Shorten it, or summarize its beginning."
         )
     tags = _TAG.findall(text)
-    if len(tags) > 2 and 20 * len(tags) > len(words):
+    if len(tags) > 2 and (20 * len(tags) > len(words) or _PAGE_TAG.search(text)):
         raise InputError(
             f"This is HTML ({len(tags):,} tags such as {tags[0][:20]}). Paste the text as the browser shows it."
         )
@@ -82,6 +86,10 @@ def check(text: str) -> None:
     if num_latin < MIN_LATIN_SHARE * len(letters) or not letters:
         raise InputError(
             "This is not written in Latin letters; the model reads English only. Paste an English article."
+        )
+    if sum(c.isupper() for c in letters) > MAX_CAPITALS_SHARE * len(letters):
+        raise InputError(
+            "This is written in capital letters, which the model has not learned to copy. Paste it in ordinary ones."
         )
     if len(words) < MIN_WORDS:
         raise InputError(
@@ -111,7 +119,7 @@ def checked_sentences(text: str) -> list[str]:
     """Sentences of a cleaned and checked text.
 
     Raises:
-        InputError: there are too few, or one is too long to be one.
+        InputError: there are too few, one is too long to be one, or most are none.
     """
     sentences = sentences_of(text)
     longest = max(sentences, key=len)
@@ -124,6 +132,12 @@ def checked_sentences(text: str) -> list[str]:
         raise InputError(
             f"The text has {len(sentences)} sentence{'s' * (len(sentences) != 1)}; a summary needs at least "
             f"{MIN_SENTENCES}."
+        )
+    num_whole = sum(map(is_sentence, sentences))
+    if num_whole < MIN_WHOLE_SHARE * len(sentences):
+        raise InputError(
+            f"Only {num_whole} of {len(sentences)} lines and sentences end in a full stop, question or exclamation "
+            "mark: this looks like a list or a table. Paste prose."
         )
     return sentences
 
