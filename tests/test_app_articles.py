@@ -92,6 +92,17 @@ class TestArticles:
         tab.wait("done")
         assert tab.page.is_hidden(".ss-begin")
 
+    def test_the_beginning_of_a_book(self, articles):
+        """Would catch a text that is refused before it is split being offered nothing."""
+        tab = articles()
+        summarize(tab, ARTICLE * 80)
+        tab.wait("failed")
+        assert "the limit is 60,000 characters" in tab.text(".ss-status")
+        tab.page.click(".ss-begin")
+        assert 4000 < len(tab.page.input_value("#article textarea")) < 6000
+        summarize(tab, tab.page.input_value("#article textarea"))
+        tab.wait("done")
+
     def test_an_article_longer_than_learned_is_cautioned_about(self, articles):
         """Would catch a caution that nobody sees, and one that stays for the next article."""
         tab = articles(caution="This article is <b>long</b>.")

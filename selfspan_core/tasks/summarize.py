@@ -136,21 +136,24 @@ class Summarize:
         """Understand what a user pasted.
 
         Raises:
-            InputError: it cannot be summarized; the message says why and what to do.
+            TooLongError: it is longer than any model's context.
+            InputError: it cannot be summarized for another reason; the message says which and what to do.
         """
         # Where a model is trained and articles come as ids, there is no need of a sentence splitter.
         from selfspan_core.tasks import summarize_text
 
         text = summarize_text.clean(text)
+        if len(text) > summarize_text.MAX_CHARACTERS:
+            # Not even split; about as much is offered as was learned from.
+            beginning = summarize_text.first_sentences(text, 7 * MAX_LEARNED_TOKENS // 2)
+            raise TooLongError(
+                f"The article is {len(text):,} characters long ({len(text.split()):,} words); the limit is "
+                f"{summarize_text.MAX_CHARACTERS:,} characters. Shorten it, or summarize its beginning"
+                + (f": the first {len(beginning.split()):,} words, for example." if beginning else "."),
+                beginning,
+            )
         summarize_text.check(text)
         return problem_of(summarize_text.checked_sentences(text), self.length)
-
-    def beginning(self, text: str, tokenizer: Tokenizer) -> str:
-        """The longest run of whole sentences from the start of a text that the model's context holds."""
-        from selfspan_core.tasks import summarize_text
-
-        text = summarize_text.clean(text)[: summarize_text.MAX_CHARACTERS]
-        return self._beginning(summarize_text.sentences_of(text), tokenizer, self.max_prompt_tokens)
 
     def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer, max_prompt_tokens: int) -> str:
         room = max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold_of(tokenizer, self.length))

@@ -70,12 +70,6 @@ def check(text: str) -> None:
     if not text:
         raise InputError("The input is empty. Paste an article of some sentences.")
     words = _WORD.findall(text)
-    if len(text) > MAX_CHARACTERS:
-        # Told apart from an article that only the model's context cannot hold: this one is not even split.
-        raise InputError(
-            f"The article is {len(text):,} characters long ({len(words):,} words); the limit is {MAX_CHARACTERS:,} "
-            "characters. Shorten it, or summarize its beginning."
-        )
     tags = _TAG.findall(text)
     if len(tags) > 2 and (20 * len(tags) > len(words) or _PAGE_TAG.search(text)):
         raise InputError(
@@ -140,6 +134,11 @@ def checked_sentences(text: str) -> list[str]:
             "mark: this looks like a list or a table. Paste prose."
         )
     return sentences
+
+
+def first_sentences(text: str, num_characters: int) -> str:
+    """The sentences of a cleaned text that end within so many characters; empty if not even the first does."""
+    return " ".join(sentences_of(text[:num_characters])[:-1])
 
 
 def is_sentence(text: str) -> bool:
