@@ -18,6 +18,7 @@ from kernel_on_cpu import COMPILER, attend, plan, slices, table_of
 
 from cuda_kernels import bench, loader, picture
 from cuda_kernels.launch import (
+    MAX_BATCH,
     BadIntervals,
     CudaUnavailable,
     SpanAttention,
@@ -338,6 +339,11 @@ def test_long_lines_are_cut(tiles, mode):
     """Would catch equal units dealt out where reads take so long that merges do not matter: 1-2 % slower."""
     # A unit for each of 16 warps, of one place more than its tiles.
     assert slices(CONFIGS[0], [16 * tiles] * 4, 4, 2)[1] == mode
+
+
+def test_a_plan_holds_the_largest_batch():
+    """Would catch a larger batch being allowed than the plan kernel has shared memory for."""
+    assert f"constexpr int MAX_BATCH = {MAX_BATCH};" in loader.source("plan.cu")
 
 
 def test_the_first_launch_behind_a_plan_waits_for_it():

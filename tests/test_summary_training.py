@@ -120,6 +120,11 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch):
             for setting, row in by_setting.items():
                 assert ("rougeL" in row) == (name != "examples")
                 assert ("rougeL_mean" in row) == (name == "test_summeval")
+                for num in (1, 2, 3) if name != "examples" else ():
+                    over = row["rougeL_over"][f"lead-{num}"]["difference"]
+                    assert over == pytest.approx(
+                        row["rougeL"] - figures["baselines"][f"lead-{num}"]["rougeL"], abs=0.02
+                    )
                 if setting == "short without rules":
                     continue
                 assert row["malformed_steps_percent"] == 0 and row["unfinished_percent"] == 0, (lane, setting)

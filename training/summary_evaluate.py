@@ -177,7 +177,10 @@ def score(arguments: argparse.Namespace, outputs: dict) -> tuple[dict, list[dict
                     continue
                 written = [written_of(rows[item.name], item, lane, setting, packed, tokenizer) for item in items]
                 checked = scores.check_figures(items, written)
-                rouge = scores.rouge_figures(items, [one.text for one in written]) if has_references else {}
+                texts = [one.text for one in written]
+                rouge = {}
+                if has_references:
+                    rouge = scores.rouge_figures(items, texts) | {"rougeL_over": scores.over_leads(items, texts)}
                 figures.setdefault("lanes", {}).setdefault(lane, {})[setting] = rouge | checked
                 readings += reading_of(items, written, lane, setting)
         results["sets"][name] = figures

@@ -108,6 +108,7 @@ class SummaryRules:
         whole = [name for name, ids in self._segments.items() if self._is_ended(ids)]
         self._unread = dict.fromkeys(whole or self._segments)
         self._new = tuple(self._unread)
+        self._runs: dict[int, frozenset[tuple[str, ...]]] = {}
         self._read: list[Sequence[int]] = []
         self._bodies: list[list[int]] = []
         self._body: list[int] | None = None
@@ -149,8 +150,8 @@ class SummaryRules:
         markers = self._tables.markers
         if self._body is not None:
             self._bodies.append(self._body)
+            self._leave_out(self._body)
             self._body = self._copy = None
-            self._new = self._new_names()
         if token == markers.ref:
             self._header = []
         elif token == self._tables.separator and not self._annotated:
@@ -179,11 +180,17 @@ class SummaryRules:
         behind = places[places.index(header[0]) + 1 :] if len(header) < MAX_READS else ()
         return (*(name for name in behind if name in self._new), self._fresh[len(self._bodies)])
 
-    def _new_names(self) -> tuple[int, ...]:
-        """Segments to name: those not read that repeat nothing of the summary."""
+    def _leave_out(self, body: Sequence[int]) -> None:
+        """No longer new: segments that are read, and those that repeat what a body says."""
         decode = self._tables.tokenizer.decode
-        said = {run for body in self._bodies for run in word_runs(decode(body))}
-        return tuple(name for name in self._unread if said.isdisjoint(word_runs(decode(self._segments[name]))))
+        said = set(word_runs(decode(body)))
+        left = []
+        for name in self._new:
+            if name not in self._runs:
+                self._runs[name] = frozenset(word_runs(decode(self._segments[name])))
+            if name in self._unread and said.isdisjoint(self._runs[name]):
+                left.append(name)
+        self._new = tuple(left)
 
     def _in_body(self) -> Limits:
         tables, body = self._tables, self._body
