@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from cuda_kernels.launch import DTYPES, Launcher, check_tensor, cuda_device, require_dtype
+from cuda_kernels.linear_wide import CARVEOUT_PERCENT, WideLinear
 from cuda_kernels.loader import load
 
 VECTOR = 8
@@ -27,13 +28,16 @@ TURNED = 64
 
 
 class DecodeOps:
-    """The kernels of linear.cu, layer.cu and sample.cu for one element type.
+    """The kernels of linear.cu, linear_wide.cu, layer.cu and sample.cu for one element type.
 
     A wrong argument is a ValueError that names it.
 
     Args:
         dtype: torch.bfloat16 or torch.float16.
         device: a CUDA device.
+
+    Attributes:
+        carveout_percent: for `SpanAttention`, where it runs between these; see `linear_wide.CARVEOUT_PERCENT`.
 
     Raises:
         ValueError: another dtype.
@@ -55,11 +59,14 @@ class DecodeOps:
             )
             for name in names
         }
-        self._launch = Launcher(self.device)
+        self._wide = WideLinear(dtype, self.device)
+        self.carveout_percent = CARVEOUT_PERCENT if self._wide.is_available else None
+        self._launch = Launcher(self.device, self.carveout_percent)
         self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """`x weight^T + bias`: by linear.cu up to MAX_LINEAR_BATCH rows, by PyTorch's product for more or odd shapes.
+        """`x weight^T + bias`: by linear_wide.cu on Hopper GPUs, up to 128 rows; on others by linear.cu, up to
+        MAX_LINEAR_BATCH; by PyTorch's product for more rows or odd shapes.
 
         Args:
             x: `[B, depth]`. weight: `[num_out, depth]`. bias: `[num_out]`.
@@ -68,13 +75,18 @@ class DecodeOps:
             `[B, num_out]`, summed in float32 and rounded once.
         """
         (batch, depth), num_out = x.shape, weight.shape[0]
-        if batch > MAX_LINEAR_BATCH or depth % LINEAR_DEPTH or num_out % LINEAR_ROWS:
+        is_wide = self._wide.serves(batch, num_out, depth)
+        is_narrow = batch <= MAX_LINEAR_BATCH and depth % LINEAR_DEPTH == 0 and num_out % LINEAR_ROWS == 0
+        if not is_wide and not is_narrow:
             return F.linear(x, weight, bias)
         self._check("x", x, (batch, depth))
         self._check("weight", weight, (num_out, depth))
         if bias is not None:
             self._check("bias", bias, (num_out,))
         out = torch.empty(batch, num_out, dtype=self.dtype, device=self.device)
+        if is_wide:
+            self._wide(x, weight, bias, out, is_gated=False)
+            return out
         numbers = (np.int32(number) for number in (batch, num_out, depth))
         arguments = (*_pointers(x, weight, bias), *numbers, *_pointers(out))
         self._launch(self._kernels["linear"], self._num_sms, LINEAR_THREADS, arguments)
@@ -153,7 +165,13 @@ class DecodeOps:
             x: `[B, depth]`. weight: `[2 * size, depth]`.
             out: `[B, size]`; is written.
         """
-        batch, size = out.shape
+        (batch, size), depth = out.shape, x.shape[1]
+        if self._wide.serves(batch, 2 * size, depth):
+            self._check("x", x, (batch, depth))
+            self._check("weight", weight, (2 * size, depth))
+            self._check("out", out, (batch, size))
+            self._wide(x, weight, None, out, is_gated=True)
+            return
         if batch < LEAST_COLUMNS_BATCH or batch % 2 or size % TURNED:
             self.gated_silu(self.linear(x, weight).view(batch, 2, size), out)
             return

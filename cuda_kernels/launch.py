@@ -50,6 +50,8 @@ class SpanAttention:
         dtype: torch.bfloat16 or torch.float16.
         device: a CUDA device.
         debug: check intervals on the device in `plan`, which then waits for it (not for graphs).
+        carveout_percent: of a multiprocessor's fast memory that launches ask to be shared memory, as do the kernels
+            that run before and after (`DecodeOps.carveout_percent`); None: as the driver chooses, the best by itself.
 
     Raises:
         ValueError: an argument that the kernels cannot serve; the message names it.
@@ -67,6 +69,7 @@ class SpanAttention:
         dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str = "cuda",
         debug: bool = False,
+        carveout_percent: int | None = None,
     ) -> None:
         check_shape(batch, num_heads, num_kv_heads, head_dim, max_spans, dtype)
         self.device = cuda_device(device)
@@ -83,7 +86,7 @@ class SpanAttention:
         self._shared_bytes = config.shared_bytes(batch)
         self._plan = load("plan.cu", "selfspan_plan", config.macros(), self.device.index)
         self._attend = load("attention.cu", "selfspan_attention", config.macros(), self.device.index)
-        self._launch = Launcher(self.device)
+        self._launch = Launcher(self.device, carveout_percent)
         with _cupy_device(self.device):
             # Of the kernel, which other instances launch too; a launch takes what it asks for.
             self._attend.max_dynamic_shared_size_bytes = limit
@@ -220,10 +223,14 @@ class Launcher:
     """Launches kernels on torch's current stream of one device.
 
     From sm_90 on a kernel begins while the one before still runs: all of this folder wait for what that one writes.
+
+    Args:
+        device: a CUDA device with its index.
+        carveout_percent: see `launch_overlapping`; only from sm_90 on.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, carveout_percent: int | None = None) -> None:
+        self._device, self._carveout_percent = device, carveout_percent
         self._overlap = torch.cuda.get_device_capability(device) >= (9, 0)
         self._streams: dict[int, object] = {}
 
@@ -240,7 +247,9 @@ class Launcher:
         grid = (num_blocks,) if isinstance(num_blocks, int) else num_blocks
         if self._overlap:
             with _cupy_device(self._device):
-                launch_overlapping(kernel.kernel.ptr, pointer, grid, num_threads, arguments, shared_bytes)
+                launch_overlapping(
+                    kernel.kernel.ptr, pointer, grid, num_threads, arguments, shared_bytes, self._carveout_percent
+                )
             return
         if pointer not in self._streams:
             self._streams[pointer] = foreign_stream(pointer, self._device)

@@ -2,7 +2,7 @@
 // eager PyTorch does in a dozen. They round where PyTorch rounds, so a decode step computes what the model computes.
 //
 // Injected: IS_BF16 (else fp16). Rows lie behind one another; a row's length is a multiple of 8 elements.
-#include <ptx.cuh>
+#include <gated.cuh>
 
 constexpr int MAX_THREADS = 1024;
 
@@ -26,10 +26,6 @@ struct Eight {
             make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7]));
     }
 };
-
-DEVICE float rounded(float x) {
-    return widen(pack(x, 0.f) & 0xffff);
-}
 
 // The sum over all threads of a block, in a fixed order.
 DEVICE float sum_of_block(float x, float* warp_sums) {
@@ -110,10 +106,6 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
         low.store(to + at);
         high.store(to + half + at);
     }
-}
-
-DEVICE float gated(float gate, float up) {
-    return rounded(gate / (1.f + expf(-gate))) * up;
 }
 
 // silu(gate) * up. gate_up: [batch, 2, size]; out: [batch, size]. Any grid of one dimension.

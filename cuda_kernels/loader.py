@@ -5,6 +5,7 @@ A configuration is what the sources take as macros: head_dim, heads per key/valu
 
 import functools
 import hashlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +113,26 @@ def load(name: str, function: str, macros: tuple[str, ...], device_index: int):
         return cupy.RawModule(code=source(name), options=(*common_options(), *macros)).get_function(function)
 
 
-def compile_for(macros: tuple[str, ...], architecture: int, name: str) -> tuple[bytes, str]:
-    """Machine code for an architecture (75, 80, ...) and the compiler's resource report; needs NVRTC but no GPU.
+@functools.cache
+def load_for(name: str, function: str, macros: tuple[str, ...], architecture: str, device_index: int):
+    """One kernel (`cupy.RawKernel`) with instructions that only one architecture has, like "90a".
+
+    CuPy's compiler does not know such names, so that this is compiled anew in every process; it takes half a second.
+    """
+    import cupy
+
+    machine_code, _ = compile_for(macros, architecture, name)
+    with tempfile.TemporaryDirectory() as folder, cupy.cuda.Device(device_index):
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(machine_code)
+        kernel = cupy.RawModule(path=str(path)).get_function(function)
+        # Loaded here, while the file is there.
+        assert kernel.kernel.ptr
+    return kernel
+
+
+def compile_for(macros: tuple[str, ...], architecture: int | str, name: str) -> tuple[bytes, str]:
+    """Machine code for an architecture (75, 80, "90a", ...) and the compiler's resource report; needs NVRTC but no GPU.
 
     Raises:
         RuntimeError: it does not compile; the message is the compiler's log.

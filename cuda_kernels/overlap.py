@@ -11,8 +11,9 @@ import functools
 
 import numpy as np
 
-PROGRAMMATIC_STREAM_SERIALIZATION = 6
-"""CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION in cuda.h."""
+CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION, SHARED_MEMORY_CARVEOUT = 4, 6, 14
+"""CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION and
+CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT in cuda.h."""
 C_TYPES = {
     np.dtype(np.uint64): ctypes.c_uint64,
     np.dtype(np.int64): ctypes.c_int64,
@@ -22,9 +23,9 @@ C_TYPES = {
 
 
 class _Attribute(ctypes.Structure):
-    """CUlaunchAttribute: the number of the attribute, and a union of 64 bytes that begins with its value."""
+    """CUlaunchAttribute: the number of the attribute, and a union of 64 bytes, here of integers."""
 
-    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60)]
+    _fields_ = [("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int * 16)]
 
 
 class _Config(ctypes.Structure):
@@ -41,27 +42,57 @@ class _Config(ctypes.Structure):
 
 
 @functools.cache
-def _driver() -> ctypes.CDLL:
+def driver() -> ctypes.CDLL:
+    """The CUDA driver."""
     return ctypes.CDLL("libcuda.so.1")
 
 
 def launch_overlapping(
-    function: int, stream: int, grid: tuple[int, ...], num_threads: int, arguments: tuple, shared_bytes: int = 0
+    function: int,
+    stream: int,
+    grid: tuple[int, ...],
+    num_threads: int,
+    arguments: tuple,
+    shared_bytes: int = 0,
+    carveout_percent: int | None = None,
 ) -> None:
     """Launch on a grid of blocks, and so many threads of each, in the current context.
 
     Args:
         function: CUfunction, as a number. stream: CUstream, as a number.
-        arguments: NumPy scalars of the parameters' types.
+        arguments: NumPy scalars of the parameters' types, or ctypes structures.
         shared_bytes: dynamic shared memory of a block.
+        carveout_percent: of a multiprocessor's fast memory to be shared memory, the rest is cache; None: as the driver
+            chooses.
 
     Raises:
         RuntimeError: the driver refuses; the message has its error number.
     """
-    values = [C_TYPES[argument.dtype](argument.item()) for argument in arguments]
+    values = [
+        argument if isinstance(argument, ctypes.Structure) else C_TYPES[argument.dtype](argument.item())
+        for argument in arguments
+    ]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-    attribute = _Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1, b"")
-    config = _Config((*grid, 1, 1)[:3], (num_threads, 1, 1), shared_bytes, stream or None, ctypes.pointer(attribute), 1)
-    error = _driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function), pointers, None)
+    wanted = {PROGRAMMATIC_STREAM_SERIALIZATION: 1}
+    if carveout_percent is not None:
+        wanted[SHARED_MEMORY_CARVEOUT] = carveout_percent
+    attributes = (_Attribute * len(wanted))(*(_Attribute(name, b"", (value,)) for name, value in wanted.items()))
+    config = _Config((*grid, 1, 1)[:3], (num_threads, 1, 1), shared_bytes, stream or None, attributes, len(attributes))
+    error = driver().cuLaunchKernelEx(ctypes.byref(config), ctypes.c_void_p(function), pointers, None)
     if error:
         raise RuntimeError(f"cuLaunchKernelEx fails with CUDA driver error {error}")
+
+
+def max_active_clusters(function: int, cluster: int, num_threads: int, shared_bytes: int) -> int:
+    """How many clusters of so many blocks the current context's device runs at the same time.
+
+    Raises:
+        RuntimeError: the driver refuses; the message has its error number.
+    """
+    attribute = _Attribute(CLUSTER_DIMENSION, b"", (cluster, 1, 1))
+    config = _Config((cluster, 1, 1), (num_threads, 1, 1), shared_bytes, None, ctypes.pointer(attribute), 1)
+    number = ctypes.c_int()
+    error = driver().cuOccupancyMaxActiveClusters(ctypes.byref(number), ctypes.c_void_p(function), ctypes.byref(config))
+    if error:
+        raise RuntimeError(f"cuOccupancyMaxActiveClusters fails with CUDA driver error {error}")
+    return number.value

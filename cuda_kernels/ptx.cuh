@@ -159,6 +159,13 @@ DEVICE float exp2_fast(float x) {
     return y;
 }
 
+// To about two units of the last place; 0 where y is 2 to the 126 or more.
+DEVICE float divide_fast(float x, float y) {
+    float quotient;
+    asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(quotient) : "f"(x), "f"(y));
+    return quotient;
+}
+
 DEVICE float log2_fast(float x) {
     float y;
     asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

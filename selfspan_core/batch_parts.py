@@ -109,6 +109,7 @@ class CudaParts:
                 max_spans=MAX_SPANS,
                 dtype=model.dtype,
                 device=model.device,
+                carveout_percent=self.ops.carveout_percent,
             )
         except (ValueError, CudaUnavailable) as error:
             raise ImplUnavailable(f"decoding in a captured graph: {error}") from error

@@ -1,6 +1,7 @@
-// CUDA's execution model on one CPU thread: every CUDA thread is a fiber, and a warp's or block's collective operation
-// lets the others run until all have arrived. Slow and exact about who waits for whom: enough to run the kernels' own
-// source in tests.
+// CUDA's execution model on one CPU thread: every CUDA thread is a fiber, and a collective operation of a warp, a block
+// or a cluster of blocks lets the others run until all have arrived. What happens behind the threads' backs (copies,
+// stores to other blocks) happens as late as can be. Slow and exact about who waits for whom: enough to run the
+// kernels' own source in tests.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -28,20 +29,24 @@ struct Fiber {
     ucontext_t beginning;
     jmp_buf place;
     std::unique_ptr<char[]> stack;
-    unsigned thread = 0;
+    unsigned thread = 0, block = 0;  // in its block, in its cluster
+    uint64_t cluster_generation = 0;
     bool begun = false, done = false;
     bool has_waited = false;  // for what the kernel before writes
 };
 
 struct Machine {
     std::vector<Fiber> fibers;
-    std::vector<Meeting> warps;
-    Meeting block;
+    std::vector<Meeting> warps, blocks;
+    Meeting cluster;
     jmp_buf scheduler;
     Fiber* current = nullptr;
     std::function<void()> kernel;
-    std::vector<char> shared;
-    Dim block_index, grid_size;
+    std::vector<std::unique_ptr<char, decltype(&free)>> shared;  // of every block of the cluster
+    size_t shared_bytes = 0;
+    unsigned first_block = 0, block_row = 0, threads_per_block = 0;
+    Dim grid_size;
+    std::vector<std::function<void()>> underway;
     bool streams_constants = false;  // what is streamed are weights, which may be read before anything else is done
     uint64_t progress = 0;
 
@@ -61,10 +66,24 @@ struct Machine {
     }
 
     unsigned lane() const { return current->thread % 32; }
+    Dim block_index() const { return {first_block + current->block, block_row}; }
+    Meeting& block() { return blocks[current->block]; }
+    char* memory() const { return shared[current->block].get(); }
+
+    // The same place of another block's shared memory, which has to be there still.
+    template <class T>
+    T* at_block(T* mine, unsigned other) {
+        bool is_there = false;
+        for (const Fiber& fiber : fibers) is_there |= fiber.block == other && !fiber.done;
+        size_t offset = (char*)mine - memory();
+        if (is_there && offset < shared_bytes) return (T*)(shared[other].get() + offset);
+        fprintf(stderr, "a thread reaches for shared memory that is not there\n");
+        abort();
+    }
 
     // Leave a value of up to 16 bytes, wait for all others of the warp, and return what they left.
     const uint64_t (*exchange(const void* value, size_t bytes))[2] {
-        Meeting& warp = warps[current->thread / 32];
+        Meeting& warp = warps[(current->block * threads_per_block + current->thread) / 32];
         uint64_t generation = warp.generation;
         memcpy(warp.values[generation % 2][lane()], value, bytes);
         wait(warp, generation);
@@ -94,48 +113,63 @@ struct Machine {
         return machine;
     }
 
-    void run_block(unsigned num_threads) {
+    void run_cluster(unsigned num_blocks) {
+        unsigned num_threads = num_blocks * threads_per_block;
         warps.assign(num_threads / 32, Meeting{});
         for (Meeting& warp : warps) warp.size = 32;
-        block = Meeting{};
-        block.size = num_threads;
+        blocks.assign(num_blocks, Meeting{});
+        for (Meeting& block : blocks) block.size = threads_per_block;
+        cluster = Meeting{};
+        cluster.size = num_threads;
         fibers.resize(num_threads);
-        for (unsigned thread = 0; thread < num_threads; thread++) {
-            Fiber& fiber = fibers[thread];
-            if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
-            fiber.thread = thread;
-            fiber.begun = fiber.done = fiber.has_waited = false;
-            getcontext(&fiber.beginning);
-            fiber.beginning.uc_stack.ss_sp = fiber.stack.get();
-            fiber.beginning.uc_stack.ss_size = STACK_BYTES;
-            fiber.beginning.uc_link = nullptr;  // it never returns
-            makecontext(&fiber.beginning, enter, 0);
-        }
+        for (unsigned number = 0; number < num_threads; number++) begin(fibers[number], number);
         unsigned num_done = 0;
-        while (num_done < num_threads) {
+        while (num_done < num_threads || !underway.empty()) {
             uint64_t before = progress;
             num_done = 0;
             for (Fiber& fiber : fibers) {
                 if (!fiber.done) resume(fiber);
                 num_done += fiber.done;
             }
-            if (before == progress && num_done < num_threads) {
+            if (before != progress) continue;
+            if (underway.empty()) {
                 fprintf(stderr, "deadlock: some threads wait for others that are done or wait elsewhere\n");
                 abort();
             }
+            // Everyone waits: the youngest of what is under way arrives.
+            auto arrive = std::move(underway.back());
+            underway.pop_back();
+            arrive();
         }
     }
 
-    // `order`: the blocks, in the order in which they run.
-    void run(const std::vector<unsigned>& order, unsigned num_threads, size_t shared_bytes,
-             std::function<void()> work) {
+    void begin(Fiber& fiber, unsigned number) {
+        if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
+        fiber.thread = number % threads_per_block, fiber.block = number / threads_per_block;
+        fiber.begun = fiber.done = fiber.has_waited = false;
+        getcontext(&fiber.beginning);
+        fiber.beginning.uc_stack.ss_sp = fiber.stack.get();
+        fiber.beginning.uc_stack.ss_size = STACK_BYTES;
+        fiber.beginning.uc_link = nullptr;  // it never returns
+        makecontext(&fiber.beginning, enter, 0);
+    }
+
+    // `order`: the blocks, or the first ones of clusters, in the order in which they run.
+    void run(const std::vector<unsigned>& order, unsigned num_threads, size_t num_shared_bytes,
+             std::function<void()> work, unsigned blocks_per_cluster = 1) {
         kernel = std::move(work);
-        grid_size.x = (unsigned)order.size();
+        threads_per_block = num_threads;
+        grid_size.x = (unsigned)order.size() * blocks_per_cluster;
+        shared_bytes = (num_shared_bytes / 1024 + 1) * 1024;
         for (unsigned index : order) {
-            // What a block finds in shared memory is nothing that it may rely on.
-            shared.assign(shared_bytes + 16, (char)0xff);
-            block_index.x = index;
-            run_block(num_threads);
+            shared.clear();
+            for (unsigned block = 0; block < blocks_per_cluster; block++) {
+                shared.emplace_back((char*)aligned_alloc(1024, shared_bytes), &free);
+                // What a block finds in shared memory is nothing that it may rely on.
+                memset(shared.back().get(), 0xff, shared_bytes);
+            }
+            first_block = index;
+            run_cluster(blocks_per_cluster);
         }
     }
 };

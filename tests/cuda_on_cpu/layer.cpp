@@ -35,8 +35,8 @@ extern "C" void run_gated_silu(const u16* gate_up, int batch, int size, u16* out
 extern "C" void run_gated_silu_columns(const u16* gate_up, int batch, int size, u16* out) {
     Machine& machine = Machine::get();
     int rows = (batch + TURNED - 1) / TURNED;
-    for (machine.block_index.y = 0; (int)machine.block_index.y < rows; machine.block_index.y++)
+    for (machine.block_row = 0; (int)machine.block_row < rows; machine.block_row++)
         machine.run(blocks(size / TURNED), 4 * TURNED, 0,
                     [=] { selfspan_gated_silu_columns(gate_up, batch, size, out); });
-    machine.block_index.y = 0;
+    machine.block_row = 0;
 }

@@ -18,8 +18,7 @@ constexpr u32 FULL_WARP = 0xffffffffu;
 #define __device__
 #define __shared__ static
 #define __launch_bounds__(...)
-#define DYNAMIC_SHARED(name) \
-    float4* name = reinterpret_cast<float4*>((reinterpret_cast<uintptr_t>(Machine::get().shared.data()) + 15) / 16 * 16)
+#define DYNAMIC_SHARED(name) float4* name = reinterpret_cast<float4*>(Machine::get().memory())
 
 // Aligned as on the device: structs that hold them have the same gaps.
 struct alignas(8) int2 {
@@ -54,13 +53,13 @@ inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) {
 }
 
 #define threadIdx (Dim{Machine::get().current->thread, 0, 0})
-#define blockIdx (Machine::get().block_index)
+#define blockIdx (Machine::get().block_index())
 #define gridDim (Machine::get().grid_size)
-#define blockDim (Dim{(unsigned)Machine::get().fibers.size(), 1, 1})
+#define blockDim (Dim{Machine::get().threads_per_block, 1, 1})
 
 inline void __syncthreads() {
     Machine& machine = Machine::get();
-    machine.wait(machine.block, machine.block.generation);
+    machine.wait(machine.block(), machine.block().generation);
 }
 inline void fence_device() {}
 inline void wait_for_inputs() {
@@ -211,6 +210,9 @@ inline u32 upper_halves(u32 a, u32 b) {
 }
 inline float exp2_fast(float x) {
     return std::exp2(x);
+}
+inline float divide_fast(float x, float y) {
+    return x / y;
 }
 inline float log2_fast(float x) {
     return std::log2(x);
