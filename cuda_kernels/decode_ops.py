@@ -4,6 +4,8 @@ activation, sampling.
 One token per row. Nothing here waits for the device or copies to the host; only products allocate their results.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,8 @@ LINEAR_THREADS, LINEAR_DEPTH, LINEAR_ROWS = 256, 128, 8
 
 LEAST_COLUMNS_BATCH = 33
 """Rows from which on cuBLAS is faster at W x^T than at x W^T for products that are many times as wide as deep: at 64
-and 128 rows and LLaMA-7B's 22016 x 4096 by 6 and 4 %, at 32 not at all (H100). Of even numbers of rows."""
+and 128 rows and LLaMA-7B's 22016 x 4096 by 6 and 4 %, at 32 not at all (measured on an H100, which now has
+linear_wide.cu for that; taken to hold for others). Of even numbers of rows."""
 TURNED = 64
 """Rows and columns that a block of the columns' activation turns (TURNED in layer.cu)."""
 
@@ -35,6 +38,9 @@ class DecodeOps:
     Args:
         dtype: torch.bfloat16 or torch.float16.
         device: a CUDA device.
+        batch: rows that the step has.
+        products: `(num_out, depth)` of the weights that it will be asked for: their kernels are compiled now. None:
+            when they are first asked for.
 
     Attributes:
         carveout_percent: for `SpanAttention`, where it runs between these; see `linear_wide.CARVEOUT_PERCENT`.
@@ -44,7 +50,13 @@ class DecodeOps:
         CudaUnavailable: no CUDA device, or CuPy is missing.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device | str = "cuda") -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str = "cuda",
+        batch: int = 1,
+        products: Iterable[tuple[int, int]] = (),
+    ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is torch.bfloat16 or torch.float16, not {dtype}")
         self.dtype, self.device = dtype, cuda_device(device)
@@ -60,7 +72,10 @@ class DecodeOps:
             for name in names
         }
         self._wide = WideLinear(dtype, self.device)
-        self.carveout_percent = CARVEOUT_PERCENT if self._wide.is_available else None
+        wide = [num_out for num_out, depth in products if self._wide.serves(batch, num_out, depth)]
+        for num_out in set(wide):
+            self._wide.shape(batch, num_out)
+        self.carveout_percent = CARVEOUT_PERCENT if wide else None
         self._launch = Launcher(self.device, self.carveout_percent)
         self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
 

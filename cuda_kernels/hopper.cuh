@@ -151,6 +151,13 @@ DEVICE void wait_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(NUM) : "memory");
 }
 
+// Sums are not looked at before this: to the compiler they are there as soon as they are asked for.
+template <int SIZE>
+DEVICE void keep_behind(float (&sums)[SIZE]) {
+#pragma unroll
+    for (int i = 0; i < SIZE; i++) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
 #if IS_BF16
 #define PRODUCT_TYPES "f32.bf16.bf16"
 #else

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 
-from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, KernelConfig, choose_config, line_words, load
+from cuda_kernels.loader import HEAD_DIMS, MAX_GROUP_SIZE, KernelConfig, choose_config, line_words, load, on_device
 from cuda_kernels.overlap import launch_overlapping
 
 MAX_BATCH = 256
@@ -87,7 +87,7 @@ class SpanAttention:
         self._plan = load("plan.cu", "selfspan_plan", config.macros(), self.device.index)
         self._attend = load("attention.cu", "selfspan_attention", config.macros(), self.device.index)
         self._launch = Launcher(self.device, carveout_percent)
-        with _cupy_device(self.device):
+        with on_device(self.device.index):
             # Of the kernel, which other instances launch too; a launch takes what it asks for.
             self._attend.max_dynamic_shared_size_bytes = limit
         self._is_planned_for: int | None = None
@@ -246,14 +246,14 @@ class Launcher:
         pointer = torch.cuda.current_stream(self._device).cuda_stream
         grid = (num_blocks,) if isinstance(num_blocks, int) else num_blocks
         if self._overlap:
-            with _cupy_device(self._device):
+            with on_device(self._device.index):
                 launch_overlapping(
                     kernel.kernel.ptr, pointer, grid, num_threads, arguments, shared_bytes, self._carveout_percent
                 )
             return
         if pointer not in self._streams:
             self._streams[pointer] = foreign_stream(pointer, self._device)
-        with _cupy_device(self._device), self._streams[pointer]:
+        with on_device(self._device.index), self._streams[pointer]:
             kernel(grid, (num_threads,), arguments, shared_mem=shared_bytes)
 
 
@@ -396,12 +396,6 @@ def foreign_stream(pointer: int, device: torch.device):
         # Its successor, Stream.from_external, would destroy the stream with the object.
         warnings.simplefilter("ignore", DeprecationWarning)
         return cupy.cuda.ExternalStream(pointer, device.index)
-
-
-def _cupy_device(device: torch.device):
-    import cupy
-
-    return cupy.cuda.Device(device.index)
 
 
 def _pointer(tensor: torch.Tensor | None) -> np.uint64:

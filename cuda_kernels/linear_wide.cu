@@ -149,6 +149,7 @@ DEVICE void multiply_pieces(float (&sums)[BATCH_TILE / 2], const Memory& memory,
         before = turn.slot;
     }
     wait_products<0>();
+    keep_behind(sums);
     if (lane == 0) barriers.empty[before].arrive();
 }
 
@@ -196,13 +197,13 @@ struct Exchange {
             if (pass > 0) taken.wait_for_cluster(pass - 1);
             if (warp == 0 && lane == 0) arrived.arrive_and_expect((int)sizeof(float4) * PARTS_OF_UNIT * num_units);
         }
-        if (warp < num_units) {
-            send_parts<RANK>(sums, lane);
-            if (NUM_BLOCKS > 1) arrived.wait_for_cluster(pass);
+        if (warp < num_units) send_parts<RANK>(sums, lane);
+        // Warps without a unit, too: else one could say of the next pass that all is taken, for one that is not so far.
+        if (NUM_BLOCKS > 1) arrived.wait_for_cluster(pass);
+        if (warp < num_units)
 #pragma unroll
             for (int i = 0; i < FOURS; i++) results.write(i, total<RANK>(sums, i, lane));
-        }
-        // Nobody says so to a block that may be gone.
+        // Nobody says that to a block that may be gone.
         if (is_last) return;
         __syncwarp();
 #pragma unroll
@@ -246,6 +247,8 @@ struct Exchange {
 DEVICE void skip_pieces(Barriers& barriers, int num_pieces, int num_stages, int lane, Turn& turn) {
     for (int i = 0; i < num_pieces; i++, turn.advance(num_pieces, num_stages)) {
         barriers.full[turn.slot].wait(turn.round);
+        // No lane may be two rounds behind the first.
+        __syncwarp();
         if (lane == 0) barriers.empty[turn.slot].arrive();
     }
 }

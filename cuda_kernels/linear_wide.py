@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cuda_kernels.launch import Launcher
-from cuda_kernels.loader import load_for
+from cuda_kernels.loader import load_for, on_device
 from cuda_kernels.overlap import max_active_clusters
 from cuda_kernels.tensor_map import TensorMap, tensor_map
 
@@ -19,8 +19,9 @@ CLUSTERS = (1, 2, 4)
 UNIT_ROWS, STAGE_DEPTH, UNITS, GROUPS, THREADS, MAX_STAGES, HEAD_BYTES = 16, 64, 4, 3, 416, 12, 1024
 """Of linear_wide.cu: UNIT_ROWS, STAGE_DEPTH, UNITS, NUM_GROUPS, NUM_THREADS, MAX_STAGES, HEAD_BYTES."""
 LEAST_ELEMENTS = 2**23
-"""Of W, from which on it is faster than linear.cu and cuBLAS: 16 MB. (H100, 1 to 64 rows, alone: 25 MB are 7 to 23 %
-faster than by linear.cu and as fast as by cuBLAS; 8 MB are 15 % slower at 1 row, 9 at 64.)"""
+"""Of W, from which on it is the better choice: 16 MB. (H100, launches behind each other: 25 MB are 7 to 23 % faster
+than by linear.cu at 1 and 16 rows and as fast as by cuBLAS at 64, 8 MB are 15 % slower at 1 row and 9 at 64; 34 MB,
+square, are 5 % slower than by cuBLAS at 128, without what overlapping gains in a step.)"""
 CARVEOUT_PERCENT = 100
 """Of a multiprocessor's fast memory that its launches ask to be shared memory. What else runs in the step asks for the
 same: to change the split, a multiprocessor has to be idle (H100, 64 rows: 2 % of a step)."""
@@ -60,8 +61,15 @@ class WideShape:
         return HEAD_BYTES + num_stages * stage + max(parts, beyond)
 
     def num_stages(self, limit: int) -> int:
-        """As many as fit, at most MAX_STAGES."""
-        return max(n for n in range(MAX_STAGES + 1) if self.shared_bytes(n) <= limit)
+        """As many as fit into so many bytes of shared memory, at most MAX_STAGES.
+
+        Raises:
+            ValueError: less than two fit, with which a ring cannot be filled ahead.
+        """
+        most = max((n for n in range(MAX_STAGES + 1) if self.shared_bytes(n) <= limit), default=0)
+        if most < 2:
+            raise ValueError(f"a block of this GPU has {limit} bytes of shared memory, too few for {self}")
+        return most
 
 
 def batch_tile(batch: int) -> int:
@@ -80,6 +88,10 @@ def share_out(tile: int, num_rows: int, num_blocks: int, max_clusters: int) -> W
 
 class WideLinear:
     """The kernel for one element type.
+
+    It is compiled when a size of batch is first asked for, once in every process, in less than a second: ahead of what
+    is captured in a graph by `shape`. How a product is shared out, and with it how its sums are rounded, depends on the
+    batch's tile, not on where in the batch a row stands.
 
     Args:
         dtype: torch.bfloat16 or torch.float16.
@@ -120,9 +132,11 @@ class WideLinear:
         self._launch(kernel, shape.num_blocks * shape.num_clusters, THREADS, arguments, shape.shared_bytes(num_stages))
 
     def shape(self, batch: int, num_rows: int) -> WideShape:
-        """The one of which a block reads least."""
+        """How a product with so many rows of W is shared out: so that a block reads least. Compiles its kernels."""
         tile = batch_tile(batch)
-        shapes = (share_out(tile, num_rows, blocks, self._num_clusters(tile, blocks)) for blocks in CLUSTERS)
+        # A small part of a GPU may have no room for the larger clusters.
+        most = {blocks: self._num_clusters(tile, blocks) for blocks in CLUSTERS}
+        shapes = (share_out(tile, num_rows, blocks, number) for blocks, number in most.items() if number)
         return min(shapes, key=lambda shape: shape.block_rows)
 
     def _num_clusters(self, tile: int, num_blocks: int) -> int:
@@ -154,7 +168,8 @@ def _kernel(dtype: torch.dtype, tile: int, num_blocks: int, device_index: int, l
     """The kernel, compiled and loaded, with all the shared memory that a block can have."""
     options = macros(dtype, tile, num_blocks)
     kernel = load_for("linear_wide.cu", "selfspan_linear_wide", options, "90a", device_index)
-    kernel.max_dynamic_shared_size_bytes = limit
+    with on_device(device_index):
+        kernel.max_dynamic_shared_size_bytes = limit
     return kernel
 
 
@@ -162,4 +177,5 @@ def _kernel(dtype: torch.dtype, tile: int, num_blocks: int, device_index: int, l
 def _num_clusters(dtype: torch.dtype, tile: int, num_blocks: int, device_index: int, limit: int) -> int:
     """How many clusters run at the same time, with one block per multiprocessor; by how the GPU's parts are grouped."""
     kernel = _kernel(dtype, tile, num_blocks, device_index, limit)
-    return max_active_clusters(kernel.kernel.ptr, num_blocks, THREADS, limit)
+    with on_device(device_index):
+        return max_active_clusters(kernel.kernel.ptr, num_blocks, THREADS, limit)

@@ -1,4 +1,5 @@
-"""Compile the kernels at run time, once per configuration and device; CuPy keeps the result on disk.
+"""Compile the kernels at run time, once per configuration and device; CuPy keeps the result on disk, except of those
+with instructions that only one architecture has (`load_for`).
 
 A configuration is what the sources take as macros: head_dim, heads per key/value head, element type, warps per block.
 """
@@ -101,6 +102,13 @@ def common_options() -> tuple[str, ...]:
     return ("-std=c++17", f"-I{FOLDER}", f"-DSOURCES_DIGEST=0x{digest()}")
 
 
+def on_device(device_index: int):
+    """As a context, makes a device CuPy's current one: where kernels are loaded, and asked for their properties."""
+    import cupy
+
+    return cupy.cuda.Device(device_index)
+
+
 @functools.cache
 def load(name: str, function: str, macros: tuple[str, ...], device_index: int):
     """One kernel (`cupy.RawKernel`) of one source, compiled for one device; its architecture decides.
@@ -109,7 +117,7 @@ def load(name: str, function: str, macros: tuple[str, ...], device_index: int):
     """
     import cupy
 
-    with cupy.cuda.Device(device_index):
+    with on_device(device_index):
         return cupy.RawModule(code=source(name), options=(*common_options(), *macros)).get_function(function)
 
 
@@ -122,7 +130,7 @@ def load_for(name: str, function: str, macros: tuple[str, ...], architecture: st
     import cupy
 
     machine_code, _ = compile_for(macros, architecture, name)
-    with tempfile.TemporaryDirectory() as folder, cupy.cuda.Device(device_index):
+    with tempfile.TemporaryDirectory() as folder, on_device(device_index):
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(machine_code)
         kernel = cupy.RawModule(path=str(path)).get_function(function)

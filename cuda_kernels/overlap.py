@@ -2,7 +2,7 @@
 
 From sm_90 on. Such a kernel waits on the device for what the one before writes (`wait_for_inputs` in ptx.cuh); what it
 does until then, and the time that its start takes, cost nothing. CuPy has no name for this, so the driver is called
-directly: cuLaunchKernelEx, CUDA driver API 12.0, "Execution Control". Captured in a graph, it becomes an edge of that
+directly: cuLaunchKernelEx, CUDA driver API 13.0, "Execution Control". Captured in a graph, it becomes an edge of that
 kind.
 """
 

@@ -1,6 +1,6 @@
 """What the copy engine of a Hopper GPU knows of a tensor: where it is, how large, and in which boxes it is asked for.
 
-Made by the driver (cuTensorMapEncodeTiled, CUDA driver API 12.0, "Tensor Map Object Management"), passed to a kernel by
+Made by the driver (cuTensorMapEncodeTiled, CUDA driver API 13.0, "Tensor Map Object Management"), passed to a kernel by
 value.
 """
 

@@ -99,7 +99,7 @@ class CudaParts:
     def __init__(self, weights: DecodeWeights, markers: Markers, cache: KVCache, is_dense: bool) -> None:
         model, batch = weights.model, cache.keys[0].shape[0]
         try:
-            self.ops = DecodeOps(model.dtype, model.device)
+            self.ops = DecodeOps(model.dtype, model.device, batch, weights.products)
             self._tracker = SpanTracker(grammar_of(markers, model.vocab_size), batch, model.device)
             self._attention = SpanAttention(
                 batch=batch,

@@ -144,6 +144,12 @@ class DecodeWeights:
         self.norm = body.norm.weight
 
     @property
+    def products(self) -> set[tuple[int, int]]:
+        """`(num_out, depth)` of all weights that a step multiplies with."""
+        matrices = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        return {tuple(matrix.shape) for matrix in (*matrices, self.head.weight)}
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that a step reads of the weights, whatever the batch; of the embedding it reads a few rows only."""
         layers = (tensor for layer in self.layers for tensor in vars(layer).values() if tensor is not None)

@@ -309,6 +309,31 @@ def test_gpu_same_logits_as_pytorchs_operations(is_dense, num_kv_heads, vocab_si
 
 @pytest.mark.gpu
 @needs_cuda
+@pytest.mark.parametrize("batch", [1, 5, 40, 70])
+def test_gpu_same_logits_with_large_products(batch):
+    """Would catch a step whose large products go wrong, on Hopper GPUs those of the tensor cores' own kernel."""
+    weights = on_cuda(
+        hidden_size=2048, intermediate_size=4096, num_attention_heads=32, num_key_value_heads=32, vocab_size=4096
+    )
+    steps = [BatchStep(weights, MARKERS, batch, CAPACITY, False, parts=parts) for parts in (CudaParts, TorchParts)]
+    for row in range(batch):
+        rendered, forced = example(row)
+        start = Start(rendered.ids[: rendered.prompt.num_tokens], rendered.prompt, True, len(forced), script=forced)
+        for step in steps:
+            step.begin(row, start)
+            step.collect()
+    for _ in range(12):
+        ids = []
+        for step in steps:
+            step.launch()
+            ids.append(step.collect().ids)
+        assert ids[0] == ids[1]
+        logits = [step.logits[[token >= 0 for token in ids[0]]].float() for step in steps]
+        assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[1].abs().max()
+
+
+@pytest.mark.gpu
+@needs_cuda
 def test_gpu_many_requests_through_a_few_rows():
     """Would catch memory that grows with every request, or a request that disturbs another."""
     weights = on_cuda(num_key_value_heads=2)

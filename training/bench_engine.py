@@ -48,6 +48,10 @@ FIXED_CONTEXT = 2048
 LEAST_CONTEXT = 200
 LONGEST_STRIDE = 64
 PROFILED_BATCHES = (1, 32)
+REHEARSAL = (
+    "python -m training.bench_engine --device cpu --shapes tiny --parts fixed replay long --operands 4 --answered"
+    " --num 2 --same 2 --batches 2 --fixed-batches 2 --fixed-context 256 --long 256x2 --shipped-batches 1"
+)
 # Batch, and whether with a static cache and torch.compile.
 TRANSFORMERS_RUNS = ((1, False), (32, False), (1, True))
 
@@ -206,36 +210,36 @@ def count(text: str) -> int:
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="*", default=["7B", "Llama-3-8B", "13B", "33B", "65B"], choices=list(SHAPES))
-    parts = ("fixed", "replay", "long", "profile", "transformers")
-    parser.add_argument("--parts", nargs="*", default=parts, choices=parts)
-    parser.add_argument("--batches", type=count, nargs="*", default=[1, 8, 32, 64, 128])
-    parser.add_argument("--fixed-batches", type=count, nargs="*", default=[1, 8, 32])
-    parser.add_argument("--fixed-context", type=count, default=FIXED_CONTEXT)
-    parser.add_argument("--operands", type=int, nargs="+", default=[24, 48, 64])
-    parser.add_argument("--long", type=long_of, nargs="*", default=[(8192, 16), (32768, 4), (32768, 16)])
-    parser.add_argument(
-        "--answered", type=int, nargs="*", default=[8], help="more numbers of operands, for answers alone"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f"Without a GPU: {REHEARSAL}")
+    shapes, parts = ["7B", "Llama-3-8B", "13B", "33B", "65B"], ("fixed", "replay", "long", "profile", "transformers")
+    add = parser.add_argument
+    add(
+        "--shapes", nargs="*", default=shapes, choices=list(SHAPES), help="of models; those that do not fit are skipped"
     )
-    parser.add_argument("--num", type=count, default=500, help="expressions per number of operands")
-    parser.add_argument(
-        "--same",
-        type=count,
-        default=500,
-        help="expressions whose tokens are compared with the model's own forward pass",
-    )
-    parser.add_argument("--record-batch", type=count, default=128)
-    parser.add_argument("--shipped-batches", type=count, nargs="*", default=[1, 16, 64])
-    parser.add_argument("--stride", type=count, default=STRIDE, help=f"at most {LONGEST_STRIDE}")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else None, choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, help="default: assets/results/engine_<gpu>.json")
+    add("--parts", nargs="*", default=parts, choices=parts, help="what is measured of a shape")
+    add("--batches", type=count, nargs="*", default=[1, 8, 32, 64, 128], help="rows, for replayed texts")
+    add("--fixed-batches", type=count, nargs="*", default=[1, 8, 32], help="rows, for dense steps of one length")
+    add("--fixed-context", type=count, default=FIXED_CONTEXT, help="tokens that those read per row")
+    add("--operands", type=int, nargs="+", default=[24, 48, 64], help="numbers in a replayed expression")
+    longest = [(8192, 16), (32768, 4), (32768, 16)]
+    add("--long", type=long_of, nargs="*", default=longest, help="CONTEXTxBATCH, for long contexts")
+    add("--answered", type=int, nargs="*", default=[8], help="more numbers of operands, for answers alone")
+    add("--num", type=count, default=500, help="expressions per number of operands")
+    same = "expressions whose tokens are compared with the model's own forward pass"
+    add("--same", type=count, default=500, help=same)
+    add("--record-batch", type=count, default=128, help="rows that answer expressions at a time")
+    add("--shipped-batches", type=count, nargs="*", default=[1, 16, 64], help="rows, for the shipped model's speed")
+    stride = f"of a text, one step in so many is measured; at most {LONGEST_STRIDE}"
+    add("--stride", type=count, default=STRIDE, help=stride)
+    add("--seed", type=int, default=0, help="of the expressions")
+    has_cuda = torch.cuda.is_available()
+    add("--device", default="cuda" if has_cuda else None, choices=("cpu", "cuda"), help="cpu only rehearses")
+    add("--out", type=Path, help="default: assets/results/engine_<gpu>.json")
     arguments = parser.parse_args(argv)
-    if arguments.device is None:
-        parser.error("no CUDA device; --device cpu rehearses with tiny sizes (--shapes tiny)")
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device; --device cpu rehearses with tiny sizes (--shapes tiny)")
+    if arguments.device is None or (arguments.device == "cuda" and not has_cuda):
+        parser.error(f"no CUDA device; in a minute without one: {REHEARSAL}")
+    if arguments.device == "cpu" and arguments.shapes != ["tiny"]:
+        parser.error(f"--device cpu only rehearses, with --shapes tiny: {REHEARSAL}")
     numbers = [*arguments.operands, *arguments.answered]
     if min(numbers) < 2 or max(numbers) > MAX_OPERANDS:
         parser.error(f"--operands, --answered: 2 to {MAX_OPERANDS}")

@@ -47,6 +47,7 @@ struct Machine {
     unsigned first_block = 0, block_row = 0, threads_per_block = 0;
     Dim grid_size;
     std::vector<std::function<void()>> underway;
+    int starved = -1;                // a warp of the cluster that goes on only when nothing else can, or none
     bool streams_constants = false;  // what is streamed are weights, which may be read before anything else is done
     uint64_t progress = 0;
 
@@ -123,24 +124,33 @@ struct Machine {
         cluster.size = num_threads;
         fibers.resize(num_threads);
         for (unsigned number = 0; number < num_threads; number++) begin(fibers[number], number);
-        unsigned num_done = 0;
-        while (num_done < num_threads || !underway.empty()) {
-            uint64_t before = progress;
-            num_done = 0;
-            for (Fiber& fiber : fibers) {
-                if (!fiber.done) resume(fiber);
-                num_done += fiber.done;
-            }
-            if (before != progress) continue;
-            if (underway.empty()) {
+        auto is_done = [&] {
+            for (Fiber& fiber : fibers)
+                if (!fiber.done) return false;
+            return underway.empty();
+        };
+        while (!is_done()) {
+            if (resume_all(false)) continue;
+            // All others wait: the youngest of what is under way arrives.
+            if (!underway.empty()) {
+                auto arrive = std::move(underway.back());
+                underway.pop_back();
+                arrive();
+            } else if (!resume_all(true)) {
                 fprintf(stderr, "deadlock: some threads wait for others that are done or wait elsewhere\n");
                 abort();
             }
-            // Everyone waits: the youngest of what is under way arrives.
-            auto arrive = std::move(underway.back());
-            underway.pop_back();
-            arrive();
         }
+    }
+
+    // The threads of the starved warp, or all others; whether any got on.
+    bool resume_all(bool are_starved) {
+        uint64_t before = progress;
+        for (Fiber& fiber : fibers) {
+            int warp = (fiber.block * threads_per_block + fiber.thread) / 32;
+            if (!fiber.done && (warp == starved) == are_starved) resume(fiber);
+        }
+        return before != progress;
     }
 
     void begin(Fiber& fiber, unsigned number) {

@@ -137,6 +137,9 @@ void wait_products() {
 }
 
 template <int SIZE>
+void keep_behind(float (&)[SIZE]) {}
+
+template <int SIZE>
 void multiply_tiles(float (&sums)[SIZE], u64 a, u64 b, bool is_more) {
     int warp = Machine::get().current->thread / 32 % 4, lane = Machine::get().lane();
     float* to = sums;
