@@ -29,13 +29,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.attention import SDPBackend
 
 from cuda_kernels import peers
-from cuda_kernels.launch import CudaUnavailable, SpanAttention, cuda_device, foreign_stream
-from cuda_kernels.loader import load
+from cuda_kernels.clock import READ_STREAM_BYTES, gpu_versions, microseconds, read_stream_tb_per_s
+from cuda_kernels.launch import CudaUnavailable, SpanAttention, cuda_device
 from cuda_kernels.provenance import provenance
 from cuda_kernels.selections import ALL, SELECTIONS, Selection, choose, kept_blocks
 
@@ -46,12 +45,6 @@ LEAST_BYTES = 4 * 64e6
 # How far an answer may be from that in float32: rounded to bfloat16, of values that are at most about 4.
 TOLERANCE = 0.03
 MAX_SETS = 128
-READ_STREAM_BYTES = 8 * 10**9
-# Calls in one graph, at least: what a replay costs by itself is shared by them.
-LEAST_CALLS = 16
-# Clock cycles for which the device is kept busy while the host hands it a graph: at least, and per kernel in it.
-WAIT_CYCLES = 500_000
-WAIT_CYCLES_PER_CALL = 4_000
 
 
 @dataclass(frozen=True)
@@ -153,27 +146,8 @@ class Bench:
         return peers.Tensors(make(shape.num_heads), make(*cache), make(*cache))
 
     def microseconds(self, calls: Sequence[Callable[[], object]]) -> float:
-        """Median time of one call: the calls, one per set, are captured together and replayed."""
-        calls = list(calls) * math.ceil(LEAST_CALLS / len(calls))
-        for call in calls:
-            call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        times = []
-        for replay in range(self.replays + 3):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            # The graph is there before the device is free for it: the host's part of a launch is in no figure.
-            torch.cuda._sleep(WAIT_CYCLES + WAIT_CYCLES_PER_CALL * len(calls))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            if replay >= 3:
-                times.append(1000 * begin.elapsed_time(end) / len(calls))
-        return statistics.median(times)
+        """Median time of one call, of which there is one per set."""
+        return microseconds(calls, self.replays)
 
     def dense(self) -> dict:
         """PyTorch's dense attention by the two backends that serve decoding."""
@@ -305,38 +279,6 @@ def attempt(measure: Callable[[], dict]) -> dict:
         return measure()
     except Exception as error:  # a peer's errors are of any kind
         return {"unavailable": f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"}
-
-
-def read_stream_tb_per_s() -> float:
-    """The bandwidth of a kernel that only reads: 8 GB, the median of eight, for the best number of blocks."""
-    device = cuda_device("cuda")
-    kernel = load("read_stream.cu", "selfspan_read_stream", ("-DIS_BF16=1",), device.index)
-    data = torch.randint(-(2**31), 2**31 - 1, (READ_STREAM_BYTES // 4,), dtype=torch.int32, device=device)
-    sink = torch.zeros(1, dtype=torch.int32, device="cuda")
-    arguments = (np.uint64(data.data_ptr()), np.int64(data.numel() // 4), np.uint64(sink.data_ptr()))
-    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    stream = foreign_stream(torch.cuda.current_stream().cuda_stream, device)
-    best = math.inf
-    for blocks_per_sm in (1, 2, 3, 4):
-        times = []
-        for _ in range(10):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            torch.cuda._sleep(WAIT_CYCLES)
-            begin.record()
-            with stream:
-                kernel((blocks_per_sm * num_sms,), (512,), arguments)
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end))
-        best = min(best, statistics.median(times[2:]))
-    return 4 * data.numel() / best / 1e9
-
-
-def gpu_versions() -> dict[str, str | int | None]:
-    """Of what is no Python package: cuDNN, and the CUDA version that the driver is made for (13000: 13.0)."""
-    import cupy
-
-    return {"cudnn": torch.backends.cudnn.version(), "cuda_of_driver": cupy.cuda.runtime.driverGetVersion()}
 
 
 def cases(selections: Sequence[Selection]) -> Iterator[tuple[Selection, float]]:

@@ -72,9 +72,9 @@ class DecodeOps:
             for name in names
         }
         self._wide = WideLinear(dtype, self.device)
-        wide = [num_out for num_out, depth in products if self._wide.serves(batch, num_out, depth)]
-        for num_out in set(wide):
-            self._wide.shape(batch, num_out)
+        wide = [product for product in products if self._wide.serves(batch, *product)]
+        for product in wide:
+            self._wide.shape(batch, *product)
         self.carveout_percent = CARVEOUT_PERCENT if wide else None
         self._launch = Launcher(self.device, self.carveout_percent)
         self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count

@@ -1,5 +1,6 @@
 """Products by Hopper's tensor cores: the kernel's code on the CPU, how work is shared out, and the machine code."""
 
+import argparse
 import ctypes
 import functools
 
@@ -12,9 +13,10 @@ from kernel_on_cpu import COMPILER, compiled, pointer
 from test_kernel import needs_cuda
 from test_linear import DTYPES, assert_product, problem
 
-from cuda_kernels import linear_wide, loader
+from cuda_kernels import bench_products, linear_wide, loader
 from cuda_kernels.decode_ops import DecodeOps
 from cuda_kernels.linear_wide import BATCH_TILES, CLUSTERS, GROUPS, UNITS, WideLinear, batch_tile, share_out
+from training import report
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
 needs_hopper = pytest.mark.skipif(
@@ -134,16 +136,45 @@ def test_everything_is_shared_out(tile, units, num_blocks, max_clusters, data):
     assert shape.shared_bytes(num_stages) <= SHARED_BYTES
 
 
-def test_llama_shapes_on_an_h100():
-    """Would catch a choice of clusters that was measured to be slower: 66 pairs or 30 fours on its multiprocessors."""
-    most = {1: 132, 2: 66, 4: 30}
+MEASURED_US = {
+    # rows, depth: by tile, in clusters of one, two and four blocks; an H100, as LOG.md says
+    (12288, 4096): {32: (35.2, 34.4, 37.9), 64: (35.9, 35.2, 40.0), 128: (41.0, 37.5, 45.1)},
+    (4096, 4096): {32: (20.0, 16.9, 13.0), 64: (24.2, 18.8, 13.9), 128: (28.2, 21.8, 16.1)},
+    (22016, 4096): {32: (61.1, 62.5, 67.3), 64: (61.7, 63.7, 70.2), 128: (65.1, 66.9, 77.7)},
+    (4096, 11008): {32: (53.3, 41.6, 33.0), 64: (60.4, 45.1, 34.4), 128: (71.8, 52.6, 37.2)},
+    (32000, 4096): {32: (88.6, 89.8, 97.3), 64: (90.2, 90.9, 101.4), 128: (95.5, 93.2, 112.9)},
+}
 
-    def blocks(tile, num_rows):
-        shapes = [share_out(tile, num_rows, number, most[number]) for number in CLUSTERS]
-        return min(shapes, key=lambda shape: shape.block_rows).num_blocks
 
-    for tile in (32, 64, 128):
-        assert [blocks(tile, num_rows) for num_rows in (12288, 4096, 22016)] == [2, 4, 1]
+@pytest.mark.parametrize(("num_rows", "depth"), MEASURED_US)
+@pytest.mark.parametrize("tile", [32, 64, 128])
+def test_the_choice_of_clusters(num_rows, depth, tile):
+    """Would catch a choice that was measured to be slower, by more than 1.5 %."""
+    # A hundred and thirty-two multiprocessors, grouped such that they hold so many clusters.
+    shapes = [share_out(tile, num_rows, number, most) for number, most in ((1, 132), (2, 66), (4, 30))]
+    chosen = min(range(len(shapes)), key=lambda i: shapes[i].block_bytes(depth))
+    measured = MEASURED_US[num_rows, depth][tile]
+    assert measured[chosen] <= 1.015 * min(measured)
+
+
+def test_the_benchmark_refuses_what_it_cannot_measure(monkeypatch, capsys):
+    """Would catch a traceback out of torch, or a wrong argument that shows after minutes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["bench_products"])
+    with pytest.raises(SystemExit, match="the CUDA kernels need a CUDA device, and torch finds none"):
+        bench_products.main()
+    monkeypatch.setattr("sys.argv", ["bench_products", "--rows", "0"])
+    with pytest.raises(SystemExit):
+        bench_products.main()
+    assert "--rows: 0 is less than 1" in capsys.readouterr().err
+
+
+def test_the_table_of_products():
+    """Would catch a table that takes the slower of cuBLAS's two ways."""
+    line = {"rows": 64, "us": 40.0, "cublas_us": {"x W^T": 60.0, "W x^T": 50.0}, "floor_us": 32.0}
+    origin = {"command": "python -m x", "machine": {"gpu": "G"}, "commit": "abc", "dirty": False}
+    text = report.products_on({"weights": [{"name": "down", "measured": [line]}], **origin}, "x.json")
+    assert "| down, 64 rows | 32.0 | 40.0 (1.25x) | 50.0 | 1.25x |" in text
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -206,3 +237,15 @@ def test_gpu_choice(batch, num_rows):
     if num_rows % 16 == 0:
         ops.gated_linear(x, weight, out)
         assert_gated(out, x, weight)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("is_gated", [False, True])
+@pytest.mark.parametrize("rows", [3, 64])
+def test_gpu_benchmark(rows, is_gated):
+    """Would catch a benchmark that compares different things: every result is checked."""
+    weight = bench_products.Weight("small", 8192, 1024, is_gated)
+    arguments = argparse.Namespace(seed=0, replays=2)
+    line = bench_products.measure(weight, rows, arguments, 3.0)
+    assert line["us"] > 0 and len(line["cublas_us"]) == (1 if rows % 2 and is_gated else 2)

@@ -186,7 +186,7 @@ def find_machine(device: torch.device) -> Machine:
     """The device with its limits. A CPU has none here: it only rehearses."""
     if device.type != "cuda":
         return Machine(device, 1e10, 8e9)
-    from cuda_kernels.bench import read_stream_tb_per_s
+    from cuda_kernels.clock import read_stream_tb_per_s
 
     rate = 1e12 * read_stream_tb_per_s()
     torch.cuda.empty_cache()

@@ -108,6 +108,26 @@ def kernel() -> str:
     return "\n".join(texts) or "The CUDA kernel: not measured yet.\n"
 
 
+def products() -> str:
+    """Products with weights against cuBLAS, on every GPU that they were measured on."""
+    paths = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "assets/results").glob("products_*.json"))
+    return "\n".join(products_on(results, path) for path in paths if (results := read(path)))
+
+
+def products_on(results: dict, path: str) -> str:
+    """The same on one GPU."""
+    rows = []
+    for weight in results["weights"]:
+        for line in weight["measured"]:
+            best = min(line["cublas_us"].values())
+            over = line["us"] / line["floor_us"]
+            cells = [f"{line['floor_us']:.1f}", f"{line['us']:.1f} ({over:.2f}x)", f"{best:.1f}"]
+            rows.append([f"{weight['name']}, {line['rows']} rows", *cells, f"{best / line['us']:.2f}x"])
+    header = ["products with weights, us", "floor of the bytes", "here", "cuBLAS", "faster"]
+    intro = "Launches one behind the other, as `cuda_kernels.bench_products` says; in a step more of each overlaps.\n\n"
+    return intro + table(header, rows) + "\n" + source(results, path)
+
+
 def kernel_on(results: dict, path: str) -> str:
     """One GPU's tables and sentences."""
     shapes = results["shapes"]
@@ -231,6 +251,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cpu_engine": cpu_engine,
     "engine": engine,
     "kernel": kernel,
+    "products": products,
     "base": base,
     "summarize": summarize,
 }

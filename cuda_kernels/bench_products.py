@@ -1,0 +1,192 @@
+"""A decode step's products with weights against cuBLAS: `python -m cuda_kernels.bench_products`.
+
+Physics: `[rows, depth]` times `[num_out, depth]` transposed does two operations per weight and row, so up to some
+hundred rows the time is that of reading the weights,
+
+    2 bytes * num_out * depth  (+ inputs and results, a hundredth of that)
+
+at the bandwidth of a kernel that only reads, measured in the same run.
+
+Method: as in `cuda_kernels.bench`: medians over replays of a graph with one call per set of weights, as many sets as
+are several times the second-level cache. Of every size what a decode step uses here (`DecodeOps`), and cuBLAS as W x^T
+and as x W^T, the faster counts; with gates, their activation behind it. Launches of this project overlap, in the graph
+as in a step. Every result is compared with the product in float64. Writes `assets/results/products_<gpu>.json`.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from cuda_kernels.bench import positive
+from cuda_kernels.clock import gpu_versions, microseconds, read_stream_tb_per_s
+from cuda_kernels.decode_ops import DecodeOps
+from cuda_kernels.launch import CudaUnavailable, cuda_device
+from cuda_kernels.provenance import provenance
+
+ROWS = (1, 8, 16, 32, 64, 96, 128)
+LEAST_BYTES = 4 * 64e6
+DTYPE = torch.bfloat16
+# Of the greatest exact value; rounded to bfloat16 twice or three times.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One of a model's matrices, or several that are multiplied as one."""
+
+    name: str
+    num_out: int
+    depth: int
+    is_gated: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """In 16 bits."""
+        return 2 * self.num_out * self.depth
+
+
+WEIGHTS = (
+    Weight("7B queries, keys, values", 12288, 4096),
+    Weight("7B attention's output", 4096, 4096),
+    Weight("7B gate and up, activation", 22016, 4096, is_gated=True),
+    Weight("7B down", 4096, 11008),
+    Weight("7B head", 32000, 4096),
+    Weight("Llama-3-8B queries, keys, values", 6144, 4096),
+    Weight("Llama-3-8B gate and up, activation", 28672, 4096, is_gated=True),
+    Weight("Llama-3-8B down", 4096, 14336),
+)
+
+
+class Product:
+    """One size's inputs.
+
+    Args:
+        weight: what is multiplied with.
+        rows: of the batch.
+        seed: of all values.
+        ops: a decode step's operations.
+    """
+
+    def __init__(self, weight: Weight, rows: int, seed: int, ops: DecodeOps) -> None:
+        self.weight, self.rows, self._ops = weight, rows, ops
+        # Beside cuBLAS's products, which ask for no split of shared memory, its activations do not either.
+        self._beside_cublas = DecodeOps(DTYPE)
+        generator = torch.Generator("cuda").manual_seed(seed)
+        make = lambda *shape: torch.randn(shape, generator=generator, device="cuda", dtype=DTYPE)  # noqa: E731
+        self.x = make(rows, weight.depth)
+        self.sets = [
+            make(weight.num_out, weight.depth) / weight.depth**0.5
+            for _ in range(math.ceil(LEAST_BYTES / weight.num_bytes) + 1)
+        ]
+        width = weight.num_out // 2 if weight.is_gated else weight.num_out
+        self.out = torch.empty(rows, width, device="cuda", dtype=DTYPE)
+
+    def ours(self, matrix: torch.Tensor) -> torch.Tensor:
+        """As a decode step does it."""
+        if not self.weight.is_gated:
+            return self._ops.linear(self.x, matrix)
+        self._ops.gated_linear(self.x, matrix, self.out)
+        return self.out
+
+    def cublas(self, matrix: torch.Tensor) -> torch.Tensor:
+        """x W^T, and the activation behind it."""
+        return self._activated(F.linear(self.x, matrix))
+
+    def cublas_turned(self, matrix: torch.Tensor) -> torch.Tensor:
+        """W x^T, which gates need an even number of rows for; without them the result stays turned."""
+        product = torch.mm(matrix, self.x.t())
+        if not self.weight.is_gated:
+            return product.t()
+        self._beside_cublas.gated_silu_columns(product.view(2, -1, self.rows), self.out)
+        return self.out
+
+    def _activated(self, product: torch.Tensor) -> torch.Tensor:
+        if not self.weight.is_gated:
+            return product
+        self._beside_cublas.gated_silu(product.view(self.rows, 2, -1), self.out)
+        return self.out
+
+    def microseconds(self, product: Callable[[torch.Tensor], torch.Tensor], replays: int) -> float:
+        """Of one product; its result is checked.
+
+        Raises:
+            AssertionError: it is wrong.
+        """
+        self.out.fill_(math.nan)
+        found = product(self.sets[0]).double()
+        exact = F.linear(self.x.double(), self.sets[0].double())
+        if self.weight.is_gated:
+            gate, up = exact.chunk(2, -1)
+            exact = F.silu(gate) * up
+        error = ((found - exact).abs().max() / exact.abs().max()).item()
+        if not error < TOLERANCE:
+            raise AssertionError(f"{self.weight.name}, {self.rows} rows: off by {error} of the greatest value")
+        return microseconds([lambda matrix=matrix: product(matrix) for matrix in self.sets], replays)
+
+
+def measure(weight: Weight, rows: int, arguments: argparse.Namespace, tb_per_s: float) -> dict:
+    """One line of the table."""
+    ops = DecodeOps(DTYPE, batch=rows, products=[(weight.num_out, weight.depth)])
+    product = Product(weight, rows, arguments.seed, ops)
+    peers = {"x W^T": product.cublas}
+    if rows % 2 == 0 or not weight.is_gated:
+        peers["W x^T"] = product.cublas_turned
+    # Twice, in turn: what ran before may slow a figure.
+    ours, cublas = math.inf, dict.fromkeys(peers, math.inf)
+    for _ in range(2):
+        ours = min(ours, product.microseconds(product.ours, arguments.replays))
+        for name, peer in peers.items():
+            cublas[name] = min(cublas[name], product.microseconds(peer, arguments.replays))
+    floor_us = weight.num_bytes / tb_per_s / 1e6
+    return {"rows": rows, "us": ours, "cublas_us": cublas, "floor_us": floor_us}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--rows", type=positive, nargs="+", default=ROWS, help="of the batch (default: %(default)s)")
+    parser.add_argument("--replays", type=positive, default=20, help="per figure, 1 or more (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all values (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="default: assets/results/products_<gpu>.json")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = parse_arguments()
+    try:
+        cuda_device("cuda")
+    except CudaUnavailable as error:
+        sys.exit(f"error: {error}")
+    origin = provenance()
+    origin["versions"] |= gpu_versions()
+    gpu = re.sub(r"\W+", "_", torch.cuda.get_device_name().removeprefix("NVIDIA ")).lower()
+    out = arguments.out or Path(f"assets/results/products_{gpu}.json")
+    limit = read_stream_tb_per_s()
+    print(f"{torch.cuda.get_device_name()}: a read stream moves {limit:.2f} TB/s", flush=True)
+    results: dict = {"read_stream_tb_per_s": limit, "seed": arguments.seed, "weights": []}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for weight in WEIGHTS:
+        lines = []
+        results["weights"].append({"name": weight.name, "shape": [weight.num_out, weight.depth], "measured": lines})
+        for rows in arguments.rows:
+            lines.append(measure(weight, rows, arguments, limit))
+            ours, best, floor = lines[-1]["us"], min(lines[-1]["cublas_us"].values()), lines[-1]["floor_us"]
+            print(f"{weight.name}, {rows} rows: {ours:.1f} us, cuBLAS {best:.1f}, floor {floor:.1f}", flush=True)
+            torch.cuda.empty_cache()
+        # After every matrix: a benchmark that is cut off leaves what it has.
+        out.write_text(json.dumps(results | origin, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
