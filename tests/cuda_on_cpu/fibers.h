@@ -170,13 +170,14 @@ struct Machine {
         kernel = std::move(work);
         threads_per_block = num_threads;
         grid_size.x = (unsigned)order.size() * blocks_per_cluster;
-        shared_bytes = (num_shared_bytes / 1024 + 1) * 1024;
+        shared_bytes = num_shared_bytes;
+        size_t whole_kib = (shared_bytes / 1024 + 1) * 1024;
         for (unsigned index : order) {
             shared.clear();
             for (unsigned block = 0; block < blocks_per_cluster; block++) {
-                shared.emplace_back((char*)aligned_alloc(1024, shared_bytes), &free);
+                shared.emplace_back((char*)aligned_alloc(1024, whole_kib), &free);
                 // What a block finds in shared memory is nothing that it may rely on.
-                memset(shared.back().get(), 0xff, shared_bytes);
+                memset(shared.back().get(), 0xff, whole_kib);
             }
             first_block = index;
             run_cluster(blocks_per_cluster);

@@ -143,9 +143,11 @@ template <int SIZE>
 void multiply_tiles(float (&sums)[SIZE], u64 a, u64 b, bool is_more) {
     int warp = Machine::get().current->thread / 32 % 4, lane = Machine::get().lane();
     float* to = sums;
+    const u64 memory = (u64)(uintptr_t)Machine::get().memory(), num_bytes = Machine::get().shared_bytes;
     Products::of_thread().open.push_back([=] {
-        auto element = [](u64 tile, int row, int column) {
+        auto element = [=](u64 tile, int row, int column) {
             u64 place = (tile << 4) + 128 * row + 2 * column;
+            if (place < memory || place >= memory + num_bytes) fail("a tile reaches beyond shared memory");
             u16 bits;
             memcpy(&bits, (const void*)(uintptr_t)(place ^ (place >> 7 & 7) << 4), 2);
             return (double)widen(bits);
