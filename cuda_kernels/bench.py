@@ -21,9 +21,7 @@ Writes `assets/results/kernel_<gpu>.json`.
 import argparse
 import json
 import math
-import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,9 +31,8 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from cuda_kernels import peers
-from cuda_kernels.clock import READ_STREAM_BYTES, gpu_versions, microseconds, read_stream_tb_per_s
-from cuda_kernels.launch import CudaUnavailable, SpanAttention, cuda_device
-from cuda_kernels.provenance import provenance
+from cuda_kernels.clock import READ_STREAM_BYTES, begin_benchmark, microseconds
+from cuda_kernels.launch import SpanAttention
 from cuda_kernels.selections import ALL, SELECTIONS, Selection, choose, kept_blocks
 
 BYTES_PER_ELEMENT = 2
@@ -432,16 +429,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Entry point."""
     arguments = parse_arguments()
-    try:
-        cuda_device("cuda")
-    except CudaUnavailable as error:
-        sys.exit(f"error: {error}")
-    origin = provenance()
-    origin["versions"] |= gpu_versions()
-    gpu = re.sub(r"\W+", "_", torch.cuda.get_device_name().removeprefix("NVIDIA ")).lower()
-    out = arguments.out or Path(f"assets/results/kernel_{gpu}.json")
-    limit = read_stream_tb_per_s()
-    print(f"{torch.cuda.get_device_name()}: a read stream moves {limit:.2f} TB/s", flush=True)
+    origin, out, limit = begin_benchmark("kernel", arguments.out)
     shapes = [SHAPES[i] for i in arguments.shapes] if arguments.shapes else SHAPES
     measured: list[dict] = []
     for number, shape in enumerate(shapes, start=1):
@@ -450,7 +438,6 @@ def main() -> None:
         measured.append(measure_shape(shape, arguments, limit))
         torch.cuda.empty_cache()
         results = {"read_stream_tb_per_s": limit, "shapes": measured, "break_even": break_even(measured)}
-        out.parent.mkdir(parents=True, exist_ok=True)
         # After every shape: a benchmark that is cut off leaves what it has.
         out.write_text(json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n", encoding="utf-8")
         print(f"  {time.perf_counter() - started:.0f} s, wrote {out}", flush=True)

@@ -16,8 +16,6 @@ as in a step. Every result is compared with the product in float64. Writes `asse
 import argparse
 import json
 import math
-import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +24,8 @@ import torch
 import torch.nn.functional as F
 
 from cuda_kernels.bench import positive
-from cuda_kernels.clock import gpu_versions, microseconds, read_stream_tb_per_s
+from cuda_kernels.clock import begin_benchmark, microseconds
 from cuda_kernels.decode_ops import DecodeOps
-from cuda_kernels.launch import CudaUnavailable, cuda_device
-from cuda_kernels.provenance import provenance
 
 ROWS = (1, 8, 16, 32, 64, 96, 128)
 LEAST_BYTES = 4 * 64e6
@@ -163,18 +159,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Entry point."""
     arguments = parse_arguments()
-    try:
-        cuda_device("cuda")
-    except CudaUnavailable as error:
-        sys.exit(f"error: {error}")
-    origin = provenance()
-    origin["versions"] |= gpu_versions()
-    gpu = re.sub(r"\W+", "_", torch.cuda.get_device_name().removeprefix("NVIDIA ")).lower()
-    out = arguments.out or Path(f"assets/results/products_{gpu}.json")
-    limit = read_stream_tb_per_s()
-    print(f"{torch.cuda.get_device_name()}: a read stream moves {limit:.2f} TB/s", flush=True)
+    origin, out, limit = begin_benchmark("products", arguments.out)
     results: dict = {"read_stream_tb_per_s": limit, "seed": arguments.seed, "weights": []}
-    out.parent.mkdir(parents=True, exist_ok=True)
     for weight in WEIGHTS:
         lines = []
         results["weights"].append({"name": weight.name, "shape": [weight.num_out, weight.depth], "measured": lines})

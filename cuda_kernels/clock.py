@@ -1,14 +1,19 @@
-"""The device's time, for benchmarks: of calls captured in a CUDA graph, and of a kernel that only reads."""
+"""What the kernels' benchmarks share: how they begin, the time of calls captured in a CUDA graph, and that of a kernel
+that only reads."""
 
 import math
+import re
 import statistics
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from cuda_kernels.launch import cuda_device, foreign_stream
+from cuda_kernels.launch import CudaUnavailable, cuda_device, foreign_stream
 from cuda_kernels.loader import load
+from cuda_kernels.provenance import provenance
 
 READ_STREAM_BYTES = 8 * 10**9
 # Calls in one graph, at least: what a replay costs by itself is shared by them.
@@ -16,6 +21,30 @@ LEAST_CALLS = 16
 # Clock cycles for which the device is kept busy while the host hands it a graph: at least, and per kernel in it.
 WAIT_CYCLES = 500_000
 WAIT_CYCLES_PER_CALL = 4_000
+
+
+def begin_benchmark(kind: str, out: Path | None) -> tuple[dict, Path, float]:
+    """Begin a benchmark; without a CUDA device the process ends and says why.
+
+    Args:
+        kind: of results, the beginning of their file's name.
+        out: where they go; None: to `assets/results/KIND_GPU.json`.
+
+    Returns:
+        Where they come from (for the file), the path, its folder made, and the read stream in TB/s.
+    """
+    try:
+        cuda_device("cuda")
+    except CudaUnavailable as error:
+        sys.exit(f"error: {error}")
+    origin = provenance()
+    origin["versions"] |= gpu_versions()
+    gpu = re.sub(r"\W+", "_", torch.cuda.get_device_name().removeprefix("NVIDIA ")).lower()
+    out = out or Path(f"assets/results/{kind}_{gpu}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    limit = read_stream_tb_per_s()
+    print(f"{torch.cuda.get_device_name()}: a read stream moves {limit:.2f} TB/s", flush=True)
+    return origin, out, limit
 
 
 def microseconds(calls: Sequence[Callable[[], object]], replays: int) -> float:

@@ -39,8 +39,8 @@ class DecodeOps:
         dtype: torch.bfloat16 or torch.float16.
         device: a CUDA device.
         batch: rows that the step has.
-        products: `(num_out, depth)` of the weights that it will be asked for: their kernels are compiled now. None:
-            when they are first asked for.
+        products: `(num_out, depth)` of the weights that it will be asked for: their kernels are compiled now, those
+            of others when they are first asked for.
 
     Attributes:
         carveout_percent: for `SpanAttention`, where it runs between these; see `linear_wide.CARVEOUT_PERCENT`.
