@@ -3,14 +3,16 @@
 Physics: `[rows, depth]` times `[num_out, depth]` transposed does two operations per weight and row, so up to some
 hundred rows the time is that of reading the weights,
 
-    2 bytes * num_out * depth  (+ inputs and results, a hundredth of that)
+    2 bytes * num_out * depth  (inputs and results are 2 to 6 % of that at 128 rows, and are not counted)
 
 at the bandwidth of a kernel that only reads, measured in the same run.
 
 Method: as in `cuda_kernels.bench`: medians over replays of a graph with one call per set of weights, as many sets as
 are several times the second-level cache. Of every size what a decode step uses here (`DecodeOps`), and cuBLAS as W x^T
 and as x W^T, the faster counts; with gates, their activation behind it. Launches of this project overlap, in the graph
-as in a step. Every result is compared with the product in float64. Writes `assets/results/products_<gpu>.json`.
+as in a step. Of every way and size one result is compared with the product in float64. Where the kernel for large
+products is used, also the time of every size of its clusters, by which tests/test_linear_wide.py judges its choice.
+Writes `assets/results/products_<gpu>.json`.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import torch.nn.functional as F
 from cuda_kernels.bench import positive
 from cuda_kernels.clock import begin_benchmark, microseconds
 from cuda_kernels.decode_ops import DecodeOps
+from cuda_kernels.linear_wide import BATCH_TILES, CLUSTERS, WideLinear, batch_tile
 
 ROWS = (1, 8, 16, 32, 64, 96, 128)
 LEAST_BYTES = 4 * 64e6
@@ -110,6 +113,19 @@ class Product:
         self._beside_cublas.gated_silu(product.view(self.rows, 2, -1), self.out)
         return self.out
 
+    def in_clusters(self, num_blocks: int, replays: int) -> dict[str, float] | None:
+        """The kernel for large products in clusters of so many blocks; None: the GPU has no room for one."""
+        wide = WideLinear(DTYPE, self.x.device, (num_blocks,))
+        number = wide.max_clusters(batch_tile(self.rows), num_blocks)
+        if not number:
+            return None
+
+        def product(matrix: torch.Tensor) -> torch.Tensor:
+            wide(self.x, matrix, None, self.out, self.weight.is_gated)
+            return self.out
+
+        return {"at_a_time": number, "us": self.microseconds(product, replays)}
+
     def microseconds(self, product: Callable[[torch.Tensor], torch.Tensor], replays: int) -> float:
         """Of one product; its result is checked.
 
@@ -141,8 +157,10 @@ def measure(weight: Weight, rows: int, arguments: argparse.Namespace, tb_per_s: 
         ours = min(ours, product.microseconds(product.ours, arguments.replays))
         for name, peer in peers.items():
             cublas[name] = min(cublas[name], product.microseconds(peer, arguments.replays))
-    floor_us = weight.num_bytes / tb_per_s / 1e6
-    return {"rows": rows, "us": ours, "cublas_us": cublas, "floor_us": floor_us}
+    line = {"rows": rows, "us": ours, "cublas_us": cublas, "floor_us": weight.num_bytes / tb_per_s / 1e6}
+    if rows in BATCH_TILES and WideLinear(DTYPE, ops.device).serves(rows, weight.num_out, weight.depth):
+        line["clusters"] = {number: product.in_clusters(number, arguments.replays) for number in CLUSTERS}
+    return line
 
 
 def parse_arguments() -> argparse.Namespace:

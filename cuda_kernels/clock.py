@@ -24,7 +24,7 @@ WAIT_CYCLES_PER_CALL = 4_000
 
 
 def begin_benchmark(kind: str, out: Path | None) -> tuple[dict, Path, float]:
-    """Begin a benchmark; without a CUDA device the process ends and says why.
+    """Begin a benchmark; without a CUDA device, or where its results cannot be written, the process ends and says why.
 
     Args:
         kind: of results, the beginning of their file's name.
@@ -33,6 +33,8 @@ def begin_benchmark(kind: str, out: Path | None) -> tuple[dict, Path, float]:
     Returns:
         Where they come from (for the file), the path, its folder made, and the read stream in TB/s.
     """
+    if out is not None and out.is_dir():
+        sys.exit(f"error: --out: {out} is a folder")
     try:
         cuda_device("cuda")
     except CudaUnavailable as error:

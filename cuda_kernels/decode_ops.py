@@ -80,8 +80,8 @@ class DecodeOps:
         self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """`x weight^T + bias`: by linear_wide.cu on Hopper GPUs, up to 128 rows; on others by linear.cu, up to
-        MAX_LINEAR_BATCH; by PyTorch's product for more rows or odd shapes.
+        """`x weight^T + bias`: by linear_wide.cu on Hopper GPUs, up to 128 rows and from 16 MB of weights on
+        (`WideLinear.serves`); else by linear.cu, up to MAX_LINEAR_BATCH rows; else, and for odd shapes, by PyTorch's.
 
         Args:
             x: `[B, depth]`. weight: `[num_out, depth]`. bias: `[num_out]`.

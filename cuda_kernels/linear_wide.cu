@@ -193,8 +193,9 @@ struct Exchange {
     DEVICE void run(float (&sums)[BATCH_TILE / 2], const Results& results) const {
         const int warp = threadIdx.x / 32 % UNITS, lane = results.lane;
         if (NUM_BLOCKS > 1) {
-            // The others have taken what was sent in the pass before.
-            if (pass > 0) taken.wait_for_cluster(pass - 1);
+            // The others have taken what was sent in the pass before. Who sends nothing is not waited for by them: it
+            // could miss that, and wait for ever.
+            if (pass > 0 && warp < num_units) taken.wait_for_cluster(pass - 1);
             if (warp == 0 && lane == 0) arrived.arrive_and_expect((int)sizeof(float4) * PARTS_OF_UNIT * num_units);
         }
         if (warp < num_units) send_parts<RANK>(sums, lane);

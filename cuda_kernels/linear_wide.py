@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ UNIT_ROWS, STAGE_DEPTH, UNITS, GROUPS, THREADS, MAX_STAGES, HEAD_BYTES = 16, 64,
 LEAST_ELEMENTS = 2**23
 """Of W, from which on it is the better choice: 16 MB. (H100, launches behind each other: 25 MB are 7 to 23 % faster
 than by linear.cu at 1 and 16 rows and as fast as by cuBLAS at 64, 8 MB are 15 % slower at 1 row and 9 at 64; 34 MB,
-square, are 5 % slower than by cuBLAS at 128, without what overlapping gains in a step.)"""
+square, are 10 % slower than by cuBLAS at 128, but make the whole step 1 % faster: more of each launch overlaps.)"""
 CARVEOUT_PERCENT = 100
 """Of a multiprocessor's fast memory that its launches ask to be shared memory. What else runs in the step asks for the
 same: to change the split, a multiprocessor has to be idle (H100, 64 rows: 2 % of a step)."""
@@ -54,8 +55,8 @@ class WideShape:
     def block_bytes(self, depth: int) -> float:
         """What a block's time goes by: what it reads of W and x and, twice, of the others' sums, which it waits for.
 
-        By this the fastest of CLUSTERS is chosen for all shapes and tiles of LLaMA-7B that were measured (H100), or one
-        that is within 1.5 % of it.
+        By this the fastest of CLUSTERS is chosen for all that `bench_products` measured (H100), or one that is nearly
+        as fast (tests/test_linear_wide.py says how near).
         """
         rows = self.max_units * UNIT_ROWS + self.tile
         return self.num_passes * (2 * rows * depth / self.num_blocks + 2 * self.parts_bytes)
@@ -103,10 +104,11 @@ class WideLinear:
     Args:
         dtype: torch.bfloat16 or torch.float16.
         device: a CUDA device with its index.
+        clusters: which of CLUSTERS it may choose from.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._device = dtype, device
+    def __init__(self, dtype: torch.dtype, device: torch.device, clusters: Sequence[int] = CLUSTERS) -> None:
+        self._dtype, self._device, self._clusters = dtype, device, clusters
         # wgmma is Hopper's alone: neither older nor newer GPUs have it.
         self.is_available = torch.cuda.get_device_capability(device) == (9, 0)
         self._limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
@@ -139,14 +141,17 @@ class WideLinear:
         self._launch(kernel, shape.num_blocks * shape.num_clusters, THREADS, arguments, shape.shared_bytes(num_stages))
 
     def shape(self, batch: int, num_rows: int, depth: int) -> WideShape:
-        """How a product is shared out: so that a block has least to read. Compiles its kernels."""
+        """How a product is shared out: by what a block reads and waits for. Compiles its kernels."""
         tile = batch_tile(batch)
         # A small part of a GPU may have no room for the larger clusters.
-        most = {blocks: self._num_clusters(tile, blocks) for blocks in CLUSTERS}
+        most = {blocks: self.max_clusters(tile, blocks) for blocks in self._clusters}
         shapes = (share_out(tile, num_rows, blocks, number) for blocks, number in most.items() if number)
-        return min(shapes, key=lambda shape: shape.block_bytes(depth))
+        best = min(shapes, key=lambda shape: shape.block_bytes(depth))
+        best.num_stages(self._limit)  # An error now rather than at the launch.
+        return best
 
-    def _num_clusters(self, tile: int, num_blocks: int) -> int:
+    def max_clusters(self, tile: int, num_blocks: int) -> int:
+        """How many clusters of so many blocks run at a time. Compiles their kernel."""
         return _num_clusters(self._dtype, tile, num_blocks, self._device.index, self._limit)
 
 

@@ -95,7 +95,10 @@ def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     assert cell["speedup_predicted_by_bytes"] > 1 and 0 < cell["visible_share"] < 1
     results.add_cell("tiny", "replay", {"operands": 3} | cell)
     results.add_cell("tiny", "replay", {"batch": 9, "unavailable": "does not fit"})
-    results.add_cell("tiny", "replay", {"operands": 3} | cell | {"batch": 4})
+    results.add_cell("tiny", "replay", {"operands": 3} | cell | {"batch": 4, "time_to_answer_speedup": 1.1})
+    shares = {"weights": 0.75, "tracker, planning, sampling": 0.004}
+    host = {"steps": 8, "calls": {"cudaGraphLaunch": 8}}
+    results.add_cell("tiny", "profile", {"operands": 3, "batch": 2, "share": shares, "host_calls": host})
     results.add_cell("tiny", "fixed", fixed_cell(weights, MARKERS, MACHINE, 2, 30))
     results.add_cell("tiny", "long", long_cell(weights, MARKERS, MACHINE, 2, 200))
     lanes = {lane: {"right": 1, "n": 2, "tokens_per_second": 3.0} for lane in report_engine.LANES}
@@ -111,6 +114,8 @@ def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 5000
     with pytest.raises(PictureError, match="no replayed text"):
         picture_engine.cells_of({"shapes": {}, "machine": {"gpu": "x"}})
+    assert "tiny, 3 operands: between 2 and 4." in text
+    assert "| tiny, 3 operands, batch 2 | 75.0 % | 0.4 % |" in text and "cudaGraphLaunch 8x" in text
     assert "Of 20 tokens" in text and "24 operands: 50.0 % / 50.0 % / 50.0 %" in text and "| 1 | 4,000 |" in text
 
 

@@ -312,7 +312,7 @@ def long_cell(weights: DecodeWeights, markers: Markers, machine: Machine, batch:
 
 
 def profile_cell(weights: DecodeWeights, markers: Markers, machine: Machine, recordings: list[Recording]) -> dict:
-    """Kernels of a step by kind, and what the host calls to launch steps (the profiler's own calls among them)."""
+    """Kernels of a step by kind, and what the host calls from the first launch to the last."""
     from torch.profiler import ProfilerActivity, profile
 
     batch, num_steps = len(recordings), 8
@@ -335,7 +335,10 @@ def profile_cell(weights: DecodeWeights, markers: Markers, machine: Machine, rec
     micros: Counter = Counter()
     for name, value in kernels_of.items():
         micros[kind_of(name)] += value
-    calls = Counter(event.name for event in profiled.events() if event.name.startswith(("cuda", "cu")))
+    on_host = [event for event in profiled.events() if event.name.startswith(("cuda", "cu"))]
+    launches = [event.time_range for event in on_host if "GraphLaunch" in event.name]
+    first, last = launches[0].start, launches[-1].end
+    calls = Counter(event.name for event in on_host if first <= event.time_range.start <= last)
     kernels = sum(micros.values())
     return {
         "batch": batch,

@@ -112,7 +112,8 @@ def kernel() -> str:
 def products() -> str:
     """Products with weights against cuBLAS, on every GPU that they were measured on."""
     paths = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "assets/results").glob("products_*.json"))
-    return "\n".join(products_on(results, path) for path in paths if (results := read(path)))
+    texts = [products_on(results, path) for path in paths if (results := read(path))]
+    return "\n".join(texts) or "Products with weights: not measured yet.\n"
 
 
 def products_on(results: dict, path: str) -> str:

@@ -16,7 +16,8 @@ def engine() -> str:
 
 def engine_on(results: dict, path: str) -> str:
     """One GPU's tables."""
-    parts = (replayed(results), long_contexts(results), dense(results), transformers(results), shipped(results))
+    parts = [replayed(results), break_even(results), long_contexts(results), dense(results), kinds(results)]
+    parts += [transformers(results), shipped(results)]
     picture = Path(path).with_suffix(".png")
     shown = f"\n![How many times as fast, over the batch]({picture})\n" if (ROOT / picture).exists() else ""
     return "\n".join(part for part in parts if part) + shown + source(results, path)
@@ -53,6 +54,49 @@ def replayed(results: dict) -> str:
         "lengths, visibility and timing are real, the weights are random. The last column is against the plain "
         "adapter's shorter text with dense attention, annotations paid for. In parentheses: times the floor of the "
         "bytes.\n\n" + table(header, rows) + ("\n" + note if shared else "")
+    )
+
+
+def break_even(results: dict) -> str:
+    """From how many rows on self-selected is ahead, annotations paid for."""
+    cells: dict[str, list] = {}
+    for shape, parts in results["shapes"].items():
+        for cell in parts.get("replay", ()):
+            if "lanes" in cell:
+                name = f"{shape}, {cell['operands']} operands"
+                cells.setdefault(name, []).append((cell["batch"], cell["time_to_answer_speedup"]))
+    texts = [f"{name}: {_first_ahead(sorted(one))}" for name, one in cells.items() if len(one) > 1]
+    return f"To the answer self-selected is ahead from so many rows on: {'; '.join(texts)}.\n" if texts else ""
+
+
+def _first_ahead(speedups: list[tuple[int, float]]) -> str:
+    behind = 0
+    for batch, speedup in speedups:
+        if speedup >= 1:
+            return f"between {behind} and {batch}" if behind else str(batch)
+        behind = batch
+    return f"more than {behind}"
+
+
+def kinds(results: dict) -> str:
+    """Where the time of a step goes, and what the host does for it."""
+    profiles = [
+        (f"{shape}, {cell['operands']} operands, batch {cell['batch']}", cell)
+        for shape, parts in results["shapes"].items()
+        for cell in parts.get("profile", ())
+        if "share" in cell
+    ]
+    if not profiles:
+        return ""
+    # The parts of most of the time first, the same for all.
+    names = sorted(profiles[0][1]["share"], key=profiles[0][1]["share"].get, reverse=True)
+    rows = [[name, *(f"{100 * cell['share'].get(kind, 0):.1f} %" for kind in names)] for name, cell in profiles]
+    calls = profiles[0][1]["host_calls"]
+    listed = ", ".join(f"{name} {number}x" for name, number in calls["calls"].items())
+    return (
+        "Where the time of a step goes.\n\n"
+        + table(["self-selected steps", *names], rows)
+        + f"\nWhat the host calls from the first of {calls['steps']} steps to the last ({profiles[0][0]}): {listed}.\n"
     )
 
 
@@ -107,7 +151,12 @@ def transformers(results: dict) -> str:
         for cell in parts.get("transformers", ()):
             if "ms_per_step" in cell:
                 how = "static cache, compiled" if cell["static_cache_compiled"] else "eager"
-                rows.append([f"{shape}, batch {cell['batch']}, {how}", f"{cell['ms_per_step']:.1f}"])
+                rows.append(
+                    [
+                        f"{shape}, batch {cell['batch']}, context {cell['context']:,}, {how}",
+                        f"{cell['ms_per_step']:.1f}",
+                    ]
+                )
     if not rows:
         return ""
     return "transformers' own `generate` on the same weights.\n\n" + table(["transformers", "ms/token"], rows)
@@ -125,11 +174,12 @@ def shipped(results: dict) -> str:
     same = results["same_tokens"]
     ways = [same[name] for name in ("mixed batch", "alone")]
     tokens, other = (sum(way[key] for way in ways) for key in ("tokens", "other"))
+    gap = max(way["largest_gap"] for way in ways)
+    rounding = f" (rounding: they differ by at most {gap:.3g} in their logits)" if other else ""
     text += (
         f"Of {tokens:,} tokens that the captured engine wrote greedily in 16 bits for {same['n']} expressions, in a "
-        f"mixed batch and one at a time, {other} are not what the model's own forward pass prefers (rounding: they "
-        f"differ by at most {max(way['largest_gap'] for way in ways):.3g} in their logits); {same['same_text_alone']} "
-        "texts are the same both ways. "
+        f"mixed batch and one at a time, {other} are not what the model's own forward pass prefers{rounding}; "
+        f"{same['same_text_alone']} texts are the same both ways. "
     )
     answers = results["answers"]["operands"]
     parts = [
