@@ -61,6 +61,9 @@ WEIGHTS = (
     Weight("Llama-3-8B queries, keys, values", 6144, 4096),
     Weight("Llama-3-8B gate and up, activation", 28672, 4096, is_gated=True),
     Weight("Llama-3-8B down", 4096, 14336),
+    Weight("13B attention's output", 5120, 5120),
+    Weight("13B gate and up, activation", 27648, 5120, is_gated=True),
+    Weight("33B gate and up, activation", 35840, 6656, is_gated=True),
 )
 
 

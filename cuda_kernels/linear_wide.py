@@ -53,13 +53,13 @@ class WideShape:
         return rows * self.tile * 4 * (self.num_blocks - 1) // self.num_blocks
 
     def block_bytes(self, depth: int) -> float:
-        """What a block's time goes by: what it reads of W and x and, twice, of the others' sums, which it waits for.
+        """What a block's time goes by: what it reads of W and x and, four times, of others' sums, which it waits for.
 
-        By this the fastest of CLUSTERS is chosen for all that `bench_products` measured (H100), or one that is nearly
-        as fast (tests/test_linear_wide.py says how near).
+        By this the fastest of CLUSTERS is chosen for all that `bench_products` measured (H100), or one that is within
+        1.5 % of it.
         """
         rows = self.max_units * UNIT_ROWS + self.tile
-        return self.num_passes * (2 * rows * depth / self.num_blocks + 2 * self.parts_bytes)
+        return self.num_passes * (2 * rows * depth / self.num_blocks + 4 * self.parts_bytes)
 
     def shared_bytes(self, num_stages: int) -> int:
         """Dynamic shared memory of a block (struct Memory in linear_wide.cu)."""

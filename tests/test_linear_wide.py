@@ -151,10 +151,10 @@ def measured_clusters():
 
 @pytest.mark.parametrize(("num_rows", "depth", "tile", "measured"), list(measured_clusters()))
 def test_the_choice_of_clusters(num_rows, depth, tile, measured):
-    """Would catch a choice that was measured to be slower, by more than 3 %."""
+    """Would catch a choice that was measured to be slower, by more than 1.5 %."""
     shapes = {number: share_out(tile, num_rows, number, one["at_a_time"]) for number, one in measured.items()}
     chosen = min(shapes, key=lambda number: shapes[number].block_bytes(depth))
-    assert measured[chosen]["us"] <= 1.03 * min(one["us"] for one in measured.values())
+    assert measured[chosen]["us"] <= 1.015 * min(one["us"] for one in measured.values())
 
 
 def test_the_benchmark_refuses_what_it_cannot_measure(monkeypatch, capsys):
