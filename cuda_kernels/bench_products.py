@@ -127,7 +127,7 @@ class Product:
             wide(self.x, matrix, None, self.out, self.weight.is_gated)
             return self.out
 
-        return {"at_a_time": number, "us": self.microseconds(product, replays)}
+        return {"at_a_time": number, "us": min(self.microseconds(product, replays) for _ in range(2))}
 
     def microseconds(self, product: Callable[[torch.Tensor], torch.Tensor], replays: int) -> float:
         """Of one product; its result is checked.
