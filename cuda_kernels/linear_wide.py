@@ -23,8 +23,8 @@ LEAST_ELEMENTS = 2**23
 """Of W, from which on it is the better choice: 16 MB. (H100, launches behind each other: 25 MB are 7 to 23 % faster
 than by linear.cu at 1 and 16 rows and as fast as by cuBLAS at 64, 8 MB are 15 % slower at 1 row and 9 at 64; 34 MB,
 square, are 10 % slower than by cuBLAS at 128, but make the whole step 1 % faster: more of each launch overlaps.)"""
-CLUSTER_COST = 0.15
-"""Fitted to what `bench_products` measured of 44 products; 0.11 to 0.2 would do."""
+CLUSTER_COST = 0.11
+"""Fitted to what `bench_products` measured of 44 products: 0.11 to 0.2 would do; within that, as in whole steps."""
 CARVEOUT_PERCENT = 100
 """Of a multiprocessor's fast memory that its launches ask to be shared memory. What else runs in the step asks for the
 same: to change the split, a multiprocessor has to be idle (H100, 64 rows: 2 % of a step)."""

@@ -105,7 +105,7 @@ def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     results.add("answers", {"batch": 2, "operands": {"24": lanes}})
     way = {"tokens": 10, "other": 1, "largest_gap": 0.25, "gaps": [0.25]}
     results.add("same_tokens", {"n": 5, "same_text_alone": 4, "mixed batch": way, "alone": way})
-    results.add("shipped", {"speed": [{"batch": 1} | dict.fromkeys(report_engine.LANES, 4000.0)]})
+    results.add("shipped", {"speed": [{"batch": 1, "rounds": 3} | dict.fromkeys(report_engine.LANES, 4000.0)]})
     origin = {"machine": {"gpu": "some GPU"}, "commit": "abc", "dirty": False, "command": "python -m x"}
     written = json.loads((tmp_path / "x" / "engine.json").read_text()) | origin
     text = report_engine.engine_on(written, "x.json")

@@ -166,11 +166,10 @@ def shipped(results: dict) -> str:
     """The shipped model's own speed, and whether it writes the same as the reference."""
     if "shipped" not in results:
         return ""
+    speed = results["shipped"].get("speed", ())
     header = ["the shipped model, simultaneous requests", *(f"{lane}, tokens/s" for lane in LANES)]
-    rows = [
-        [str(row["batch"]), *(f"{row[lane]:,.0f}" for lane in LANES)] for row in results["shipped"].get("speed", ())
-    ]
-    text = table(header, rows) + "\n" if rows else ""
+    rows = [[str(row["batch"]), *(f"{row[lane]:,.0f}" for lane in LANES)] for row in speed]
+    text = f"Medians of {speed[0]['rounds']}, prompts' processing included.\n\n{table(header, rows)}\n" if rows else ""
     same = results["same_tokens"]
     ways = [same[name] for name in ("mixed batch", "alone")]
     tokens, other = (sum(way[key] for way in ways) for key in ("tokens", "other"))
