@@ -23,8 +23,8 @@ LEAST_ELEMENTS = 2**23
 """Of W, from which on it is the better choice: 16 MB. (H100, launches behind each other: 25 MB are 7 to 23 % faster
 than by linear.cu at 1 and 16 rows and as fast as by cuBLAS at 64, 8 MB are 15 % slower at 1 row and 9 at 64; 34 MB,
 square, are 10 % slower than by cuBLAS at 128, but make the whole step 1 % faster: more of each launch overlaps.)"""
-CLUSTER_COST = 0.11
-"""Fitted to what `bench_products` measured of 44 products: 0.11 to 0.2 would do; within that, as in whole steps."""
+CLUSTER_COST = 0.095
+"""Fitted to what `bench_products` measured of 44 products: 0.09 to 0.12 would do; within that, to whole steps."""
 CARVEOUT_PERCENT = 100
 """Of a multiprocessor's fast memory that its launches ask to be shared memory. What else runs in the step asks for the
 same: to change the split, a multiprocessor has to be idle (H100, 64 rows: 2 % of a step)."""
@@ -55,15 +55,15 @@ class WideShape:
         return rows * self.tile * 4 * (self.num_blocks - 1) // self.num_blocks
 
     def block_bytes(self, depth: int) -> float:
-        """What a block's time goes by: what it reads of W and x and, twice, of others' sums, which it waits for; of all
-        that CLUSTER_COST more where blocks go together.
+        """What a block's time goes by: what it reads of W and x and, three times, of others' sums, which it waits for;
+        where blocks go together, CLUSTER_COST more.
 
         By this the fastest of CLUSTERS is chosen for all that `bench_products` measured (H100), or one that is within
         1.5 % of it.
         """
         rows = self.max_units * UNIT_ROWS + self.tile
         cost = CLUSTER_COST if self.num_blocks > 1 else 0.0
-        return (1 + cost) * self.num_passes * (2 * rows * depth / self.num_blocks + 2 * self.parts_bytes)
+        return (1 + cost) * self.num_passes * (2 * rows * depth / self.num_blocks + 3 * self.parts_bytes)
 
     def shared_bytes(self, num_stages: int) -> int:
         """Dynamic shared memory of a block (struct Memory in linear_wide.cu)."""
