@@ -25,13 +25,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend
 
 from cuda_kernels import peers
-from cuda_kernels.clock import READ_STREAM_BYTES, begin_benchmark, microseconds
+from cuda_kernels.clock import READ_STREAM_BYTES, add_options, begin_benchmark, microseconds
 from cuda_kernels.launch import SpanAttention
 from cuda_kernels.selections import ALL, SELECTIONS, Selection, choose, kept_blocks
 
@@ -402,14 +401,6 @@ def memory_text() -> str:
     )
 
 
-def positive(text: str) -> int:
-    """A command line's number of 1 or more."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -420,9 +411,7 @@ def parse_arguments() -> argparse.Namespace:
     name = {"choices": names, "metavar": "NAME", "default": names}
     parser.add_argument("--selections", nargs="+", **name, help=f"of {', '.join(names)} (default: all)")
     parser.add_argument("--peers", nargs="*", default=["flashinfer", "flex"], choices=["flashinfer", "flex"])
-    parser.add_argument("--replays", type=positive, default=20, help="per figure, 1 or more (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of values and intervals (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="default: assets/results/kernel_<gpu>.json")
+    add_options(parser, "kernel")
     return parser.parse_args()
 
 

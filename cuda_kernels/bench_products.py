@@ -20,13 +20,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from cuda_kernels.bench import positive
-from cuda_kernels.clock import begin_benchmark, microseconds
+from cuda_kernels.clock import add_options, begin_benchmark, microseconds, positive
 from cuda_kernels.decode_ops import DecodeOps
 from cuda_kernels.linear_wide import BATCH_TILES, CLUSTERS, WideLinear, batch_tile
 
@@ -171,9 +169,7 @@ def parse_arguments() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--rows", type=positive, nargs="+", default=ROWS, help="of the batch (default: %(default)s)")
-    parser.add_argument("--replays", type=positive, default=20, help="per figure, 1 or more (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of all values (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="default: assets/results/products_<gpu>.json")
+    add_options(parser, "products")
     return parser.parse_args()
 
 

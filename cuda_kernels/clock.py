@@ -1,6 +1,7 @@
-"""What the kernels' benchmarks share: how they begin, the time of calls captured in a CUDA graph, and that of a kernel
-that only reads."""
+"""What the kernels' benchmarks share: options, how they begin, the time of calls captured in a CUDA graph, and that of
+a kernel that only reads."""
 
+import argparse
 import math
 import re
 import statistics
@@ -21,6 +22,21 @@ LEAST_CALLS = 16
 # Clock cycles for which the device is kept busy while the host hands it a graph: at least, and per kernel in it.
 WAIT_CYCLES = 500_000
 WAIT_CYCLES_PER_CALL = 4_000
+
+
+def positive(text: str) -> int:
+    """A command line's number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
+    """What every benchmark takes: `--replays`, `--seed`, `--out`. kind: as in `begin_benchmark`."""
+    parser.add_argument("--replays", type=positive, default=20, help="per figure, 1 or more (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help=f"default: assets/results/{kind}_<gpu>.json")
 
 
 def begin_benchmark(kind: str, out: Path | None) -> tuple[dict, Path, float]:

@@ -159,7 +159,10 @@ def transformers(results: dict) -> str:
                 )
     if not rows:
         return ""
-    return "transformers' own `generate` on the same weights.\n\n" + table(["transformers", "ms/token"], rows)
+    intro = (
+        "transformers' own `generate` on the same weights; eager, the host is the limit, and varies between runs.\n\n"
+    )
+    return intro + table(["transformers", "ms/token"], rows)
 
 
 def shipped(results: dict) -> str:
@@ -169,7 +172,10 @@ def shipped(results: dict) -> str:
     speed = results["shipped"].get("speed", ())
     header = ["the shipped model, simultaneous requests", *(f"{lane}, tokens/s" for lane in LANES)]
     rows = [[str(row["batch"]), *(f"{row[lane]:,.0f}" for lane in LANES)] for row in speed]
-    text = f"Medians of {speed[0]['rounds']}, prompts' processing included.\n\n{table(header, rows)}\n" if rows else ""
+    text = ""
+    if rows:
+        text = f"Medians of {speed[0]['rounds']}, prompts included; among many requests the host is the limit.\n\n"
+        text += table(header, rows) + "\n"
     same = results["same_tokens"]
     ways = [same[name] for name in ("mixed batch", "alone")]
     tokens, other = (sum(way[key] for way in ways) for key in ("tokens", "other"))
