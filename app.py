@@ -20,13 +20,16 @@ import gradio as gr
 
 from selfspan_core.feed import Feed
 from selfspan_core.lanes import MAX_LOAD
-from selfspan_core.serving import Lane, LazySession, NotReady, public, shipped_tasks, silence_libraries, without_lists
+from selfspan_core.serving import Lane, LazySession, NotReady, public, shipped_tasks, without_lists
 from selfspan_core.tasks import InputError, get_task
 from selfspan_core.tasks.summarize import MAX_SUMMARY_TOKENS, TooLongError
 
 ASSETS = Path(__file__).parent / "assets" / "app"
 LANE = {"concurrency_id": "lane", "concurrency_limit": 1}
-AT_ONCE = {"concurrency_limit": None}  # not queue=False: gradio then reports no change of a State
+# Not queue=False: gradio then reports no change of a State. Bounded, so that checks never take all of its threads.
+AT_ONCE = {"concurrency_id": "checks", "concurrency_limit": 8}
+# Waits while models load; with a limit of its own it keeps no check waiting.
+AFTER_LOADING = {"concurrency_id": "loading", "concurrency_limit": 4}
 HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
 MAX_NEW_TOKENS = 4096
 COMPARISONS = [
@@ -185,9 +188,10 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
             one.box.change(None, None, one.alert, js="() => null", **HIDDEN)
         gr.api(compare, api_name="compare", **LANE)
         if "arithmetic" in asked:
-            demo.load(offer_load, None, asked["arithmetic"].load, **AT_ONCE, **HIDDEN)
+            demo.load(offer_load, None, asked["arithmetic"].load, **AFTER_LOADING, **HIDDEN)
         demo.unload(forget)
-    return demo.queue(max_size=32)
+    # Closed to calls beside the queue: each of those would block one of gradio's threads on the lane.
+    return demo.queue(max_size=32, api_open=False)
 
 
 @dataclass(frozen=True)
@@ -299,15 +303,20 @@ def launch(demo: gr.Blocks, **options):
     return demo.launch(**{**defaults, **options})
 
 
-def warm_quietly() -> None:
-    """Load the models; the libraries' progress bars and advice stay out of the server's log."""
-    silence_libraries()
-    session.warm()
+def serve(session: LazySession, demo: gr.Blocks, port: int) -> None:
+    """Open the port, then load the models; returns when the server is stopped.
+
+    In this order: gradio asks its own page once before it counts as started, and gives up after three seconds, which
+    the imports of a loading thread, or of the first visitors, can take.
+    """
+    with session.held():
+        launch(demo, server_name="0.0.0.0", server_port=port, prevent_thread_lock=True)
+    threading.Thread(target=session.warm, daemon=True).start()
+    demo.block_thread()
 
 
 session = LazySession(impl=os.environ.get("SELFSPAN_IMPL"))
 demo = build_app(session, shipped_tasks() or ("arithmetic",))
 
 if __name__ == "__main__":
-    threading.Thread(target=warm_quietly, daemon=True).start()
-    launch(demo, server_name="0.0.0.0", server_port=int(os.environ.get("PORT", "7860")))
+    serve(session, demo, int(os.environ.get("PORT", "7860")))

@@ -12,6 +12,7 @@ from selfspan_core.tasks import TASK_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTERS = ("span", "plain")
+PATIENCE_S = 30.0
 log = logging.getLogger("selfspan")
 
 
@@ -27,6 +28,10 @@ def shipped_tasks(adapters: Path = ROOT / "assets" / "adapters") -> tuple[str, .
 
 class NotReady(RuntimeError):
     """The models cannot be used, most likely because they are not there; the message is meant for the user."""
+
+
+class Busy(NotReady):
+    """Another run has held the device for too long; the message is meant for the user."""
 
 
 @contextmanager
@@ -55,15 +60,27 @@ class LazySession:
         self._models = self._session = None
         self._lock = threading.Lock()
 
-    def _load(self):
-        """The session. Raises NotReady where this device cannot run it."""
-        from selfspan_core.model_store import ModelStore
-        from selfspan_core.session import Session
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While it is open, nothing is imported or loaded; whoever needs the session waits until it closes."""
+        with self._lock:
+            yield
 
-        with self._lock, reasons():
+    def _load(self):
+        """The session. Raises NotReady where this device cannot run it.
+
+        The lock comes before the imports: transformers replaces its own entry in `sys.modules` while it is imported,
+        and a thread that imports it at the same time can be left with the half of it that is thrown away.
+        """
+        with self._lock:
             if self._session is None:
-                self._models = self._store(ModelStore)
-                self._session = Session(self._models)
+                silence_libraries()
+                from selfspan_core.model_store import ModelStore
+                from selfspan_core.session import Session
+
+                with reasons():
+                    self._models = self._store(ModelStore)
+                    self._session = Session(self._models)
             return self._session
 
     def compare(self, *args, **kwargs) -> Iterator[dict]:
@@ -103,20 +120,31 @@ class LazySession:
 class Lane:
     """The device: one run at a time, freed however a run ends.
 
-    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue.
+    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue. Nobody
+    waits for it without end: a thread of the server waits with them.
+
+    Args:
+        session: what runs.
+        patience_s: seconds that a run waits for the one before it.
     """
 
-    def __init__(self, session) -> None:
+    def __init__(self, session, patience_s: float = PATIENCE_S) -> None:
         self._session = session
         self._lock = threading.Lock()
+        self._patience_s = patience_s
 
     def compare(self, task: str, text: str, adapter: str, max_new_tokens: int, **settings) -> Iterator[dict]:
         """The session's ticks, `settings` as it takes them.
 
-        Raises InputError on bad input; closing the iterator frees the lane.
+        Raises InputError on bad input and Busy where the run before does not end; closing the iterator frees the lane.
         """
-        with self._lock, closing(self._session.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
-            yield from ticks
+        if not self._lock.acquire(timeout=self._patience_s):
+            raise Busy("Another run still holds the device. Try again in a minute.")
+        try:
+            with closing(self._session.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
+                yield from ticks
+        finally:
+            self._lock.release()
 
 
 def without_lists(value):
@@ -127,7 +155,10 @@ def without_lists(value):
 
 
 def silence_libraries() -> None:
-    """Keep progress bars and advice of the libraries out of this process's output; before they are imported."""
+    """Keep progress bars and advice of the libraries out of this process's output; before they are imported.
+
+    It imports transformers itself, so a process with several threads calls it under the lock of its other imports.
+    """
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore")

@@ -1,0 +1,135 @@
+"""The server from its first second on: visitors who come too early, too many, or around the queue."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import httpx
+import pytest
+from conftest import ROOT
+from fake_session import FakeSession
+from gradio_client import Client
+
+from selfspan_core.serving import Busy, Lane
+
+EXPRESSION = "79*36+63-(45-12)*8"
+AROUND_THE_QUEUE = ("/gradio_api/run/compare", "/gradio_api/api/compare")
+
+
+def test_nobody_gets_around_the_queue(serve):
+    """Forty calls beside the queue took forty threads, all that gradio has, and the run that they waited for needs one:
+    the server answered nothing any more, for good.
+    """
+    session = FakeSession(dense=20, sparse=20)
+    url = serve(session)
+    job = Client(url, verbose=False).submit("arithmetic", EXPRESSION, api_name="/compare")
+    while not job.outputs():
+        time.sleep(0.05)
+
+    def call(number: int) -> int:
+        path = AROUND_THE_QUEUE[number % len(AROUND_THE_QUEUE)]
+        return httpx.post(url.rstrip("/") + path, json={"data": ["arithmetic", EXPRESSION]}, timeout=30).status_code
+
+    with ThreadPoolExecutor(48) as pool:
+        assert set(pool.map(call, range(48))) == {404}
+    assert httpx.get(url, timeout=10).status_code == 200
+    before = len(job.outputs())
+    session.rates = {"dense": 2000, "sparse": 2000}
+    assert job.result(timeout=30)["kind"] == "end" and len(job.outputs()) > before
+
+
+def test_a_run_does_not_wait_without_end():
+    """A lane that is never freed would hold every later visitor's thread with it."""
+    session = FakeSession(dense=2000, sparse=2000)
+    lane = Lane(session, patience_s=0.05)
+    first = lane.compare("arithmetic", "1+1", "span", 512)
+    next(first)
+    with pytest.raises(Busy, match="Try again"):
+        next(lane.compare("arithmetic", "2+2", "span", 512))
+    first.close()
+    with closing(lane.compare("arithmetic", "2+2", "span", 512)) as ticks:
+        assert [tick["kind"] for tick in ticks][-1] == "end"
+
+
+RACE = """
+import sys, threading, traceback
+import torch  # the race needs a quick start: without it the first thread is far ahead of the others
+from selfspan_core.serving import LazySession
+session, errors, barrier = LazySession(), [], threading.Barrier(10)
+def one(number):
+    barrier.wait()
+    try:
+        if number == 0:
+            session.warm()
+        session.can_load()
+    except BaseException:
+        errors.append(traceback.format_exc())
+threads = [threading.Thread(target=one, args=(number,)) for number in range(10)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+sys.exit("".join(errors[:1]) or 0)
+"""
+
+
+def test_many_first_requests_import_once():
+    """Two threads that import transformers at once can each be left with half of it ("cannot import name
+    'AttentionInterface'"): the first visitors' runs failed while the models loaded in the background.
+    """
+    done = subprocess.run([sys.executable, "-c", RACE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(port: int, server: subprocess.Popen) -> None:
+    """Until the port opens; an AssertionError if the server ends before."""
+    while server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    raise AssertionError("the server ended before it opened its port")
+
+
+def first_answer(url: str) -> str:
+    """The answer to the first request of a visitor."""
+    end = Client(url, verbose=False).predict("arithmetic", "79*36+63", api_name="/compare")
+    return end["lanes"]["sparse"]["answer"]
+
+
+def test_visitors_of_the_first_moment_are_served():
+    """The server could die of its own start: gradio asks its own page once and gives up after three seconds, which the
+    imports that ten early visitors set off can take. Then, too, first requests died of the race of imports.
+    """
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, "app.py"],
+        cwd=ROOT,
+        env={**os.environ, "PORT": str(port)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        log: list[str] = []
+        reader = threading.Thread(target=lambda: log.extend(server.stdout), daemon=True)
+        reader.start()
+        try:
+            wait_for_port(port, server)
+            with ThreadPoolExecutor(10) as pool:
+                answers = list(pool.map(first_answer, [f"http://127.0.0.1:{port}"] * 10))
+            assert answers == ["2907"] * 10
+            assert server.poll() is None
+        finally:
+            server.terminate()
+            reader.join(10)
+    assert "Traceback" not in "".join(log), "".join(log)
