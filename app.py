@@ -18,11 +18,13 @@ from pathlib import Path
 
 import gradio as gr
 
-from selfspan_core.feed import Feed
-from selfspan_core.lanes import MAX_LOAD
-from selfspan_core.serving import Lane, LazySession, NotReady, public, shipped_tasks, without_lists
-from selfspan_core.tasks import InputError, get_task
-from selfspan_core.tasks.summarize import MAX_SUMMARY_TOKENS, TooLongError
+from selfspan_core.compare.lanes import MAX_LOAD
+from selfspan_core.serve.feed import Feed
+from selfspan_core.serve.lazy_session import LazySession, NotReady, SharedDevice, public, shipped_tasks, without_lists
+from selfspan_core.tasks.base import InputError
+from selfspan_core.tasks.registry import get_task
+from selfspan_core.tasks.summarize.form import MAX_SUMMARY_TOKENS
+from selfspan_core.tasks.summarize.task import TooLongError
 
 ASSETS = Path(__file__).parent / "assets" / "app"
 LANE = {"concurrency_id": "lane", "concurrency_limit": 1}
@@ -64,7 +66,7 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
     Args:
         tasks: what the page offers, a tab each where there are several.
     """
-    lane = Lane(session)
+    device = SharedDevice(session)
     runs = itertools.count(1)
     newest: dict[str, int] = {}  # a tab's newest run: an older one that still runs gives way within a tick
 
@@ -97,7 +99,7 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
         try:
             if newest.get(tab) == job["run"]:
                 yield feed.note("starting")
-                with closing(lane.compare(job["task"], job["text"], **job["settings"])) as ticks:
+                with closing(device.compare(job["task"], job["text"], **job["settings"])) as ticks:
                     for tick in ticks:
                         yield feed.add(tick)
                         if newest.get(tab) != job["run"]:
@@ -141,7 +143,7 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
         if task == "summarize":
             settings["length"] = length
         try:
-            with closing(lane.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
+            with closing(device.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
                 yield from map(without_lists, ticks)
         except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error
@@ -173,8 +175,8 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
                 with gr.Tab(TABS[task], id=task) if len(tasks) > 1 else nullcontext():
                     asked[task] = ASK[task]()
         race = gr.HTML(
-            html_template=(ASSETS / "race.html").read_text(),
-            js_on_load=(ASSETS / "race.js").read_text(),
+            html_template=(ASSETS / "panes.html").read_text(),
+            js_on_load=(ASSETS / "panes.js").read_text(),
             apply_default_css=False,
             elem_id="race",
         )
@@ -295,7 +297,7 @@ def launch(demo: gr.Blocks, **options):
     )
     defaults = {
         "theme": theme,
-        "css_paths": [ASSETS / "race.css"],
+        "css_paths": [ASSETS / "panes.css"],
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,

@@ -1,5 +1,5 @@
 """Self-selected decode attention on CUDA: reads exactly the tokens that a step's intervals name.
 
-`launch.SpanAttention` is the way in. The kernels are CUDA C++ (`plan.cu`, `attention.cu`), which CuPy
+`attention.SpanAttention` is the way in. The kernels are CUDA C++ (`plan.cu`, `attention.cu`), which CuPy
 compiles at run time.
 """

@@ -11,7 +11,7 @@ Method: as in `cuda_kernels.bench`: medians over replays of a graph with one cal
 are several times the second-level cache. Of every size what a decode step uses here (`DecodeOps`), and cuBLAS as W x^T
 and as x W^T, the faster counts; with gates, their activation behind it. Launches of this project overlap, in the graph
 as in a step. Of every way and size one result is compared with the product in float64. Where the kernel for large
-products is used, also the time of every size of its clusters, by which tests/test_linear_wide.py judges its choice.
+products is used, also the time of every size of its clusters, by which tests/test_gemm_wgmma.py judges its choice.
 Writes `assets/results/products_<gpu>.json`.
 """
 
@@ -24,9 +24,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from cuda_kernels.clock import add_options, begin_benchmark, microseconds, positive
-from cuda_kernels.decode_ops import DecodeOps
-from cuda_kernels.linear_wide import BATCH_TILES, CLUSTERS, WideLinear, batch_tile
+from cuda_kernels.bench.benchmark import add_options, begin_benchmark, microseconds, positive
+from cuda_kernels.gemm_wgmma import BATCH_TILES, CLUSTERS, WideLinear, batch_tile
+from cuda_kernels.layers import DecodeOps
 
 ROWS = (1, 8, 16, 32, 64, 96, 128)
 LEAST_BYTES = 4 * 64e6

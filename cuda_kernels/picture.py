@@ -139,7 +139,7 @@ def draw_checked(results: object, out: Path) -> None:
         PictureError: they are none.
     """
     if not is_benchmark(results):
-        raise PictureError("these are no results of cuda_kernels.bench")
+        raise PictureError("these are no results of cuda_kernels.bench.attention")
     draw(results, out)
 
 

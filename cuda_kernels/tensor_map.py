@@ -9,7 +9,7 @@ import functools
 
 import torch
 
-from cuda_kernels.overlap import driver
+from cuda_kernels.driver import driver
 
 DATA_TYPES = {torch.float16: 6, torch.bfloat16: 9}
 """CUtensorMapDataType in cuda.h."""

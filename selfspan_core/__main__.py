@@ -2,6 +2,6 @@
 
 import sys
 
-from selfspan_core.cli import main
+from selfspan_core.serve.cli import main
 
 sys.exit(main())

@@ -30,15 +30,16 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cuda_kernels.provenance import provenance
-from selfspan_core.engine import Engine
-from selfspan_core.events import Event, Token
-from selfspan_core.model import SpanModel
-from selfspan_core.protocol import Example, Markers, PromptLayout, Rendered, Run, render
-from selfspan_core.tasks import get_task
-from selfspan_core.tasks.arithmetic import random_problem
-from selfspan_core.tokenizer import SpanTokenizer
-from selfspan_core.tracker import Phase, Tracker
+from cuda_kernels.bench.provenance import provenance
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Event, Token
+from selfspan_core.models.model import SpanModel
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.spans.protocol import Markers, PromptLayout
+from selfspan_core.spans.render import Example, Rendered, VisibleRun, render
+from selfspan_core.spans.tracker import Phase, Tracker
+from selfspan_core.tasks.arithmetic.task import random_problem
+from selfspan_core.tasks.registry import get_task
 
 BASE = Path("assets/base")
 RESULT = Path("assets/results/cpu_engine.json")
@@ -88,7 +89,7 @@ def window_before(context: int, size: int, rendered: Rendered, markers: Markers)
     for position, token in enumerate(rendered.ids[start : context - size], start=start):
         if tracker.push(token).phase is Phase.BETWEEN:
             layout = PromptLayout(position + 1, rendered.prompt.scaffold_end, dict(tracker.segments))
-    prompt = Rendered(rendered.ids[: layout.num_tokens], layout, [0] * layout.num_tokens, [Run(0, (), 0)])
+    prompt = Rendered(rendered.ids[: layout.num_tokens], layout, [0] * layout.num_tokens, [VisibleRun(0, (), 0)])
     return Window(prompt, rendered.ids[layout.num_tokens : context])
 
 

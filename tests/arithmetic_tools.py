@@ -4,7 +4,7 @@ import itertools
 import re
 from fractions import Fraction
 
-from selfspan_core.protocol import Markers
+from selfspan_core.spans.protocol import Markers
 
 
 class CharacterTokenizer:

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-from selfspan_core.lanes import check_load, check_temperature, check_top_p
-from selfspan_core.tasks import InputError, get_task
-from selfspan_core.tasks.summarize import TooLongError
-from selfspan_core.tasks.summarize_examples import EXAMPLES
+from selfspan_core.compare.lanes import check_load, check_temperature, check_top_p
+from selfspan_core.tasks.base import InputError
+from selfspan_core.tasks.registry import get_task
+from selfspan_core.tasks.summarize.examples import EXAMPLES
+from selfspan_core.tasks.summarize.task import TooLongError
 
 TICK_SECONDS = 1 / 15
 TITLES = {"span": "Same adapter, mask off and on", "plain": "Plain adapter, dense, against span adapter, self-selected"}

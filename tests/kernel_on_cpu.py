@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.launch import plan_grid
-from cuda_kernels.loader import FOLDER, KernelConfig, line_words
+from cuda_kernels.attention import plan_grid
+from cuda_kernels.compile import FOLDER, KernelConfig, line_words
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which("g++")

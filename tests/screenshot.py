@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 import app
-from selfspan_core.tasks import get_task
+from selfspan_core.tasks.registry import get_task
 from tests.conftest import CHROMIUM, CHROMIUM_FLAGS
 
 WIDTH, HEIGHT = 1280, 1180

@@ -5,9 +5,9 @@ Deterministic to the last figure, so that whatever turns events into text, ticks
 
 from types import SimpleNamespace
 
-from selfspan_core.events import Finished, HeaderClosed, OtherRows, Prefilled, StepEnded, Token
-from selfspan_core.protocol import Markers
-from selfspan_core.tracker import Tracker
+from selfspan_core.engine.events import Finished, HeaderClosed, OtherRows, Prefilled, StepEnded, Token
+from selfspan_core.spans.protocol import Markers
+from selfspan_core.spans.tracker import Tracker
 
 CHARACTERS = "0123456789+-*/()=;:\n abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,."
 OTHER_PREFILL_S = 0.01

@@ -4,7 +4,8 @@ import random
 
 from hypothesis import strategies as st
 
-from selfspan_core.protocol import Example, Markers, Part, PromptLayout, Step
+from selfspan_core.spans.protocol import Markers, PromptLayout
+from selfspan_core.spans.render import Example, Part, Step
 
 NUM_NAMES = 24
 MARKERS = Markers(bos=1, eos=2, ref=3, go=4, res=5, end=6, anchors=tuple(range(7, 7 + NUM_NAMES)))

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT, SIGNS
 from fake_session import FakeSession
 
-from selfspan_core.tasks import get_task
+from selfspan_core.tasks.registry import get_task
 
 EXPRESSION = "79*36+63-(45-12)*8+(-(7*8))+96/12*(31+14)-88+5*(6-2*9)"
 SHORT = "79*36+63"
@@ -292,7 +292,7 @@ class TestRun:
 
     def test_missing_weights_are_a_message_that_says_what_to_do(self, serve, open_tab, monkeypatch, caplog):
         """A stack trace, a path of the server's disk, or a page that goes on waiting shows here."""
-        from selfspan_core import model_store
+        from selfspan_core.engine import model_store
 
         nowhere = functools.partial(model_store.ModelStore, adapters=ROOT / "assets" / "nowhere")
         monkeypatch.setattr(model_store, "ModelStore", nowhere)

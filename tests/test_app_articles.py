@@ -3,7 +3,7 @@
 import pytest
 from fake_session import FakeSession
 
-from selfspan_core.tasks import get_task
+from selfspan_core.tasks.registry import get_task
 
 ARTICLE = get_task("summarize").examples[0]
 TASKS = ("arithmetic", "summarize")

@@ -10,13 +10,14 @@ from arithmetic_tools import CharacterTokenizer, MergingTokenizer, check_body, v
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspan_core.protocol import render
-from selfspan_core.tasks import InputError, get_task
-from selfspan_core.tasks.arithmetic import MAX_TOKENS, Arithmetic, is_held_out, problem_of, random_problem
-from selfspan_core.tasks.arithmetic_parse import parse_expression
-from selfspan_core.tasks.arithmetic_steps import work_out
-from selfspan_core.tasks.arithmetic_tree import MAX_VALUE, Literal, Negation, Operation, canonical
-from selfspan_core.tracker import Phase, Tracker
+from selfspan_core.spans.render import render
+from selfspan_core.spans.tracker import Phase, Tracker
+from selfspan_core.tasks.arithmetic.parse import parse_expression
+from selfspan_core.tasks.arithmetic.steps import work_out
+from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, is_held_out, problem_of, random_problem
+from selfspan_core.tasks.arithmetic.tree import MAX_VALUE, Literal, Negation, Operation, canonical
+from selfspan_core.tasks.base import InputError
+from selfspan_core.tasks.registry import get_task
 
 TASK = Arithmetic()
 TOKENIZER = CharacterTokenizer()
@@ -410,7 +411,7 @@ def test_merging_tokenizer_encodes_whole_texts(task):
 
 def test_shipped_tokenizer(task):
     """Catches a shipped tokenizer that merges or splits arithmetic, or whose text is not what was trained on."""
-    from selfspan_core.tokenizer import SpanTokenizer
+    from selfspan_core.models.tokenizer import SpanTokenizer
 
     tokenizer = SpanTokenizer.load(Path(__file__).parent.parent / "assets" / "base")
     problem = task.parse(task.examples[-1])

@@ -9,9 +9,9 @@ import sys
 import pytest
 from arithmetic_tools import CharacterTokenizer, value
 
-from selfspan_core.tasks.arithmetic import MAX_TOKENS, Arithmetic, is_held_out
-from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, DIFFERENCES_MIX, Grower, Mix, random_tree
-from selfspan_core.tasks.arithmetic_tree import MAX_VALUE, Literal, Operation, canonical, evaluate
+from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Grower, Mix, random_tree
+from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, is_held_out
+from selfspan_core.tasks.arithmetic.tree import MAX_VALUE, Literal, Operation, canonical, evaluate
 from training import arithmetic_data
 from training.arithmetic_data import Lengths, Statistics, evaluation_set, examples, problems, random_expression
 

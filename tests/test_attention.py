@@ -1,8 +1,10 @@
-"""Every implementation of the attention op against the oracle, and the oracle against arithmetic by hand."""
+"""Every reader against the oracle, and the oracle against arithmetic by hand."""
 
 import math
 import random
+from typing import NamedTuple
 
+import interval_tools
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from span_examples import MARKERS, PROMPT, STREAMS, VOCAB
 
-from selfspan_core import attention, intervals
-from selfspan_core.attention import ImplUnavailable
-from selfspan_core.kv_cache import KVCache
-from selfspan_core.readers import DenseReader, GatherReader, ReferenceReader
-from selfspan_core.reference import masked_attention, visibility_mask
-from selfspan_core.tracker import Phase, Tracker
+from selfspan_core.attention import backends
+from selfspan_core.attention.backends import ImplUnavailable
+from selfspan_core.attention.fused import length_free_kernels
+from selfspan_core.attention.kv_cache import KVCache
+from selfspan_core.attention.readers import CudaReader, DenseReader, GatherReader, ReferenceReader, make_reader
+from selfspan_core.attention.reference import masked_attention, visibility_mask
+from selfspan_core.spans import intervals
+from selfspan_core.spans.tracker import Phase, Tracker
 
 HEAD_DIM = 8
 SCALE = HEAD_DIM**-0.5
@@ -44,14 +48,45 @@ def by_hand(query, keys, values, positions):
     return out
 
 
+class BodyState(NamedTuple):
+    """A tracker's word on one body token, with intervals of the test's choice."""
+
+    visible: tuple[tuple[int, int], ...]
+    phase: Phase = Phase.BODY
+
+    @property
+    def position(self) -> int:
+        return self.visible[-1][1] - 1
+
+    @property
+    def num_visible(self) -> int:
+        return interval_tools.length(self.visible)
+
+
+def read_once(reader_of, query, keys, values, visible) -> torch.Tensor:
+    """One body token's attention by a reader: the query stands at the end of the last interval, whose key is new."""
+    num_kv_heads, capacity, head_dim = keys.shape[1:]
+    cache = KVCache(1, num_kv_heads, head_dim, capacity, keys.dtype, keys.device)
+    cache.write(0, 0, keys, values)
+    state = BodyState(tuple(visible))
+    at = state.position
+    new = keys[:, :, at : at + 1].clone(), values[:, :, at : at + 1].clone()
+    # What stands in the new token's place is garbage until the reader has written it.
+    cache.keys[0][:, :, at] = cache.values[0][:, :, at] = float("nan")
+    reader = reader_of(cache)
+    reader.plan(at, state)
+    return reader.attend(0, query, *new, head_dim**-0.5)
+
+
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (4, 2), (6, 1)])
 def test_the_oracle_by_hand(num_heads, num_kv_heads):
     """Would catch a wrong oracle, which every other test here trusts: head grouping, scale, mask."""
     query, keys, values = random_qkv(0, num_heads, num_kv_heads, 20)
     visible = [(0, 3), (5, 6), (11, 20)]
-    expected = by_hand(query, keys, values, intervals.positions(visible))
-    out = attention.attend(query, keys, values, visible, SCALE, impl="reference")
+    expected = by_hand(query, keys, values, interval_tools.positions(visible))
+    out = masked_attention(query, keys, values, visibility_mask([visible], 20), SCALE)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(read_once(ReferenceReader, query, keys, values, visible), out)
 
 
 @settings(max_examples=150, deadline=None)
@@ -64,8 +99,8 @@ def test_gather_agrees_with_the_oracle(pieces, heads, seed):
     """Any intervals, any grouping: would catch a lost, doubled or misplaced position."""
     visible = intervals.merge((start, start + length) for start, length in pieces)
     query, keys, values = random_qkv(seed, *heads, 100)
-    expected = attention.attend(query, keys, values, visible, SCALE, impl="reference")
-    out = attention.attend(query, keys, values, visible, SCALE, impl="gather")
+    expected = read_once(ReferenceReader, query, keys, values, visible)
+    out = read_once(GatherReader, query, keys, values, visible)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -74,70 +109,57 @@ def test_odd_lengths(length):
     """Would catch a fused kernel that is wrong at the edges of its blocks."""
     query, keys, values = random_qkv(1, 4, 2, length + 7)
     visible = [(3, 3 + length)]
-    expected = attention.attend(query, keys, values, visible, SCALE, impl="reference")
-    out = attention.attend(query, keys, values, visible, SCALE, impl="gather")
+    expected = read_once(ReferenceReader, query, keys, values, visible)
+    out = read_once(GatherReader, query, keys, values, visible)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_everything_visible_is_dense():
+@pytest.mark.parametrize("reader_of", [ReferenceReader, GatherReader, DenseReader])
+def test_everything_visible_is_dense(reader_of):
     """Would catch a visible set of everything that means something else than dense attention."""
     query, keys, values = random_qkv(2, 6, 6, 50)
     expected = F.scaled_dot_product_attention(query, keys, values, scale=SCALE)
-    for impl in attention.available_impls("cpu"):
-        out = attention.attend(query, keys, values, [(0, 50)], SCALE, impl=impl)
-        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    out = read_once(reader_of, query, keys, values, [(0, 50)])
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_gather_does_not_touch_what_is_not_visible():
     """Invisible positions hold NaN, which would spread to the output if they were read at all."""
     query, keys, values = random_qkv(3, 4, 2, 40)
     visible = [(2, 5), (9, 30)]
-    expected = attention.attend(query, keys, values, visible, SCALE, impl="gather")
+    expected = read_once(GatherReader, query, keys, values, visible)
     hidden = ~visibility_mask([visible], 40)[0]
     keys[:, :, hidden] = values[:, :, hidden] = float("nan")
-    assert torch.equal(attention.attend(query, keys, values, visible, SCALE, impl="gather"), expected)
+    assert torch.equal(read_once(GatherReader, query, keys, values, visible), expected)
 
 
 def test_asked_for_and_unavailable_says_why():
     """Would catch a silent fallback to another implementation."""
-    query, keys, values = random_qkv(4, 1, 1, 4)
+    cache = KVCache(1, 1, HEAD_DIM, 4, torch.float32, torch.device("cpu"))
+    for impl in ("cuda", "captured"):
+        with pytest.raises(ImplUnavailable, match=f"impl '{impl}': .*CUDA device"):
+            backends.require_impl(impl, "cpu")
     with pytest.raises(ImplUnavailable, match="CUDA device"):
-        attention.attend(query, keys, values, [(0, 4)], SCALE, impl="cuda")
-    assert attention.available_impls("cpu") == ("reference", "gather")
+        make_reader("sparse", "cuda", cache, "cpu")
+    assert all(backends.why_unavailable(impl, "cpu") is None for impl in ("reference", "gather"))
     if not torch.cuda.is_available():
-        assert "torch finds none" in attention.why_unavailable("cuda", "cuda")
-        assert "cuda" not in attention.available_impls("cuda:0")
+        assert "torch finds none" in backends.why_unavailable("cuda", "cuda")
 
 
 @pytest.mark.parametrize("impl", ["", "Gather", "dense", "triton"])
 def test_unknown_implementations_are_named(impl):
     """Would catch a mistyped option that is swallowed."""
-    with pytest.raises(ValueError, match="reference, gather, cuda"):
-        attention.why_unavailable(impl, "cpu")
-
-
-def test_what_the_kernel_refuses_is_unavailable(monkeypatch):
-    """Would catch a ValueError of the kernel's launcher where ImplUnavailable is promised: callers look for that."""
-
-    class Refusing:
-        max_spans, device = 1, "cpu"
-
-        def plan(self, *_):
-            raise ValueError("capacity is 1 to 262144, not 300000")
-
-    monkeypatch.setattr(attention, "require_impl", lambda *_: None)
-    monkeypatch.setattr(attention, "cuda_attention", lambda *_: Refusing())
-    query, keys, values = random_qkv(4, 1, 1, 4)
-    with pytest.raises(ImplUnavailable, match="impl 'cuda': capacity is 1 to 262144"):
-        attention.attend(query, keys, values, [(0, 4)], SCALE, impl="cuda")
+    with pytest.raises(ValueError, match="reference, gather, cuda, captured"):
+        backends.why_unavailable(impl, "cpu")
+    cache = KVCache(1, 1, HEAD_DIM, 4, torch.float32, torch.device("cpu"))
+    for name in (impl, "captured"):  # a captured step has no reader
+        with pytest.raises(ValueError, match="reference, gather, cuda"):
+            make_reader("sparse", name, cache, "cpu")
 
 
 def test_seeing_nothing_is_an_error():
     """Would catch NaN out of a softmax over nothing."""
     query, keys, values = random_qkv(5, 1, 1, 4)
-    for impl in ("reference", "gather"):
-        with pytest.raises(ValueError, match="sees nothing"):
-            attention.attend(query, keys, values, [], SCALE, impl=impl)
     with pytest.raises(ValueError, match="sees nothing"):
         masked_attention(query, keys, values, torch.zeros(1, 4, dtype=torch.bool), SCALE)
 
@@ -146,10 +168,10 @@ def test_low_precision_keeps_its_dtype_and_is_close():
     """Would catch an implementation that returns float32 to a bfloat16 model, or loses more than rounding."""
     query, keys, values = random_qkv(6, 4, 2, 60)
     visible = [(0, 7), (20, 60)]
-    exact = attention.attend(query.double(), keys.double(), values.double(), visible, SCALE, impl="gather")
+    exact = read_once(GatherReader, query.double(), keys.double(), values.double(), visible)
     low = [tensor.bfloat16() for tensor in (query, keys, values)]
-    for impl in ("reference", "gather"):
-        out = attention.attend(*low, visible, SCALE, impl=impl)
+    for reader_of in (ReferenceReader, GatherReader):
+        out = read_once(reader_of, *low, visible)
         assert out.dtype is torch.bfloat16
         torch.testing.assert_close(out.double(), exact, atol=2e-2, rtol=2e-2)
 
@@ -159,13 +181,13 @@ def test_low_precision_keeps_its_dtype_and_is_close():
 
 def test_kernels_compiled_per_length_are_left_out_on_cuda_only():
     """Would catch cuDNN's attention in decoding: 40 ms per token for its plans, where the rest takes 8."""
-    backends = torch.backends.cuda
-    before = backends.cudnn_sdp_enabled(), backends.flash_sdp_enabled()
-    with attention.length_free_kernels(torch.device("cuda")):
-        assert not backends.cudnn_sdp_enabled() and backends.flash_sdp_enabled() and backends.math_sdp_enabled()
-    with attention.length_free_kernels(torch.device("cpu")):
-        assert (backends.cudnn_sdp_enabled(), backends.flash_sdp_enabled()) == before
-    assert (backends.cudnn_sdp_enabled(), backends.flash_sdp_enabled()) == before
+    cuda = torch.backends.cuda
+    before = cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled()
+    with length_free_kernels(torch.device("cuda")):
+        assert not cuda.cudnn_sdp_enabled() and cuda.flash_sdp_enabled() and cuda.math_sdp_enabled()
+    with length_free_kernels(torch.device("cpu")):
+        assert (cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled()) == before
+    assert (cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled()) == before
 
 
 @pytest.mark.gpu
@@ -176,11 +198,11 @@ def test_the_kernel_agrees_with_the_oracle(dtype):
     make = lambda heads, length: torch.randn(1, heads, length, 64, device="cuda").to(dtype)  # noqa: E731
     query, keys, values = make(8, 1), make(2, 500), make(2, 500)
     visible = [(0, 3), (77, 78), (100, 431)]
-    expected = attention.attend(query, keys, values, visible, 0.2, impl="reference")
-    out = attention.attend(query, keys, values, visible, 0.2, impl="cuda")
+    expected = read_once(ReferenceReader, query, keys, values, visible)
+    out = read_once(CudaReader, query, keys, values, visible)
     assert out.dtype == dtype and (out.float() - expected.float()).abs().max() < 0.02
     with pytest.raises(ImplUnavailable, match="float32"):
-        attention.attend(query.float(), keys.float(), values.float(), visible, 0.2, impl="cuda")
+        read_once(CudaReader, query.float(), keys.float(), values.float(), visible)
 
 
 def test_cache_moves_positions_between_capacities():
@@ -240,8 +262,8 @@ def test_gather_reader_agrees_with_the_oracle_on_any_ids(ids, heads, annotated):
     Would catch keys and values that are lost between workspace and cache when visibility changes.
     """
     outputs = []
-    for make_reader in (GatherReader, ReferenceReader):
-        reader = make_reader(new_cache(ids, heads[1]))
+    for reader_of in (GatherReader, ReferenceReader):
+        reader = reader_of(new_cache(ids, heads[1]))
         outputs.append(drive(reader, Tracker(MARKERS, PROMPT, annotated), ids, *heads, seed=0))
     for gathered, expected in zip(*outputs, strict=True):
         for layer in range(NUM_LAYERS):

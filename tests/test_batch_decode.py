@@ -4,12 +4,12 @@ import pytest
 import torch
 from tiny_models import save_tiny
 
-from selfspan_core.engine import Engine
-from selfspan_core.events import Token
-from selfspan_core.model import SpanModel
-from selfspan_core.tasks import get_task
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Token
+from selfspan_core.models.model import SpanModel
+from selfspan_core.tasks.registry import get_task
 from training.arithmetic_data import evaluation_set
-from training.batch_decode import decode_greedily
+from training.evaluation.batch_decode import decode_greedily
 
 OPERANDS = (2, 2, 2, 14, 3)
 

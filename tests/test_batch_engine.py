@@ -11,15 +11,17 @@ from span_examples import MARKERS, VOCAB, worked_example
 from test_engine import tiny_hf
 from test_kernel import needs_cuda
 
-from selfspan_core import batch_step, protocol
-from selfspan_core.attention import ImplUnavailable
-from selfspan_core.batch_engine import BatchEngine, EngineLost, PromptError, Request
-from selfspan_core.batch_parts import CudaParts, TorchParts
-from selfspan_core.batch_step import BatchStep, First, Start
-from selfspan_core.decoder import DecodeWeights
-from selfspan_core.engine import Engine
-from selfspan_core.events import Failed, Finished, Prefilled, Token
-from selfspan_core.model import SpanModel
+from selfspan_core.attention.backends import ImplUnavailable
+from selfspan_core.engine import batch_step
+from selfspan_core.engine.batch_engine import BatchEngine, EngineLost, PromptError, Request
+from selfspan_core.engine.batch_parts import CudaParts, TorchParts
+from selfspan_core.engine.batch_step import BatchStep, First, Start
+from selfspan_core.engine.decoder import DecodeWeights
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Failed, Finished, Prefilled, Token
+from selfspan_core.models.model import SpanModel
+from selfspan_core.spans import protocol
+from selfspan_core.spans.render import Rendered, render
 
 CAPACITY = 160
 
@@ -30,7 +32,7 @@ def weights():
 
 
 def example(seed, num_steps=3):
-    rendered = protocol.render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
+    rendered = render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
     return rendered, rendered.ids[rendered.prompt.num_tokens :]
 
 
@@ -110,7 +112,7 @@ def test_a_request_that_does_not_fit_fails_alone(weights):
     """Would catch one bad request that ends all others, or one that writes into its neighbour's cache."""
     good, _ = example(1)
     layout = protocol.PromptLayout(CAPACITY, 1, {})
-    too_long = protocol.Rendered([MARKERS.bos] * CAPACITY, layout, loss_mask=[], runs=[])
+    too_long = Rendered([MARKERS.bos] * CAPACITY, layout, loss_mask=[], runs=[])
     requests = [
         Request(good, max_new_tokens=5),
         Request(too_long),
@@ -186,7 +188,7 @@ def test_impossible_requests_fail_alone(weights, changes, message):
 def test_a_prompt_of_impossible_ids_fails_alone(weights):
     """Would catch an id beyond the vocabulary that is looked up all the same."""
     layout = protocol.PromptLayout(3, 1, {})
-    prompts = [protocol.Rendered([MARKERS.bos, 10**6, 7], layout, loss_mask=[], runs=[]), example(1)[0]]
+    prompts = [Rendered([MARKERS.bos, 10**6, 7], layout, loss_mask=[], runs=[]), example(1)[0]]
     last = dict(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([Request(p, max_new_tokens=3) for p in prompts]))
     assert "the prompt holds the id 1000000" in str(last[0].error) and isinstance(last[1], Finished)
 

@@ -8,8 +8,8 @@ import pytest
 from tiny_models import SHIPPED, save_tiny
 
 from selfspan_core import bench_cpu
-from selfspan_core.tokenizer import SpanTokenizer
-from selfspan_core.tracker import Phase, Tracker
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.spans.tracker import Phase, Tracker
 
 
 @pytest.fixture(scope="module")

@@ -9,20 +9,23 @@ from test_batch_engine import on_cuda, shorn
 from test_engine import text_prompt, tiny_hf
 from test_kernel import needs_cuda
 
-from selfspan_core import batch_step, captured, impls, protocol
-from selfspan_core.attention import IMPLS, ImplUnavailable
-from selfspan_core.batch_engine import BatchEngine, PromptError, Request
-from selfspan_core.captured import row_capacity
-from selfspan_core.engine import Engine
-from selfspan_core.events import Finished, OtherRows, Prefilled, Token
-from selfspan_core.model import SpanModel
-from selfspan_core.race import Race
+from selfspan_core.attention import backends as impls
+from selfspan_core.attention.backends import IMPLS, ImplUnavailable
+from selfspan_core.compare.race import Race
+from selfspan_core.engine import batch_pool as captured
+from selfspan_core.engine import batch_step
+from selfspan_core.engine.batch_engine import BatchEngine, PromptError, Request
+from selfspan_core.engine.batch_pool import row_capacity
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Finished, OtherRows, Prefilled, Token
+from selfspan_core.models.model import SpanModel
+from selfspan_core.spans.render import render
 
 
 @pytest.fixture
 def forced_on_cpu(monkeypatch):
     """Let the CPU pass for a device that captures."""
-    monkeypatch.setattr(impls, "why_no_graph", lambda device: None)
+    monkeypatch.setattr(impls, "why_no_kernels", lambda impl, device: None)
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def engine(forced_on_cpu):
 
 
 def example(seed, **options):
-    rendered = protocol.render(worked_example(seed, **options), MARKERS)
+    rendered = render(worked_example(seed, **options), MARKERS)
     return rendered, rendered.ids[rendered.prompt.num_tokens :]
 
 
@@ -59,7 +62,7 @@ def test_the_same_events_as_token_by_token(engine, attention):
 def test_the_context_ends_a_captured_run():
     """Would catch a row that is longer than the context, or a prompt that fills it going on to the batch engine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(impls, "why_no_graph", lambda device: None)
+        patch.setattr(impls, "why_no_kernels", lambda impl, device: None)
         small = Engine(SpanModel(tiny_hf(max_position_embeddings=40)), MARKERS)
         *_, finished = small.generate(text_prompt(35), "dense", "captured", forced_tokens=[FIRST_TEXT] * 9)
         assert (finished.reason, finished.num_tokens) == ("length", 5)

@@ -13,12 +13,12 @@ import pytest
 from scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output
 from tiny_models import save_tiny
 
-from selfspan_core import cli
-from selfspan_core.attention import ImplUnavailable
-from selfspan_core.model import ModelError
-from selfspan_core.model_store import ModelStore
-from selfspan_core.session import Session
-from selfspan_core.tasks import get_task
+from selfspan_core.attention.backends import ImplUnavailable
+from selfspan_core.compare.session import Session
+from selfspan_core.engine.model_store import ModelStore
+from selfspan_core.models.model import ModelError
+from selfspan_core.serve import cli
+from selfspan_core.tasks.registry import get_task
 
 ROOT = Path(__file__).parent.parent
 FIELDS = (
@@ -289,7 +289,8 @@ def python(*arguments, stdin=b"", **environment):
 def test_bad_input_is_refused_without_torch():
     """Would catch a start-up that loads torch and a model only to say that the input is bad."""
     code = (
-        "import sys; from selfspan_core.cli import main; status = main(['run']); print(status, 'torch' in sys.modules)"
+        "import sys; from selfspan_core.serve.cli import main; "
+        "status = main(['run']); print(status, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], input=b"2**9", capture_output=True, cwd=ROOT, timeout=60)
     assert done.stdout == b"2 False\n" and done.stderr.startswith(b"error: line 1: ")

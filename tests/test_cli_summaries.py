@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from tiny_models import save_tiny
 
-from selfspan_core import cli
-from selfspan_core.tasks import get_task
+from selfspan_core.serve import cli
+from selfspan_core.tasks.registry import get_task
 
 ARTICLE = get_task("summarize").examples[0]
 

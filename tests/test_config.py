@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from training.config import ConfigError, load_config
 from training.finetune import FinetuneConfig
+from training.loop.config import ConfigError, load_config
 from training.pretrain import PretrainConfig
 
 CONFIGS = Path(__file__).parent.parent / "training" / "configs"

@@ -14,10 +14,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from selfspan_core.decoder import Decoder, DecodeWeights, TorchOps
-from selfspan_core.model import SpanModel
-from selfspan_core.readers import DenseReader
-from selfspan_core.reference import masked_attention, visibility_mask
+from selfspan_core.attention.readers import DenseReader
+from selfspan_core.attention.reference import masked_attention, visibility_mask
+from selfspan_core.engine.decoder import Decoder, DecodeWeights, TorchOps
+from selfspan_core.models.model import SpanModel
 
 MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),

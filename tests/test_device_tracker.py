@@ -9,12 +9,12 @@ from kernel_on_cpu import COMPILER
 from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, worked_example
 from tracker_on_cpu import advance, push, stream
 
-from cuda_kernels import loader
-from cuda_kernels.launch import CudaUnavailable
-from cuda_kernels.track import HEADER_CLOSED, IDLE, MALFORMED, PHASES, Grammar, SpanTracker
-from selfspan_core import protocol
-from selfspan_core.protocol import PromptLayout
-from selfspan_core.tracker import MAX_BODY_TOKENS, MAX_READS, Tracker
+from cuda_kernels import compile as loader
+from cuda_kernels.attention import CudaUnavailable
+from cuda_kernels.tracker import HEADER_CLOSED, IDLE, MALFORMED, PHASES, Grammar, SpanTracker
+from selfspan_core.spans.protocol import PromptLayout
+from selfspan_core.spans.render import render
+from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Tracker
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the tracker for the CPU")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -98,7 +98,7 @@ def test_same_as_python_on_a_million_ids(seed):
 @needs_compiler
 def test_rows_do_not_know_of_each_other():
     """Would catch rows that share a state, an idle row that sees something, or ids read from the wrong row."""
-    examples = [protocol.render(worked_example(seed), MARKERS) for seed in range(5)]
+    examples = [render(worked_example(seed), MARKERS) for seed in range(5)]
     states = [start(rendered.prompt) for rendered in examples]
     tracks, segments = (torch.stack(parts).contiguous() for parts in zip(*states, strict=True))
     tracks[3, 1] = IDLE
@@ -121,7 +121,7 @@ def test_rows_do_not_know_of_each_other():
 @needs_compiler
 def test_a_dense_lane_sees_everything():
     """Would catch a dense lane that reads less than it says."""
-    rendered = protocol.render(worked_example(1), MARKERS)
+    rendered = render(worked_example(1), MARKERS)
     track, segments = start(rendered.prompt)
     first = rendered.prompt.num_tokens
     for position, token in enumerate(rendered.ids[first:], start=first):
@@ -157,7 +157,7 @@ def test_rows_go_idle_at_their_end_and_the_ring_remembers():
 @pytest.mark.parametrize("architecture", loader.ARCHITECTURES)
 def test_compiles_for_every_architecture(architecture):
     """Would catch an instruction that a Turing or a Blackwell GPU does not have."""
-    assert "spill" in loader.compile_for(GRAMMAR.macros(), architecture, "track.cu")[1]
+    assert "spill" in loader.compile_for(GRAMMAR.macros(), architecture, "tracker.cu")[1]
 
 
 def test_without_a_gpu_the_reason_is_given():

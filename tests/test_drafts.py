@@ -4,14 +4,14 @@ import pytest
 import torch
 from tiny_models import save_tiny
 
-from selfspan_core.engine import Engine
-from selfspan_core.events import Token
-from selfspan_core.model import SpanModel
-from selfspan_core.protocol import Rendered
-from selfspan_core.tasks import get_task
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Token
+from selfspan_core.models.model import SpanModel
+from selfspan_core.spans.render import Rendered
+from selfspan_core.tasks.registry import get_task
 from training.arithmetic_data import evaluation_set
-from training.batch_decode import decode_greedily
-from training.drafts import decode_by_drafts, would_write
+from training.evaluation.batch_decode import decode_greedily
+from training.evaluation.drafts import decode_by_drafts, would_write
 
 LANES = [(True, True), (True, False), (False, False)]
 

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, text, worked_example
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from selfspan_core import protocol, sampling
-from selfspan_core.attention import ImplUnavailable
-from selfspan_core.engine import Engine, PromptError
-from selfspan_core.events import HeaderClosed, Prefilled, StepEnded, Token
-from selfspan_core.model import ModelError, SpanModel
-from selfspan_core.protocol import Example, Part, Rendered, Run, Step
-from selfspan_core.reference import visibility_mask
-from selfspan_core.tracker import Phase
+from selfspan_core.attention.backends import ImplUnavailable
+from selfspan_core.attention.reference import visibility_mask
+from selfspan_core.engine import sampling
+from selfspan_core.engine.engine import Engine, PromptError
+from selfspan_core.engine.events import HeaderClosed, Prefilled, StepEnded, Token
+from selfspan_core.models.model import ModelError, SpanModel
+from selfspan_core.spans import protocol
+from selfspan_core.spans.render import Example, Part, Rendered, Step, VisibleRun, render
+from selfspan_core.spans.tracker import Phase
 
 TOLERANCE = 1e-4
 LANES = {
@@ -58,7 +59,7 @@ def engine():
 
 def example_run(seed=0, **options) -> tuple[Rendered, list[int]]:
     """A random example: its rendering, which serves as the prompt too, and the ids that follow the prompt."""
-    rendered = protocol.render(worked_example(seed, **options), MARKERS)
+    rendered = render(worked_example(seed, **options), MARKERS)
     return rendered, rendered.ids[rendered.prompt.num_tokens :]
 
 
@@ -121,7 +122,7 @@ def test_all_visible_is_dense(engine):
     parts = tuple(Part(text(rng, 3), name) for name in names)
     step = Step(names, MARKERS.anchors[4], text(rng, 9), text(rng, 3))
     example = Example((MARKERS.bos, *text(rng, 3)), parts, (step,))
-    prompt = protocol.render(example, MARKERS)
+    prompt = render(example, MARKERS)
     forced = prompt.ids[prompt.prompt.num_tokens :]
     sparse, dense = run(engine, prompt, "gather", forced), run(engine, prompt, "dense", forced)
     assert any(token.phase is Phase.BODY for token in tokens(sparse))
@@ -159,7 +160,7 @@ def shared_engine() -> Engine:
 
 def any_prompt() -> Rendered:
     ids = [MARKERS.bos, *[FIRST_TEXT + i for i in range(PROMPT.num_tokens - 1)]]
-    return Rendered(ids, PROMPT, [0] * len(ids), [Run(0, (), 0)])
+    return Rendered(ids, PROMPT, [0] * len(ids), [VisibleRun(0, (), 0)])
 
 
 def test_two_runs_at_once_do_not_mix(engine):
@@ -209,7 +210,8 @@ def test_the_kernel_serves_the_engine(dtype):
 def test_every_forward_pass_leaves_out_kernels_compiled_per_length(monkeypatch, engine, lane):
     """Would catch decoding on CUDA at five times its time: cuDNN's attention makes a plan for every new length."""
     opened, forwards = [], []
-    monkeypatch.setattr("selfspan_core.engine.length_free_kernels", lambda device: nullcontext(opened.append(device)))
+    open_context = lambda device: nullcontext(opened.append(device))  # noqa: E731
+    monkeypatch.setattr("selfspan_core.engine.engine.length_free_kernels", open_context)
     forward = engine.model.forward_logits
     monkeypatch.setattr(engine.model, "forward_logits", lambda *a: (forwards.append(len(opened)), forward(*a))[1])
     prompt, forced = example_run(0)
@@ -381,7 +383,7 @@ def test_what_is_drawn_is_in_the_nucleus(engine):
 
 def text_prompt(num_tokens) -> Rendered:
     ids = [FIRST_TEXT + i % 20 for i in range(num_tokens)]
-    return Rendered(ids, protocol.PromptLayout(num_tokens, 1, {}), [0] * num_tokens, [Run(0, (), 0)])
+    return Rendered(ids, protocol.PromptLayout(num_tokens, 1, {}), [0] * num_tokens, [VisibleRun(0, (), 0)])
 
 
 @pytest.mark.parametrize("lane", ["gather", "dense"])

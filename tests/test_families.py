@@ -24,14 +24,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from selfspan_core import protocol
-from selfspan_core.engine import Engine
-from selfspan_core.events import Token
-from selfspan_core.locate import why_not_found
-from selfspan_core.model import ModelError, SpanModel, load_base, resize_for_tokenizer
-from selfspan_core.protocol import Example, Part, Step
-from selfspan_core.reference import visibility_mask
-from selfspan_core.tokenizer import SpanTokenizer
+from selfspan_core.attention.reference import visibility_mask
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Token
+from selfspan_core.models.model import ModelError, SpanModel, load_base, resize_for_tokenizer
+from selfspan_core.models.model_names import why_not_found
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.spans.render import Example, Part, Step, render
 
 SIZES = {
     "vocab_size": 260,
@@ -94,7 +93,7 @@ def example_for(tokenizer: SpanTokenizer, seed: int = 0):
     ids = lambda tokens: tuple(move(token) for token in tokens)  # noqa: E731
     parts = tuple(Part(ids(part.ids), part.name and move(part.name)) for part in small.parts)
     steps = tuple(Step(ids(step.reads), move(step.name), ids(step.work), ids(step.result)) for step in small.steps)
-    return protocol.render(Example(ids(small.scaffold), parts, steps), markers)
+    return render(Example(ids(small.scaffold), parts, steps), markers)
 
 
 def new_adapter(base: Path, tokenizer: SpanTokenizer, seed: int) -> PeftModel:

@@ -6,8 +6,8 @@ from fake_session import FakeLane
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspan_core.feed import FULL_EVERY, FULL_FIRST, KINDS, RESEND_TICKS, Feed
-from selfspan_core.tasks import get_task
+from selfspan_core.serve.feed import FULL_EVERY, FULL_FIRST, KINDS, RESEND_TICKS, Feed
+from selfspan_core.tasks.registry import get_task
 
 PROBLEM = get_task("arithmetic").parse("79*36+63-(45-12)*8")
 OPTIONS = {"num_tokens": 900, "extra_text": "<script>", "wrong": (), "malformed_step": None}
@@ -26,7 +26,7 @@ def played(tokens_per_tick: list[int]) -> tuple[list[dict], list[dict]]:
 
 
 class Reader:
-    """What race.js does: it appends what it can and ignores what does not connect."""
+    """What panes.js does: it appends what it can and ignores what does not connect."""
 
     def __init__(self) -> None:
         self.items: list[list] = []

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_on_cpu import COMPILER, attend, plan, slices, table_of
 
-from cuda_kernels import bench, loader, picture
-from cuda_kernels.launch import (
+from cuda_kernels import compile as loader
+from cuda_kernels import picture
+from cuda_kernels.attention import (
     MAX_BATCH,
     BadIntervals,
     CudaUnavailable,
@@ -28,8 +29,9 @@ from cuda_kernels.launch import (
     check_tensor,
     cuda_device,
 )
-from cuda_kernels.loader import ARCHITECTURES, KernelConfig
-from cuda_kernels.selections import ALL, SELECTIONS, choose
+from cuda_kernels.bench import attention as bench
+from cuda_kernels.bench.selections import ALL, SELECTIONS, choose
+from cuda_kernels.compile import ARCHITECTURES, KernelConfig
 from training import report
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
@@ -431,7 +433,7 @@ def test_a_picture_that_cannot_be_made_says_why(monkeypatch, tmp_path):
     assert failed(no_json).startswith(f"error: {no_json}: no JSON")
     for wrong in ([], 3, {"contexts": []}, results | {"shapes": []}, results | {"shapes": [{"cases": [{}]}]}):
         other.write_text(json.dumps(wrong))
-        assert failed(other) == f"error: {other}: these are no results of cuda_kernels.bench"
+        assert failed(other) == f"error: {other}: these are no results of cuda_kernels.bench.attention"
     assert "there is no folder" in failed(good, "--out", tmp_path / "nowhere" / "a.png")
     for name in ("a.docx", "a"):
         assert "the name has to end in one of ." in failed(good, "--out", tmp_path / name)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuda_kernels.spread import spread_capacity
-from selfspan_core.kv_cache import KVCache
+from cuda_kernels.padding import spread_capacity
+from selfspan_core.attention.kv_cache import KVCache
 
 
 @given(st.integers(1, 300_000), st.sampled_from([64, 128, 192, 256, 512]))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.muon import StackedMuon
+from training.loop.muon import StackedMuon
 
 SHAPES = [(24, 24), (24, 24), (64, 24), (24, 64), (64, 24), (40, 40)]
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.protocol import Example, Markers, Part, Run, Step, render
-from training.masks import _as_indices, _touched_blocks, block_mask, dense_mask
-from training.packing import IGNORE, Row, Sample, pack, plain_sample, sample_of, stack, without_mask
+from selfspan_core.spans.protocol import Markers
+from selfspan_core.spans.render import Example, Part, Step, VisibleRun, render
+from training.loop.masks import _as_indices, _touched_blocks, block_mask, dense_mask
+from training.loop.packing import IGNORE, Row, Sample, pack, plain_sample, sample_of, stack, without_mask
 
 MARKERS = Markers(1, 2, 4, 5, 6, 7, tuple(range(8, 264)))
 
@@ -66,7 +67,7 @@ def test_without_the_mask_everything_before_is_seen():
 def test_labels_are_the_next_token_and_never_cross_samples():
     """Would catch labels shifted by one, a prompt that is learned, or a sample that predicts its neighbour."""
     row = Row(128, 1, pad_id=0)
-    row.add(Sample(np.array([5, 6, 7, 8]), np.array([0, 0, 1, 1]), (Run(0, (), 0),)))
+    row.add(Sample(np.array([5, 6, 7, 8]), np.array([0, 0, 1, 1]), (VisibleRun(0, (), 0),)))
     row.add(plain_sample(np.array([9, 10])))
     assert row.labels[:6].tolist() == [IGNORE, 7, 8, IGNORE, 10, IGNORE]
     assert (row.labels[6:] == IGNORE).all()

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.events import Finished, OtherRows, Prefilled, StepEnded, Token
-from selfspan_core.race import LaneError, Race
-from selfspan_core.tracker import Phase, StepRecord
+from selfspan_core.compare.race import LaneError, Race
+from selfspan_core.engine.events import Finished, OtherRows, Prefilled, StepEnded, Token
+from selfspan_core.spans.tracker import Phase, StepRecord
 
 
 def token(step_ms, number=0):
     return Token(number, number, step_ms, number + 1, number + 1, Phase.BETWEEN, -1, ((0, number + 1),))
 
 
-class Lane:
+class ScriptedLane:
     """Plays events and remembers whether it was closed."""
 
     def __init__(self, step_ms, count, prefill_s=0.0, fail_at=None, close_error=None):
@@ -50,20 +50,20 @@ def order(race):
 
 def test_the_lane_behind_steps_next():
     """Would catch lanes that simply alternate: a lane three times as fast writes three tokens to the other's one."""
-    sequence = "".join(order(Race({"a": Lane(3, 4), "b": Lane(1, 12)})))
+    sequence = "".join(order(Race({"a": ScriptedLane(3, 4), "b": ScriptedLane(1, 12)})))
     assert sequence == "abbbabbbabbbabbb"
 
 
 def test_prefill_counts():
     """Would catch a race that forgets prefill: the lane whose prefill took longer must start late."""
-    race = Race({"a": Lane(1, 5, prefill_s=0.0035), "b": Lane(1, 5)})
+    race = Race({"a": ScriptedLane(1, 5, prefill_s=0.0035), "b": ScriptedLane(1, 5)})
     assert "".join(order(race)) == "bbbbabaaaa"
 
 
 @given(st.floats(0.1, 50), st.floats(0.1, 50), st.integers(1, 60), st.integers(1, 60))
 def test_clocks_never_drift_apart(ms_a, ms_b, count_a, count_b):
     """Would catch unfairness: while both run, their clocks differ by at most one step of either."""
-    race = Race({"a": Lane(ms_a, count_a), "b": Lane(ms_b, count_b)})
+    race = Race({"a": ScriptedLane(ms_a, count_a), "b": ScriptedLane(ms_b, count_b)})
     done = {"a": 0, "b": 0}
     for lane, event in race:
         done[lane] += isinstance(event, Token)
@@ -75,9 +75,9 @@ def test_clocks_never_drift_apart(ms_a, ms_b, count_a, count_b):
 
 def test_slow_consumer_changes_nothing():
     """Would catch a race that looks at the wall clock: drawing between events must be in nobody's clock."""
-    quick = Race({"a": Lane(0.3, 20), "b": Lane(0.2, 20)})
+    quick = Race({"a": ScriptedLane(0.3, 20), "b": ScriptedLane(0.2, 20)})
     quick_order = order(quick)
-    slow = Race({"a": Lane(0.3, 20), "b": Lane(0.2, 20)})
+    slow = Race({"a": ScriptedLane(0.3, 20), "b": ScriptedLane(0.2, 20)})
     slow_order = []
     for lane, event in slow:
         time.sleep(0.003 if lane == "a" else 0)
@@ -103,20 +103,20 @@ def test_other_rows_cost_time_but_no_steps():
 
 def test_a_lane_goes_on_alone():
     """Would catch a race that ends with its first lane."""
-    lanes = {"a": Lane(1, 2), "b": Lane(1, 7)}
+    lanes = {"a": ScriptedLane(1, 2), "b": ScriptedLane(1, 7)}
     assert order(Race(lanes)).count("b") == 7
     assert lanes["a"].closed and lanes["b"].closed
 
 
 def test_single_lane():
     """Would catch code that needs two lanes."""
-    events = list(Race({"only": Lane(1, 3)}))
+    events = list(Race({"only": ScriptedLane(1, 3)}))
     assert len(events) == 5 and isinstance(events[-1][1], Finished)
 
 
 def test_stop_closes_both_lanes():
     """Would catch a lane that keeps its memory after Stop."""
-    lanes = {"a": Lane(1, 50), "b": Lane(1, 50)}
+    lanes = {"a": ScriptedLane(1, 50), "b": ScriptedLane(1, 50)}
     with Race(lanes) as race:
         for _ in range(9):
             next(race)
@@ -128,7 +128,7 @@ def test_stop_closes_both_lanes():
 
 def test_error_in_the_consumer_closes_both_lanes():
     """Would catch lanes that stay open when drawing fails."""
-    lanes = {"a": Lane(1, 50), "b": Lane(1, 50)}
+    lanes = {"a": ScriptedLane(1, 50), "b": ScriptedLane(1, 50)}
     with pytest.raises(ZeroDivisionError), Race(lanes) as race:
         next(race)
         raise ZeroDivisionError
@@ -138,7 +138,7 @@ def test_error_in_the_consumer_closes_both_lanes():
 @pytest.mark.parametrize("close_error", [None, RuntimeError("cannot close")])
 def test_a_failing_lane_is_named_and_the_other_closed(close_error):
     """Would catch an error that does not say whose it is, or that leaves the other lane open or is hidden by it."""
-    lanes = {"dense": Lane(1, 50, close_error=close_error), "sparse": Lane(1, 50, fail_at=3)}
+    lanes = {"dense": ScriptedLane(1, 50, close_error=close_error), "sparse": ScriptedLane(1, 50, fail_at=3)}
     race = Race(lanes)
     with pytest.raises(LaneError, match="the sparse lane failed: out of memory") as caught:
         list(race)
@@ -148,7 +148,7 @@ def test_a_failing_lane_is_named_and_the_other_closed(close_error):
 
 def test_every_lane_is_closed_even_if_closing_one_fails():
     """Would catch the second lane being forgotten because the first one failed to close."""
-    lanes = {"a": Lane(1, 5, close_error=RuntimeError("cannot close")), "b": Lane(1, 5)}
+    lanes = {"a": ScriptedLane(1, 5, close_error=RuntimeError("cannot close")), "b": ScriptedLane(1, 5)}
     race = Race(lanes)
     next(race)
     with pytest.raises(RuntimeError, match="cannot close"):

@@ -8,14 +8,16 @@ from span_examples import MARKERS, worked_example
 from test_engine import tiny_hf
 
 from cuda_kernels.picture import PictureError
-from selfspan_core import protocol
-from selfspan_core.batch_engine import BatchEngine
-from selfspan_core.batch_step import BatchStep, Start
-from selfspan_core.decoder import DecodeWeights
-from selfspan_core.model import SpanModel
-from training import bench_engine, engine_cells, picture_engine, report_engine
-from training.engine_cells import Lane, Machine, fixed_cell, long_cell, replay_cell
-from training.replay import Recording, Replay, record
+from selfspan_core.engine.batch_engine import BatchEngine
+from selfspan_core.engine.batch_step import BatchStep, Start
+from selfspan_core.engine.decoder import DecodeWeights
+from selfspan_core.models.model import SpanModel
+from selfspan_core.spans.render import render
+from training import bench_engine, picture_engine
+from training.bench import engine_cells
+from training.bench.engine_cells import Machine, ReplayedLane, fixed_cell, long_cell, replay_cell
+from training.bench.replay import Recording, Replay, record
+from training.reports import engine as report_engine
 
 MACHINE = Machine(torch.device("cpu"), 1e10, 8e9)
 
@@ -26,7 +28,7 @@ def weights():
 
 
 def recording(seed, num_steps=3):
-    rendered = protocol.render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
+    rendered = render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
     return rendered, Recording(rendered.prompt, tuple(rendered.ids[rendered.prompt.num_tokens :]), annotated=True)
 
 
@@ -75,7 +77,7 @@ def test_the_time_to_an_answer_counts_every_step(weights, monkeypatch):
     """Would catch a sum that leaves the last steps out, or counts a sample for one step only."""
     _, one = recording(1)
     made = engine_cells.make_cache(weights, MACHINE, 1, 160)[0]
-    lane = Lane(weights, MARKERS, made, [one], is_dense=True)
+    lane = ReplayedLane(weights, MARKERS, made, [one], is_dense=True)
     monkeypatch.setattr(lane.replay, "step", lambda: FakeTimer(0.5))
     for _ in range(100):
         lane.sample(4)

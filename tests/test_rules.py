@@ -4,13 +4,15 @@ import pytest
 import torch
 from tiny_models import save_tiny
 
-from selfspan_core.engine import Engine
-from selfspan_core.model import SpanModel
-from selfspan_core.model_store import ModelStore
-from selfspan_core.sampling import narrow
-from selfspan_core.session import Session
-from selfspan_core.tasks import InputError, Limits, get_task
-from selfspan_core.tokenizer import SpanTokenizer
+from selfspan_core.compare.session import Session
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.model_store import ModelStore
+from selfspan_core.engine.rules import Limits
+from selfspan_core.engine.sampling import narrow
+from selfspan_core.models.model import SpanModel
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.base import InputError
+from selfspan_core.tasks.registry import get_task
 
 ARTICLE = get_task("summarize").examples[0]
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from kernel_on_cpu import COMPILER, compiled, pointer
 
-from cuda_kernels import loader
-from cuda_kernels.decode_ops import DecodeOps
-from selfspan_core import engine, sampling
-from selfspan_core.batch_parts import TorchParts
+from cuda_kernels import compile as loader
+from cuda_kernels.layers import DecodeOps
+from selfspan_core.engine import engine, sampling
+from selfspan_core.engine.batch_parts import TorchParts
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernel for the CPU")
 BF16 = torch.bfloat16

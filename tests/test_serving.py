@@ -15,7 +15,7 @@ from conftest import ROOT
 from fake_session import FakeSession
 from gradio_client import Client
 
-from selfspan_core.serving import Busy, Lane
+from selfspan_core.serve.lazy_session import Busy, SharedDevice
 
 EXPRESSION = "79*36+63-(45-12)*8"
 AROUND_THE_QUEUE = ("/gradio_api/run/compare", "/gradio_api/api/compare")
@@ -46,7 +46,7 @@ def test_nobody_gets_around_the_queue(serve):
 def test_a_run_does_not_wait_without_end():
     """A lane that is never freed would hold every later visitor's thread with it."""
     session = FakeSession(dense=2000, sparse=2000)
-    lane = Lane(session, patience_s=0.05)
+    lane = SharedDevice(session, patience_s=0.05)
     first = lane.compare("arithmetic", "1+1", "span", 512)
     next(first)
     with pytest.raises(Busy, match="Try again"):
@@ -59,7 +59,7 @@ def test_a_run_does_not_wait_without_end():
 RACE = """
 import sys, threading, traceback
 import torch  # the race needs a quick start: without it the first thread is far ahead of the others
-from selfspan_core.serving import LazySession
+from selfspan_core.serve.lazy_session import LazySession
 session, errors, barrier = LazySession(), [], threading.Barrier(10)
 def one(number):
     barrier.wait()

@@ -7,16 +7,17 @@ import torch
 from scripted import OTHER_PREFILL_S, CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output, step
 from tiny_models import save_tiny
 
-from selfspan_core import impls
-from selfspan_core.attention import ImplUnavailable
-from selfspan_core.engine import Engine
-from selfspan_core.lane_view import LaneView, TextStream
-from selfspan_core.lanes import LaneSpec, lane_specs
-from selfspan_core.model_store import ModelStore
-from selfspan_core.race import LaneError
-from selfspan_core.session import Session
-from selfspan_core.summary import compare_line, percent, round_speed, speed_phrase
-from selfspan_core.tasks import InputError, get_task
+from selfspan_core.attention import backends as impls
+from selfspan_core.attention.backends import ImplUnavailable
+from selfspan_core.compare.lane_view import LaneView, TextStream
+from selfspan_core.compare.lanes import LaneSpec, lane_specs
+from selfspan_core.compare.race import LaneError
+from selfspan_core.compare.session import Session
+from selfspan_core.compare.verdict import compare_line, percent, round_speed, speed_phrase
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.model_store import ModelStore
+from selfspan_core.tasks.base import InputError
+from selfspan_core.tasks.registry import get_task
 
 TASK = get_task("arithmetic")
 TOKENIZER = CharacterTokenizer()
@@ -697,7 +698,7 @@ def captured_store(tmp_path_factory):
     """A store whose engines run captured, uncaptured: the CPU passes for a device that captures."""
     base, adapters = save_tiny(tmp_path_factory.mktemp("captured"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(impls, "why_no_graph", lambda device: None)
+        patch.setattr(impls, "why_no_kernels", lambda impl, device: None)
         yield ModelStore(base, adapters, device="cpu", impl="captured")
 
 
@@ -733,9 +734,9 @@ def test_a_real_load(captured_store, adapter):
 def test_the_stores_default_is_the_devices(tiny_store, monkeypatch):
     """Would catch a GPU that decodes token by token, or a CPU that is asked for a graph."""
     assert tiny_store.impl == "gather" and not tiny_store.can_load
-    monkeypatch.setattr(impls, "why_no_graph", lambda device: f"impl 'captured': not on this {device.type}")
-    monkeypatch.setattr("selfspan_core.model_store.pick_device", lambda device: torch.device("cuda"))
-    monkeypatch.setattr("selfspan_core.model_store.pick_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(impls, "why_no_kernels", lambda impl, device: f"impl 'captured': not on this {device.type}")
+    monkeypatch.setattr("selfspan_core.engine.model_store.pick_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("selfspan_core.engine.model_store.pick_dtype", lambda device: torch.bfloat16)
     with pytest.raises(ImplUnavailable, match="'captured': not on this cuda"):
         ModelStore(device="auto")
     assert not ModelStore(device="auto", impl="gather").can_load

@@ -17,7 +17,7 @@ def test_ruff_is_clean(arguments):
 
 def test_cuda_sources_are_formatted():
     """Hand-made layout of the kernels, and lines that do not fit a screen."""
-    files = [*ROOT.glob("cuda_kernels/*.cu*"), *ROOT.glob("tests/cuda_on_cpu/*")]
+    files = [*ROOT.glob("cuda_kernels/csrc/*.cu*"), *ROOT.glob("tests/cuda_on_cpu/*")]
     command = [Path(sys.executable).parent / "clang-format", "--dry-run", "--Werror", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

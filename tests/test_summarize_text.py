@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.tasks import InputError, get_task
-from selfspan_core.tasks.summarize_examples import EXAMPLES
-from selfspan_core.tasks.summarize_text import check, checked_sentences, clean, is_sentence, sentences_of
+from selfspan_core.tasks.base import InputError
+from selfspan_core.tasks.registry import get_task
+from selfspan_core.tasks.summarize.examples import EXAMPLES
+from selfspan_core.tasks.summarize.text import check, checked_sentences, clean, is_sentence, sentences_of
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from rouge_score.tokenize import tokenize
 
-from training.summary_annotation import Article, align, annotate, draw_choices, f1
-from training.summary_shorten import shorten, text_of, tokens_of
-from training.summary_words import stems
+from training.data.summary_annotation import Article, align, annotate, draw_choices, f1
+from training.data.summary_shorten import shorten, text_of, tokens_of
+from training.data.summary_words import stems
 
 ARTICLE = (
     "ELLMOOR (Herald) - The town council voted on Tuesday to close the old heating plant, which burns coal, in March.",

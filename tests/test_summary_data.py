@@ -9,21 +9,16 @@ import numpy as np
 import pytest
 from summary_tools import write_texts
 
-from selfspan_core.tasks.summarize import Summarize, SummaryStep, problem_of
-from selfspan_core.tasks.summarize_read import WrittenStep
-from selfspan_core.tokenizer import SpanTokenizer
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.summarize.task import Summarize, SummaryStep, problem_of
+from selfspan_core.tasks.summarize.written import WrittenStep
 from training import summary_data
-from training.packing import pack
-from training.sources import summary_source
+from training.data.sources import summary_source
+from training.data.summary_source import Layout, PackedSummaries, Summary, summary_examples, without_some
+from training.evaluation.summary_scores import Item, baselines, check_step, has_repetition
+from training.loop.packing import pack
+from training.loop.summary_heldout import bodies, first_reads
 from training.summary_data import EVALUATION, rows_of
-from training.summary_heldout import bodies, first_reads
-from training.summary_scores import (
-    Item,
-    baselines,
-    check_step,
-    has_repetition,
-)
-from training.summary_source import Layout, PackedSummaries, Summary, summary_examples, without_some
 
 BASE = Path(__file__).parent.parent / "assets" / "base"
 

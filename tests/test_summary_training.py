@@ -11,18 +11,19 @@ import yaml
 from summary_tools import write_texts
 from tiny_models import save_tiny
 
-from selfspan_core.engine import Engine
-from selfspan_core.events import Token
-from selfspan_core.model import SpanModel
-from selfspan_core.tasks.summarize import Summarize
-from selfspan_core.tasks.summarize_examples import EXAMPLES
-from selfspan_core.tasks.summarize_read import read_steps
-from selfspan_core.tasks.summarize_rules import RuleTables, SummaryRules
-from training import evaluate, finetune, summary_data, summary_evaluate
-from training.batch_decode import decode_greedily
-from training.config import ConfigError, load_config
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Token
+from selfspan_core.models.model import SpanModel
+from selfspan_core.tasks.summarize.examples import EXAMPLES
+from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
+from selfspan_core.tasks.summarize.task import Summarize
+from selfspan_core.tasks.summarize.written import read_steps
+from training import evaluate, finetune, summary_data
+from training.evaluation import summary_evaluate
+from training.evaluation.batch_decode import decode_greedily
+from training.evaluation.summary_evaluate import sample_text
 from training.finetune import FinetuneConfig
-from training.summary_evaluate import sample_text
+from training.loop.config import ConfigError, load_config
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "training" / "configs"

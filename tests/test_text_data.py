@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfspan_core.tokenizer import SpanTokenizer
-from training import copy_data, text_data
-from training.copy_data import CopyMaker, copy_examples
+from selfspan_core.models.tokenizer import SpanTokenizer
+from training import text_data
+from training.data import copying as copy_data
+from training.data.copying import CopyMaker, copy_examples
 from training.text_data import MAX_TOKENS, TextShards
 
 BASE = Path(__file__).parent.parent / "assets" / "base"

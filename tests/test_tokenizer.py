@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from selfspan_core.protocol import ANCHORS, MARKER_PIECES
-from selfspan_core.tokenizer import SpanTokenizer, TextCodec
+from selfspan_core.models.tokenizer import SpanTokenizer, TextCodec
+from selfspan_core.spans.protocol import ANCHORS, MARKER_PIECES
 from training import train_tokenizer
 
 BASE = Path(__file__).parent.parent / "assets" / "base"

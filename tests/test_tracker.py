@@ -3,13 +3,14 @@
 import random
 import sys
 
+import interval_tools
 import pytest
 from hypothesis import given, settings
 from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, text, worked_example
 
-from selfspan_core import intervals, protocol
-from selfspan_core.protocol import Example, Part, Step
-from selfspan_core.tracker import MAX_BODY_TOKENS, MAX_READS, Phase, Tracker
+from selfspan_core.spans import protocol
+from selfspan_core.spans.render import Example, Part, Step, render, render_plain
+from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Phase, Tracker
 
 REF, GO, RES, END, EOS = MARKERS.ref, MARKERS.go, MARKERS.res, MARKERS.end, MARKERS.eos
 A = MARKERS.anchors
@@ -51,7 +52,7 @@ def design_example():
 
 def test_the_documented_example_counted_by_hand():
     """79*36+63 with positions counted on paper; would catch any shift of a segment, a header or a body."""
-    rendered = protocol.render(design_example(), MARKERS)
+    rendered = render(design_example(), MARKERS)
     assert rendered.prompt.num_tokens == 15
     assert rendered.prompt.segments == {A[0]: (3, 6), A[1]: (7, 10), A[2]: (11, 14)}
     seen = rendered.visibility
@@ -73,7 +74,7 @@ def test_the_documented_example_counted_by_hand():
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_served_is_what_was_trained(seed):
     """A tracker fed a training row one id at a time, as the engine does, gives that row's visibility."""
-    rendered = protocol.render(worked_example(seed), MARKERS)
+    rendered = render(worked_example(seed), MARKERS)
     start = rendered.prompt.num_tokens
     tracker = Tracker(MARKERS, rendered.prompt)
     served = [tracker.push(token).visible for token in rendered.ids[start:]]
@@ -220,12 +221,12 @@ def test_any_ids(stream):
     tracker, states = track(stream)
     for position, state in enumerate(states, start=PROMPT.num_tokens):
         assert state.position == position
-        intervals.check(state.visible, position + 1)
+        interval_tools.check(state.visible, position + 1)
         assert state.visible[-1][1] == position + 1
-        assert state.num_visible == intervals.length(state.visible)
+        assert state.num_visible == interval_tools.length(state.visible)
         assert len(state.visible) <= MAX_READS + 2
         if state.phase is Phase.BODY:
-            seen = set(intervals.positions(state.visible))
+            seen = set(interval_tools.positions(state.visible))
             assert set(range(PROMPT.scaffold_end)) <= seen
             assert set(range(tracker.steps[state.step].start, position + 1)) <= seen
         else:
@@ -240,7 +241,7 @@ def test_any_ids_leave_orderly_records_and_segments(stream):
     tracker, states = track(stream)
     written = PROMPT.num_tokens + len(states)
     segments = sorted(tracker.segments.values())
-    intervals.check(segments, written)
+    interval_tools.check(segments, written)
     for segment in segments[3:]:
         assert segment[0] >= PROMPT.num_tokens
     for earlier, later in zip(tracker.steps, tracker.steps[1:], strict=False):
@@ -281,9 +282,9 @@ def test_render_refuses_to_teach_malformed_steps():
     """Would catch training data with unknown or taken names."""
     for step in (Step((A[9],), A[5], (X,), (X,)), Step((), A[0], (X,), (X,)), Step((), A[5], (X,), ())):
         with pytest.raises(ValueError, match="malformed"):
-            protocol.render(Example((1,), (Part((X,), A[0]),), (step,)), MARKERS)
+            render(Example((1,), (Part((X,), A[0]),), (step,)), MARKERS)
     with pytest.raises(ValueError, match="share the name"):
-        protocol.render(Example((1,), (Part((X,), A[0]), Part((X,), A[0]))), MARKERS)
+        render(Example((1,), (Part((X,), A[0]), Part((X,), A[0]))), MARKERS)
 
 
 def test_markers_must_differ():
@@ -295,7 +296,7 @@ def test_markers_must_differ():
 def test_plain_rendering_has_no_marker_and_sees_everything():
     """Would catch a marker in the plain adapter's training text."""
     example = worked_example(0)
-    plain = protocol.render_plain(example, MARKERS, separator=text(random.Random(0), 1))
+    plain = render_plain(example, MARKERS, separator=text(random.Random(0), 1))
     assert not set(plain.ids) & set(MARKERS.ids)
     assert plain.visibility == [((0, p + 1),) for p in range(len(plain.ids))]
     assert plain.loss_mask == [0] * plain.prompt.num_tokens + [1] * (len(plain.ids) - plain.prompt.num_tokens)

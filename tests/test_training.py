@@ -14,19 +14,19 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cuda_kernels import provenance
-from selfspan_core.model import SpanModel, load_base
-from selfspan_core.tasks import get_task
-from selfspan_core.tokenizer import SpanTokenizer
+from cuda_kernels.bench import provenance
+from selfspan_core.models.model import SpanModel, load_base
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.registry import get_task
 from training import evaluate, finetune, pretrain
 from training.arithmetic_data import evaluation_set
-from training.batch_decode import decode_greedily
+from training.data.sources import arithmetic_source, mix
+from training.evaluation.batch_decode import decode_greedily
 from training.finetune import FinetuneConfig, LoraShape, add_adapter
-from training.folded_lora import fold_lora
-from training.loop import LanguageModelLoss, LoopConfig, Trainer, share_of_step
-from training.metrics import exact_answers, heldout_loss
-from training.packing import pack, plain_sample
-from training.sources import arithmetic_source, mix
+from training.loop.folded_lora import fold_lora
+from training.loop.heldout import exact_answers, heldout_loss
+from training.loop.packing import pack, plain_sample
+from training.loop.trainer import LanguageModelLoss, LoopConfig, Trainer, share_of_step
 
 ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "assets" / "base"

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selfspan_core.tokenizer import SpanTokenizer
+from selfspan_core.models.tokenizer import SpanTokenizer
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "base"
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from kernel_on_cpu import compiled, pointer
 
-from cuda_kernels.track import Grammar
+from cuda_kernels.tracker import Grammar
 
 
 @functools.cache

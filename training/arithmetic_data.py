@@ -15,16 +15,12 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
-from selfspan_core.protocol import NUM_ANCHORS, Markers, Rendered
-from selfspan_core.tasks import Tokenizer
-from selfspan_core.tasks.arithmetic import (
-    MAX_TOKENS,
-    Arithmetic,
-    ArithmeticProblem,
-    random_problem,
-)
-from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, Mix
-from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
+from selfspan_core.spans.protocol import NUM_ANCHORS, Markers
+from selfspan_core.spans.render import Rendered
+from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, Mix
+from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, ArithmeticProblem, random_problem
+from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
+from selfspan_core.tasks.base import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.provenance import provenance, weights_digest
-from selfspan_core.decoder import DecodeWeights
-from selfspan_core.model_store import DEFAULT_ADAPTERS
-from selfspan_core.protocol import Markers
-from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
-from training.engine_cells import (
+from cuda_kernels.bench.provenance import provenance, weights_digest
+from selfspan_core.engine.decoder import DecodeWeights
+from selfspan_core.engine.model_store import DEFAULT_ADAPTERS
+from selfspan_core.spans.protocol import Markers
+from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
+from training.bench.engine_cells import (
     ROOM_FOR_THE_REST,
     SHAPES,
     Machine,
@@ -42,7 +42,7 @@ from training.engine_cells import (
     replay_cell,
     transformers_cell,
 )
-from training.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_weights
+from training.bench.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_weights
 
 STRIDE = 16
 # `training.evaluate`'s own: what the reference answers is in the arithmetic table, of the same expressions.
@@ -196,7 +196,7 @@ def find_machine(device: torch.device) -> Machine:
     """The device with its limits. A CPU has none here: it only rehearses."""
     if device.type != "cuda":
         return Machine(device, 1e10, 8e9)
-    from cuda_kernels.clock import read_stream_tb_per_s
+    from cuda_kernels.bench.benchmark import read_stream_tb_per_s
 
     rate = 1e12 * read_stream_tb_per_s()
     torch.cuda.empty_cache()
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     head = {"read_stream_tb_per_s": machine.bytes_per_second / 1e12, "seed": arguments.seed, "stride": arguments.stride}
     origin = provenance()
     if device.type == "cuda":
-        from cuda_kernels.clock import gpu_versions
+        from cuda_kernels.bench.benchmark import gpu_versions
 
         origin["versions"] |= gpu_versions()
     results = Results(out, head | origin)

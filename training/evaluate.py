@@ -1,8 +1,8 @@
 """Measure answers: `python -m training.evaluate --task arithmetic --operands 8 24 48 64 --n 500`.
 
-Fresh expressions that no training stream yields, greedy decoding (by drafts, see `training.drafts`), three lanes: the
+Fresh expressions that no training stream yields, greedy decoding (by drafts, see `evaluation.drafts`), three lanes: the
 plain adapter with dense attention, the span adapter with the mask off, and with the mask on. Writes
-`assets/results/<task>.json`. With `--task summarize`: see `training.summary_evaluate`.
+`assets/results/<task>.json`. With `--task summarize`: see `evaluation.summary_evaluate`.
 """
 
 import argparse
@@ -24,14 +24,14 @@ if not __package__:
 
 import torch
 
-from cuda_kernels.provenance import provenance, weights_digest
-from selfspan_core.model import SpanModel
-from selfspan_core.tasks import get_task
-from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
+from cuda_kernels.bench.provenance import provenance, weights_digest
+from selfspan_core.models.model import SpanModel
+from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
+from selfspan_core.tasks.registry import get_task
 from training.arithmetic_data import evaluation_set
-from training.batch_decode import Decoded
-from training.drafts import decode_by_drafts
-from training.lanes import Lane, lanes_of
+from training.evaluation.batch_decode import Decoded
+from training.evaluation.drafts import decode_by_drafts
+from training.evaluation.lanes import EvaluationLane, lanes_of
 
 LANES = lanes_of("arithmetic")
 
@@ -52,7 +52,7 @@ def summarize(decoded: Sequence[Decoded], right: Sequence[bool], num_steps: int)
     }
 
 
-def evaluate_lane(model: SpanModel, lane: Lane, task, problems: list, batch: int) -> tuple[dict, list[dict]]:
+def evaluate_lane(model: SpanModel, lane: EvaluationLane, task, problems: list, batch: int) -> tuple[dict, list[dict]]:
     """Decode all problems in one lane; figures, and what went wrong where an answer is wrong."""
     tokenizer = model.tokenizer
     decoded: list[Decoded] = []
@@ -80,7 +80,9 @@ def evaluate_lane(model: SpanModel, lane: Lane, task, problems: list, batch: int
     return figures | {"decoded_token_by_token": num_by_token}, wrong
 
 
-def run_job(arguments: argparse.Namespace, lane: Lane, operands: int, device: str) -> tuple[dict, list[dict], float]:
+def run_job(
+    arguments: argparse.Namespace, lane: EvaluationLane, operands: int, device: str
+) -> tuple[dict, list[dict], float]:
     """One lane at one operand count, in a process of its own; figures, failures, seconds."""
     started = time.perf_counter()
     adapter = Path(arguments.adapters) / lane.adapter
@@ -111,7 +113,7 @@ def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, ori
 def main() -> None:
     """Entry point."""
     if asked_task(sys.argv[1:]) == "summarize":
-        from training import summary_evaluate
+        from training.evaluation import summary_evaluate
 
         summary_evaluate.main(sys.argv[1:])
         return

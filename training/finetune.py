@@ -21,21 +21,22 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from cuda_kernels.provenance import provenance
-from selfspan_core.model import load_base, resize_for_tokenizer
-from selfspan_core.tasks import get_task
-from selfspan_core.tasks.arithmetic_random import DEFAULT_MIX, DIFFERENCES_MIX
-from selfspan_core.tasks.arithmetic_tree import MAX_OPERANDS
-from selfspan_core.tokenizer import SpanTokenizer
-from training import metrics, sources
+from cuda_kernels.bench.provenance import provenance
+from selfspan_core.models.model import load_base, resize_for_tokenizer
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX
+from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
+from selfspan_core.tasks.registry import get_task
 from training.arithmetic_data import evaluation_set
-from training.config import ConfigError, load_config
-from training.folded_lora import fold_lora
-from training.loop import LanguageModelLoss, LoopConfig, SampleStream, Trainer, require_positive
-from training.packing import Sample, sample_of, without_mask
+from training.data import sources
+from training.data.summary_source import PackedSummaries
+from training.loop import heldout as metrics
+from training.loop.config import ConfigError, load_config
+from training.loop.folded_lora import fold_lora
+from training.loop.packing import Sample, sample_of, without_mask
+from training.loop.summary_heldout import SummaryHeldout
+from training.loop.trainer import LanguageModelLoss, LoopConfig, SampleStream, Trainer, require_positive
 from training.summary_data import KINDS
-from training.summary_heldout import SummaryHeldout
-from training.summary_source import PackedSummaries
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -64,13 +65,13 @@ class FinetuneConfig:
         base: folder or hub id of a Llama-family base (Llama, Mistral, Qwen).
         task: name of the task.
         annotated: True for steps with markers and the span mask, False for the same text without either.
-        fold_lora: compute each layer as one product (`training.folded_lora`); quicker for a small base, not for a
+        fold_lora: compute each layer as one product (`training.loop.folded_lora`); quicker for a small base, not for a
             large one, whose weights it would copy in every step.
         output: adapter folder; run: folder of metrics and checkpoints.
         mask_off_share: share of the examples that a span adapter sees without the span mask, so that it also answers
             with the mask off (what the app compares it with).
         more_differences: train on three times as many differences whose leading digits cancel
-            (`arithmetic_random.DIFFERENCES_MIX`).
+            (`random_trees.DIFFERENCES_MIX`).
         heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each; their longest worked
             solution has to fit into `loop.row_tokens`.
         data: for the task summarize, the folder that `training.summary_data` wrote.

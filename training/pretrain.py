@@ -20,16 +20,17 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cuda_kernels.provenance import provenance
-from selfspan_core.tasks import get_task
-from selfspan_core.tokenizer import SpanTokenizer
-from training import metrics, sources
+from cuda_kernels.bench.provenance import provenance
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.registry import get_task
 from training.arithmetic_data import evaluation_set
-from training.config import ConfigError, load_config
-from training.copy_data import copy_examples
-from training.loop import LanguageModelLoss, LoopConfig, Trainer, require_positive
-from training.muon import StackedMuon
-from training.packing import Row, Sample, pack, plain_sample, sample_of
+from training.data import sources
+from training.data.copying import copy_examples
+from training.loop import heldout as metrics
+from training.loop.config import ConfigError, load_config
+from training.loop.muon import StackedMuon
+from training.loop.packing import Row, Sample, pack, plain_sample, sample_of
+from training.loop.trainer import LanguageModelLoss, LoopConfig, Trainer, require_positive
 from training.text_data import TextShards
 
 HELDOUT_TOKENS = 400_000

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from training.markdown import ROOT, read, source, table
-from training.report_engine import engine
-from training.report_summary import summarize
+from training.reports.engine import engine
+from training.reports.markdown import ROOT, read, source, table
+from training.reports.summary import summarize
 
 DOCUMENTS = ("README.md", "assets/MODEL_CARD.md")
 LANES = (

@@ -42,9 +42,10 @@ from pathlib import Path
 
 import numpy as np
 
-from selfspan_core.tasks.summarize import MAX_CONTEXT, MAX_LEARNED_TOKENS, MAX_SUMMARY_TOKENS, segments_of
-from selfspan_core.tasks.summarize_examples import EXAMPLES
-from selfspan_core.tokenizer import SpanTokenizer, TextCodec
+from selfspan_core.models.tokenizer import SpanTokenizer, TextCodec
+from selfspan_core.tasks.summarize.examples import EXAMPLES
+from selfspan_core.tasks.summarize.form import MAX_CONTEXT, MAX_LEARNED_TOKENS, MAX_SUMMARY_TOKENS
+from selfspan_core.tasks.summarize.task import segments_of
 from training.text_data import HELDOUT_SHARE, SPLITS, share_of, split_of
 
 FORMS = ("shorten", "rewrite")
@@ -156,8 +157,8 @@ class Maker:
 
     def __init__(self, codec: TextCodec, form: str, passages: frozenset[int]) -> None:
         # Sentences are split, and stems made, on the machine that prepares data only.
-        from selfspan_core.tasks import summarize_text
-        from training import summary_annotation, summary_shorten, summary_words
+        from selfspan_core.tasks.summarize import text as summarize_text
+        from training.data import summary_annotation, summary_shorten, summary_words
 
         self._text, self._annotation, self._shorten = summarize_text, summary_annotation, summary_shorten
         self._words = summary_words

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfspan_core.tokenizer import SpanTokenizer, TextCodec
+from selfspan_core.models.tokenizer import SpanTokenizer, TextCodec
 
 SUMMARIES = "summaries"
 SUMMARY_CUE, TITLE_CUE = "\nSummary: ", "\nTitle: "

@@ -27,7 +27,7 @@ from pathlib import Path
 import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from selfspan_core.protocol import MARKER_PIECES
+from selfspan_core.spans.protocol import MARKER_PIECES
 
 VOCAB_SIZE = 8192
 CONTEXT = 4096

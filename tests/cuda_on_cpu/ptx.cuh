@@ -1,4 +1,4 @@
-// Stands in for cuda_kernels/ptx.cuh: the same functions, and CUDA's own words, on fibers.
+// Stands in for cuda_kernels/csrc/ptx.cuh: the same functions, and CUDA's own words, on fibers.
 #pragma once
 #include <algorithm>
 #include <cmath>

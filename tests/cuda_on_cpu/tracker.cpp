@@ -1,7 +1,7 @@
 // The tracker kernel as a function of a shared library: `library` in tests/tracker_on_cpu.py compiles this file.
 #include <ptx.cuh>
 
-#include <track.cu>
+#include <tracker.cu>
 
 extern "C" int num_track_words() {
     return sizeof(Track) / 4;

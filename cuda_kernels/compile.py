@@ -1,0 +1,166 @@
+"""Compile the kernels at run time, once per configuration and device; CuPy keeps the result on disk, except of those
+with instructions that only one architecture has (`load_for`).
+
+A configuration is what the sources take as macros: head_dim, heads per key/value head, element type, warps per block.
+"""
+
+import functools
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "csrc"
+HEAD_DIMS = (64, 96, 128)
+MAX_GROUP_SIZE = 16
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Warps that a multiprocessor runs (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
+WARPS_PER_SM = 8
+WARPS_PER_BLOCK = (8, 4, 2)
+
+
+def line_words(batch: int) -> int:
+    """Numbers of 32 bits that say who works on what (struct Line in schedule.cuh, and what lies behind it)."""
+    return 10 + 3 * batch + 1
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """What the sources are compiled for.
+
+    Attributes:
+        head_dim: 64, 96 or 128.
+        group_size: query heads per key/value head, 1 to 16.
+        is_bf16: bfloat16, otherwise float16.
+        num_warps: per block of the attention kernel.
+    """
+
+    head_dim: int
+    group_size: int
+    is_bf16: bool
+    num_warps: int
+
+    @property
+    def blocks_per_sm(self) -> int:
+        """Blocks that a multiprocessor's registers hold (BLOCKS_PER_SM in attention.cu)."""
+        return WARPS_PER_SM // self.num_warps
+
+    @property
+    def state_floats(self) -> int:
+        """Floats of one partial result (STATE_FLOATS in state.cuh)."""
+        return self.group_size * (self.head_dim + 4)
+
+    def shared_bytes(self, batch: int) -> int:
+        """Dynamic shared memory of one block (struct Shared in attention.cu)."""
+        states = 2 * self.num_warps * self.state_floats
+        # A label of four words per slot, and two more.
+        return 4 * (states + 4 * (2 * self.num_warps + 2) + line_words(batch))
+
+    def num_states(self, num_units: int, num_blocks: int) -> int:
+        """Partial results in global memory: one that begins a unit, and one per block."""
+        return num_units + num_blocks
+
+    def macros(self) -> tuple[str, ...]:
+        """What the sources take, as compiler options."""
+        macros = {
+            "HEAD_DIM": self.head_dim,
+            "GROUP": self.group_size,
+            "IS_BF16": int(self.is_bf16),
+            "NUM_WARPS": self.num_warps,
+        }
+        return tuple(f"-D{name}={value}" for name, value in macros.items())
+
+
+def choose_config(head_dim: int, group_size: int, is_bf16: bool, batch: int, limit: int) -> KernelConfig:
+    """The configuration with the most warps whose shared memory stays within `limit` bytes.
+
+    Raises:
+        ValueError: not even the smallest does.
+    """
+    for num_warps in WARPS_PER_BLOCK:
+        config = KernelConfig(head_dim, group_size, is_bf16, num_warps)
+        if config.shared_bytes(batch) <= limit:
+            return config
+    raise ValueError(f"a block of this GPU has {limit} bytes of shared memory, too few for {config}")
+
+
+@functools.cache
+def digest() -> str:
+    """Of all sources, 8 hex digits."""
+    files = sorted([*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
+def source(name: str) -> str:
+    """The text of one .cu file."""
+    return (FOLDER / name).read_text(encoding="utf-8")
+
+
+def common_options() -> tuple[str, ...]:
+    """Compiler options of all sources."""
+    # CuPy's disk cache looks at the options, and not into included files.
+    return ("-std=c++17", f"-I{FOLDER}", f"-DSOURCES_DIGEST=0x{digest()}")
+
+
+def on_device(device_index: int):
+    """As a context, makes a device CuPy's current one: where kernels are loaded, and asked for their properties."""
+    import cupy
+
+    return cupy.cuda.Device(device_index)
+
+
+@functools.cache
+def load(name: str, function: str, macros: tuple[str, ...], device_index: int):
+    """One kernel (`cupy.RawKernel`) of one source, compiled for one device; its architecture decides.
+
+    Compiling takes about a second the first time on a machine.
+    """
+    import cupy
+
+    with on_device(device_index):
+        return cupy.RawModule(code=source(name), options=(*common_options(), *macros)).get_function(function)
+
+
+@functools.cache
+def load_for(name: str, function: str, macros: tuple[str, ...], architecture: str, device_index: int):
+    """One kernel (`cupy.RawKernel`) with instructions that only one architecture has, like "90a".
+
+    CuPy's compiler does not know such names, so that this is compiled anew in every process; it takes half a second.
+    """
+    import cupy
+
+    machine_code, _ = compile_for(macros, architecture, name)
+    with tempfile.TemporaryDirectory() as folder, on_device(device_index):
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(machine_code)
+        kernel = cupy.RawModule(path=str(path)).get_function(function)
+        # Loaded here, while the file is there.
+        assert kernel.kernel.ptr
+    return kernel
+
+
+def compile_for(macros: tuple[str, ...], architecture: int | str, name: str) -> tuple[bytes, str]:
+    """Machine code for an architecture (75, 80, "90a", ...) and the compiler's resource report; needs NVRTC but no GPU.
+
+    Raises:
+        RuntimeError: it does not compile; the message is the compiler's log.
+    """
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(source(name), name, (), ())
+    try:
+        # Without NVRTC's cache: what it has compiled before, it does not report on.
+        options = (
+            *common_options(),
+            *macros,
+            f"--gpu-architecture=sm_{architecture}",
+            "--ptxas-options=--verbose",
+            "--no-cache",
+        )
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError as error:
+            raise RuntimeError(nvrtc.getProgramLog(program)) from error
+        return nvrtc.getCUBIN(program), nvrtc.getProgramLog(program)
+    finally:
+        nvrtc.destroyProgram(program)

@@ -1,0 +1,137 @@
+// The kernels alone, without a framework, for compute-sanitizer:
+//   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
+//       cuda_kernels/csrc/check.cu -o check
+//   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include <plan.cu>
+#include <attention.cu>
+
+#define CHECK(call)                                                                  \
+    do {                                                                             \
+        cudaError_t error = (call);                                                  \
+        if (error != cudaSuccess) {                                                  \
+            printf("%s, line %d: %s\n", #call, __LINE__, cudaGetErrorString(error)); \
+            exit(1);                                                                 \
+        }                                                                            \
+    } while (0)
+
+template <class T>
+T* on_device(const std::vector<T>& host) {
+    T* device;
+    CHECK(cudaMalloc(&device, host.size() * sizeof(T)));
+    CHECK(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+    return device;
+}
+
+template <class T>
+std::vector<T> on_host(const T* device, size_t count) {
+    std::vector<T> host(count);
+    CHECK(cudaMemcpy(host.data(), device, count * sizeof(T), cudaMemcpyDeviceToHost));
+    return host;
+}
+
+#if !IS_BF16
+#error "this program makes its own numbers in bfloat16"
+#endif
+static float widened(u16 bits) {
+    u32 word = (u32)bits << 16;
+    float x;
+    memcpy(&x, &word, 4);
+    return x;
+}
+static u16 random_element() {
+    float x = 2.f * rand() / RAND_MAX - 1.f;
+    u32 word;
+    memcpy(&word, &x, 4);
+    return (u16)(word >> 16);
+}
+
+const int capacity = 500, max_spans = 64;
+
+// Three times in a row, plan and two launches of it; every answer against plain C++.
+static bool is_right(const std::vector<std::vector<int2>>& rows) {
+    const int num_kv_heads = 2, num_heads = num_kv_heads * GROUP, num_blocks = 7;
+    const float scale = 0.1f;
+    const int batch = (int)rows.size();
+    std::vector<int2> intervals(batch * max_spans, int2{-9, -9});
+    std::vector<int> counts;
+    for (int row = 0; row < batch; row++) {
+        for (size_t i = 0; i < rows[row].size(); i++) intervals[row * max_spans + i] = rows[row][i];
+        counts.push_back((int)rows[row].size());
+    }
+    std::vector<u16> queries(batch * num_heads * HEAD_DIM), keys(batch * num_kv_heads * capacity * HEAD_DIM),
+        values(keys.size());
+    for (auto* tensor : {&queries, &keys, &values})
+        for (u16& element : *tensor) element = random_element();
+
+    auto *d_intervals = on_device(intervals), *d_spans = on_device(intervals);
+    auto *d_counts = on_device(counts), *d_errors = on_device(counts);
+    const int line_words = sizeof(Line) / 4 + 3 * batch + 1;  // as Line::num_words, which is for the device
+    auto *d_line = on_device(std::vector<int>(line_words, -9)), *d_num_done = on_device(std::vector<int>(1, 0));
+    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads, 0));
+    auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
+    auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
+    auto* d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
+    auto* d_states = on_device(std::vector<float>((batch * num_kv_heads + num_blocks) * STATE_FLOATS, NAN));
+    const int shared_bytes = (int)sizeof(Shared) - (int)sizeof(Line) + 4 * line_words;
+    CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
+    for (int repeat = 0; repeat < 3; repeat++) {
+        // In one block, and in one per row.
+        bool is_one = repeat == 1;
+        selfspan_plan<<<is_one ? 1 : batch, is_one ? 96 : max_spans>>>(d_intervals, d_counts, batch, max_spans,
+                                                                       capacity, d_spans, d_line, d_arrived, d_num_done,
+                                                                       num_kv_heads, num_blocks, d_errors);
+        CHECK(cudaGetLastError());
+        for (int layer = 0; layer < 2; layer++)
+            selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
+                d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
+                num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_line, batch,
+                max_spans, scale * 1.44269504f, d_states, d_arrived, layer > 0);
+        CHECK(cudaGetLastError());
+        CHECK(cudaDeviceSynchronize());
+    }
+    auto out = on_host(d_out, queries.size());
+    double worst = 0;
+    for (int row = 0; row < batch; row++) {
+        for (int h = 0; h < num_heads; h++) {
+            std::vector<double> sum(HEAD_DIM, 0.0);
+            double total = 0;
+            const u16* query = &queries[(row * num_heads + h) * HEAD_DIM];
+            for (int2 span : rows[row]) {
+                for (int t = span.x; t < span.y; t++) {
+                    size_t at = ((size_t)(row * num_kv_heads + h / GROUP) * capacity + t) * HEAD_DIM;
+                    double score = 0;
+                    for (int d = 0; d < HEAD_DIM; d++) score += (double)widened(query[d]) * widened(keys[at + d]);
+                    double weight = exp(score * scale);
+                    total += weight;
+                    for (int d = 0; d < HEAD_DIM; d++) sum[d] += weight * widened(values[at + d]);
+                }
+            }
+            for (int d = 0; d < HEAD_DIM; d++) {
+                double expected = total > 0 ? sum[d] / total : 0;
+                double error = fabs(expected - widened(out[(row * num_heads + h) * HEAD_DIM + d]));
+                worst = error >= worst ? error : worst;
+                if (error != error) worst = INFINITY;
+            }
+        }
+    }
+    printf("greatest error %.5f: %s\n", worst, worst < 0.01 ? "right" : "WRONG");
+    return worst < 0.01;
+}
+
+int main() {
+    // Rows of very different lengths: units span warps and blocks.
+    std::vector<std::vector<int2>> rows(5), equal_rows(5, {{7, 20}, {100, 127}});
+    rows[0] = {{0, capacity}};
+    for (int i = 0; i < max_spans; i++) rows[1].push_back({7 * i + 2, 7 * i + 2 + 1 + i % 5});
+    rows[3] = {{499, 500}};
+    rows[4] = {{3, 20}, {20, 21}, {100, 333}};
+    // Rows of one length: whole units are dealt out, two warps to each.
+    return is_right(rows) && is_right(equal_rows) ? 0 : 1;
+}

@@ -1,0 +1,259 @@
+"""Launchers for a decode step's operations beside attention: products with weights, norms, rotary embedding,
+activation, sampling.
+
+One token per row. Nothing here waits for the device or copies to the host; only products allocate their results.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cuda_kernels.attention import DTYPES, Launcher, check_tensor, cuda_device, require_dtype
+from cuda_kernels.compile import load
+from cuda_kernels.gemm_wgmma import CARVEOUT_PERCENT, WideLinear
+
+VECTOR = 8
+"""Elements that a thread takes at once: rows are multiples of it."""
+MAX_LINEAR_BATCH = 16
+"""Rows up to which `linear` has a kernel of its own: beyond, reading the inputs takes as long as the weights."""
+LINEAR_THREADS, LINEAR_DEPTH, LINEAR_ROWS = 256, 128, 8
+"""Of a block of gemm.cu, and what depth and rows of the weights are multiples of (NUM_THREADS, STEP, UNIT_ROWS)."""
+
+
+LEAST_COLUMNS_BATCH = 33
+"""Rows from which on cuBLAS is faster at W x^T than at x W^T for products that are many times as wide as deep: at 64
+and 128 rows and LLaMA-7B's 22016 x 4096 by 6 and 4 %, at 32 not at all (measured on an H100, which now has
+gemm_wgmma.cu for that; taken to hold for others). Of even numbers of rows."""
+TURNED = 64
+"""Rows and columns that a block of the columns' activation turns (TURNED in layer.cu)."""
+
+
+class DecodeOps:
+    """The kernels of gemm.cu, gemm_wgmma.cu, layer.cu and sample.cu for one element type.
+
+    A wrong argument is a ValueError that names it.
+
+    Args:
+        dtype: torch.bfloat16 or torch.float16.
+        device: a CUDA device.
+        batch: rows that the step has.
+        products: `(num_out, depth)` of the weights that it will be asked for: their kernels are compiled now, those
+            of others when they are first asked for.
+
+    Attributes:
+        carveout_percent: for `SpanAttention`, where it runs between these; see `gemm_wgmma.CARVEOUT_PERCENT`.
+
+    Raises:
+        ValueError: another dtype.
+        CudaUnavailable: no CUDA device, or CuPy is missing.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str = "cuda",
+        batch: int = 1,
+        products: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is torch.bfloat16 or torch.float16, not {dtype}")
+        self.dtype, self.device = dtype, cuda_device(device)
+        require_dtype(dtype, self.device)
+        macros = (f"-DIS_BF16={int(dtype is torch.bfloat16)}",)
+        self._kernels = {
+            name: load(source, f"selfspan_{name}", macros, self.device.index)
+            for source, names in (
+                ("layer.cu", ("add_rms_norm", "rotary_write", "gated_silu", "gated_silu_columns")),
+                ("sample.cu", ("sample",)),
+                ("gemm.cu", ("linear",)),
+            )
+            for name in names
+        }
+        self._wide = WideLinear(dtype, self.device)
+        wide = [product for product in products if self._wide.serves(batch, *product)]
+        for product in wide:
+            self._wide.shape(batch, *product)
+        self.carveout_percent = CARVEOUT_PERCENT if wide else None
+        self._launch = Launcher(self.device, self.carveout_percent)
+        self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """`x weight^T + bias`: by gemm_wgmma.cu on Hopper GPUs, up to 128 rows and from 16 MB of weights on
+        (`WideLinear.serves`); else by gemm.cu, up to MAX_LINEAR_BATCH rows; else, and for odd shapes, by PyTorch's.
+
+        Args:
+            x: `[B, depth]`. weight: `[num_out, depth]`. bias: `[num_out]`.
+
+        Returns:
+            `[B, num_out]`, summed in float32 and rounded once.
+        """
+        (batch, depth), num_out = x.shape, weight.shape[0]
+        is_wide = self._wide.serves(batch, num_out, depth)
+        is_narrow = batch <= MAX_LINEAR_BATCH and depth % LINEAR_DEPTH == 0 and num_out % LINEAR_ROWS == 0
+        if not is_wide and not is_narrow:
+            return F.linear(x, weight, bias)
+        self._check("x", x, (batch, depth))
+        self._check("weight", weight, (num_out, depth))
+        if bias is not None:
+            self._check("bias", bias, (num_out,))
+        out = torch.empty(batch, num_out, dtype=self.dtype, device=self.device)
+        if is_wide:
+            self._wide(x, weight, bias, out, is_gated=False)
+            return out
+        numbers = (np.int32(number) for number in (batch, num_out, depth))
+        arguments = (*_pointers(x, weight, bias), *numbers, *_pointers(out))
+        self._launch(self._kernels["linear"], self._num_sms, LINEAR_THREADS, arguments)
+        return out
+
+    def add_rms_norm(
+        self,
+        residual: torch.Tensor,
+        delta: torch.Tensor | None,
+        weight: torch.Tensor,
+        epsilon: float,
+        out: torch.Tensor,
+    ) -> None:
+        """`residual += delta` (unless it is None), and the root mean square norm of the sum.
+
+        Args:
+            residual: `[B, hidden]`; is written. delta: the same shape. weight: `[hidden]`, constant: it is read before
+                the kernel before is done.
+            epsilon: added to the mean square.
+            out: `[B, hidden]`; is written.
+        """
+        batch, hidden = residual.shape
+        for name, tensor in (("residual", residual), ("out", out), *((("delta", delta),) if delta is not None else ())):
+            self._check(name, tensor, (batch, hidden))
+        self._check("weight", weight, (hidden,))
+        arguments = (
+            *_pointers(residual, delta, weight),
+            np.float32(epsilon),
+            np.int32(hidden),
+            *_pointers(out),
+        )
+        self._launch(self._kernels["add_rms_norm"], batch, _threads(hidden // VECTOR), arguments)
+
+    def rotary_write(
+        self,
+        qkv: torch.Tensor,
+        rotary: torch.Tensor,
+        positions: torch.Tensor,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        """Turn queries and keys by their positions; write keys and values to one layer's cache.
+
+        Args:
+            qkv: `[B, H + 2 Hkv, D]`: queries, keys, values.
+            rotary: `[capacity, 2, D / 2]`, cosines and sines of every position.
+            positions: int32 `[B]`; nothing is written for rows where it is negative.
+            queries: `[B, H, D]`; is written.
+            keys, values: `[B, Hkv, capacity, D]`, of the same strides; are written at the positions.
+        """
+        batch, num_heads, head_dim = queries.shape
+        num_kv_heads, capacity = keys.shape[1:3]
+        self._check("qkv", qkv, (batch, num_heads + 2 * num_kv_heads, head_dim))
+        self._check("rotary", rotary, (capacity, 2, head_dim // 2))
+        self._check("queries", queries, (batch, num_heads, head_dim))
+        check_tensor("positions", positions, (batch,), torch.int32, self.device, contiguous=True)
+        for name, tensor in (("keys", keys), ("values", values)):
+            check_tensor(name, tensor, (batch, num_kv_heads, capacity, head_dim), self.dtype, self.device)
+        if keys.stride() != values.stride():
+            raise ValueError(f"keys and values have other strides: {keys.stride()} and {values.stride()}")
+        numbers = (np.int32(number) for number in (num_heads, num_kv_heads, head_dim))
+        arguments = (
+            *_pointers(qkv, rotary, positions),
+            *numbers,
+            *_pointers(queries, keys, values),
+            *(np.int64(step) for step in keys.stride()[:3]),
+        )
+        items = (num_heads + 2 * num_kv_heads) * head_dim // (2 * VECTOR)
+        self._launch(self._kernels["rotary_write"], batch, _threads(items), arguments)
+
+    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        """`silu(gate) * up` of the product `x weight^T`; the first half of the weight's rows are the gate's.
+
+        Args:
+            x: `[B, depth]`. weight: `[2 * size, depth]`.
+            out: `[B, size]`; is written.
+        """
+        (batch, size), depth = out.shape, x.shape[1]
+        if self._wide.serves(batch, 2 * size, depth):
+            self._check("x", x, (batch, depth))
+            self._check("weight", weight, (2 * size, depth))
+            self._check("out", out, (batch, size))
+            self._wide(x, weight, None, out, is_gated=True)
+            return
+        if batch < LEAST_COLUMNS_BATCH or batch % 2 or size % TURNED:
+            self.gated_silu(self.linear(x, weight).view(batch, 2, size), out)
+            return
+        self.gated_silu_columns(torch.mm(weight, x.t()).view(2, size, batch), out)
+
+    def gated_silu_columns(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """`silu(gate) * up`. gate_up: `[2, size, B]`, B even, size a multiple of 64; out: `[B, size]`, is written."""
+        batch, size = out.shape
+        check_tensor("gate_up", gate_up, (2, size, batch), self.dtype, self.device, contiguous=True)
+        self._check("out", out, (batch, size))
+        if batch % 2 or size % TURNED:
+            raise ValueError(f"out: {batch} is odd, or {size} no multiple of {TURNED}")
+        arguments = (*_pointers(gate_up), np.int32(batch), np.int32(size), *_pointers(out))
+        grid = (size // TURNED, -(-batch // TURNED))
+        self._launch(self._kernels["gated_silu_columns"], grid, 4 * TURNED, arguments)
+
+    def gated_silu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """`silu(gate) * up`. gate_up: `[B, 2, size]`; out: `[B, size]`, is written."""
+        batch, size = out.shape
+        self._check("gate_up", gate_up, (batch, 2, size))
+        self._check("out", out, (batch, size))
+        arguments = (*_pointers(gate_up), np.int32(batch), np.int32(size), *_pointers(out))
+        self._launch(self._kernels["gated_silu"], -(-batch * size // VECTOR // 256), 256, arguments)
+
+    def sample(
+        self,
+        logits: torch.Tensor,
+        temperatures: torch.Tensor,
+        shares: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> None:
+        """The next id of every row; what is drawn depends on the row's logits, seed and position only.
+
+        Args:
+            logits: `[B, vocab]`.
+            temperatures: float32 `[B]`; 0 takes the likeliest id, the first of equals.
+            shares: float32 `[B]`: draw from the likeliest ids that hold so much of the probability (top-p); 1 for all.
+            seeds: int64 `[B]`. positions: int32 `[B]`, those of the tokens that the logits are of.
+            ids: int64 `[B]`; is written.
+        """
+        batch, vocab_size = logits.shape
+        # Read one element at a time: a vocabulary of any size will do.
+        if logits.dtype != self.dtype or logits.device != self.device or not logits.is_contiguous():
+            raise ValueError(f"logits is not contiguous in {self.dtype} on {self.device}")
+        kinds = (("temperatures", temperatures, torch.float32), ("shares", shares, torch.float32))
+        kinds += (("seeds", seeds, torch.int64), ("positions", positions, torch.int32), ("ids", ids, torch.int64))
+        for name, tensor, dtype in kinds:
+            check_tensor(name, tensor, (batch,), dtype, self.device, contiguous=True)
+        arguments = (
+            *_pointers(logits),
+            np.int32(vocab_size),
+            *_pointers(temperatures, shares, seeds, positions, ids),
+        )
+        self._launch(self._kernels["sample"], batch, _threads(vocab_size // 4), arguments)
+
+    def _check(self, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
+        check_tensor(name, tensor, shape, self.dtype, self.device)
+        if not tensor.is_contiguous() or tensor.shape[-1] % VECTOR:
+            raise ValueError(f"{name} is not contiguous in rows of a multiple of {VECTOR} elements")
+
+
+def _pointers(*tensors: torch.Tensor | None) -> tuple[np.uint64, ...]:
+    return tuple(np.uint64(0 if tensor is None else tensor.data_ptr()) for tensor in tensors)
+
+
+def _threads(items: int) -> int:
+    """Of a block that has so much to do: whole warps, 1,024 at most."""
+    return min(1024, -(-max(1, items) // 32) * 32)

@@ -1,0 +1,213 @@
+"""The span protocol's tracker on the device: ids in, intervals out, for every row of a batch, inside a captured graph.
+
+The tracker in plain Python is the specification; the protocol's numbers are given to this one, which imports nothing of
+it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cuda_kernels.attention import Launcher, check_tensor, cuda_device
+from cuda_kernels.compile import load
+
+IDLE = 5
+"""Phase of a row without a sequence (PHASE_IDLE in tracker.cu)."""
+PHASES = ("between", "header", "body", "broken", "done", "idle")
+"""Names of the phases in the lower three bits of a report."""
+MALFORMED, HEADER_CLOSED = 8, 16
+"""Flags in a report."""
+THREADS = 32
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The protocol's numbers and one tokenizer's ids.
+
+    Attributes:
+        ref, go, res, end, eos: marker ids.
+        anchors: ids of the names, in order.
+        vocab_size: of the model; ids are below it.
+        max_reads: segments that a header may name.
+        max_body_tokens: longest body, and longest broken step.
+    """
+
+    ref: int
+    go: int
+    res: int
+    end: int
+    eos: int
+    anchors: tuple[int, ...]
+    vocab_size: int
+    max_reads: int
+    max_body_tokens: int
+
+    @property
+    def max_intervals(self) -> int:
+        """Most intervals that a query sees: scaffold, what is read, and the step itself."""
+        return self.max_reads + 2
+
+    @property
+    def track_words(self) -> int:
+        """Numbers of 32 bits in a row's state (struct Track in tracker.cu)."""
+        return 10 + 3 * (self.max_reads + 1)
+
+    def kinds(self) -> torch.Tensor:
+        """What every id is, int16 `[vocab_size]`: an anchor's index, -1 for text, or a marker's number (tracker.cu)."""
+        kinds = torch.full((self.vocab_size,), -1, dtype=torch.int16)
+        for number, token in enumerate((*self.anchors, self.ref, self.go, self.res, self.end, self.eos)):
+            kinds[token] = number
+        return kinds
+
+    def macros(self) -> tuple[str, ...]:
+        """What the source takes, as compiler options."""
+        return (
+            f"-DNUM_ANCHORS={len(self.anchors)}",
+            f"-DMAX_READS={self.max_reads}",
+            f"-DMAX_BODY_TOKENS={self.max_body_tokens}",
+        )
+
+    def start(
+        self, num_prompt: int, scaffold_end: int, segments: Mapping[int, tuple[int, int]], annotated: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A row's state after its prompt: track, int32 `[track_words]`, and segments, int32 `[num_anchors, 2]`.
+
+        Args:
+            num_prompt: tokens of the prompt.
+            scaffold_end: everyone sees `[0, scaffold_end)`.
+            segments: anchor id -> interval.
+            annotated: whether text outside of steps breaks the grammar.
+        """
+        track = torch.zeros(self.track_words, dtype=torch.int32)
+        track[0], track[2], track[3] = num_prompt - 1, int(annotated), scaffold_end
+        table = torch.zeros(len(self.anchors), 2, dtype=torch.int32)
+        index = {token: i for i, token in enumerate(self.anchors)}
+        for token, interval in segments.items():
+            table[index[token]] = torch.tensor(interval, dtype=torch.int32)
+        return track, table
+
+
+class SpanTracker:
+    """State and launcher for one batch.
+
+    Args:
+        grammar: the protocol's numbers.
+        batch: rows.
+        device: a CUDA device.
+
+    Raises:
+        CudaUnavailable: no CUDA device, or CuPy is missing.
+    """
+
+    def __init__(self, grammar: Grammar, batch: int, device: torch.device | str = "cuda") -> None:
+        self.grammar, self.batch, self.device = grammar, batch, cuda_device(device)
+        self._track, self._advance = (
+            load("tracker.cu", name, grammar.macros(), self.device.index)
+            for name in ("selfspan_track", "selfspan_advance")
+        )
+        self._launch = Launcher(self.device)
+        self._kinds = grammar.kinds().to(self.device)
+        self.tracks = torch.zeros(batch, grammar.track_words, dtype=torch.int32, device=self.device)
+        self.segments = torch.zeros(batch, len(grammar.anchors), 2, dtype=torch.int32, device=self.device)
+        self.clear(range(batch))
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """These rows have no sequence: they see nothing."""
+        for row in rows:
+            self.tracks[row, 1].fill_(IDLE)
+
+    def set(self, row: int, track: torch.Tensor, segments: torch.Tensor) -> None:
+        """Begin a sequence in one row, with what `Grammar.start` made."""
+        self.tracks[row].copy_(track, non_blocking=True)
+        self.segments[row].copy_(segments, non_blocking=True)
+
+    def push(
+        self,
+        ids: torch.Tensor,
+        intervals: torch.Tensor,
+        counts: torch.Tensor,
+        positions: torch.Tensor,
+        reports: torch.Tensor,
+        is_dense: bool = False,
+    ) -> None:
+        """One id per row; what its query sees goes to `intervals` and `counts`, as SpanAttention.plan takes them.
+
+        Args:
+            ids: int64 `[batch]`.
+            intervals: int32 `[batch, max_spans, 2]`, max_spans at least `grammar.max_intervals`; is written.
+            counts: int32 `[batch]`; is written; 0 for rows without a sequence.
+            positions: int32 `[batch]`; is written: where the id stands, or -1 in rows without a sequence.
+            reports: int32 `[batch]`; is written: phase in the lower three bits, and flags.
+            is_dense: everything is seen, whatever is declared.
+
+        Raises:
+            ValueError: a wrong argument, named.
+        """
+        batch = (self.batch,)
+        check_tensor("ids", ids, batch, torch.int64, self.device, contiguous=True)
+        spans = tuple(intervals.shape[1:2]) if isinstance(intervals, torch.Tensor) and intervals.dim() == 3 else (0,)
+        check_tensor("intervals", intervals, (*batch, *spans, 2), torch.int32, self.device, contiguous=True)
+        if spans[0] < self.grammar.max_intervals:
+            raise ValueError(f"intervals has room for {spans[0]} a row, and {self.grammar.max_intervals} are needed")
+        check_tensor("counts", counts, batch, torch.int32, self.device, contiguous=True)
+        check_tensor("positions", positions, batch, torch.int32, self.device, contiguous=True)
+        check_tensor("reports", reports, batch, torch.int32, self.device, contiguous=True)
+        pointers = [np.uint64(tensor.data_ptr()) for tensor in (ids, self._kinds, self.tracks, self.segments)]
+        arguments = (
+            *pointers,
+            np.int32(self.batch),
+            np.int32(is_dense),
+            np.uint64(intervals.data_ptr()),
+            np.int32(spans[0]),
+            np.uint64(counts.data_ptr()),
+            np.uint64(positions.data_ptr()),
+            np.uint64(reports.data_ptr()),
+        )
+        self._launch(self._track, -(-self.batch // THREADS), THREADS, arguments)
+
+    def advance(
+        self,
+        ids: torch.Tensor,
+        scripts: torch.Tensor,
+        limits: torch.Tensor,
+        ring: torch.Tensor,
+        step: torch.Tensor,
+        row: int | None = None,
+    ) -> None:
+        """Write down what was drawn behind every row's last id; rows at their end go idle.
+
+        Args:
+            ids: int64 `[batch]`, the next ids; overwritten where a script says otherwise.
+            scripts: int32 `[batch, script_length]`: the id that a row has to take at a position, or -1.
+            limits: int32 `[batch]`, positions that a row may take.
+            ring: int64 `[num_slots, batch]` on the device, or pinned on the host; slot `step % num_slots` is written,
+                with -1 for rows without a sequence.
+            step: int32 `[1]` on the device; is counted up.
+            row: this row alone, and `ring` is `[num_slots, 1]`; None: all.
+
+        Raises:
+            ValueError: a wrong argument, named.
+        """
+        check_tensor("ids", ids, (self.batch,), torch.int64, self.device, contiguous=True)
+        check_tensor("scripts", scripts, (self.batch, scripts.shape[1]), torch.int32, self.device, contiguous=True)
+        check_tensor("limits", limits, (self.batch,), torch.int32, self.device, contiguous=True)
+        check_tensor("step", step, (1,), torch.int32, self.device, contiguous=True)
+        first, count = (0, self.batch) if row is None else (row, 1)
+        where = ring.device if ring.device.type == "cpu" and ring.is_pinned() else self.device
+        check_tensor("ring", ring, (ring.shape[0], count), torch.int64, where, contiguous=True)
+        of_row = lambda tensor: np.uint64(tensor.data_ptr() + first * tensor.stride(0) * tensor.element_size())  # noqa: E731
+        arguments = (
+            of_row(ids),
+            np.uint64(self._kinds.data_ptr()),
+            of_row(self.tracks),
+            of_row(scripts),
+            np.int32(scripts.shape[1]),
+            of_row(limits),
+            np.int32(count),
+            np.uint64(ring.data_ptr()),
+            np.int32(ring.shape[0]),
+            np.uint64(step.data_ptr()),
+        )
+        self._launch(self._advance, 1, THREADS, arguments)

@@ -1,0 +1,245 @@
+"""Attention with a memory, for decoding: what the tokens of a step share is prepared once.
+
+A reader is planned once per token on the host (`plan`) and run once per layer (`attend`). It owns where new keys and
+values go and what queries read.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from cuda_kernels.attention import CudaUnavailable, SpanAttention
+from selfspan_core.attention.backends import IMPLS, ImplUnavailable, require_impl
+from selfspan_core.attention.fused import fused_one_query
+from selfspan_core.attention.kv_cache import KVCache
+from selfspan_core.attention.reference import masked_attention, visibility_mask
+from selfspan_core.spans.intervals import Interval
+from selfspan_core.spans.tracker import MAX_BODY_TOKENS, Phase, State
+
+
+class Reader(Protocol):
+    """What a forward pass calls for attention: owns where new keys and values go and what queries read."""
+
+    def plan(self, start: int, state: State | None) -> None:
+        """Prepare for a forward of tokens from position `start` on.
+
+        `state` is the tracker's word on a single token, or None for the prompt (all of it at once, from position 0,
+        every token seeing everything before it).
+        """
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Store one layer's new keys and values, and attend.
+
+        Args:
+            layer: index of the layer.
+            query: `[1, num_heads, T, head_dim]`.
+            key, value: `[1, num_kv_heads, T, head_dim]`, rotary embedding applied.
+            scale: multiplies the scores.
+
+        Returns:
+            `[1, num_heads, T, head_dim]`.
+        """
+
+
+class DenseReader:
+    """Every query reads everything before it, through PyTorch's fused attention."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._start = 0
+
+    def plan(self, start: int, state: State | None) -> None:
+        """See Reader."""
+        self._start = start
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See Reader."""
+        cache, start = self._cache, self._start
+        cache.write(layer, start, key, value)
+        if query.shape[2] == 1:
+            keys = cache.keys[layer].narrow(2, 0, start + 1)
+            values = cache.values[layer].narrow(2, 0, start + 1)
+            return fused_one_query(query, keys, values, scale)
+        grouped = query.shape[1] != key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+
+
+class ReferenceReader:
+    """The oracle: a mask over everything, in float32. Says what the other readers must compute."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._start = 0
+        self._state: State | None = None
+
+    def plan(self, start: int, state: State | None) -> None:
+        """See Reader."""
+        self._start, self._state = start, state
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See Reader."""
+        self._cache.write(layer, self._start, key, value)
+        end = self._start + query.shape[2]
+        visibility = [((0, p + 1),) for p in range(self._start, end)] if self._state is None else [self._state.visible]
+        keys, values = self._cache.keys[layer][:, :, :end], self._cache.values[layer][:, :, :end]
+        return masked_attention(query, keys, values, visibility_mask(visibility, end), scale)
+
+
+class CudaReader:
+    """The CUDA kernel reads the visible intervals in the cache itself, for headers and bodies alike."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._dense = DenseReader(cache)
+        self._start = 0
+        self._visible: Sequence[Interval] | None = None
+        self._kernel: SpanAttention | None = None
+        self._is_planned = False
+
+    def plan(self, start: int, state: State | None) -> None:
+        """See Reader."""
+        self._start, self._visible, self._is_planned = start, None if state is None else state.visible, False
+        self._dense.plan(start, state)
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See Reader."""
+        if self._visible is None:
+            return self._dense.attend(layer, query, key, value, scale)
+        cache = self._cache
+        cache.write(layer, self._start, key, value)
+        # By the first layer for all: how many heads ask is known only here.
+        if not self._is_planned:
+            self._kernel = self._with_room(query.shape[1], len(self._visible))
+            plan_visible(self._kernel, self._visible, cache.capacity)
+            self._is_planned = True
+        return self._kernel(query[:, :, 0], cache.keys[layer], cache.values[layer], scale)[:, :, None]
+
+    def _with_room(self, num_heads: int, num_spans: int) -> SpanAttention:
+        if self._kernel is not None and num_spans <= self._kernel.max_spans:
+            return self._kernel
+        return cuda_attention(num_heads, self._cache.keys[0], max(16, 2 * num_spans))
+
+
+class GatherReader:
+    """Body tokens read only what their step may see, from a small contiguous workspace.
+
+    The first body token of a step gathers the visible pieces, the step's own header included, into the workspace.
+    Body tokens append there and read nothing else. As soon as a token sees everything again (the step ended, broke,
+    or the sequence ended), the body's keys and values go to the cache, in one copy: until then nothing reads them
+    from there. So a body token writes as often as a dense one, and reads less.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._dense = DenseReader(cache)
+        self._workspace: KVCache | None = None
+        self._used = 0
+        self._in_body = False
+        # Where the open body starts, in the cache and in the workspace.
+        self._body_start = 0
+        self._body_offset = 0
+
+    def plan(self, start: int, state: State | None) -> None:
+        """See Reader."""
+        if state is not None and state.phase is Phase.BODY:
+            if self._in_body:
+                self._used += 1
+            else:
+                self._gather(start, state)
+            return
+        if self._in_body:
+            self._write_back()
+        self._dense.plan(start, state)
+
+    def _gather(self, start: int, state: State) -> None:
+        *before, (own_start, _) = state.visible
+        needed = min(state.num_visible + MAX_BODY_TOKENS + 1, self._cache.capacity)
+        if self._workspace is None or self._workspace.capacity < needed:
+            # Doubling: the workspace is sized by what steps read, not by the context, and seldom grows.
+            grown = 2 * self._workspace.capacity if self._workspace is not None else 0
+            self._workspace = self._cache.like(min(max(needed, grown), self._cache.capacity))
+        # The token at `start` itself is not in the cache yet: its layers append it.
+        self._used = self._workspace.copy_from(self._cache, [*before, (own_start, start)])
+        self._body_start, self._body_offset, self._in_body = start, self._used, True
+
+    def _write_back(self) -> None:
+        body = (self._body_offset, self._used + 1)
+        self._cache.copy_from(self._workspace, [body], self._body_start)
+        self._in_body = False
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See Reader."""
+        if not self._in_body:
+            return self._dense.attend(layer, query, key, value, scale)
+        workspace, used = self._workspace, self._used
+        workspace.write(layer, used, key, value)
+        keys, values = workspace.keys[layer].narrow(2, 0, used + 1), workspace.values[layer].narrow(2, 0, used + 1)
+        return fused_one_query(query, keys, values, scale)
+
+
+def make_reader(attention: str, impl: str, cache: KVCache, device: torch.device | str) -> Reader:
+    """The reader of one lane.
+
+    Args:
+        attention: "dense" (everything, fused attention) or "sparse" (what the tracker says, by `impl`).
+        impl: the sparse lane's implementation, one of IMPLS; a dense lane has one only and does not look at it.
+        cache: where keys and values live.
+        device: where the model runs.
+
+    Raises:
+        ValueError: unknown `attention` or `impl`.
+        ImplUnavailable: the implementation cannot run on this device.
+    """
+    if attention == "dense":
+        return DenseReader(cache)
+    if attention != "sparse":
+        raise ValueError(f"attention is 'dense' or 'sparse', not {attention!r}")
+    if impl not in IMPLS:
+        raise ValueError(f"no implementation of attention is called {impl!r}; there are {', '.join(IMPLS)}")
+    require_impl(impl, device)
+    return {"reference": ReferenceReader, "gather": GatherReader, "cuda": CudaReader}[impl](cache)
+
+
+def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAttention:
+    """The CUDA kernel for one sequence's cache.
+
+    Args:
+        num_heads: query heads.
+        keys: `[1, num_kv_heads, capacity, head_dim]`, of the cache.
+        max_spans: most intervals of a query.
+
+    Raises:
+        ImplUnavailable: the kernel does not take this element type or shape.
+    """
+    try:
+        return SpanAttention(
+            batch=1,
+            num_heads=num_heads,
+            num_kv_heads=keys.shape[1],
+            head_dim=keys.shape[3],
+            max_spans=max_spans,
+            dtype=keys.dtype,
+            device=keys.device,
+        )
+    except (ValueError, CudaUnavailable) as error:
+        raise ImplUnavailable(f"impl 'cuda': {error}") from error
+
+
+def plan_visible(kernel: SpanAttention, visible: Sequence[Interval], capacity: int) -> None:
+    """Tell the kernel what one sequence sees. Copies from the host: right for a lane that decodes token by token."""
+    table = torch.zeros(1, kernel.max_spans, 2, dtype=torch.int32)
+    table[0, : len(visible)] = torch.tensor(visible, dtype=torch.int32)
+    counts = torch.tensor([len(visible)], dtype=torch.int32)
+    kernel.plan(table.to(kernel.device), counts.to(kernel.device), capacity)

@@ -1,0 +1,1 @@
+"""Lanes side by side: the race, what is shown of it, and the verdict."""

@@ -1,0 +1,88 @@
+"""The race: lanes on one device, in one thread, stepped by each lane's own clock.
+
+A lane is an iterator of engine events. The lane whose own measured time is behind steps next, so that what the viewer
+sees at any moment is what each lane reached after the same time of its own, and the lanes never contend for the
+device. Clocks advance by what the events report (the engine times its own work only): whatever the consumer does
+between two events, drawing above all, is in nobody's clock.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+from selfspan_core.engine.events import Event, OtherRows, Prefilled, Token
+
+
+class LaneError(RuntimeError):
+    """A lane failed; `lane_id` names it and `__cause__` is what it raised."""
+
+    def __init__(self, lane_id: str, cause: Exception) -> None:
+        super().__init__(f"the {lane_id} lane failed: {cause or type(cause).__name__}")
+        self.lane_id = lane_id
+
+
+def own_seconds(event: Event) -> float:
+    """Seconds of its own work that a lane spent to produce this event."""
+    if isinstance(event, Token):
+        return event.step_ms / 1000
+    if isinstance(event, Prefilled | OtherRows):
+        return event.seconds
+    return 0.0
+
+
+class Race:
+    """Iterates over `(lane_id, event)`; ends when every lane has ended.
+
+    A lane that ends leaves the others to go on alone. Whatever ends the race (exhaustion, an error, `close()`, leaving
+    the `with` block) closes all lanes.
+
+    Args:
+        lanes: lane id -> its events; on equal clocks the lane that comes first here steps first.
+
+    Raises:
+        LaneError: while iterating, when a lane raises; the others are closed by then.
+    """
+
+    def __init__(self, lanes: Mapping[str, Iterator[Event]]) -> None:
+        self._lanes = dict(lanes)
+        self._running = dict(lanes)
+        self.clocks: dict[str, float] = dict.fromkeys(lanes, 0.0)
+
+    def __iter__(self) -> "Race":
+        return self
+
+    def __next__(self) -> tuple[str, Event]:
+        while self._running:
+            lane_id = min(self._running, key=self.clocks.__getitem__)
+            try:
+                event = next(self._running[lane_id])
+            except StopIteration:
+                del self._running[lane_id]
+                continue
+            except Exception as error:
+                with suppress(Exception):  # the lane's own failure is the news, not what closing the others said
+                    self.close()
+                raise LaneError(lane_id, error) from error
+            self.clocks[lane_id] += own_seconds(event)
+            return lane_id, event
+        self.close()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Close every lane, each one even if closing another fails; closing twice is harmless."""
+        self._running.clear()
+        lanes, self._lanes = self._lanes, {}
+        failure: Exception | None = None
+        for lane in lanes.values():
+            try:
+                if hasattr(lane, "close"):
+                    lane.close()
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> "Race":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

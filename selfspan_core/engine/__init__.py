@@ -1,0 +1,1 @@
+"""Decoding: steps, sampling, rules, events."""

@@ -1,0 +1,201 @@
+"""What happens in a generation, as typed events; and the account that makes them out of a row's ids. No torch here
+beyond a type: every engine reports alike.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from selfspan_core.spans.intervals import Interval
+from selfspan_core.spans.protocol import Markers, PromptLayout
+from selfspan_core.spans.tracker import Phase, State, StepRecord, Tracker
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The prompt is processed and the first token's logits are ready. `seconds`: what that took."""
+
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token, which is the next query.
+
+    Attributes:
+        id: token id.
+        position: its cache position.
+        step_ms: milliseconds of the work that produced it: the forward of the token before (its gather included) and
+            the draw. The first token's forward is the prefill, so its `step_ms` is the draw alone.
+        num_visible: what its own query reads, itself included (everything, in a dense lane).
+        num_context: what dense attention reads: `position + 1`.
+        phase: where in the grammar it stands.
+        step: index of the step that it belongs to, or -1.
+        visible: the intervals that its own query reads.
+        malformed: this token broke its step.
+        logits: `[vocab]` that it was drawn from, if asked for.
+    """
+
+    id: int
+    position: int
+    step_ms: float
+    num_visible: int
+    num_context: int
+    phase: Phase
+    step: int
+    visible: tuple[Interval, ...]
+    malformed: bool = False
+    logits: "torch.Tensor | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderClosed:
+    """A well-formed header ended with the token just reported: what its body may read is known.
+
+    `record` is the tracker's own and fills up as the step goes on.
+    """
+
+    step: int
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """A step ended with the token just reported (or was broken, and cut off by it)."""
+
+    step: int
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRows:
+    """What rows that answer other requests did beside this one, in the same lane.
+
+    Attributes:
+        num_tokens: ids that they drew in the step of the Token that follows; that Token's `step_ms` is the step's.
+        seconds: of work that was theirs alone, their prefills, and that this one had to wait for.
+    """
+
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over.
+
+    Attributes:
+        reason: "eos", or "length" (token limit, context limit, or no forced token left); "stopped" is for consumers
+            that close the run themselves.
+        seconds: prefill and all steps.
+        num_tokens: tokens generated.
+        attended_tokens, dense_tokens: what all decode queries read, and what dense attention reads. The last token
+            never becomes a query.
+        num_malformed: steps that broke the grammar.
+        steps: the steps as written.
+    """
+
+    reason: Literal["eos", "length", "stopped"]
+    seconds: float
+    num_tokens: int
+    attended_tokens: int
+    dense_tokens: int
+    num_malformed: int
+    steps: tuple[StepRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The run cannot go on; `error` says why. Of a batch, the others do."""
+
+    error: Exception
+
+
+Event = Prefilled | Token | HeaderClosed | StepEnded | OtherRows | Finished | Failed
+
+
+class Account:
+    """One sequence's tracker, sums and clock: ids in, events out.
+
+    Args:
+        markers: the tokenizer's marker ids.
+        layout: of the prompt.
+        annotated: whether the model is to write steps.
+        is_dense: every query reads everything, whatever is declared.
+    """
+
+    def __init__(self, markers: Markers, layout: PromptLayout, annotated: bool, is_dense: bool) -> None:
+        self._tracker = Tracker(markers, layout, annotated)
+        self._eos = markers.eos
+        self._is_dense = is_dense
+        self._last: Token | None = None
+        self._state: State | None = None
+        self._num_ended = 0
+        self._attended_tokens = self._dense_tokens = 0
+        self.num_tokens = 0
+        self.seconds = 0.0
+
+    @property
+    def state(self) -> State | None:
+        """The tracker's word on the last token, or None before the first."""
+        return self._state
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the last token ends the sequence."""
+        return self._last is not None and self._last.id == self._eos
+
+    def follow(self, token: int) -> State:
+        """Account for the next id; its event is made by `token`."""
+        last = self._last
+        if last is not None:  # it was a query meanwhile
+            self._attended_tokens += last.num_visible
+            self._dense_tokens += last.num_context
+        self._state = self._tracker.push(token)
+        self.num_tokens += 1
+        return self._state
+
+    def token(self, token: int, seconds: float, logits: "torch.Tensor | None" = None) -> Token:
+        """The event of the id just followed; `seconds` is what it took."""
+        state, self.seconds = self._state, self.seconds + seconds
+        context = state.position + 1
+        visible = ((0, context),) if self._is_dense else state.visible
+        num_visible = context if self._is_dense else state.num_visible
+        self._last = Token(
+            token,
+            state.position,
+            1000 * seconds,
+            num_visible,
+            context,
+            state.phase,
+            state.step,
+            visible,
+            state.malformed,
+            logits,
+        )
+        return self._last
+
+    def news(self) -> Iterator[HeaderClosed | StepEnded]:
+        """What the tracker has to say about the last token."""
+        steps = self._tracker.steps
+        if self._state.header_closed:
+            yield HeaderClosed(len(steps) - 1, steps[-1])
+        while self._num_ended < len(steps) and steps[self._num_ended].end is not None:
+            self._num_ended += 1
+            yield StepEnded(self._num_ended - 1, steps[self._num_ended - 1])
+
+    def finished(self, reason: Literal["eos", "length", "stopped"]) -> Finished:
+        """The last event."""
+        return Finished(
+            reason,
+            self.seconds,
+            self.num_tokens,
+            self._attended_tokens,
+            self._dense_tokens,
+            self._tracker.num_malformed,
+            tuple(self._tracker.steps),
+        )

@@ -1,0 +1,383 @@
+"""The headless twin of the app: `python -m selfspan_core run`.
+
+Everything that can be checked without a model is checked first, for all lines, and torch is imported after that.
+Standard output holds results only; reasons go to standard error.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfspan_core.compare.lanes import MAX_LOAD, SettingError, check_int, check_temperature, check_top_p, lane_specs
+from selfspan_core.serve.lazy_session import silence_libraries
+from selfspan_core.tasks.base import InputError
+from selfspan_core.tasks.registry import TASK_NAMES, get_task
+
+if TYPE_CHECKING:
+    from selfspan_core.compare.session import PreparedRun, Session
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+MAX_SEED = 2**63 - 1
+MAX_REASONS = 50
+
+EPILOG = """examples:
+  echo '79*36+63' | python -m selfspan_core run
+  python -m selfspan_core run --attention both --adapter plain --input expressions.txt --json
+  python -m selfspan_core run --task summarize --length short --input article.txt
+
+figures: seconds is the lane's own clock, prefill included; tokens_per_second is its speed after the first token;
+with --load, total_tokens_per_second is that of all the lane's requests together, by the time of its steps
+
+exit status: 0 when every input ran (right answer or wrong), 2 on bad input, with the reason on standard error"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(prog="python -m selfspan_core", description="Self-selected attention spans.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser(
+        "run",
+        help="solve inputs with dense attention, self-selected attention, or both side by side",
+        description="Solves one expression per line, or summarizes an article (--task summarize: all of the input); "
+        "prints worked steps, answer and speed of each lane.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("--task", default=TASK_NAMES[0], help=f"what the input is: {', '.join(TASK_NAMES)}")
+    run.add_argument("--length", help="of a summary: short (two sentences) or medium (default: three to five)")
+    run.add_argument("--attention", default="both", help="dense, sparse, or both as a race (default)")
+    run.add_argument(
+        "--adapter",
+        default="span",
+        help="span (default), or plain: writes no annotations, so dense only; with --attention both the plain adapter, "
+        "dense, races the span adapter, self-selected",
+    )
+    run.add_argument(
+        "--input", metavar="FILE", help="read FILE instead of standard input: an input per line, or one article"
+    )
+    run.add_argument("--json", action="store_true", help="one JSON object per input and lane, one per line")
+    run.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to write (default: the task's limit)")
+    run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    run.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="above temperature 0, sample only from the likeliest tokens that hold this share of the probability: "
+        "above 0, at most 1 (default: all tokens)",
+    )
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling above temperature 0")
+    run.add_argument("--device", default="auto", help="auto (default: CUDA if there is any), cpu or cuda")
+    run.add_argument(
+        "--impl",
+        help="how decoding runs: captured (default on CUDA: either lane in a captured graph), gather (default on a "
+        "CPU), reference or cuda (implementations of self-selected attention, token by token)",
+    )
+    run.add_argument(
+        "--load",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"requests that each lane answers at once, 1 (default) to {MAX_LOAD}: this one and random others of about "
+        "its size; more than 1 needs a CUDA GPU",
+    )
+    run.add_argument("--model", metavar="DIR", help="base model, a folder or hub id (default: the shipped one)")
+    run.add_argument("--span-adapter", metavar="DIR", help="span adapter (default: the task's shipped one)")
+    run.add_argument("--plain-adapter", metavar="DIR", help="plain adapter (default: the task's shipped one)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (argparse itself exits on a bad option, with 2)."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets it escaped, not a crash
+                stream.reconfigure(errors="backslashreplace")
+        return run(arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has enough. Python would complain once more when it flushes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The `run` command."""
+    try:
+        lines = checked_lines(arguments)
+        session = make_session(arguments)
+        runs = prepare_all(session, lines, arguments)
+    except BadInput as error:
+        for reason in error.reasons[:MAX_REASONS]:
+            print(f"error: {reason}", file=sys.stderr)
+        if len(error.reasons) > MAX_REASONS:
+            print(f"error: {len(error.reasons) - MAX_REASONS:,} more lines are bad", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    from selfspan_core.attention.backends import ImplUnavailable
+    from selfspan_core.compare.race import LaneError
+
+    for number, prepared in enumerate(runs):
+        try:
+            show = print_json if arguments.json else print_text
+            with closing(session.stream(prepared)) as ticks:
+                show(ticks, is_first=number == 0)
+        except LaneError as error:
+            print(f"error: {place(lines[number][0])}{error}", file=sys.stderr)
+            return EXIT_FAILED
+        except ImplUnavailable as error:  # so many rows do not fit, which shows when they are made
+            print(f"error: {place(lines[number][0])}{error}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+    return 0
+
+
+# ---- input
+
+
+class BadInput(Exception):
+    """Nothing was run; `reasons` says why, one entry per problem."""
+
+    def __init__(self, *reasons: str) -> None:
+        super().__init__(*reasons)
+        self.reasons = reasons
+
+
+def checked_lines(arguments: argparse.Namespace) -> list[tuple[int, str]]:
+    """The (line number, text) of every line that is not blank, after all checks that need no model.
+
+    Raises:
+        BadInput: a setting or any line is bad; `reasons` has every bad line.
+    """
+    try:
+        task = get_task(arguments.task, arguments.length)
+        lane_specs(arguments.attention, arguments.adapter)
+        check_temperature(arguments.temperature)
+        check_top_p("--top-p", arguments.top_p)
+        check_int("--seed", arguments.seed, 0, MAX_SEED)
+        check_int("--load", arguments.load, 1, MAX_LOAD)
+        if arguments.max_new_tokens is not None:
+            check_int("--max-new-tokens", arguments.max_new_tokens, 1, MAX_SEED)
+    except InputError as error:
+        raise BadInput(str(error)) from None
+    if arguments.input is None and task.is_line:
+        prompt = "Type one expression per line, then Ctrl-D."
+    else:
+        prompt = "Paste an article, then Ctrl-D."
+    data = read_input(arguments.input, prompt)
+    lines = decoded_lines(data) if task.is_line else [(0, decoded_text(data))]
+    reasons = []
+    for number, text in lines:
+        try:
+            task.parse(text)
+        except InputError as error:
+            reasons.append(f"{place(number)}{error}")
+    if reasons:
+        raise BadInput(*reasons)
+    return lines
+
+
+def place(number: int) -> str:
+    """Where in the input something is: its line, if lines are what is in it (numbers from 1; 0 is all of it)."""
+    return f"line {number}: " if number else ""
+
+
+def read_input(path: str | None, prompt: str) -> bytes:
+    """All of a file, or of standard input; `prompt` tells who types it what to do.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    if path is not None and path != "-":
+        try:
+            return Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise BadInput(f"cannot read {printable(path)}: {reason}") from None
+    if sys.stdin is None:
+        raise BadInput("there is no standard input; use --input FILE")
+    if sys.stdin.isatty():
+        print(prompt, file=sys.stderr)
+    return sys.stdin.buffer.read()
+
+
+def decoded_text(data: bytes) -> str:
+    """All of the input as one text. Raises BadInput on bytes that are not UTF-8."""
+    try:
+        return data.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"not UTF-8 text (byte {error.start + 1})") from None
+
+
+def decoded_lines(data: bytes) -> list[tuple[int, str]]:
+    """Lines that are not blank, with their numbers from 1. Raises BadInput if there are none, or on bytes not UTF-8."""
+    lines, reasons = [], []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            reasons.append(f"line {number}: not UTF-8 text (byte {error.start + 1} of the line)")
+            continue
+        if text.strip():
+            lines.append((number, text))
+    if reasons:
+        raise BadInput(*reasons)
+    if not lines:
+        raise BadInput("the input is empty: type one expression per line")
+    return lines
+
+
+# ---- models
+
+
+def make_session(arguments: argparse.Namespace) -> "Session":
+    """The session on the chosen models and device. Raises BadInput if they cannot be had."""
+    silence_libraries()
+    from selfspan_core.attention.backends import ImplUnavailable
+    from selfspan_core.compare.session import Session
+    from selfspan_core.engine.model_store import DEFAULT_BASE, ModelStore
+    from selfspan_core.models.model import ModelError
+
+    own = {"span": arguments.span_adapter, "plain": arguments.plain_adapter}
+    try:
+        store = ModelStore(
+            base=arguments.model or DEFAULT_BASE,
+            folders={adapter: folder for adapter, folder in own.items() if folder},
+            device=arguments.device,
+            impl=arguments.impl,
+        )
+    except (ModelError, ImplUnavailable, ValueError) as error:
+        raise BadInput(str(error)) from None
+    return Session(store)
+
+
+def prepare_all(session: "Session", lines: list[tuple[int, str]], arguments: argparse.Namespace) -> list["PreparedRun"]:
+    """Every line made ready to run, models loaded. Raises BadInput, which names every line that cannot be."""
+    from selfspan_core.attention.backends import ImplUnavailable
+    from selfspan_core.models.model import ModelError
+
+    runs, reasons = [], []
+    for number, text in lines:
+        try:
+            prepared = session.prepare(
+                arguments.task,
+                text,
+                arguments.attention,
+                arguments.adapter,
+                arguments.max_new_tokens,
+                arguments.temperature,
+                arguments.top_p,
+                arguments.seed,
+                arguments.load,
+                arguments.length,
+            )
+        except (SettingError, ModelError, ImplUnavailable) as error:
+            raise BadInput(str(error)) from None
+        except InputError as error:
+            reasons.append(f"{place(number)}{error}")
+        else:
+            runs.append(prepared)
+    if reasons:
+        raise BadInput(*reasons)
+    return runs
+
+
+# ---- output
+
+
+def print_json(ticks: Iterator[dict[str, Any]], is_first: bool) -> None:
+    """One line per lane, as soon as the run is over."""
+    for tick in ticks:
+        if tick["kind"] == "end":
+            for result in tick["lanes"].values():
+                print(json.dumps(result), flush=True)
+
+
+def print_text(ticks: Iterator[dict[str, Any]], is_first: bool) -> None:
+    """Worked steps, answer and figures for a person."""
+    start: dict[str, Any] = {}
+    last: dict[str, Any] = {}
+    malformed: dict[str, set[int]] = {}
+    for tick in ticks:
+        if tick["kind"] == "start":
+            start = tick
+        elif tick["kind"] == "tick":
+            last = tick["lanes"]
+            for lane, news in last.items():
+                malformed.setdefault(lane, set()).update(step["index"] for step in news["steps"] if step["malformed"])
+        else:
+            print("\n".join(text_report(start, last, malformed, tick, is_first)), flush=True)
+
+
+def text_report(
+    start: dict[str, Any],
+    last: dict[str, Any],
+    malformed: dict[str, set[int]],
+    end: dict[str, Any],
+    is_first: bool,
+) -> Iterator[str]:
+    """Lines for one finished run: `last` holds the last tick's figures by lane, `malformed` step indices by lane."""
+    if is_first:
+        load = f", {start['load']} requests at once" if "load" in start else ""
+        yield f"{start['title']}{load} ({start['device']})"
+        if "rules" in start:
+            yield start["rules"]
+        if "caution" in start:
+            yield start["caution"]["text"]
+    yield ""
+    is_article = start["expected"] is None
+    if is_article:
+        yield from (f"  {part['name']}: {printable(part['text'].strip())}" for part in start["prompt"] if part["name"])
+    else:
+        yield printable(start["input"])
+    if not is_article and any(lane["adapter"] == "span" for lane in start["lanes"]):
+        named = (f"{part['name']}:{part['text']}" if part["name"] else part["text"] for part in start["prompt"])
+        yield f"  names: {printable(' '.join(named))}"
+    for lane in start["lanes"]:
+        result, figures = end["lanes"][lane["id"]], last[lane["id"]]
+        yield f"  {lane['label']}"
+        for index, step in enumerate(result["steps"]):
+            flag = " (malformed)" if index in malformed[lane["id"]] else ""
+            head = f"{step['name']} from {', '.join(step['reads']) or 'nothing'}: " if step["name"] else ""
+            yield f"    {head}{printable(step['text'].strip())}{flag}"
+        yield f"    {answer_line(result, figures)}"
+        yield f"    {figures_line(figures)}"
+        if figures.get("total_tokens_per_second"):
+            yield f"    all {start['load']} requests together: {figures['total_tokens_per_second']:,.0f} tokens/s"
+    yield f"  {end['line']}"
+
+
+def answer_line(result: dict[str, Any], figures: dict[str, Any]) -> str:
+    """The answer and whether it is right; a summary is neither right nor wrong."""
+    if result["correct"] is None and result["answer"] is not None:
+        return f"summary: {printable(result['answer'])}"
+    if result["correct"]:
+        return f"answer: {printable(result['answer'])} (right)"
+    if result["answer"] is not None and result["correct"] is not None:
+        return f"answer: {printable(result['answer'])} (wrong, expected {printable(result['expected'])})"
+    why = "" if figures["finish"] == "eos" else f", cut off after {figures['tokens']} tokens"
+    if result["correct"] is None:
+        return f"summary: none{why}"
+    return f"answer: none{why} (expected {printable(result['expected'])})"
+
+
+def figures_line(figures: dict[str, Any]) -> str:
+    """Speed and reads of one lane."""
+    return (
+        f"{figures['tokens']} tokens in {figures['elapsed_s']:.2f} s: first after {figures['first_token_ms']:.0f} ms, "
+        f"then {figures['tokens_per_second']:.1f} tokens/s ({figures['ms_per_token']:.2f} ms/token); "
+        f"read {100 * figures['share']:.1f} % of dense"
+    )
+
+
+def printable(text: str) -> str:
+    """Text with everything that could steer a terminal escaped: what users type and models write is data."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,90 @@
+"""Session ticks in, browser payloads out: a stream that survives a browser that drops some of it.
+
+A browser keeps only the newest value of a component when two arrive within one frame, and a tab in the background
+draws nothing at all. So a payload never counts on the one before it: it resends the tokens of the last
+`RESEND_TICKS` ticks with the index of the first, the first payloads and every `FULL_EVERY`-th hold everything so far,
+and so does the last. Repeats are harmless, a gap closes with the next full payload. No torch here.
+"""
+
+import json
+from collections import deque
+
+KINDS = ("text", "ref", "go", "res", "end", "anchor", "newline")
+"""Item kinds; a payload holds the index. The order is known to `assets/app/panes.js`."""
+
+RESEND_TICKS = 15
+FULL_EVERY = 45
+FULL_FIRST = 8
+
+
+def dumps(payload: dict) -> str:
+    """JSON whose text is inert wherever it ends up: `<` is escaped, so no tag can be read into it."""
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _outcome(result: dict) -> dict:
+    """What the page shows of a lane's result: it has the text already."""
+    return {key: result[key] for key in ("answer", "expected", "correct", "malformed_steps")}
+
+
+class _LaneFeed:
+    """Everything that one lane has said so far."""
+
+    def __init__(self) -> None:
+        self.items: list[list] = []
+        self.steps: dict[int, dict] = {}
+        self.changed: dict[int, int] = {}
+        self.figures: dict = {}
+        self.lengths: deque[int] = deque([0], maxlen=RESEND_TICKS)
+
+    def add(self, tick: dict, number: int) -> None:
+        self.lengths.append(len(self.items))
+        new = [[item["text"], KINDS.index(item["kind"]), item["step"]] for item in tick["items"]]
+        self.items[tick["from"] : tick["from"] + len(new)] = new
+        for step in tick["steps"]:
+            self.steps[step["index"]] = step
+            self.changed[step["index"]] = number
+        self.figures = {key: value for key, value in tick.items() if key not in ("from", "items", "steps")}
+
+    def payload(self, number: int, full: bool) -> dict:
+        start = 0 if full else self.lengths[0]
+        since = 0 if full else number - RESEND_TICKS
+        steps = [step for index, step in self.steps.items() if self.changed[index] >= since]
+        return {**self.figures, "from": start, "items": self.items[start:], "steps": steps}
+
+
+class Feed:
+    """Turns the ticks of one run into payloads.
+
+    Args:
+        run: name of the run; the browser ignores payloads of any run but its newest.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._number = 0
+        self._start: dict | None = None
+        self._lanes: dict[str, _LaneFeed] = {}
+
+    def add(self, tick: dict) -> str:
+        """One session tick (`start`, `tick` or `end`) as a payload, a JSON object in a string."""
+        payload: dict = {"run": self._run, "kind": tick["kind"]}
+        if tick["kind"] == "start":
+            self._start = tick
+            self._lanes = {lane["id"]: _LaneFeed() for lane in tick["lanes"]}
+        elif tick["kind"] == "tick":
+            self._number += 1
+            for name, lane in tick["lanes"].items():
+                self._lanes[name].add(lane, self._number)
+        else:
+            payload["end"] = {**tick, "lanes": {name: _outcome(result) for name, result in tick["lanes"].items()}}
+        full = tick["kind"] != "tick" or self._number <= FULL_FIRST or self._number % FULL_EVERY == 0
+        if full:
+            payload["start"] = self._start
+        if self._number:
+            payload["lanes"] = {name: lane.payload(self._number, full) for name, lane in self._lanes.items()}
+        return dumps(payload)
+
+    def note(self, kind: str, message: str = "", **more: str) -> str:
+        """A payload without content: the run is `waiting`, `starting`, `halted` or has `failed`."""
+        return dumps({"run": self._run, "kind": kind, "message": message, **more})

@@ -1,0 +1,167 @@
+"""What stands between a server and a session: the models loaded when needed, one run at a time. No torch at import."""
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from selfspan_core.tasks.registry import TASK_NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+ADAPTERS = ("span", "plain")
+PATIENCE_S = 30.0
+log = logging.getLogger("selfspan")
+
+
+def public(error: Exception) -> str:
+    """An error's message for users: where this copy lies on the server's disk is nobody's business."""
+    return str(error).replace(f"{ROOT}/", "")
+
+
+def shipped_tasks(adapters: Path = ROOT / "assets" / "adapters") -> tuple[str, ...]:
+    """Tasks whose adapters are there: those that an app can offer."""
+    return tuple(task for task in TASK_NAMES if all((adapters / f"{task}-{name}").is_dir() for name in ADAPTERS))
+
+
+class NotReady(RuntimeError):
+    """The models cannot be used, most likely because they are not there; the message is meant for the user."""
+
+
+class Busy(NotReady):
+    """Another run has held the device for too long; the message is meant for the user."""
+
+
+@contextmanager
+def reasons() -> Iterator[None]:
+    """What keeps the models from being used becomes NotReady. Imports torch."""
+    from selfspan_core.attention.backends import ImplUnavailable
+    from selfspan_core.models.model import ModelError
+
+    try:
+        yield
+    except ModelError as error:
+        raise NotReady(f"The model is not ready: {public(error)}") from error
+    except ImplUnavailable as error:
+        raise NotReady(f"The model cannot run here: {public(error)}") from error
+
+
+class LazySession:
+    """The real session, made when it is first needed: importing this module loads neither torch nor weights.
+
+    Args:
+        impl: how its lanes run, one of `backends.ENGINE_IMPLS`; None: by the device.
+    """
+
+    def __init__(self, impl: str | None = None) -> None:
+        self._impl = impl
+        self._models = self._session = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """While it is open, nothing is imported or loaded; whoever needs the session waits until it closes."""
+        with self._lock:
+            yield
+
+    def _load(self):
+        """The session. Raises NotReady where this device cannot run it.
+
+        The lock comes before the imports: transformers replaces its own entry in `sys.modules` while it is imported,
+        and a thread that imports it at the same time can be left with the half of it that is thrown away.
+        """
+        with self._lock:
+            if self._session is None:
+                silence_libraries()
+                from selfspan_core.compare.session import Session
+                from selfspan_core.engine.model_store import ModelStore
+
+                with reasons():
+                    self._models = self._store(ModelStore)
+                    self._session = Session(self._models)
+            return self._session
+
+    def compare(self, *args, **kwargs) -> Iterator[dict]:
+        """See `compare.session.Session.compare`. Raises NotReady where a model is missing or cannot run."""
+        session = self._load()
+        with reasons():
+            return session.compare(*args, **kwargs)
+
+    def _store(self, make):
+        try:
+            return make(impl=self._impl)
+        except ValueError as error:  # no such implementation, or no such device
+            raise NotReady(f"The model cannot run here: {public(error)}") from error
+
+    def can_load(self) -> bool:
+        """Whether lanes can answer several requests at once here. Loads torch, and no weights."""
+        try:
+            return self._load().can_load
+        except NotReady:  # every run will say why
+            return False
+
+    def warm(self) -> None:
+        """Load the models of all tasks' adapters, so that the first run need not."""
+        try:
+            self._load()
+            with reasons():
+                # Arithmetic in any case: where it is missing, that is said.
+                for task in dict.fromkeys(("arithmetic", *shipped_tasks())):
+                    for adapter in ADAPTERS:
+                        self._models.engine(task, adapter)
+        except NotReady as error:  # what is missing, and the command that makes it: no traceback would add to that
+            log.error("%s", error)
+        except Exception:
+            log.exception("could not load the models")
+
+
+class SharedDevice:
+    """The device: one run at a time, freed however a run ends.
+
+    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue. Nobody
+    waits for it without end: a thread of the server waits with them.
+
+    Args:
+        session: what runs.
+        patience_s: seconds that a run waits for the one before it.
+    """
+
+    def __init__(self, session, patience_s: float = PATIENCE_S) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        self._patience_s = patience_s
+
+    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int, **settings) -> Iterator[dict]:
+        """The session's ticks, `settings` as it takes them.
+
+        Raises InputError on bad input and Busy where the run before does not end; closing the iterator frees the lane.
+        """
+        if not self._lock.acquire(timeout=self._patience_s):
+            raise Busy("Another run still holds the device. Try again in a minute.")
+        try:
+            with closing(self._session.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
+                yield from ticks
+        finally:
+            self._lock.release()
+
+
+def without_lists(value):
+    """The same value with tuples for lists: gradio sends edits from yield to yield, and nested lists come out wrong."""
+    if isinstance(value, dict):
+        return {key: without_lists(item) for key, item in value.items()}
+    return tuple(map(without_lists, value)) if isinstance(value, list | tuple) else value
+
+
+def silence_libraries() -> None:
+    """Keep progress bars and advice of the libraries out of this process's output; before they are imported.
+
+    It imports transformers itself, so a process with several threads calls it under the lock of its other imports.
+    """
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,1 @@
+"""The span protocol: intervals, grammar, rendering, tracker. The specification; no torch."""

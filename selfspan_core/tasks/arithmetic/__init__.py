@@ -1,0 +1,1 @@
+"""Arithmetic: expressions of small whole numbers, worked out one operation at a time."""

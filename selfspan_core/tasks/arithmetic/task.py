@@ -1,0 +1,231 @@
+"""The arithmetic task: expressions of small whole numbers, reduced one operation at a time.
+
+The parts are split up: `parse` (what may be typed), `tree` (canonical text, exact value),
+`steps` (worked steps: order and format), `random_trees` (random expressions).
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
+from selfspan_core.tasks.arithmetic.parse import parse_expression
+from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, Mix, random_tree
+from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
+from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS, Node, canonical, evaluate, pieces
+from selfspan_core.tasks.base import InputError, Problem, Tokenizer
+
+INSTRUCTION = "Calculate: "
+STEP_SEPARATOR = "\n"
+MAX_TOKENS = 4096
+HELD_OUT_SHARE = 64
+EXAMPLES = (
+    "(21+10)*(51-5)",
+    "36/18+97*92+83+64*27/54",
+    "72/6*4*(48/8)-(-81)*12*71/(-36)/9+66-(1*4+12)/16+88",
+    "(27-54/9)/(21+0)+(76*69-71-7)/63/82*9+(9/9-2)*80-37-(-(82/41))/2-(77+53+40)*64",
+    "96*(27-86)/(3*1)*(53-73)-95-38+8*9*61*(-5)-75+(25/1-17)/8-98/49+14-96/8+63/21+75-70/14+58*26+(59+11)",
+    "94*11*55/(-22)-9*54/18/27*53+(32/32-66-0)*37*(48/16)+4+(70/14*(91+8)+42*31+10*12)*(50-9)"
+    "+88*81/(35-46)/12/18/3*70-93*(11+67)*1-0/88/66/89-0/5*(63-1)+29",
+)
+_CHARACTERS = "0123456789+-*/()=;:\n"
+_NUMBER = re.compile(r"-?\d+")
+
+
+@dataclass(frozen=True)
+class ArithmeticProblem(Problem):
+    """A valid expression with its tree and its worked steps."""
+
+    tree: Node
+    reductions: tuple[Reduction, ...]
+
+    @property
+    def num_operands(self) -> int:
+        """How many numbers the expression has."""
+        return sum(name is not None for _, name in self.display)
+
+    @property
+    def num_tokens(self) -> int:
+        """Upper bound of the annotated example's length, worked steps and `<eos>` included, one token a character."""
+        prompt = 1 + len(INSTRUCTION) + sum(len(text) + (name is not None) for text, name in self.display)
+        return prompt + 1 + sum(len(step.work) + len(step.result) + len(step.reads) + 5 for step in self.reductions)
+
+
+def problem_of(tree: Node) -> ArithmeticProblem:
+    """The problem that a tree poses. Raises InputError where it cannot be worked out within the limits."""
+    value = evaluate(tree)
+    display: list[tuple[str, int | None]] = []
+    num_literals = 0
+    for text, is_literal in pieces(tree):
+        display.append((text, num_literals if is_literal else None))
+        num_literals += is_literal
+    text = "".join(piece for piece, _ in display)
+    if display[-1][1] is None:
+        display[-1] = (display[-1][0] + "=", None)
+    else:
+        display.append(("=", None))
+    steps = reductions(tree, num_literals)
+    problem = ArithmeticProblem(text, str(value), tuple(display), tree, steps)
+    if problem.num_tokens > MAX_TOKENS:
+        raise InputError(
+            f"Worked out step by step, this expression would take about {problem.num_tokens:,} tokens; "
+            f"the limit is {MAX_TOKENS:,}. Make it shorter or its values smaller."
+        )
+    return problem
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a canonical expression is kept for evaluation: one in HELD_OUT_SHARE, by a hash of its text."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()[-1] % HELD_OUT_SHARE == 0
+
+
+def random_problem(
+    rng: random.Random, num_operands: int, held_out: bool | None = None, mix: Mix = DEFAULT_MIX
+) -> ArithmeticProblem:
+    """A random problem with `num_operands` numbers; `held_out` True or False draws from one side of the split only."""
+    while True:
+        tree = random_tree(rng, num_operands, mix)
+        # Working a tree out costs far more than its text.
+        if held_out is not None and is_held_out(canonical(tree)) != held_out:
+            continue
+        try:
+            return problem_of(tree)
+        except InputError:  # its worked steps are too long for the context
+            continue
+
+
+class Arithmetic:
+    """Expressions of 2 to 64 numbers with `+ - * /`, parentheses and unary minus. See `tasks.base.Task`."""
+
+    name = "arithmetic"
+    max_reads_intervals = 4
+    max_tokens = MAX_TOKENS
+    has_right_answer = True
+    is_line = True
+    rules_text = ""
+    examples = EXAMPLES
+
+    def __init__(self) -> None:
+        self._encoder: _Encoder | None = None
+
+    def parse(self, text: str) -> ArithmeticProblem:
+        """Understand what a user typed.
+
+        Raises:
+            InputError: it is not an expression, or one that is out of the trained range; the message says why.
+        """
+        return problem_of(parse_expression(text))
+
+    def example(
+        self, problem: ArithmeticProblem, tokenizer: Tokenizer, offset: int = 0, with_steps: bool = False
+    ) -> Example:
+        """The prompt, and the worked steps where asked for, as ids; names start at anchor `offset`."""
+        if self._encoder is None or self._encoder.tokenizer is not tokenizer:
+            self._encoder = _Encoder(tokenizer)
+        encoder = self._encoder
+        names = encoder.names(offset)
+        parts = tuple(
+            Part(encoder.encode(text), None if name is None else names[name]) for text, name in problem.display
+        )
+        steps = ()
+        if with_steps:
+            steps = tuple(
+                Step(
+                    tuple(names[read] for read in step.reads),
+                    names[step.name],
+                    encoder.encode(step.work),
+                    encoder.encode(step.result),
+                )
+                for step in problem.reductions
+            )
+        return Example(encoder.scaffold, parts, steps)
+
+    def render(
+        self,
+        problem: ArithmeticProblem,
+        tokenizer: Tokenizer,
+        annotated: bool,
+        offset: int = 0,
+        with_steps: bool = False,
+    ) -> Rendered:
+        """The example laid out with markers (`annotated`) or as the same text without a single one."""
+        example = self.example(problem, tokenizer, offset, with_steps)
+        if annotated:
+            return render(example, tokenizer.markers)
+        return render_plain(example, tokenizer.markers, self._encoder.encode(STEP_SEPARATOR))
+
+    def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
+        """None: the model writes what it likes."""
+
+    def caution(self, problem: Problem, num_prompt_tokens: int, tokenizer: Tokenizer) -> None:
+        """Nothing: longer expressions than were learned from are refused."""
+        return None
+
+    def answer(self, output_text: str) -> str | None:
+        """The result of the last step: the number behind the last `=` of the last line that is not blank."""
+        lines = output_text.split()
+        if not lines:
+            return None
+        _, equals, last = lines[-1].rpartition("=")
+        return last if equals and _NUMBER.fullmatch(last) else None
+
+    def check(self, problem: Problem, answer: str | None) -> bool:
+        """Whether an answer is exactly the expected one."""
+        return answer == problem.expected
+
+    def surprise(self, seed: int) -> str:
+        """A random expression of 4 to 48 numbers that training never saw."""
+        rng = random.Random(f"surprise {seed}")
+        return random_problem(rng, rng.randint(4, 48), held_out=True).text
+
+    def similar(self, problem: ArithmeticProblem, seed: int) -> Iterator[ArithmeticProblem]:
+        """Random expressions, without end, of as many numbers as `problem` has, give or take a quarter of them.
+
+        Not exactly as many: requests that all end at once would leave nothing running beside the next ones' start.
+        """
+        rng = random.Random(f"similar {seed}")
+        spread = problem.num_operands // 4
+        fewest, most = max(2, problem.num_operands - spread), min(MAX_OPERANDS, problem.num_operands + spread)
+        while True:
+            yield random_problem(rng, rng.randint(fewest, most))
+
+
+class _Encoder:
+    """Text to ids for one tokenizer; character by character through a table where that is the same thing."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._table: dict[str, int] | None = self._character_table()
+        markers = tokenizer.markers
+        start = () if markers.bos is None else (markers.bos,)
+        self.scaffold = (*start, *tokenizer.encode(INSTRUCTION))
+
+    def _character_table(self) -> dict[str, int] | None:
+        encoded = {character: self.tokenizer.encode(character) for character in _CHARACTERS}
+        if any(len(ids) != 1 for ids in encoded.values()):
+            return None
+        table = {character: ids[0] for character, ids in encoded.items()}
+        # A tokenizer may merge characters: then whole texts have to be encoded.
+        probes = (
+            "2844/36=70:2844-2520=324;9:324-324=0=",
+            "-79*(-36)=79*36=2370+474=",
+            "100+99000=",
+            "\n",
+            ")*(-(",
+            "(((",
+            "))",
+        )
+        same = all(self.tokenizer.encode(probe) == [table[c] for c in probe] for probe in probes)
+        return table if same else None
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        if self._table is None:
+            return tuple(self.tokenizer.encode(text))
+        return tuple(map(self._table.__getitem__, text))
+
+    def names(self, offset: int) -> tuple[int, ...]:
+        anchors = self.tokenizer.markers.anchors
+        start = offset % len(anchors)
+        return anchors[start:] + anchors[:start]

@@ -1,0 +1,1 @@
+"""Summaries: articles in, sentences that name their sources out."""

@@ -1,0 +1,20 @@
+"""The form of a summary: instructions, lengths, and the numbers that the task, its rules and its training share."""
+
+from typing import Literal
+
+from selfspan_core.spans.protocol import NUM_ANCHORS
+
+Length = Literal["short", "medium"]
+
+INSTRUCTIONS: dict[str, str] = {"short": "Summarize briefly:", "medium": "Summarize:"}
+CUE = "\nSummary:"
+STEP_SEPARATOR = "\n"
+MAX_STEPS: dict[str, int] = {"short": 2, "medium": 5}
+MIN_STEPS: dict[str, int] = {"short": 2, "medium": 3}
+MAX_READS = 2
+MAX_SEGMENTS = NUM_ANCHORS - 8
+"""Names of the article's segments; the others are for the steps."""
+MAX_CONTEXT = 4096
+MAX_SUMMARY_TOKENS = 512
+MAX_LEARNED_TOKENS = 1600
+"""Of an article in training (`training.summary_data`)."""

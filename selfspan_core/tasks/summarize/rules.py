@@ -1,0 +1,305 @@
+"""What decoding a summary may write next: whole steps, sentences that end, nothing twice, as long as was asked for.
+
+The same rules for both lanes. They never choose; they take ids out of the model's choice:
+
+* A span lane's headers are well formed: one or two segments of the article, in its order, that no earlier step has
+  read, then the next free name. Not named are segments with REPEATED_WORDS words in a row that the summary already has,
+  and those that end like no sentence (headings, lines of a list), unless the article has no others. (A plain lane
+  writes no headers; a line break opens each of its steps.)
+* A body ends only behind a full stop, question or exclamation mark, or where a segment ends that it reads and that has
+  none; it has at least MIN_BODY tokens beside such marks, and ends after MAX_BODY at the latest.
+* Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
+  with: no loops, no sentence twice.
+* A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the length that was asked for; fewer if nothing
+  is left that may be named.
+* Where `copies_only` is set, besides: a body's words are those of the segments it reads (in a plain lane, of one of
+  the article), in their order; only its first letter may be made large.
+
+Without torch, and made to be served by a captured step later: what a row needs is a handful of numbers, its last
+ids, a bit per name and the ids of the segments read, all of which the device has; and what comes out is a short list of
+ids, allowed or forbidden, once per id.
+"""
+
+import re
+from collections.abc import Sequence
+
+from selfspan_core.engine.rules import Limits
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.spans.protocol import PromptLayout
+from selfspan_core.tasks.summarize.form import MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
+
+MIN_BODY, MAX_BODY = 5, 160
+NGRAM = 8
+START = 8
+REPEATED_WORDS = 4
+
+_ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*\Z")
+_CLOSING = re.compile(r"[\"'”’)\]]+")
+_WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
+_STARTING = re.compile(r"[\s,;:.!?…\"“”)\]]")
+
+
+def words_of(text: str) -> list[str]:
+    """Words in small letters, marks dropped."""
+    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+
+
+def word_runs(text: str) -> list[tuple[str, ...]]:
+    """Every run of REPEATED_WORDS words."""
+    words = words_of(text)
+    return [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
+
+
+class RuleTables:
+    """What the rules need to know of a tokenizer's ids; one for any number of rows.
+
+    Attributes:
+        ends: ids that end a sentence.
+        closes: closing marks, which may stand behind such an id.
+        starts: ids at which a word or a mark begins, so that what stands before them is whole.
+        body_banned: ids that no body holds.
+        separator: what opens a plain lane's step.
+    """
+
+    def __init__(self, tokenizer: SpanTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.markers = markers = tokenizer.markers
+        structural = {markers.eos, tokenizer.pad_id, *markers.ids} | ({markers.bos} - {None})
+        pieces = {i: tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i not in structural}
+        self.ends = frozenset(i for i, piece in pieces.items() if _ENDING.search(piece))
+        self.closes = frozenset(i for i, piece in pieces.items() if _CLOSING.fullmatch(piece))
+        self.starts = frozenset(i for i, piece in pieces.items() if _STARTING.match(piece))
+        breaks = {i for i, piece in pieces.items() if "\n" in piece}
+        self.separator = tokenizer.encode(STEP_SEPARATOR)[-1]
+        self.body_banned = tuple(sorted(structural | breaks))
+
+
+class SummaryRules:
+    """The rules of one row: `limits` before each id, `push` after it.
+
+    Args:
+        tables: of the tokenizer.
+        prompt: the row's prompt ids.
+        layout: where its segments lie; without names for a plain lane, whose segments then are `segments`.
+        length: of the summary.
+        annotated: whether it is a span lane.
+        copies_only: whether words must come from what is read.
+        segments: ids of the article's segments, for a plain lane with `copies_only`.
+    """
+
+    def __init__(
+        self,
+        tables: RuleTables,
+        prompt: Sequence[int],
+        layout: PromptLayout,
+        length: Length,
+        annotated: bool,
+        copies_only: bool = False,
+        segments: Sequence[Sequence[int]] = (),
+    ) -> None:
+        self._tables, self._annotated = tables, annotated
+        self._fewest, self._most = MIN_STEPS[length], MAX_STEPS[length]
+        # Without its name: a body does not copy that.
+        self._segments = {name: prompt[start + 1 : end] for name, (start, end) in layout.segments.items()}
+        self._fresh = self._fresh_names(list(layout.segments))
+        self._plain_sources = [list(ids) for ids in segments]
+        self._copies_only = copies_only
+        # Whole sentences; in a text without any, what there is.
+        whole = [name for name, ids in self._segments.items() if self._is_ended(ids)]
+        self._unread = dict.fromkeys(whole or self._segments)
+        self._new = tuple(self._unread)
+        self._runs: dict[int, frozenset[tuple[str, ...]]] = {}
+        self._read: list[Sequence[int]] = []
+        self._bodies: list[list[int]] = []
+        self._body: list[int] | None = None
+        self._header: list[int] | None = None
+        self._copy: _Copy | None = None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps begun so far."""
+        return len(self._bodies) + (self._body is not None or self._header is not None)
+
+    def limits(self) -> Limits:
+        """What the next id may be."""
+        if self._body is not None:
+            return self._in_body()
+        if self._header is not None:
+            return Limits(self._in_header(), ())
+        return Limits(self._between(len(self._bodies)), ())
+
+    def push(self, token: int) -> None:
+        """Account for an id that `limits` allowed."""
+        markers = self._tables.markers
+        if self._header is not None:
+            if token == markers.go:
+                self._read = [self._segments[read] for read in self._header[:-1]]
+                self._header = None
+                self._open_body([[token for ids in self._read for token in ids]])
+            else:
+                self._header.append(token)
+                self._unread.pop(token, None)
+        elif self._body is not None and token not in (markers.end, markers.eos, self._tables.separator):
+            self._body.append(token)
+            if self._copy is not None:
+                self._copy.push(token)
+        else:
+            self._push_between(token)
+
+    def _push_between(self, token: int) -> None:
+        markers = self._tables.markers
+        if self._body is not None:
+            self._bodies.append(self._body)
+            self._leave_out(self._body)
+            self._body = self._copy = None
+        if token == markers.ref:
+            self._header = []
+        elif token == self._tables.separator and not self._annotated:
+            self._open_body(self._plain_sources)
+
+    def _open_body(self, sources: Sequence[Sequence[int]]) -> None:
+        self._body = []
+        self._copy = _Copy(self._tables, sources) if self._copies_only else None
+
+    def _between(self, num_done: int) -> tuple[int, ...]:
+        """The step that follows `num_done` others, or the end."""
+        another = self._tables.markers.ref if self._annotated else self._tables.separator
+        can_go_on = num_done < self._most and (bool(self._new) or not self._annotated)
+        if not can_go_on:
+            return (self._tables.markers.eos,)
+        return (another,) if num_done < self._fewest else (another, self._tables.markers.eos)
+
+    def _in_header(self) -> tuple[int, ...]:
+        header = self._header
+        if header and header[-1] not in self._segments:
+            return (self._tables.markers.go,)
+        if not header:
+            return self._new
+        # A second one stands behind the first in the article.
+        places = list(self._segments)
+        behind = places[places.index(header[0]) + 1 :] if len(header) < MAX_READS else ()
+        return (*(name for name in behind if name in self._new), self._fresh[len(self._bodies)])
+
+    def _leave_out(self, body: Sequence[int]) -> None:
+        """No longer new: segments that are read, and those that repeat what a body says."""
+        decode = self._tables.tokenizer.decode
+        said = set(word_runs(decode(body)))
+        left = []
+        for name in self._new:
+            if name not in self._runs:
+                self._runs[name] = frozenset(word_runs(decode(self._segments[name])))
+            if name in self._unread and said.isdisjoint(self._runs[name]):
+                left.append(name)
+        self._new = tuple(left)
+
+    def _in_body(self) -> Limits:
+        tables, body = self._tables, self._body
+        markers = tables.markers
+        ending = (markers.end,) if self._annotated else self._between(len(self._bodies) + 1)
+        if len(body) >= MAX_BODY:
+            return Limits(ending, ())
+        num_said = sum(token not in tables.ends and token not in tables.closes for token in body)
+        is_whole = num_said >= MIN_BODY and (self._is_ended(body) or self._is_at_open_end())
+        banned = (*tables.body_banned, *self._repeated())
+        if self._copy is not None:
+            self._copy.may_end = num_said >= MIN_BODY
+            allowed = self._copy.allowed() - set(banned)
+            if not allowed:
+                return Limits(ending, ())
+            return Limits((*sorted(allowed), *(ending if is_whole else ())), ())
+        if is_whole:
+            banned = tuple(token for token in banned if token not in ending)
+        return Limits(None, banned)
+
+    def _is_ended(self, ids: Sequence[int]) -> bool:
+        """Whether ids end as a sentence does."""
+        last = next((token for token in reversed(ids) if token not in self._tables.closes), None)
+        return bool(ids) and (ids[-1] in self._tables.ends or last in self._tables.ends)
+
+    def _is_at_open_end(self) -> bool:
+        """Whether the body has come to the end of a segment that it reads and that has no full stop."""
+        last = self._body[-MIN_BODY:]
+        return any(list(ids[-MIN_BODY:]) == last and not self._is_ended(ids) for ids in self._read)
+
+    def _repeated(self) -> list[int]:
+        """Ids that would make a run of tokens come twice."""
+        body = self._body
+        window = body[len(body) - NGRAM + 1 :]
+        banned = []
+        if len(body) >= NGRAM:
+            banned += [body[i + NGRAM - 1] for i in range(len(body) - NGRAM + 1) if body[i : i + NGRAM - 1] == window]
+        if len(body) == START - 1:
+            banned += [other[START - 1] for other in self._bodies if len(other) >= START and other[: START - 1] == body]
+        return banned
+
+    def _fresh_names(self, taken: list[int]) -> list[int]:
+        """Names for the steps: those behind the last segment's, as in training."""
+        if not taken:
+            return []
+        anchors = self._tables.markers.anchors
+        last = self._tables.markers.anchor_index[taken[-1]]
+        return [anchors[(last + 1 + number) % len(anchors)] for number in range(self._most)]
+
+
+class _Copy:
+    """In-order choices of whole words out of sources; follows every way in which a body may have been copied.
+
+    Attributes:
+        may_end: whether words may be left out up to a full stop; set before each id.
+    """
+
+    def __init__(self, tables: RuleTables, sources: Sequence[Sequence[int]]) -> None:
+        self._tables = tables
+        self._sources = [list(source) for source in sources]
+        self.may_end = False
+        # A place is (source, position of the last id taken, ids still to come of a word made large).
+        self._places: set[tuple[int, int, tuple[int, ...]]] | None = None
+
+    def allowed(self) -> set[int]:
+        """Ids that some way of copying goes on with."""
+        return {token for token, _ in self._moves()}
+
+    def push(self, token: int) -> None:
+        """Take an id."""
+        self._places = {place for moved, place in self._moves() if moved == token}
+
+    def _moves(self) -> list[tuple[int, tuple[int, int, tuple[int, ...]]]]:
+        if self._places is None:
+            return [move for source in range(len(self._sources)) for move in self._first(source)]
+        moves = []
+        earliest: dict[int, int] = {}
+        for source, at, rest in self._places:
+            ids = self._sources[source]
+            if rest:
+                moves.append((rest[0], (source, at, rest[1:])))
+                continue
+            if at + 1 < len(ids):
+                moves.append((ids[at + 1], (source, at + 1, ())))
+            if at + 1 == len(ids) or ids[at + 1] in self._tables.starts:
+                earliest[source] = min(at, earliest.get(source, at))
+        for source, at in earliest.items():
+            moves += [(self._sources[source][q], (source, q, ())) for q in self._starts(source) if q > at + 1]
+        return moves
+
+    def _is_mark(self, token: int) -> bool:
+        return token in self._tables.ends or token in self._tables.closes
+
+    def _starts(self, source: int) -> list[int]:
+        return [
+            q
+            for q, token in enumerate(self._sources[source])
+            if (q == 0 or token in self._tables.starts) and (self.may_end or not self._is_mark(token))
+        ]
+
+    def _first(self, source: int) -> list[tuple[int, tuple[int, int, tuple[int, ...]]]]:
+        """The first id: any word's, as it is or with a large first letter."""
+        ids, starts = self._sources[source], self._starts(source)
+        moves = []
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            moves.append((ids[start], (source, start, ())))
+            text = self._tables.tokenizer.decode(ids[start:end])
+            word = text.lstrip()
+            if word[:1].islower():
+                large = self._tables.tokenizer.encode(f" {word[0].upper()}{word[1:]}")
+                moves.append((large[0], (source, end - 1, tuple(large[1:]))))
+        return moves

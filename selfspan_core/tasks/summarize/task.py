@@ -1,0 +1,285 @@
+"""The summarizing task: an article in, a summary out, whose every sentence first names the sentences it is drawn from.
+
+    prompt   <bos> Summarize: <|a5|> First sentence. <|a6|> Second one. ... \n Summary:
+    step     <|ref|> <|a6|> <|a9|> <|go|>  Second one shortened. <|end|>
+              header: one or two sentences, new name     body: sees only these, and itself
+
+Two forms of one task: *shorten*, whose bodies are the cited sentences with words left out, and *rewrite*, whose bodies
+say the same in other words; they differ in what is trained on (`training.summary_data`) alone. The parts are split up:
+`text` (what may be pasted, sentences), `rules` (what decoding may write), `written` (what a
+model wrote).
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from selfspan_core.spans.protocol import Markers
+from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
+from selfspan_core.tasks.base import Caution, InputError, Problem, Tokenizer
+from selfspan_core.tasks.summarize.examples import EXAMPLES
+from selfspan_core.tasks.summarize.form import (
+    CUE,
+    INSTRUCTIONS,
+    MAX_CONTEXT,
+    MAX_LEARNED_TOKENS,
+    MAX_READS,
+    MAX_SEGMENTS,
+    MAX_SUMMARY_TOKENS,
+    STEP_SEPARATOR,
+    Length,
+)
+
+if TYPE_CHECKING:
+    from selfspan_core.models.tokenizer import SpanTokenizer
+    from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
+
+
+class TooLongError(InputError):
+    """An article that the model's context cannot hold.
+
+    Attributes:
+        beginning: the longest run of whole sentences from the start that it can hold.
+    """
+
+    def __init__(self, message: str, beginning: str) -> None:
+        super().__init__(message)
+        self.beginning = beginning
+
+
+@dataclass(frozen=True)
+class SummaryStep:
+    """One sentence of a summary: the segments it is drawn from, in order, and its text."""
+
+    reads: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class SummarizeProblem(Problem):
+    """An article in segments.
+
+    Attributes:
+        segments: what the names stand for: sentences, or several in a row where there are more sentences than names.
+        sentences: the article's sentences.
+        length: how long the summary is to be.
+        steps: a worked summary, where there is one.
+    """
+
+    segments: tuple[str, ...]
+    sentences: tuple[str, ...]
+    length: Length = "medium"
+    steps: tuple[SummaryStep, ...] = ()
+
+
+def problem_of(
+    sentences: Sequence[str], length: Length = "medium", steps: Sequence[SummaryStep] = ()
+) -> SummarizeProblem:
+    """The problem that an article poses; the reads of `steps` are places in `sentences`, as many as there are names."""
+    segments = segments_of(sentences)
+    display = (*((f" {segment}", index) for index, segment in enumerate(segments)), (CUE, None))
+    return SummarizeProblem(
+        text=" ".join(sentences),
+        expected=" ".join(step.text for step in steps),
+        display=display,
+        segments=segments,
+        sentences=tuple(sentences),
+        length=length,
+        steps=tuple(steps),
+    )
+
+
+def segments_of(sentences: Sequence[str]) -> tuple[str, ...]:
+    """Sentences, or runs of as equal numbers of them as can be where there are more than names."""
+    num_segments = min(len(sentences), MAX_SEGMENTS)
+    bounds = [len(sentences) * i // num_segments for i in range(num_segments + 1)]
+    return tuple(" ".join(sentences[start:end]) for start, end in itertools.pairwise(bounds))
+
+
+class Summarize:
+    """Articles of English prose. See `tasks.base.Task`.
+
+    Args:
+        length: how long summaries are to be: "short" is two sentences, "medium" three to five.
+        max_context: positions of the model; a base with a longer context takes longer articles.
+    """
+
+    name = "summarize"
+    max_reads_intervals = 2 + MAX_READS
+    examples = EXAMPLES
+    has_right_answer = False
+    is_line = False
+    rules_text = (
+        "Both lanes are held to whole sentences, no sentence or run of eight tokens twice, and the length asked for; "
+        "a lane that names its sources names none twice, and none that says four words of its summary again, even if "
+        "the summary stays shorter. Which sentences to read and what to write of them is the model's choice."
+    )
+
+    def __init__(self, length: Length = "medium", max_context: int = MAX_CONTEXT) -> None:
+        if length not in INSTRUCTIONS:
+            raise InputError(f"The length is one of {', '.join(INSTRUCTIONS)}, not {str(length)[:40]}.")
+        self.length = length
+        self.max_tokens = max_context
+        self._tables: RuleTables | None = None
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Most tokens of a prompt: what the context holds less the summary."""
+        return self.max_tokens - min(MAX_SUMMARY_TOKENS, self.max_tokens // 4)
+
+    def parse(self, text: str) -> SummarizeProblem:
+        """Understand what a user pasted.
+
+        Raises:
+            TooLongError: it is longer than any model's context.
+            InputError: it cannot be summarized for another reason; the message says which and what to do.
+        """
+        # Where a model is trained and articles come as ids, there is no need of a sentence splitter.
+        from selfspan_core.tasks.summarize import text as summarize_text
+
+        text = summarize_text.clean(text)
+        if len(text) > summarize_text.MAX_CHARACTERS:
+            # Not even split; about as much is offered as was learned from.
+            beginning = summarize_text.first_sentences(text, 7 * MAX_LEARNED_TOKENS // 2)
+            raise TooLongError(
+                f"The article is {len(text):,} characters long ({len(text.split()):,} words); the limit is "
+                f"{summarize_text.MAX_CHARACTERS:,} characters. Shorten it, or summarize its beginning"
+                + (f": the first {len(beginning.split()):,} words, for example." if beginning else "."),
+                beginning,
+            )
+        summarize_text.check(text)
+        return problem_of(summarize_text.checked_sentences(text), self.length)
+
+    def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer, max_prompt_tokens: int) -> str:
+        room = max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold_of(tokenizer, self.length))
+        kept = []
+        for sentence in sentences:
+            room -= len(tokenizer.encode(f" {sentence}")) + 1
+            if room < 0:
+                break
+            kept.append(sentence)
+        return " ".join(kept)
+
+    def example(
+        self, problem: SummarizeProblem, tokenizer: Tokenizer, offset: int = 0, with_steps: bool = False
+    ) -> Example:
+        """The prompt, and the worked steps where asked for, as ids; names start at anchor `offset`.
+
+        Raises:
+            TooLongError: the model's context does not hold the article and a summary.
+        """
+        markers = tokenizer.markers
+        segments = [tuple(tokenizer.encode(text)) for text, _ in problem.display]
+        steps = [tuple(tokenizer.encode(f" {step.text}")) for step in problem.steps] if with_steps else []
+        scaffold = scaffold_of(tokenizer, problem.length)
+        num_tokens = len(scaffold) + sum(len(ids) + 1 for ids in segments)
+        if num_tokens > self.max_prompt_tokens:
+            beginning = self._beginning(problem.sentences, tokenizer, self.max_prompt_tokens)
+            num_words, num_held = len(problem.text.split()), len(beginning.split())
+            raise TooLongError(
+                f"The article has {num_words:,} words ({num_tokens:,} tokens); the model's context holds "
+                f"{self.max_prompt_tokens:,} tokens beside a summary. Shorten it, or summarize its beginning: the "
+                f"first {num_held:,} words fit.",
+                beginning,
+            )
+        return example_of(
+            scaffold,
+            segments[:-1],
+            segments[-1],
+            [(step.reads, ids) for step, ids in zip(problem.steps, steps, strict=False)],
+            markers,
+            offset,
+        )
+
+    def render(
+        self,
+        problem: SummarizeProblem,
+        tokenizer: Tokenizer,
+        annotated: bool,
+        offset: int = 0,
+        with_steps: bool = False,
+    ) -> Rendered:
+        """The example laid out with markers (`annotated`) or as the same text without a single one.
+
+        Raises:
+            TooLongError: see `example`.
+        """
+        example = self.example(problem, tokenizer, offset, with_steps)
+        return render_example(example, tokenizer, annotated)
+
+    def rules(self, prompt: Rendered, tokenizer: "SpanTokenizer", annotated: bool) -> "SummaryRules":
+        """See `rules`; of one run of a prompt."""
+        from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
+
+        ids = prompt.ids[: prompt.prompt.num_tokens]
+        # Lanes and warming up share what follows from the tokenizer alone.
+        if self._tables is None or self._tables.tokenizer is not tokenizer:
+            self._tables = RuleTables(tokenizer)
+        return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated)
+
+    def caution(self, problem: SummarizeProblem, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
+        """That an article is longer than what adapters learn from: a small model is lost in its middle then."""
+        # Names and instructions add about an eighth at most; up to there nothing is amiss.
+        if num_prompt_tokens <= MAX_LEARNED_TOKENS * 9 // 8:
+            return None
+        beginning = self._beginning(problem.sentences, tokenizer, MAX_LEARNED_TOKENS)
+        return Caution(
+            "This article is longer than those that the adapters learned from, of up to about 1,000 words: their "
+            "summaries of such a one often draw on its middle and miss the point. Its first "
+            f"{len(beginning.split()):,} words alone are summarized better.",
+            beginning,
+        )
+
+    def answer(self, output_text: str) -> str | None:
+        """The summary: one sentence a line in what a model wrote; None if there is none."""
+        lines = [" ".join(line.split()) for line in output_text.split("\n")]
+        return " ".join(line for line in lines if line) or None
+
+    def check(self, problem: Problem, answer: str | None) -> bool:
+        """Whether there is an answer: of summaries none is the right one."""
+        return answer is not None
+
+    def surprise(self, seed: int) -> str:
+        """One of the examples."""
+        return random.Random(f"surprise {seed}").choice(self.examples)
+
+    def similar(self, problem: SummarizeProblem, seed: int) -> Iterator[SummarizeProblem]:
+        """The same article with its sentences in another order, without end: as long, and never the same twice."""
+        rng = random.Random(f"similar {seed}")
+        while True:
+            sentences = list(problem.sentences)
+            rng.shuffle(sentences)
+            yield problem_of(sentences, problem.length)
+
+
+def scaffold_of(tokenizer: Tokenizer, length: str) -> tuple[int, ...]:
+    """`<bos>` and the instruction."""
+    bos = tokenizer.markers.bos
+    return (*(() if bos is None else (bos,)), *tokenizer.encode(INSTRUCTIONS[length]))
+
+
+def example_of(
+    scaffold: Sequence[int],
+    segments: Sequence[Sequence[int]],
+    cue: Sequence[int],
+    steps: Sequence[tuple[Sequence[int], Sequence[int]]],
+    markers: Markers,
+    offset: int,
+) -> Example:
+    """An example out of ids: segments by name, then the cue, then steps as (places of the segments read, body)."""
+    names = [markers.name(offset, index) for index in range(len(segments) + len(steps))]
+    parts = [Part(tuple(ids), name) for ids, name in zip(segments, names, strict=False)]
+    worked = [
+        Step(tuple(names[read] for read in reads), names[len(segments) + number], (), tuple(body))
+        for number, (reads, body) in enumerate(steps)
+    ]
+    return Example(tuple(scaffold), (*parts, Part(tuple(cue))), tuple(worked))
+
+
+def render_example(example: Example, tokenizer: Tokenizer, annotated: bool) -> Rendered:
+    """An example laid out with markers, or without any: then a line break opens each step."""
+    if annotated:
+        return render(example, tokenizer.markers)
+    return render_plain(example, tokenizer.markers, tuple(tokenizer.encode(STEP_SEPARATOR)))

@@ -1,0 +1,199 @@
+"""What a user pasted becomes sentences: clean, check in plain words, split.
+
+Sentence ends are found by sentencex (Wikimedia's splitter: rules and lists of abbreviations, nothing to download). It
+takes what stands in quotation marks for one piece and finds their pairs by counting, so that one missing mark swallows
+sentences; it is shown the text without them, and the marks go to the sentence that they belong to here.
+"""
+
+import itertools
+import re
+import unicodedata
+
+import sentencex
+
+from selfspan_core.tasks.base import InputError
+
+MAX_CHARACTERS = 60_000
+MIN_WORDS, MIN_SENTENCES = 30, 3
+MAX_SENTENCE_CHARACTERS = 2_000
+MIN_LATIN_SHARE = 0.7
+MIN_COMMON_SHARE = 0.15
+MIN_WORDS_TO_JUDGE = 40
+MAX_CAPITALS_SHARE = 0.6
+MIN_WHOLE_SHARE = 0.25
+
+_SPACES = re.compile(r"[^\S\n]+")
+_LOOSE_MARK = re.compile(r"(?<=\w)[^\S\n]+([.,;!?])(?=\s|$)")
+_WORD = re.compile(r"\w+(?:[’']\w+)*")
+_TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>|<!(?:--|doctype)", re.IGNORECASE)
+_PAGE_TAG = re.compile(r"<(?:html|head|body|div|p|br|table|tr|td|ul|li)\b", re.IGNORECASE)
+# What looks like a marker is none, but nothing that a small model could copy either.
+_MARKER = re.compile(r"<\|[^|<>\s]{1,12}\|>")
+_CLOSING = "\"”’'»)]"
+_ENDING = re.compile(rf"[.!?…][{re.escape(_CLOSING)}]*$")
+_QUOTES = re.compile(r"[“”«»()\[\]]|(?<!\w)['‘’]|['‘’](?!\w)")
+_CLOSING_NEXT = re.compile(r"\s*[”»)\]'’](?=\s|$|[”»)\]])\s*")
+_OPENING_LAST = re.compile(r"([“«(\[‘]|(?<=\s)')\s*$")
+_COMMON_WORDS = (
+    "the a an of to in and on for with at by from that which who it its is are was were be been has have had he she "
+    "they his her their this these as but or not will would said after before when than more about into over i you we"
+)
+_COMMON = frozenset(_COMMON_WORDS.split())
+
+
+def clean(text: str) -> str:
+    """Text with what is no text taken out: control characters, invisible ones, spaces of odd widths, emoji, markers."""
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", text)
+    text = text.translate(
+        {ord(c): None for c in set(text) if c not in "\n\t" and not _is_visible(c)} | {ord("\t"): " "}
+    )
+    text = _LOOSE_MARK.sub(r"\1", _MARKER.sub(" ", text))
+    lines = (_SPACES.sub(" ", line).strip() for line in text.split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def _is_visible(character: str) -> bool:
+    if character.isascii():
+        return character.isprintable()
+    # Emoji and the like are four bytes each to the model, which loses count of them; ° and © stay.
+    is_picture = character >= "\u2300" and unicodedata.category(character) in ("So", "Sk")
+    return not is_picture and character != "\ufe0f" and unicodedata.category(character) not in ("Cc", "Cf", "Co")
+
+
+def check(text: str) -> None:
+    """Whether a cleaned text can be summarized at all.
+
+    Raises:
+        InputError: it is empty, too long, HTML, or no English prose; the message says what to do.
+    """
+    if not text:
+        raise InputError("The input is empty. Paste an article of some sentences.")
+    words = _WORD.findall(text)
+    tags = _TAG.findall(text)
+    if len(tags) > 2 and (20 * len(tags) > len(words) or _PAGE_TAG.search(text)):
+        raise InputError(
+            f"This is HTML ({len(tags):,} tags such as {tags[0][:20]}). Paste the text as the browser shows it."
+        )
+    letters = [c for c in text if c.isalpha()]
+    num_latin = sum(c.isascii() or unicodedata.name(c, "").startswith("LATIN") for c in letters)
+    if num_latin < MIN_LATIN_SHARE * len(letters) or not letters:
+        raise InputError(
+            "This is not written in Latin letters; the model reads English only. Paste an English article."
+        )
+    if sum(c.isupper() for c in letters) > MAX_CAPITALS_SHARE * len(letters):
+        raise InputError(
+            "This is written in capital letters, which the model has not learned to copy. Paste it in ordinary ones."
+        )
+    if len(words) < MIN_WORDS:
+        raise InputError(
+            f"The text has {len(words)} word{'s' * (len(words) != 1)}; a summary needs an article of at least "
+            f"{MIN_WORDS} words and {MIN_SENTENCES} sentences."
+        )
+    num_common = sum(word.lower() in _COMMON for word in words)
+    if len(words) >= MIN_WORDS_TO_JUDGE and num_common < MIN_COMMON_SHARE * len(words):
+        raise InputError(
+            "This does not look like English prose (hardly any of its words is a common English one); the model was "
+            "trained on English articles only."
+        )
+
+
+def sentences_of(text: str) -> list[str]:
+    """Sentences of a cleaned text, in order; nothing but the spaces between them is left out.
+
+    A line break always ends a sentence.
+    """
+    found = []
+    for line in text.split("\n"):
+        found += _sentences_of_line(line)
+    return found
+
+
+def checked_sentences(text: str) -> list[str]:
+    """Sentences of a cleaned and checked text.
+
+    Raises:
+        InputError: there are too few, one is too long to be one, or most are none.
+    """
+    sentences = sentences_of(text)
+    longest = max(sentences, key=len)
+    if len(longest) > MAX_SENTENCE_CHARACTERS:
+        raise InputError(
+            f'No sentence ends in {len(longest):,} characters, from "{longest[:40]}…" on; the limit is '
+            f"{MAX_SENTENCE_CHARACTERS:,}. Put full stops or line breaks where sentences end."
+        )
+    if len(sentences) < MIN_SENTENCES:
+        raise InputError(
+            f"The text has {len(sentences)} sentence{'s' * (len(sentences) != 1)}; a summary needs at least "
+            f"{MIN_SENTENCES}."
+        )
+    num_whole = sum(map(is_sentence, sentences))
+    if num_whole < MIN_WHOLE_SHARE * len(sentences):
+        raise InputError(
+            f"Only {num_whole} of {len(sentences)} lines and sentences end in a full stop, question or exclamation "
+            "mark: this looks like a list or a table. Paste prose."
+        )
+    return sentences
+
+
+def first_sentences(text: str, num_characters: int) -> str:
+    """The sentences of a cleaned text that end within so many characters; empty if not even the first does."""
+    return " ".join(sentences_of(text[:num_characters])[:-1])
+
+
+def is_sentence(text: str) -> bool:
+    """Whether a text ends as a sentence does: in a full stop, question or exclamation mark, quotes behind it or not."""
+    return bool(_ENDING.search(text))
+
+
+def _sentences_of_line(line: str) -> list[str]:
+    directed = directed_quotes(line)
+    bounds, at = [], 0
+    for piece in sentencex.segment("en", _QUOTES.sub(" ", directed)):
+        at += len(piece)
+        bounds.append(at)
+    if at != len(line):
+        raise RuntimeError("the sentence splitter lost some of the text")
+    starts = [_settled(directed, bound) for bound in bounds[:-1]]
+    pieces = [line[start:end] for start, end in itertools.pairwise([0, *starts, len(line)])]
+    return [sentence for piece in _joined(pieces) if (sentence := piece.strip())]
+
+
+def directed_quotes(line: str) -> str:
+    """Straight double quotation marks as opening and closing ones; as many characters as before."""
+    if '"' not in line:
+        return line
+    out, is_open = [], False
+    for i, character in enumerate(line):
+        if character == '"':
+            after_space = i == 0 or line[i - 1].isspace() or line[i - 1] in "([—–-"
+            before_space = i + 1 == len(line) or line[i + 1].isspace() or line[i + 1] in ".,;:!?)]"
+            opens = not is_open if after_space == before_space else after_space
+            character = "“" if opens else "”"
+        if character in "“”":
+            is_open = character == "“"
+        out.append(character)
+    return "".join(out)
+
+
+def _settled(directed: str, bound: int) -> int:
+    """A boundary with closing marks before it and opening ones behind it."""
+    while closing := _CLOSING_NEXT.match(directed, bound):
+        bound = closing.end()
+    while opening := _OPENING_LAST.search(directed, 0, bound):
+        bound = opening.start(1)
+    return bound
+
+
+def _joined(pieces: list[str]) -> list[str]:
+    """Pieces that go on in a small letter put back together ("No 1. player"), unless the text has no capitals."""
+    starts = [piece.lstrip("\"“”'‘(")[:1] for piece in pieces]
+    if sum(start.islower() for start in starts) > 0.3 * len(starts) + 1:
+        return pieces
+    joined: list[str] = []
+    for piece, start in zip(pieces, starts, strict=True):
+        if joined and (start.islower() or not any(map(str.isalnum, piece))):
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    return joined

@@ -1,0 +1,84 @@
+"""Products with few rows: the kernel's code on the CPU, and for every architecture."""
+
+import ctypes
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_on_cpu import COMPILER, compiled, pointer
+from test_kernel import needs_cuda
+
+from cuda_kernels import compile as loader
+from cuda_kernels.layers import DecodeOps
+
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
+DTYPES = {torch.bfloat16: 1, torch.float16: 0}
+
+
+@functools.cache
+def library(is_bf16: int) -> ctypes.CDLL:
+    """The kernel for one element type; compiled once per test run."""
+    return compiled("gemm.cpp", (f"-DIS_BF16={is_bf16}",))
+
+
+def problem(seed, dtype, batch, num_out, depth, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda *shape: torch.randn(shape, generator=generator).to(dtype).to(device)  # noqa: E731
+    return make(batch, depth), make(num_out, depth) / depth**0.5, make(num_out)
+
+
+def assert_product(out, x, weight, bias):
+    """As near to the exact product as a sum in float32 and rounding once allow."""
+    x, weight = x.double(), weight.double()
+    exact = F.linear(x, weight, None if bias is None else bias.double())
+    eps = torch.finfo(out.dtype).eps
+    # Tensor cores cut off what does not fit float32's digits instead of rounding it.
+    of_summing = 1e-6 * (F.linear(x.abs(), weight.abs()) + 1)
+    assert ((out.double() - exact).abs() <= eps * exact.abs() + of_summing).all()
+
+
+@needs_compiler
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(list(DTYPES)),
+    st.integers(1, 16),
+    st.integers(1, 20),
+    st.integers(1, 19),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_any_shape(seed, dtype, batch, units, steps, num_blocks, has_bias):
+    """Would catch a row of the weights that is left out, a sum that loses a warp's turn, rows of the batch mixed up."""
+    x, weight, bias = problem(seed, dtype, batch, 8 * units, 128 * steps)
+    bias = bias if has_bias else None
+    out = torch.full((batch, 8 * units), float("nan"), dtype=dtype)
+    library(DTYPES[dtype]).run_linear(
+        pointer(x), pointer(weight), pointer(bias), batch, 8 * units, 128 * steps, pointer(out), num_blocks
+    )
+    assert_product(out, x, weight, bias)
+
+
+@pytest.mark.parametrize("architecture", loader.ARCHITECTURES)
+def test_compiles_for_every_architecture_without_spills(architecture):
+    """Would catch an instruction that a Turing GPU does not have, or registers that go to memory."""
+    report = loader.compile_for((f"-DIS_BF16={int(architecture >= 80)}",), architecture, "gemm.cu")[1]
+    assert "0 bytes spill stores, 0 bytes spill loads" in report
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 3, 8, 9, 16])
+@pytest.mark.parametrize(("num_out", "depth"), [(12288, 4096), (4096, 11008), (8192, 384), (1000, 128)])
+def test_gpu_products(dtype, batch, num_out, depth):
+    """Would catch a launcher that takes the kernel for shapes that it cannot serve, or the wrong tensor."""
+    x, weight, bias = problem(batch, dtype, batch, num_out, depth, "cuda")
+    ops = DecodeOps(dtype)
+    for given_bias in (None, bias):
+        out = ops.linear(x, weight, given_bias)
+        assert_product(out, x, weight, given_bias)
+        assert torch.equal(out, ops.linear(x, weight, given_bias))

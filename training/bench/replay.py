@@ -1,0 +1,110 @@
+"""Replay: recorded tokens forced through a model of any shape, so that it reads what the recorded text declares.
+
+The model's weights may be random, and what stands in its cache, too: shapes, visibility, lengths and timing are those
+of the real text. Between two steps that are looked at, a row's tracker is moved on without the model.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from selfspan_core.engine.batch_engine import BatchEngine, Request
+from selfspan_core.engine.batch_step import BatchStep, Timer
+from selfspan_core.engine.events import Failed, Finished, Token
+from selfspan_core.spans.protocol import Markers, PromptLayout
+from selfspan_core.spans.render import Rendered
+from selfspan_core.spans.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a model wrote behind a prompt.
+
+    Attributes:
+        layout: of the prompt.
+        ids: what was written.
+        annotated: whether it has steps.
+    """
+
+    layout: PromptLayout
+    ids: tuple[int, ...]
+    annotated: bool
+
+    def num_visible(self, markers: Markers, is_dense: bool) -> list[int]:
+        """Tokens that the query of each id reads, itself included."""
+        tracker = Tracker(markers, self.layout, self.annotated)
+        states = [tracker.push(token) for token in self.ids]
+        return [state.position + 1 if is_dense else state.num_visible for state in states]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Recordings of one lane, and what it took to make them."""
+
+    recordings: list[Recording]
+    tokens_per_second: float
+    seconds: float
+
+
+def record(engine: BatchEngine, prompts: Sequence[Rendered], annotated: bool) -> Recorded:
+    """Let a model answer prompts, greedily; tokens per second are those of the whole batch, by the wall clock.
+
+    Raises:
+        RuntimeError: one of the requests failed.
+    """
+    written: dict[int, list[int]] = {number: [] for number in range(len(prompts))}
+    requests = [Request(prompt, annotated) for prompt in prompts]
+    started = time.perf_counter()
+    for number, event in engine.generate(requests):
+        if isinstance(event, Token):
+            written[number].append(event.id)
+        elif isinstance(event, Failed):
+            raise RuntimeError(f"request {number} failed") from event.error
+        elif isinstance(event, Finished):
+            last = time.perf_counter()
+    recordings = [
+        Recording(prompt.prompt, tuple(ids), annotated) for prompt, ids in zip(prompts, written.values(), strict=True)
+    ]
+    seconds = last - started
+    return Recorded(recordings, sum(map(len, written.values())) / seconds, seconds)
+
+
+class Replay(BatchStep):
+    """A batch whose rows follow recordings. Arguments: see BatchStep."""
+
+    def __init__(self, *arguments, **named) -> None:
+        super().__init__(*arguments, **named)
+        self._move_graph = None if self._graph is None else self.capture(self._move)
+
+    def _move(self) -> None:
+        self._parts.push(self._ids, self._intervals, self._counts, self._positions)
+        self._parts.advance(self._ids, self._scripts, self._limits, self._ring, self._step)
+
+    @torch.inference_mode()
+    def place(self, row: int, recording: Recording) -> None:
+        """A row stands behind its prompt, about to take in the recording's first id."""
+        start, count = recording.layout.num_tokens, len(recording.ids)
+        self._limits[row].fill_(start + count - 1)
+        self._scripts[row].fill_(-1)
+        self._scripts[row, start : start + count].copy_(torch.tensor(recording.ids, dtype=torch.int32))
+        self._ids[row].fill_(recording.ids[0])
+        self._parts.begin(row, recording.layout, recording.annotated)
+
+    @torch.inference_mode()
+    def move(self, num_tokens: int) -> None:
+        """All rows go on by so many ids, without the model."""
+        for _ in range(num_tokens):
+            if self._move_graph is None:
+                self._move()
+            else:
+                self._move_graph.replay()
+
+    @torch.inference_mode()
+    def step(self) -> Timer:
+        """One whole step; waits for nothing."""
+        timer = Timer(self.model.device)
+        self.replay()
+        timer.stop()
+        return timer

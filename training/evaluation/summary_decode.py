@@ -1,0 +1,125 @@
+"""Decode the summaries of many articles, in every lane and under every set of rules; needs no text and no references.
+
+What it writes (ids, and how much was read) is scored by `evaluation.summary_scores`, on another machine if need be: the
+one with the GPU has to have neither the texts nor a sentence splitter.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from selfspan_core.models.model import SpanModel
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.summarize.form import MAX_SUMMARY_TOKENS, Length
+from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
+from training.data.summary_source import Layout, PackedSummaries, Summary
+from training.evaluation.batch_decode import decode_greedily
+from training.evaluation.lanes import EvaluationLane, lanes_of
+from training.summary_data import EVALUATION
+
+LANES = lanes_of("summarize")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How long a summary is to be, and what its decoding is held to.
+
+    Attributes:
+        rules: those of `rules`; without them the model writes what it likes.
+        copies_only: besides, only words of what is read, in order.
+    """
+
+    name: str
+    length: Length
+    rules: bool = True
+    copies_only: bool = False
+
+
+_KINDS = (("", True, False), (" without rules", False, False), (" copies only", True, True))
+SETTINGS = tuple(
+    Setting(f"{length}{suffix}", length, rules, copies_only)
+    for length in ("short", "medium")
+    for suffix, rules, copies_only in _KINDS
+)
+
+
+def articles_of(packed: PackedSummaries, sets: Sequence[str]) -> dict[str, Summary]:
+    """Articles of some sets by their id (`SET/ID`)."""
+    return {
+        name: Summary(packed.segments(number), [])
+        for number, name in enumerate(packed.ids)
+        if name.partition("/")[0] in sets
+    }
+
+
+def decode_lane(
+    model: SpanModel,
+    tokenizer: SpanTokenizer,
+    lane: EvaluationLane,
+    setting: Setting,
+    articles: dict[str, Summary],
+    batch: int,
+) -> dict[str, dict]:
+    """What one lane writes of each article: `ids`, `attended` and `dense` tokens."""
+    layout, tables = Layout(tokenizer, lane.annotated), RuleTables(tokenizer)
+    # Of like length together: less padding.
+    names = sorted(articles, key=lambda name: sum(map(len, articles[name].segments)))
+    found = {}
+    for first in range(0, len(names), batch):
+        chosen = names[first : first + batch]
+        prompts = [layout.render(articles[name], length=setting.length) for name in chosen]
+        rules = None
+        if setting.rules:
+            rules = [
+                SummaryRules(
+                    tables,
+                    prompt.ids,
+                    prompt.prompt,
+                    setting.length,
+                    lane.annotated,
+                    setting.copies_only,
+                    [ids.tolist() for ids in articles[name].segments],
+                )
+                for name, prompt in zip(chosen, prompts, strict=True)
+            ]
+        rows = decode_greedily(
+            model, tokenizer.markers, prompts, lane.sparse, lane.annotated, MAX_SUMMARY_TOKENS, rules
+        )
+        for name, row in zip(chosen, rows, strict=True):
+            found[name] = {"ids": row.ids, "attended": row.attended_tokens, "dense": row.dense_tokens}
+    return found
+
+
+def decode_all(
+    base: str,
+    adapters: str,
+    data: str,
+    sets: Sequence[str],
+    lanes: Sequence[EvaluationLane],
+    settings: Sequence[Setting],
+    device: str,
+    dtype: str,
+    batch: int,
+) -> dict[str, dict[str, dict]]:
+    """Every lane under every setting: lane -> setting -> article -> what was written.
+
+    Raises:
+        OSError, ValueError: a model or the packed articles are missing.
+    """
+    tokenizer = SpanTokenizer.load(base)
+    articles = articles_of(PackedSummaries(data, tokenizer, EVALUATION), sets)
+    if not articles:
+        raise ValueError(f"{data} holds no articles of {', '.join(sets)}")
+    outputs: dict[str, dict[str, dict]] = {}
+    for lane in lanes:
+        model = SpanModel.load(base, Path(adapters) / lane.adapter, device, getattr(torch, dtype), tokenizer)
+        for setting in settings:
+            started = time.perf_counter()
+            outputs.setdefault(lane.name, {})[setting.name] = decode_lane(
+                model, tokenizer, lane, setting, articles, batch
+            )
+            print(f"{lane.name}, {setting.name}: {time.perf_counter() - started:.0f} s", flush=True)
+    return outputs
