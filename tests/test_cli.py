@@ -218,6 +218,7 @@ def test_control_characters_are_escaped():
         ([], b"<|ref|>", ["line 1: "]),
         ([], b"1+2\x00", ["line 1: "]),
         ([], b"99*99*99*99", ["line 1: "]),
+        ([], b"1+2\n" * 5_000_000, ["more than 16 MB"]),
         (["--input", "no/such/file"], b"", ["cannot read no/such/file: No such file"]),
         (["--input", "."], b"", ["cannot read .: Is a directory"]),
         (["--input", "a\x00b"], b"", ["cannot read a\\x00b: "]),

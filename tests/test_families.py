@@ -285,6 +285,45 @@ def test_pickled_weights_are_never_read(tmp_path):
         SpanModel.load(base, None, "cpu", torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, _: {k: v for k, v in tensors.items() if "layers.1." not in k}, "9 of the tensors are missing"),
+        (lambda tensors, config: config.update(tie_word_embeddings=False) or tensors, "missing, lm_head.weight among"),
+        (lambda tensors, config: config.update(num_hidden_layers=1) or tensors, "9 of the tensors are too many"),
+    ],
+    ids=["a layer is missing", "the head is missing", "a layer too many"],
+)
+def test_a_base_without_all_of_its_tensors(tmp_path, change, message):
+    """Transformers makes missing tensors up, at random, and warns: 1+2 was 1, and the exit status 0."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    config = json.loads((base / "config.json").read_text())
+    tensors = change(load_file(base / "model.safetensors"), config)
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=message):
+        SpanModel.load(base, None, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    "shard", ["pytorch_model.bin", "../elsewhere.safetensors", "/etc/a.safetensors", "gone.safetensors", 3]
+)
+def test_an_index_of_something_else(tmp_path, shard):
+    """An index may name a pickle, which transformers then loads, told not to or not; or a file of somebody else's."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").rename(base / "model-00001-of-00001.safetensors")
+    save_file(tensors, tmp_path / "elsewhere.safetensors", {"format": "pt"})
+    torch.save(tensors, base / "pytorch_model.bin")
+    index = base / "model.safetensors.index.json"
+    whole = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": whole}))
+    SpanModel.load(base, None, "cpu", torch.float32)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": whole | {min(whole): shard}}))
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json"):
+        SpanModel.load(base, None, "cpu", torch.float32)
+
+
 def test_damaged_files(tmp_path):
     """Would catch an unexplained crash on a half-copied file."""
     base = save_base(tmp_path / "base", "llama-tied")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_on_cpu import COMPILER, compiled, pointer
+from test_gemm import DTYPES, assert_product, problem
 from test_kernel import needs_cuda
-from test_linear import DTYPES, assert_product, problem
 
 from cuda_kernels import bench_products, gemm_wgmma
 from cuda_kernels import compile as loader

@@ -1,5 +1,6 @@
 """What may be pasted, and where its sentences end."""
 
+import re
 import time
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import strategies as st
 from selfspan_core.tasks.base import InputError
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.summarize.examples import EXAMPLES
-from selfspan_core.tasks.summarize.text import check, checked_sentences, clean, is_sentence, sentences_of
+from selfspan_core.tasks.summarize.task import TooLongError
+from selfspan_core.tasks.summarize.text import (
+    _Boundaries,
+    check,
+    checked_sentences,
+    clean,
+    directed_quotes,
+    is_sentence,
+    sentences_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +120,58 @@ def test_ends_of_sentences():
     """Would catch headlines taken for sentences."""
     assert all(map(is_sentence, ["He left.", 'He said "no."', "Why?", "(It was.)", "So …", "Yes!”"]))
     assert not any(map(is_sentence, ["Read more", "By J. Smith -", "", "1.5", "He said,"]))
+
+
+CLOSING = re.compile(r"\s*[”»)\]'’](?=\s|$|[”»)\]])\s*")
+OPENING = re.compile(r"([“«(\[‘]|(?<=\s)')\s*$")
+
+
+def settled_slowly(line: str, bound: int) -> int:
+    """What `_Boundaries.of` is to give, by searching the whole line at every step."""
+    while closing := CLOSING.match(line, bound):
+        bound = closing.end()
+    while opening := OPENING.search(line, 0, bound):
+        bound = opening.start(1)
+    return bound
+
+
+@given(st.text(alphabet="aA.!? '\"“”()[]«»‘’", max_size=40))
+def test_boundaries_settle_as_they_are_defined(text):
+    """A boundary on the wrong side of a mark, or a remembered way that is another boundary's, shows here."""
+    line = directed_quotes(" ".join(text.split()))
+    boundaries = _Boundaries(line)
+    for bound in (*range(len(line) + 1), *reversed(range(len(line) + 1))):
+        assert boundaries.of(bound) == settled_slowly(line, bound)
+
+
+BASE = "The mayor of the town said on Monday that it was good. " * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(BASE + piece * (59_000 // len(piece)) for piece in (" '", " (", " )", " “", "It is. ", "a. ", "<a ", "a\n")),
+        BASE + " ," * 290_000,
+        BASE + " " * 590_000,
+        "\0" * 590_000,
+        BASE + "<|" * 200_000,
+        BASE + "".join(map(chr, range(0x2000, 0xD700))) * 12,
+        "It is. " * 15_000_000,
+    ],
+    ids=lambda text: f"{len(text)} of {text[-2:]!a}",
+)
+def test_no_text_takes_long_to_refuse(text):
+    """Quadratic work: 47 s for 59,899 characters of quotation marks, 29 s and 2.1 GB for 100 million of anything."""
+    started = time.process_time()
+    try:
+        get_task("summarize").parse(text)
+    except InputError as error:
+        assert len(str(error)) < 400
+    assert time.process_time() - started < 2
+
+
+def test_a_far_too_long_text_is_offered_its_beginning():
+    """Would catch a text refused by its raw length without the offer that shorter ones get."""
+    with pytest.raises(TooLongError, match=r"700,000 characters long; the limit is 60,000") as error:
+        get_task("summarize").parse("The mayor said that the plan was good. ".ljust(40) * 17_500)
+    assert error.value.beginning.startswith("The mayor said") and error.value.beginning.endswith("good.")

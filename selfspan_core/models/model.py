@@ -6,6 +6,7 @@ global state: two lanes, two models, two calls never see each other's reader.
 """
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -183,14 +184,20 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
         ModelError: not found, incomplete, or of an architecture that is not supported.
     """
     _require_base(base)
+    _require_safetensors(base)
     try:
         config = AutoConfig.from_pretrained(base)
         if config.model_type not in FAMILIES:
             raise ModelError(
                 f"{base}: models of type {config.model_type!r} are not supported; {', '.join(FAMILIES)} are"
             )
-        return AutoModelForCausalLM.from_pretrained(
-            base, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except ModelError:
         raise
@@ -198,6 +205,39 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
         raise ModelError(f"the weights of the base model {str(base)!r} do not fit its config.json") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot load the base model {str(base)!r}: {error}") from error
+    _require_all_tensors(base, config, found)
+    return model
+
+
+def _require_all_tensors(base: str | Path, config: object, found: Mapping[str, Collection]) -> None:
+    """Refuse a base whose files do not hold what its configuration asks for, no more and no less.
+
+    Transformers would make up the tensors that are missing, at random, and only warn.
+    """
+    harmless = ("rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_word_embeddings else ()))
+    left_over = [name for name in found["unexpected_keys"] if not name.endswith(harmless)]
+    for names, what in ((found["missing_keys"], "missing"), (left_over, "too many")):
+        if names:
+            raise ModelError(
+                f"the weights of the base model {str(base)!r} do not fit its config.json: "
+                f"{len(names)} of the tensors are {what}, {min(names)} among them"
+            )
+
+
+def _require_safetensors(base: str | Path) -> None:
+    """Refuse a folder whose index names anything but safetensors files beside it: others are pickles, or elsewhere."""
+    index = Path(base) / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is no index of weights: {error!r}") from error
+    for shard in sorted(map(str, shards)):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(f"{index} names {shard[:80]!r}: weights are read from safetensors files beside it only")
+        if not (index.parent / shard).is_file():
+            raise ModelError(f"{index} names {shard!r}, which is not there")
 
 
 def resize_for_tokenizer(hf: PreTrainedModel, tokenizer: "SpanTokenizer") -> None:

@@ -27,6 +27,7 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 MAX_SEED = 2**63 - 1
 MAX_REASONS = 50
+MAX_INPUT_BYTES = 16 * 10**6
 
 EPILOG = """examples:
   echo '79*36+63' | python -m selfspan_core run
@@ -194,19 +195,24 @@ def read_input(path: str | None, prompt: str) -> bytes:
     """All of a file, or of standard input; `prompt` tells who types it what to do.
 
     Raises:
-        BadInput: it cannot be read.
+        BadInput: it cannot be read, or is too large to be any input.
     """
     if path is not None and path != "-":
         try:
-            return Path(path).read_bytes()
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_INPUT_BYTES + 1)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise BadInput(f"cannot read {printable(path)}: {reason}") from None
-    if sys.stdin is None:
+    elif sys.stdin is None:
         raise BadInput("there is no standard input; use --input FILE")
-    if sys.stdin.isatty():
-        print(prompt, file=sys.stderr)
-    return sys.stdin.buffer.read()
+    else:
+        if sys.stdin.isatty():
+            print(prompt, file=sys.stderr)
+        data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+    if len(data) > MAX_INPUT_BYTES:
+        raise BadInput(f"the input has more than {MAX_INPUT_BYTES // 10**6} MB; give it in parts")
+    return data
 
 
 def decoded_text(data: bytes) -> str:

@@ -1,6 +1,6 @@
-// Stands in for cuda_kernels/csrc/hopper.cuh: the same functions on fibers. Copies and stores to other blocks arrive when
-// all threads wait, the youngest first; products read their tiles when they are waited for, the last moment at which
-// the tensor cores may.
+// Stands in for cuda_kernels/csrc/hopper.cuh: the same functions on fibers. Copies and stores to other blocks arrive
+// when all threads wait, the youngest first; products read their tiles when they are waited for, the last moment at
+// which the tensor cores may.
 #pragma once
 #include <map>
 

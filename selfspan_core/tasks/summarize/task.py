@@ -139,16 +139,11 @@ class Summarize:
         # Where a model is trained and articles come as ids, there is no need of a sentence splitter.
         from selfspan_core.tasks.summarize import text as summarize_text
 
+        if len(text) > summarize_text.MAX_TYPED_CHARACTERS:
+            raise _too_long(len(text), summarize_text.clean(text[: summarize_text.MAX_CHARACTERS]))
         text = summarize_text.clean(text)
         if len(text) > summarize_text.MAX_CHARACTERS:
-            # Not even split; about as much is offered as was learned from.
-            beginning = summarize_text.first_sentences(text, 7 * MAX_LEARNED_TOKENS // 2)
-            raise TooLongError(
-                f"The article is {len(text):,} characters long ({len(text.split()):,} words); the limit is "
-                f"{summarize_text.MAX_CHARACTERS:,} characters. Shorten it, or summarize its beginning"
-                + (f": the first {len(beginning.split()):,} words, for example." if beginning else "."),
-                beginning,
-            )
+            raise _too_long(len(text), text)
         summarize_text.check(text)
         return problem_of(summarize_text.checked_sentences(text), self.length)
 
@@ -252,6 +247,20 @@ class Summarize:
             sentences = list(problem.sentences)
             rng.shuffle(sentences)
             yield problem_of(sentences, problem.length)
+
+
+def _too_long(num_characters: int, text: str) -> TooLongError:
+    """What is said of a text that is not even split; `text` is cleaned, and begins as it does."""
+    from selfspan_core.tasks.summarize import text as summarize_text
+
+    # About as much is offered as was learned from.
+    beginning = summarize_text.first_sentences(text, 7 * MAX_LEARNED_TOKENS // 2)
+    offer = f": the first {len(beginning.split()):,} words, for example." if beginning else "."
+    return TooLongError(
+        f"The article is {num_characters:,} characters long; the limit is {summarize_text.MAX_CHARACTERS:,} "
+        f"characters. Shorten it, or summarize its beginning{offer}",
+        beginning,
+    )
 
 
 def scaffold_of(tokenizer: Tokenizer, length: str) -> tuple[int, ...]:

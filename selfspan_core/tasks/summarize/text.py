@@ -8,12 +8,15 @@ sentences; it is shown the text without them, and the marks go to the sentence t
 import itertools
 import re
 import unicodedata
+from collections.abc import Callable
 
 import sentencex
 
 from selfspan_core.tasks.base import InputError
 
 MAX_CHARACTERS = 60_000
+MAX_TYPED_CHARACTERS = 10 * MAX_CHARACTERS
+"""Of a text as it is typed; a longer one is not even cleaned."""
 MIN_WORDS, MIN_SENTENCES = 30, 3
 MAX_SENTENCE_CHARACTERS = 2_000
 MIN_LATIN_SHARE = 0.7
@@ -33,7 +36,7 @@ _CLOSING = "\"”’'»)]"
 _ENDING = re.compile(rf"[.!?…][{re.escape(_CLOSING)}]*$")
 _QUOTES = re.compile(r"[“”«»()\[\]]|(?<!\w)['‘’]|['‘’](?!\w)")
 _CLOSING_NEXT = re.compile(r"\s*[”»)\]'’](?=\s|$|[”»)\]])\s*")
-_OPENING_LAST = re.compile(r"([“«(\[‘]|(?<=\s)')\s*$")
+_OPENING = frozenset("“«([‘")
 _COMMON_WORDS = (
     "the a an of to in and on for with at by from that which who it its is are was were be been has have had he she "
     "they his her their this these as but or not will would said after before when than more about into over i you we"
@@ -154,7 +157,8 @@ def _sentences_of_line(line: str) -> list[str]:
         bounds.append(at)
     if at != len(line):
         raise RuntimeError("the sentence splitter lost some of the text")
-    starts = [_settled(directed, bound) for bound in bounds[:-1]]
+    settled = _Boundaries(directed)
+    starts = [settled.of(bound) for bound in bounds[:-1]]
     pieces = [line[start:end] for start, end in itertools.pairwise([0, *starts, len(line)])]
     return [sentence for piece in _joined(pieces) if (sentence := piece.strip())]
 
@@ -176,13 +180,50 @@ def directed_quotes(line: str) -> str:
     return "".join(out)
 
 
-def _settled(directed: str, bound: int) -> int:
-    """A boundary with closing marks before it and opening ones behind it."""
-    while closing := _CLOSING_NEXT.match(directed, bound):
-        bound = closing.end()
-    while opening := _OPENING_LAST.search(directed, 0, bound):
-        bound = opening.start(1)
-    return bound
+class _Boundaries:
+    """Boundaries of a line with closing marks before them and opening ones behind them.
+
+    Ways are remembered: a line of marks only, with a boundary at each, would be walked along as often as it is long.
+    """
+
+    def __init__(self, directed: str) -> None:
+        self._directed = directed
+        self._behind_closing: dict[int, int] = {}
+        self._before_opening: dict[int, int] = {}
+
+    def of(self, bound: int) -> int:
+        """Where the boundary found at `bound` belongs."""
+        return _walk(_walk(bound, self._closing, self._behind_closing), self._opening, self._before_opening)
+
+    def _closing(self, bound: int) -> int:
+        """Behind the closing mark that follows, or `bound` itself."""
+        closing = _CLOSING_NEXT.match(self._directed, bound)
+        return closing.end() if closing else bound
+
+    def _opening(self, bound: int) -> int:
+        """Before the opening mark that stands last, or `bound` itself."""
+        directed, at = self._directed, bound
+        while at and directed[at - 1].isspace():
+            at -= 1
+        if not at:
+            return bound
+        mark = directed[at - 1]
+        opens = mark in _OPENING or (mark == "'" and at > 1 and directed[at - 2].isspace())
+        return at - 1 if opens else bound
+
+
+def _walk(start: int, step: Callable[[int], int], known: dict[int, int]) -> int:
+    """Where repeated steps end; places passed on the way are remembered in `known`."""
+    passed, at = [], start
+    while at not in known:
+        passed.append(at)
+        if (following := step(at)) == at:
+            known[at] = at
+            break
+        at = following
+    for place in passed:
+        known[place] = known[at]
+    return known[at]
 
 
 def _joined(pieces: list[str]) -> list[str]:
