@@ -6,6 +6,7 @@ without weights, and at speeds that no model here has.
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from types import SimpleNamespace
 
 from selfspan_core.compare.lanes import require_load
@@ -226,7 +227,14 @@ class FakeSession:
             for name, lane in lanes.items()
         ]
         names = [{"text": text, "name": None if name is None else f"a{name}"} for text, name in problem.display]
-        start = {"kind": "start", "task": task, "input": problem.text, "adapter": adapter, "title": TITLES[adapter]}
+        start = {
+            "kind": "start",
+            "view": asdict(get_task(task).view),
+            "task": task,
+            "input": problem.text,
+            "adapter": adapter,
+            "title": TITLES[adapter],
+        }
         start |= {"prompt": names, "lanes": described, "expected": problem.expected or None, "device": "fake, float32"}
         if get_task(task).rules_text:
             start["rules"] = get_task(task).rules_text

@@ -9,18 +9,20 @@ import sys
 import pytest
 from arithmetic_tools import CharacterTokenizer, value
 
-from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Grower, Mix, random_tree
-from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, is_held_out
+from selfspan_core.tasks.arithmetic.random_trees import DIFFERENCES_MIX, Grower, Mix, random_tree
+from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, Lengths, is_held_out, random_problem
 from selfspan_core.tasks.arithmetic.tree import MAX_VALUE, Literal, Operation, canonical, evaluate
-from training import arithmetic_data
-from training.arithmetic_data import Lengths, Statistics, evaluation_set, examples, problems, random_expression
+from training.arithmetic_data import Statistics
+from training.data import generated
+from training.data.generated import evaluation_set, examples, problems
 
 TOKENIZER = CharacterTokenizer()
+TASK = Arithmetic()
 
 
 @pytest.fixture(scope="module")
 def sampled():
-    return list(itertools.islice(problems(seed=5), 400))
+    return list(itertools.islice(problems(TASK, seed=5), 400))
 
 
 def test_every_problem_is_valid(sampled):
@@ -59,7 +61,7 @@ def test_operand_count_is_exact(num_operands):
     """Catches evaluation at one length measuring another."""
     rng = random.Random(1)
     for _ in range(20):
-        problem = random_expression(rng, num_operands)
+        problem = random_problem(rng, num_operands, False)
         assert problem.num_operands == num_operands
         assert Arithmetic().parse(problem.text) == problem
 
@@ -67,7 +69,7 @@ def test_operand_count_is_exact(num_operands):
 def test_streams_are_reproducible_and_independent():
     """Catches workers that train on the same examples, or a seed that does not fix them."""
     first, again, other, seed = (
-        [p.text for p in itertools.islice(problems(*key), 30)] for key in ((1, 0), (1, 0), (1, 1), (2, 0))
+        [p.text for p in itertools.islice(problems(TASK, *key), 30)] for key in ((1, 0), (1, 0), (1, 1), (2, 0))
     )
     assert first == again
     assert len({*first, *other, *seed}) > 85
@@ -77,14 +79,14 @@ def test_training_and_evaluation_never_share(sampled):
     """Catches evaluation on expressions that were trained on."""
     assert not any(is_held_out(problem.text) for problem in sampled)
     rng = random.Random(3)
-    assert not any(is_held_out(random_expression(rng, 2).text) for _ in range(300))
+    assert not any(is_held_out(random_problem(rng, 2, False).text) for _ in range(300))
     for num_operands in (2, 8):
-        chosen = evaluation_set(num_operands, 50, seed=0)
+        chosen = evaluation_set(TASK, num_operands, 50, seed=0)
         assert all(is_held_out(problem.text) for problem in chosen)
         assert len({problem.text for problem in chosen}) == 50
         assert {problem.num_operands for problem in chosen} == {num_operands}
-    assert evaluation_set(8, 5, seed=0) == evaluation_set(8, 5, seed=0)
-    assert evaluation_set(8, 5, seed=0) != evaluation_set(8, 5, seed=1)
+    assert evaluation_set(TASK, 8, 5, seed=0) == evaluation_set(TASK, 8, 5, seed=0)
+    assert evaluation_set(TASK, 8, 5, seed=0) != evaluation_set(TASK, 8, 5, seed=1)
 
 
 def test_split_is_pinned():
@@ -100,7 +102,7 @@ def test_more_differences_are_still_valid_expressions(num_operands):
     """Catches a number changed into one that no input may hold, or a value that the tree no longer has."""
     rng = random.Random(num_operands)
     for _ in range(40):
-        problem = random_expression(rng, num_operands, DIFFERENCES_MIX)
+        problem = random_problem(rng, num_operands, False, DIFFERENCES_MIX)
         assert problem.num_operands == num_operands
         assert Arithmetic().parse(problem.text) == problem
 
@@ -108,26 +110,28 @@ def test_more_differences_are_still_valid_expressions(num_operands):
 def test_more_differences_are_more():
     """Catches a mix that no longer sets differences up so that leading digits cancel."""
 
-    def share(mix) -> float:
-        steps = [step for problem in itertools.islice(problems(5, 0, mix=mix), 250) for step in problem.reductions]
+    def share(variant: str) -> float:
+        steps = [
+            step for problem in itertools.islice(problems(TASK, 5, 0, variant), 250) for step in problem.reductions
+        ]
         differences = [re.search(r"(\d{3,})-(\d+)\)?=$", step.work) for step in steps]
         cancelled = [d for d in differences if d and len(str(int(d[1]) - int(d[2]))) < len(d[1])]
         return len(cancelled) / len(steps)
 
-    assert share(DIFFERENCES_MIX) > 2 * share(DEFAULT_MIX)
+    assert share("differences") > 2 * share("")
 
 
 def test_evaluation_set_that_cannot_be_filled(monkeypatch):
     """Catches an endless loop where there are not enough different expressions."""
-    monkeypatch.setattr(arithmetic_data, "PATIENCE", 50)
+    monkeypatch.setattr(generated, "PATIENCE", 50)
     with pytest.raises(ValueError, match="different"):
-        evaluation_set(2, 5000, seed=0)
+        evaluation_set(TASK, 2, 5000, seed=0)
 
 
 @pytest.mark.parametrize("annotated", [True, False])
 def test_rendered_examples(annotated):
     """Catches examples past the context, or without random names."""
-    rendered = list(itertools.islice(examples(7, 0, TOKENIZER, annotated), 40))
+    rendered = list(itertools.islice(examples(TASK, TOKENIZER, annotated, 7, 0), 40))
     assert all(len(r.ids) <= MAX_TOKENS and len(r.ids) == len(r.loss_mask) == len(r.visibility) for r in rendered)
     assert all(r.ids[-1] == TOKENIZER.markers.eos for r in rendered)
     first_names = {min(r.prompt.segments, key=lambda name: r.prompt.segments[name]) for r in rendered if annotated}
@@ -151,7 +155,7 @@ def test_everything_is_well_represented():
     statistics = Statistics()
     rng = random.Random(11)
     for num_operands in [4, 8, 16, 48, 64] * 60:
-        statistics.add(random_expression(rng, num_operands))
+        statistics.add(random_problem(rng, num_operands, False))
     report = statistics.report()
     for shares in (report["operators"], report["operators_from_48_operands"]):
         assert min(shares[op] for op in "+-*/") > 0.12 and shares["neg"] > 0.01

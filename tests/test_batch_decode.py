@@ -9,7 +9,7 @@ from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
 from selfspan_core.models.model import SpanModel
 from selfspan_core.tasks.registry import get_task
-from training.arithmetic_data import evaluation_set
+from training.data.generated import evaluation_set
 from training.evaluation.batch_decode import decode_greedily
 
 OPERANDS = (2, 2, 2, 14, 3)
@@ -56,7 +56,7 @@ def test_every_row_is_what_the_engine_computes(model, annotated, sparse):
     """Would catch a wrong mask or position, padding that is seen, rows mixed up when finished ones are dropped, a cache
     that loses something when it grows, and figures that differ from the engine's."""
     task, tokenizer = get_task("arithmetic"), model.tokenizer
-    problems = [evaluation_set(operands, 3, seed=0)[i % 3] for i, operands in enumerate(OPERANDS)]
+    problems = [evaluation_set(task, operands, 3, seed=0)[i % 3] for i, operands in enumerate(OPERANDS)]
     rendered = [task.render(p, tokenizer, annotated, offset=7, with_steps=True) for p in problems]
     scripts = [r.ids[r.prompt.num_tokens :] for r in rendered]
     dictated = Dictated(model, scripts)
@@ -79,7 +79,7 @@ def test_every_row_is_what_the_engine_computes(model, annotated, sparse):
 def test_token_limit(model):
     """Would catch a row that goes on past its limit."""
     task, tokenizer = get_task("arithmetic"), model.tokenizer
-    prompts = [task.render(p, tokenizer, False) for p in evaluation_set(3, 2, seed=0)]
+    prompts = [task.render(p, tokenizer, False) for p in evaluation_set(get_task("arithmetic"), 3, 2, seed=0)]
     for limit in (1, 5):
         for row in decode_greedily(model, tokenizer.markers, prompts, False, False, limit):
             assert len(row.ids) == limit or row.ids[-1] == tokenizer.markers.eos

@@ -10,7 +10,7 @@ from selfspan_core.engine.request import PromptRequest
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.registry import get_task
-from training.arithmetic_data import evaluation_set
+from training.data.generated import evaluation_set
 from training.evaluation.batch_decode import decode_greedily
 from training.evaluation.drafts import decode_by_drafts, would_write
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 
 def rendered(model, annotated: bool) -> list[Rendered]:
     task = get_task("arithmetic")
-    problems = [evaluation_set(operands, 1, seed=0)[0] for operands in (2, 9, 4)]
+    problems = [evaluation_set(get_task("arithmetic"), operands, 1, seed=0)[0] for operands in (2, 9, 4)]
     return [task.render(p, model.tokenizer, annotated, offset=5, with_steps=True) for p in problems]
 
 

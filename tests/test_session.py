@@ -13,11 +13,12 @@ from selfspan_core.attention import backends as impls
 from selfspan_core.compare.lane_view import LaneView, TextStream
 from selfspan_core.compare.lanes import LaneSpec, lane_specs
 from selfspan_core.compare.session import Session
-from selfspan_core.compare.verdict import compare_line, percent, round_speed, speed_phrase
+from selfspan_core.compare.verdict import Compared, compare_line, percent, round_speed, speed_phrase
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.errors import ImplUnavailable, InputError, LaneError
 from selfspan_core.params import Request
+from selfspan_core.tasks.base import View
 from selfspan_core.tasks.registry import get_task
 
 TASK = get_task("arithmetic")
@@ -74,6 +75,7 @@ def test_start_tick_end():
     assert [tick["kind"] for tick in ticks] == ["start", *["tick"] * len(middle), "end"]
     assert start == {
         "kind": "start",
+        "view": {"pane": "line", "answer": "answer", "step": "step", "typeset": True},
         "task": "arithmetic",
         "input": "79*36+63",
         "adapter": "span",
@@ -571,7 +573,7 @@ def result(correct=True, answer="2907", malformed=0, attention="dense"):
 )
 def test_line_is_honest(dense, sparse, per_token, to_answer, head, tail):
     """Would catch a slower run or a wrong answer being dressed up."""
-    line = compare_line({"dense": dense, "sparse": sparse}, per_token, to_answer, 0.31, paid_for=False)
+    line = compare_line(Compared({"dense": dense, "sparse": sparse}, per_token, to_answer, 0.31, False), View())
     assert line == f"{head} of what dense attention reads for the same tokens; {tail}"
 
 
@@ -587,7 +589,7 @@ def test_line_is_honest(dense, sparse, per_token, to_answer, head, tail):
 def test_and_or_but(per_token, to_answer, words):
     """Would catch "equally fast but equally fast", where two speeds fall on different sides of 1 by a hair."""
     both = {"dense": result(), "sparse": result()}
-    assert words in compare_line(both, per_token, to_answer, 0.5, paid_for=False)
+    assert words in compare_line(Compared(both, per_token, to_answer, 0.5, False), View())
 
 
 def test_phrases():

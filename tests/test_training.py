@@ -19,7 +19,7 @@ from selfspan_core.models.model import SpanModel, load_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
 from training import evaluate, finetune, pretrain
-from training.arithmetic_data import evaluation_set
+from training.data.generated import evaluation_set
 from training.data.sources import arithmetic_source, mix
 from training.evaluation.batch_decode import decode_greedily
 from training.finetune import FinetuneConfig, LoraShape, add_adapter
@@ -140,7 +140,7 @@ def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer):
     merged = SpanModel.load(tiny_base, tmp_path / "adapter", "cpu", torch.float32)
     bare = SpanModel.load(tiny_base, None, "cpu", torch.float32)
     task = get_task("arithmetic")
-    prompts = [task.render(p, tokenizer, annotated=True) for p in evaluation_set(4, 2, seed=0)]
+    prompts = [task.render(p, tokenizer, annotated=True) for p in evaluation_set(get_task("arithmetic"), 4, 2, seed=0)]
     assert decode_greedily(merged, tokenizer.markers, prompts, True, True, 8)
     rows = torch.tensor(tokenizer.markers.ids)
     weights = [m.hf.get_input_embeddings().weight[rows] for m in (merged, bare)]

@@ -1,108 +1,18 @@
-"""Worked arithmetic without end, for training and for evaluation.
+"""What random arithmetic looks like: throughput and statistics of the generator.
 
-    python -m training.arithmetic_data --n 1000 --workers 2 --seed 1      # throughput and statistics
-
-Every stream is a function of (seed, worker) alone. One expression in 64, chosen by a hash of its canonical text, is
-kept for evaluation: `problems` and `examples` never yield one, `evaluation_set` yields nothing else.
+python -m training.arithmetic_data --n 1000 --workers 2 --seed 1
 """
 
 import argparse
 import json
-import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from selfspan_core.spans.protocol import NUM_ANCHORS, Markers
-from selfspan_core.spans.render import Rendered
-from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, Mix
-from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, ArithmeticProblem, random_problem
-from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
-from selfspan_core.tasks.base import Tokenizer
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """How many operands an expression has: `short_share` uniform in 2..short_most, the rest uniform in 2..most."""
-
-    short_share: float = 0.3
-    short_most: int = 16
-    most: int = MAX_OPERANDS
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.short_share <= 1:
-            raise ValueError(f"short_share is a share from 0 to 1, not {self.short_share}")
-        if not (2 <= self.short_most <= MAX_OPERANDS and 2 <= self.most <= MAX_OPERANDS):
-            raise ValueError(
-                f"operands go from 2 to {MAX_OPERANDS}; got short_most={self.short_most}, most={self.most}"
-            )
-
-    def draw(self, rng: random.Random) -> int:
-        """A number of operands."""
-        return rng.randint(2, self.short_most if rng.random() < self.short_share else self.most)
-
-
-DEFAULT_LENGTHS = Lengths()
-PATIENCE = 100
-
-
-def random_expression(rng: random.Random, num_operands: int, mix: Mix = DEFAULT_MIX) -> ArithmeticProblem:
-    """A random problem of the training side of the split."""
-    return random_problem(rng, num_operands, held_out=False, mix=mix)
-
-
-def problems(
-    seed: int, worker: int = 0, lengths: Lengths = DEFAULT_LENGTHS, mix: Mix = DEFAULT_MIX
-) -> Iterator[ArithmeticProblem]:
-    """Training problems without end; streams of different workers or seeds are independent."""
-    rng = random.Random(f"arithmetic {seed} {worker}")
-    while True:
-        yield random_expression(rng, lengths.draw(rng), mix)
-
-
-def examples(
-    seed: int,
-    worker: int,
-    tokenizer: Tokenizer,
-    annotated: bool = True,
-    lengths: Lengths = DEFAULT_LENGTHS,
-    mix: Mix = DEFAULT_MIX,
-) -> Iterator[Rendered]:
-    """Rendered training examples without end, at most MAX_TOKENS tokens each; names start at a random anchor.
-
-    The same (seed, worker) gives the same problems whether `annotated` or not.
-    """
-    task = Arithmetic()
-    offsets = random.Random(f"names {seed} {worker}")
-    for problem in problems(seed, worker, lengths, mix):
-        rendered = task.render(problem, tokenizer, annotated, offsets.randrange(NUM_ANCHORS), with_steps=True)
-        if len(rendered.ids) <= MAX_TOKENS:
-            yield rendered
-
-
-def evaluation_set(num_operands: int, n: int, seed: int, mix: Mix = DEFAULT_MIX) -> list[ArithmeticProblem]:
-    """`n` different problems that no training stream ever yields.
-
-    Raises:
-        ValueError: there are not that many different ones (a matter of two or three operands).
-    """
-    rng = random.Random(f"evaluation {seed} {num_operands}")
-    found: dict[str, ArithmeticProblem] = {}
-    draws_without_new = 0
-    while len(found) < n:
-        problem = random_problem(rng, num_operands, held_out=True, mix=mix)
-        draws_without_new += 1
-        if problem.text not in found:
-            found[problem.text] = problem
-            draws_without_new = 0
-        if draws_without_new > PATIENCE:
-            raise ValueError(f"found only {len(found)} different expressions of {num_operands} operands, not {n}")
-    return list(found.values())
-
-
-# ------------------------------------------------------------------------------------------------------ statistics
+from selfspan_core.tasks.arithmetic.task import Arithmetic, ArithmeticProblem
+from training.data.generated import problems
 
 
 @dataclass
@@ -198,7 +108,7 @@ class _CharacterTokenizer:
 def sample(seed: int, worker: int, n: int) -> Statistics:
     """Statistics of the first `n` problems of a stream; the seconds are those of making and rendering them."""
     task, tokenizer, statistics = Arithmetic(), _CharacterTokenizer(), Statistics()
-    stream = problems(seed, worker)
+    stream = problems(task, seed, worker)
     sampled = []
     start = time.perf_counter()
     for _ in range(n):

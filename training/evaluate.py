@@ -26,14 +26,11 @@ import torch
 
 from cuda_kernels.bench.provenance import provenance, weights_digest
 from selfspan_core.models.model import SpanModel
-from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
-from selfspan_core.tasks.registry import get_task
-from training.arithmetic_data import evaluation_set
+from selfspan_core.tasks.registry import TASKS, get_task
+from training.data.generated import evaluation_set
 from training.evaluation.batch_decode import Decoded
 from training.evaluation.drafts import decode_by_drafts
 from training.evaluation.lanes import EvaluationLane, lanes_of
-
-LANES = lanes_of("arithmetic")
 
 
 def summarize(decoded: Sequence[Decoded], right: Sequence[bool], num_steps: int) -> dict:
@@ -76,7 +73,7 @@ def evaluate_lane(model: SpanModel, lane: EvaluationLane, task, problems: list, 
         for p, a, d, ok in zip(problems, answers, decoded, right, strict=True)
         if not ok
     ]
-    figures = summarize(decoded, right, sum(len(p.reductions) for p in problems))
+    figures = summarize(decoded, right, sum(p.num_steps for p in problems))
     return figures | {"decoded_token_by_token": num_by_token}, wrong
 
 
@@ -87,8 +84,9 @@ def run_job(
     started = time.perf_counter()
     adapter = Path(arguments.adapters) / lane.adapter
     model = SpanModel.load(arguments.base, adapter, device, getattr(torch, arguments.dtype))
-    problems = evaluation_set(operands, arguments.n, arguments.seed)
-    figures, wrong = evaluate_lane(model, lane, get_task(arguments.task), problems, arguments.batch)
+    task = get_task(arguments.task)
+    problems = evaluation_set(task, operands, arguments.n, arguments.seed)
+    figures, wrong = evaluate_lane(model, lane, task, problems, arguments.batch)
     return figures, wrong, time.perf_counter() - started
 
 
@@ -98,7 +96,7 @@ def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, ori
     `origin` is the provenance as it was at the start, when code and weights were loaded.
     """
     results = {
-        "operands": {
+        TASKS[arguments.task].generator.size_name: {
             str(n): {k: figures[n][k] for k in arguments.lanes if k in figures[n]} for n in arguments.operands
         },
         "first_wrong_answers": {str(n): wrong[n] for n in arguments.operands},
@@ -112,15 +110,17 @@ def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, ori
 
 def main() -> None:
     """Entry point."""
-    if asked_task(sys.argv[1:]) == "summarize":
+    task = asked_task(sys.argv[1:])
+    if task in TASKS and TASKS[task].generator is None:
         from training.evaluation import summary_evaluate
 
         summary_evaluate.main(sys.argv[1:])
         return
     arguments = parse_arguments()
-    lanes = [lane for lane in LANES if lane.name in arguments.lanes]
+    lanes = [lane for lane in lanes_of(arguments.task) if lane.name in arguments.lanes]
     folders = [arguments.base, *dict.fromkeys(f"{arguments.adapters}/{lane.adapter}" for lane in lanes)]
     origin = {"weights_sha256": {folder: weights_digest(folder) for folder in folders}} | provenance()
+    named = TASKS[arguments.task].generator.size_name
     figures: dict = {operands: {} for operands in arguments.operands}
     wrong: dict = {operands: {} for operands in arguments.operands}
     # A small model's decoding waits for the host: several processes share one GPU well. The longest go first.
@@ -135,10 +135,10 @@ def main() -> None:
                 figures[operands][lane.name], failures, seconds = job.result()
             except ValueError as error:  # a model that is missing, or more expressions than there are
                 pool.shutdown(cancel_futures=True)
-                sys.exit(f"{operands} operands, {lane.name}: {error}")
+                sys.exit(f"{operands} {named}, {lane.name}: {error}")
             wrong[operands][lane.name] = failures[:10]
             write_results(arguments, figures, wrong, origin)
-            line = f"{operands:3d} operands  {lane.name:12s} {figures[operands][lane.name]}"
+            line = f"{operands:3d} {named}  {lane.name:12s} {figures[operands][lane.name]}"
             print(f"[{done}/{len(jobs)}] {line}  {seconds:.0f} s", flush=True)
     print(f"wrote {arguments.out}", file=sys.stderr)
 
@@ -146,7 +146,7 @@ def main() -> None:
 def asked_task(words: Sequence[str]) -> str:
     """The task named on a command line; each has options of its own."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--task", default="arithmetic")
+    parser.add_argument("--task", default=next(iter(TASKS)))
     return parser.parse_known_args(words)[0].task
 
 
@@ -159,26 +159,31 @@ def parse_arguments() -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     on_gpu = torch.cuda.is_available()
-    parser.add_argument("--task", default="arithmetic", choices=["arithmetic", "summarize"])
-    parser.add_argument("--operands", type=int, nargs="+", default=[8, 24, 48, 64])
-    parser.add_argument("--n", type=int, default=500, help="expressions per operand count")
+    task = asked_task(sys.argv[1:])
+    generator, lanes = TASKS.get(task, next(iter(TASKS.values()))).generator, [lane.name for lane in lanes_of(task)]
+    parser.add_argument("--task", default=next(iter(TASKS)), choices=list(TASKS))
+    parser.add_argument(
+        f"--{generator.size_name}", "--sizes", dest="operands", type=int, nargs="+", default=list(generator.sizes)
+    )
+    parser.add_argument("--n", type=int, default=500, help=f"problems per number of {generator.size_name}")
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--base", default="assets/base")
     parser.add_argument("--adapters", default="assets/adapters", help="folder that holds the adapters")
-    parser.add_argument("--lanes", nargs="+", default=[lane.name for lane in LANES])
+    parser.add_argument("--lanes", nargs="+", default=lanes)
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu", help="cuda uses every GPU of the machine")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--batch", type=int, default=128 if on_gpu else 32, help="rows decoded at once")
     num_jobs = 4 * torch.cuda.device_count() or 1  # of the longest, four at a time fit the memory of a large GPU
     parser.add_argument("--jobs", type=int, default=num_jobs, help="lanes decoded at the same time")
-    parser.add_argument("--out", default="assets/results/arithmetic.json")
+    parser.add_argument("--out", default=f"assets/results/{task}.json")
     arguments = parser.parse_args()
-    unknown = set(arguments.lanes) - {lane.name for lane in LANES}
+    unknown = set(arguments.lanes) - set(lanes)
     if unknown:
-        parser.error(f"no lane is called {', '.join(sorted(unknown))}; there are {', '.join(x.name for x in LANES)}")
-    for operands in arguments.operands:
-        if not 2 <= operands <= MAX_OPERANDS:
-            parser.error(f"an expression has 2 to {MAX_OPERANDS} operands, not {operands}")
+        parser.error(f"no lane is called {', '.join(sorted(unknown))}; there are {', '.join(lanes)}")
+    for size in arguments.operands:
+        if not generator.least <= size <= generator.most:
+            bounds = f"{generator.least} to {generator.most} {generator.size_name}"
+            parser.error(f"a problem of the task {task} has {bounds}, not {size}")
     for name in ("n", "batch", "jobs"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} is 1 or more")

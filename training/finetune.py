@@ -24,18 +24,11 @@ from torch import nn
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.models.model import load_base, resize_for_tokenizer
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX
-from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
 from selfspan_core.tasks.registry import get_task
-from training.arithmetic_data import evaluation_set
-from training.data import sources
-from training.data.summary_source import PackedSummaries
-from training.loop import heldout as metrics
 from training.loop.config import ConfigError, load_config
 from training.loop.folded_lora import fold_lora
-from training.loop.packing import Sample, sample_of, without_mask
-from training.loop.summary_heldout import SummaryHeldout
-from training.loop.trainer import LanguageModelLoss, LoopConfig, SampleStream, Trainer, require_positive
+from training.loop.trainer import LoopConfig, Trainer, require_positive
+from training.materials import DIFFERENCES, training_material
 from training.summary_data import KINDS
 
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -71,9 +64,9 @@ class FinetuneConfig:
         mask_off_share: share of the examples that a span adapter sees without the span mask, so that it also answers
             with the mask off (what the app compares it with).
         more_differences: train on three times as many differences whose leading digits cancel
-            (`random_trees.DIFFERENCES_MIX`).
-        heldout_operands: operand counts of the held-out expressions, `heldout_problems` of each; their longest worked
-            solution has to fit into `loop.row_tokens`.
+            (`random_trees.DIFFERENCES_MIX`); of tasks whose generator has that variant.
+        heldout_operands: sizes of the held-out problems (of expressions: operands), `heldout_problems` of each; their
+            longest worked solution has to fit into `loop.row_tokens`.
         data: for the task summarize, the folder that `training.summary_data` wrote.
         mixture: for the task summarize, kind of summaries -> share of the tokens.
         sentence_dropout: share of an article's sentences, of those that no step reads, that are left out at random.
@@ -108,12 +101,19 @@ class FinetuneConfig:
                 f"loop.max_intervals is {self.loop.max_intervals}, but a span adapter for the task {self.task} needs "
                 f"{needed} or more"
             )
-        for operands in self.heldout_operands:
-            if not 2 <= operands <= MAX_OPERANDS:
-                raise ValueError(f"heldout_operands are numbers from 2 to {MAX_OPERANDS}, not {operands}")
         if self.heldout_problems < 1:
             raise ValueError(f"heldout_problems is 1 or more, not {self.heldout_problems}")
+        self._check_generator()
         self._check_summaries()
+
+    def _check_generator(self) -> None:
+        generator = get_task(self.task).generator
+        if self.more_differences and (generator is None or DIFFERENCES not in generator.variants):
+            raise ValueError(f"more_differences is for the task arithmetic, not {self.task}")
+        for size in self.heldout_operands if generator else ():
+            if not generator.least <= size <= generator.most:
+                bounds = f"{generator.least} to {generator.most}"
+                raise ValueError(f"heldout_operands are numbers from {bounds}, not {size}")
 
     def _check_summaries(self) -> None:
         if not 0 <= self.sentence_dropout < 1:
@@ -165,59 +165,6 @@ def optimizers(model: nn.Module, config: FinetuneConfig) -> list[torch.optim.Opt
     """AdamW on all that is trained."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
-
-
-class ArithmeticHeldout:
-    """Fresh expressions per operand count: the share whose whole solution greedy decoding reproduces.
-
-    Raises:
-        ValueError: a solution does not fit into `loop.row_tokens`, or there are too few expressions.
-    """
-
-    def __init__(self, config: FinetuneConfig, task, tokenizer: SpanTokenizer) -> None:
-        self._row = (config.loop.row_tokens, config.loop.max_intervals, tokenizer.pad_id)
-        self._samples: dict[str, list[Sample]] = {}
-        for operands in config.heldout_operands:
-            problems = evaluation_set(operands, config.heldout_problems, seed=2)
-            rendered = [task.render(p, tokenizer, config.annotated, with_steps=True) for p in problems]
-            samples = [sample_of(r) for r in rendered]
-            lengths = [len(sample.ids) for sample in samples]
-            metrics.require_room(lengths, config.loop.row_tokens, f"the held-out expressions of {operands} operands")
-            self._samples[f"exact/{operands}"] = samples
-            if config.mask_off_share:
-                self._samples[f"exact_mask_off/{operands}"] = [without_mask(sample) for sample in samples]
-
-    def __call__(self, module: LanguageModelLoss, device: torch.device, micro_rows: int) -> dict[str, float]:
-        """Figures `exact/<operands>`, and `exact_mask_off/<operands>` where the mask was off for some examples."""
-        figures = {}
-        for key, samples in self._samples.items():
-            answers = [[(int(s.loss_mask.argmax()), len(s.ids))] for s in samples]
-            figures[key] = metrics.exact_answers(module, device, samples, answers, self._row, micro_rows)
-        return figures
-
-
-Heldout = ArithmeticHeldout | SummaryHeldout
-
-
-def training_material(config: FinetuneConfig, tokenizer: SpanTokenizer) -> tuple[SampleStream, Heldout]:
-    """What a task's adapter is trained on, and what it is measured by meanwhile.
-
-    Raises:
-        OSError, ValueError: data is missing, or does not fit the settings.
-    """
-    if config.task == "summarize":
-        packed = PackedSummaries(config.data, tokenizer)
-        kinds = {
-            kind: sources.summary_source(
-                packed, kind, tokenizer, config.annotated, config.mask_off_share, config.sentence_dropout
-            )
-            for kind in config.mixture
-        }
-        heldout = SummaryHeldout(config.data, list(config.mixture), tokenizer, config.annotated, config.loop)
-        return sources.mix(kinds, config.mixture), heldout
-    mix = DIFFERENCES_MIX if config.more_differences else DEFAULT_MIX
-    stream = sources.arithmetic_source(tokenizer, config.annotated, config.mask_off_share, mix)
-    return stream, ArithmeticHeldout(config, get_task(config.task), tokenizer)
 
 
 def save_adapter(model: PeftModel, config: FinetuneConfig, report: dict) -> None:

@@ -23,9 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
-from training.arithmetic_data import evaluation_set
 from training.data import sources
 from training.data.copying import copy_examples
+from training.data.generated import evaluation_set
 from training.loop import heldout as metrics
 from training.loop.config import ConfigError, load_config
 from training.loop.muon import StackedMuon
@@ -150,7 +150,7 @@ class Heldout:
         self._problems: dict[int, list[Sample]] = {}
         if sources.ARITHMETIC_PLAIN in config.mixture:
             for operands in HELDOUT_OPERANDS:
-                problems = evaluation_set(operands, HELDOUT_PROBLEMS, seed=1)
+                problems = evaluation_set(task, operands, HELDOUT_PROBLEMS, seed=1)
                 rendered = [task.render(p, tokenizer, annotated=False, with_steps=True) for p in problems]
                 samples = [sample_of(r) for r in rendered]
                 lengths = [len(sample.ids) for sample in samples]
@@ -192,7 +192,7 @@ def stream(config: PretrainConfig, tokenizer: SpanTokenizer):
     folder = Path(config.text)
     known = {name: sources.text_source(folder, name) for name in sources.TEXT_SOURCES}
     known[sources.COPY] = sources.copy_source(folder, tokenizer)
-    known[sources.ARITHMETIC_PLAIN] = sources.arithmetic_source(tokenizer, annotated=False)
+    known[sources.ARITHMETIC_PLAIN] = sources.generated_source(get_task("arithmetic"), tokenizer, annotated=False)
     return sources.mix(known, config.mixture)
 
 

@@ -39,6 +39,9 @@ const percent = (share) => {
   const digits = share < 0.1 || (share > 0.99 && share < 0.9995) ? 1 : 0;
   return `${(100 * share).toFixed(digits)}\u202f%`;
 };
+const capital = (word) => word[0].toUpperCase() + word.slice(1);
+const several = (word) => (word.endsWith("y") ? `${word.slice(0, -1)}ies` : `${word}s`);
+const LINE = { pane: "line", answer: "answer", step: "step", typeset: false };
 const times = (speedup) => (speedup && Number.isFinite(speedup) ? `${rounded(speedup)}×` : "–");
 const brief = (text, most = 12) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
@@ -86,7 +89,7 @@ class Pane {
     this.copy = find(root, ".ss-copy");
     this.following = true;
     this.streaming = false;
-    this.task = "arithmetic";
+    this.view = LINE;
     this.figures = {};
     root.dataset.lane = lane;
     for (const node of root.querySelectorAll("[data-figure]")) this.figures[node.dataset.figure] = node;
@@ -107,10 +110,10 @@ class Pane {
     this.liveCaption = "";
   }
 
-  start(lane, { prompt, task, load = 1 }) {
+  start(lane, { prompt, view, load = 1 }) {
     this.clear();
-    this.task = task;
-    this.typeset = (text) => (task === "arithmetic" ? text.replace(/[*/-]/g, (sign) => SIGNS[sign]) : text);
+    this.view = view;
+    this.typeset = (text) => (view.typeset ? text.replace(/[*/-]/g, (sign) => SIGNS[sign]) : text);
     this.dense = lane.attention === "dense";
     this.annotated = lane.adapter !== "plain";
     this.root.dataset.tokens = 0;
@@ -128,8 +131,8 @@ class Pane {
     box.replaceChildren();
     box.scrollTop = 0;
     this.copy.hidden = true;
-    if (this.isSummary && this.annotated) this.segments = new Map(this.article.segments);
-    for (const part of this.isSummary ? [] : prompt) {
+    if (this.isDocument && this.annotated) this.segments = new Map(this.article.segments);
+    for (const part of this.isDocument ? [] : prompt) {
       if (part.name === null || !this.annotated) {
         box.append(make("span", "ss-op", this.typeset(part.text)));
         continue;
@@ -147,12 +150,13 @@ class Pane {
     this.say("");
   }
 
-  get isSummary() {
-    return this.task === "summarize";
+  // Whether the prompt is a document that stands beside both panes, not a line in each of them.
+  get isDocument() {
+    return this.view.pane === "document";
   }
 
   get hint() {
-    return this.isSummary ? "" : HINT;
+    return this.isDocument ? "" : HINT;
   }
 
   // One lane of a payload: items from index `from` on (many of them known already), changed steps, figures.
@@ -284,7 +288,7 @@ class Pane {
     this.root.classList.toggle("focus", focused);
     const everything = this.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
     this.root.classList.toggle("everything", everything);
-    if (this.isSummary && !this.dense) {
+    if (this.isDocument && !this.dense) {
       this.article.stage("focus", focused);
       this.article.stage("everything", everything);
     }
@@ -307,7 +311,7 @@ class Pane {
     const fresh = [...wanted].filter((node) => !this[field].has(node));
     for (const node of fresh) node.classList.add(className);
     this[field] = wanted;
-    const box = this.isSummary ? this.article.box : this.prompt;
+    const box = this.isDocument ? this.article.box : this.prompt;
     this.reveal(box, fresh.filter((node) => node.parentNode === box));
   }
 
@@ -334,7 +338,7 @@ class Pane {
     const wanted = new Set();
     this.root.classList.toggle("peek", node !== null);
     // A summary's sentence shows what it is drawn from, in the dense lane too, which reads everything besides.
-    const readsAll = this.dense && !(this.isSummary && this.annotated);
+    const readsAll = this.dense && !(this.isDocument && this.annotated);
     this.root.classList.toggle("peek-all", node !== null && readsAll);
     for (const earlier of this.steps.querySelectorAll(".before")) earlier.classList.remove("before");
     if (node) {
@@ -347,17 +351,17 @@ class Pane {
       } else {
         for (const name of reads) if (this.segments.has(name)) wanted.add(this.segments.get(name));
       }
-      const title = `${this.isSummary ? "Sentence" : "Step"} ${node.dataset.name || node.dataset.line}`;
-      if (this.isSummary && this.dense && !everything) {
+      const title = `${capital(this.view.step)} ${node.dataset.name || node.dataset.line}`;
+      if (this.isDocument && this.dense && !everything) {
         this.caption.textContent = `${title} is drawn from ${list(reads)}; attention read everything`;
       } else {
         const what = everything ? "everything before it" : list([...this.named(reads), "itself"]);
         this.caption.textContent = `${title} read ${what}`;
       }
-      if (this.isSummary) this.article.stage("peek", !everything);
+      if (this.isDocument) this.article.stage("peek", !everything);
     } else {
       this.caption.textContent = this.liveCaption;
-      if (this.isSummary) this.article.stage("peek", false);
+      if (this.isDocument) this.article.stage("peek", false);
     }
     this.swap("peeked", wanted, "peeked");
   }
@@ -367,7 +371,7 @@ class Pane {
     this.streaming = false;
     this.follow.hidden = true;
     this.root.classList.remove("focus", "everything");
-    if (this.isSummary && !this.dense) this.article.root.classList.remove("focus", "everything");
+    if (this.isDocument && !this.dense) this.article.root.classList.remove("focus", "everything");
     this.swap("lit", new Set(), "lit");
     find(this.steps, ".current")?.classList.remove("current");
     this.say(text);
@@ -375,9 +379,9 @@ class Pane {
 
   finish(result) {
     this.rest(this.hint);
-    if (this.isSummary) return this.finishSummary(result);
+    if (result.correct === null) return this.finishUnjudged(result);
     const right = result.correct;
-    find(this.root, ".ss-answer-label").textContent = "Answer";
+    find(this.root, ".ss-answer-label").textContent = capital(this.view.answer);
     find(this.root, ".ss-verdict").hidden = false;
     find(this.root, ".ss-answer").textContent = this.typeset(result.answer ?? "none");
     const badge = find(this.root, ".ss-badge");
@@ -390,13 +394,13 @@ class Pane {
     find(this.root, ".ss-note").textContent = notes.join(" · ");
   }
 
-  // Of summaries none is the right one.
-  finishSummary(result) {
+  // Of some tasks, as of summaries, no answer is the right one.
+  finishUnjudged(result) {
     const count = this.steps.childElementCount;
-    find(this.root, ".ss-answer-label").textContent = "Summary";
+    find(this.root, ".ss-answer-label").textContent = capital(this.view.answer);
     find(this.root, ".ss-verdict").hidden = false;
     const badge = find(this.root, ".ss-badge");
-    badge.textContent = result.answer === null ? "✗ none" : plural(count, "sentence");
+    badge.textContent = result.answer === null ? "✗ none" : plural(count, this.view.step);
     badge.className = `ss-badge ${result.answer === null ? "bad" : ""}`;
     const notes = [];
     if (this.finished === "length") notes.push("ran out of new tokens");
@@ -504,6 +508,7 @@ find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
 let run = null; // the newest run: payloads of any other are late and ignored
 let started = null; // the run that the panes show
 let stopped = null; // the run that Stop ended: what is still under way of it is late
+let asked = { box: "", button: "" }; // where the newest run's input was typed, and the button that began it
 let patience = 0;
 let better = ""; // of a long article that is summarized poorly: the part that would be summarized better
 
@@ -532,8 +537,9 @@ function begin(payload) {
   line.textContent = "The lane whose own clock is behind writes next.";
   for (const name of ["total", "token", "answer", "share"]) tile(name, "–");
   root.dataset.task = start.task;
-  article.root.hidden = start.task !== "summarize";
-  if (start.task === "summarize") article.start(start.prompt);
+  root.dataset.pane = start.view.pane;
+  article.root.hidden = start.view.pane !== "document";
+  if (start.view.pane === "document") article.start(start.prompt);
   for (const [name, text] of [["rules", start.rules], ["caution", start.caution?.text]]) {
     const node = find(root, `.ss-${name}`);
     node.hidden = !text;
@@ -580,7 +586,8 @@ function end(payload) {
 function verdict(results) {
   if (results.every((result) => result.correct === null)) {
     const written = results.filter((result) => result.answer !== null).length;
-    return ["Neither lane got to a summary.", "One lane got to no summary.", "Both summaries are written."][written];
+    const word = panes.dense.view.answer;
+    return [`Neither lane got to a ${word}.`, `One lane got to no ${word}.`, `Both ${several(word)} are written.`][written];
   }
   const right = results.filter((result) => result.correct).length;
   const without = results.filter((result) => result.answer === null).length;
@@ -602,12 +609,12 @@ function halt(state, text) {
 function offer(text) {
   beginning.hidden = !text;
   beginning.onclick = () => {
-    const box = document.querySelector("#article textarea");
+    const box = document.querySelector(`#${CSS.escape(asked.box)} textarea`);
     if (!box) return;
     box.value = text;
     box.dispatchEvent(new Event("input", { bubbles: true }));
     beginning.hidden = true;
-    setState("idle", "The beginning is in the box. Press Summarize.");
+    setState("idle", `The beginning is in the box. Press ${asked.button}.`);
     box.scrollIntoView({ block: "center" });
   };
 }
@@ -617,6 +624,7 @@ function handle(payload, draw) {
   if (stopped !== null && payload.run === stopped) return;
   if (kind === "waiting") {
     run = payload.run;
+    asked = { box: payload.box, button: payload.button };
     return wait("waiting", 700, "Waiting: another run has the device. Yours starts by itself.");
   }
   if (kind === "halted") {

@@ -7,13 +7,13 @@ data throughout.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from selfspan_core.compare.lane_view import LaneView
 from selfspan_core.compare.lanes import TITLES, LaneSpec, lane_specs, require_load
 from selfspan_core.compare.race import Race
-from selfspan_core.compare.verdict import compare_line, lane_line, ratio
+from selfspan_core.compare.verdict import Compared, compare_line, lane_line, ratio
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event
 from selfspan_core.engine.model_store import ModelStore
@@ -169,6 +169,7 @@ class Session:
         caution = run.task.caution(run.problem, longest, self._models.tokenizer)
         return {
             "kind": "start",
+            "view": asdict(run.task.view),
             "task": run.task.name,
             "input": run.problem.text,
             "adapter": run.request.adapter,
@@ -191,7 +192,7 @@ class Session:
         results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}
         expected = run.problem.expected if run.task.has_right_answer else None
         end = {"kind": "end", "input": run.problem.text, "expected": expected, "lanes": results}
-        return {**end, **_figures(results, views, run.request.adapter), **_load_figures(run, views)}
+        return {**end, **_figures(results, views, run), **_load_figures(run, views)}
 
 
 def _tick(views: dict[str, LaneView]) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def _load_figures(run: PreparedRun, views: dict[str, LaneView]) -> dict[str, Any
     return {"load": run.load, "speedup_total": ratio(totals.get("sparse"), totals.get("dense"))}
 
 
-def _figures(results: dict[str, Any], views: dict[str, LaneView], adapter: str) -> dict[str, Any]:
+def _figures(results: dict[str, Any], views: dict[str, LaneView], run: PreparedRun) -> dict[str, Any]:
     """Speed-ups and the share read; None where there is nothing to compare or a lane has no answer to be timed to.
 
     The share is of what dense attention would have read for the same tokens; against the plain adapter, whose text is
@@ -214,18 +215,19 @@ def _figures(results: dict[str, Any], views: dict[str, LaneView], adapter: str) 
     """
     if len(views) < 2:
         (lane_id, view), *_ = views.items()
-        line = lane_line(results[lane_id], view.share)
+        line = lane_line(results[lane_id], view.share, run.task.view)
         return {"speedup_ms_per_token": None, "speedup_time_to_answer": None, "read_share": view.share, "line": line}
     dense, sparse = views["dense"], views["sparse"]
     per_token = ratio(dense.ms_per_token, sparse.ms_per_token)
     both_answered = all(result["answer"] is not None for result in results.values())
     to_answer = ratio(dense.seconds, sparse.seconds) if both_answered else None
     share = sparse.share
-    if adapter == "plain" and dense.attended_tokens:
+    is_paid_for = run.request.adapter == "plain"
+    if is_paid_for and dense.attended_tokens:
         share = sparse.attended_tokens / dense.attended_tokens
     return {
         "speedup_ms_per_token": per_token,
         "speedup_time_to_answer": to_answer,
         "read_share": share,
-        "line": compare_line(results, per_token, to_answer, share, paid_for=adapter == "plain"),
+        "line": compare_line(Compared(results, per_token, to_answer, share, is_paid_for), run.task.view),
     }

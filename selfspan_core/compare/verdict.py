@@ -1,7 +1,10 @@
 """What a finished run says about itself, in one honest sentence. No torch here."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from selfspan_core.tasks.base import View
 
 NAMES = {"dense": "dense", "sparse": "self-selected"}
 EQUAL_WITHIN = 0.02
@@ -39,22 +42,27 @@ def has_right_answer(results: Mapping[str, Mapping[str, Any]]) -> bool:
     return all(result["correct"] is not None for result in results.values())
 
 
-def sentences(result: Mapping[str, Any]) -> str:
-    """How long a summary is; "none" where there is none."""
+def length_of(result: Mapping[str, Any], view: View) -> str:
+    """How long an answer is, in steps; "none" where there is none."""
     if result["answer"] is None:
         return "none"
     count = len(result["steps"])
-    return f"{count} sentence{'s' * (count != 1)}"
+    return f"{count} {view.step}{'s' * (count != 1)}"
 
 
-def summaries(results: Mapping[str, Mapping[str, Any]]) -> str:
+def plural(word: str) -> str:
+    """Of an English noun, summaries and answers alike."""
+    return f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+
+
+def lengths(results: Mapping[str, Mapping[str, Any]], view: View) -> str:
     """What lanes wrote that has no right answer."""
-    lengths = {lane: sentences(result) for lane, result in results.items()}
-    if len(lengths) == 1:
-        return f"the summary: {next(iter(lengths.values()))}"
+    by_lane = {lane: length_of(result, view) for lane, result in results.items()}
+    if len(by_lane) == 1:
+        return f"the {view.answer}: {next(iter(by_lane.values()))}"
     if len({result["answer"] for result in results.values()}) == 1:
-        return f"both summaries are the same: {next(iter(lengths.values()))}"
-    return "; ".join(f"the {NAMES[lane]} summary: {length}" for lane, length in lengths.items())
+        return f"both {plural(view.answer)} are the same: {next(iter(by_lane.values()))}"
+    return "; ".join(f"the {NAMES[lane]} {view.answer}: {length}" for lane, length in by_lane.items())
 
 
 def lane_verdict(result: Mapping[str, Any]) -> str:
@@ -66,16 +74,16 @@ def lane_verdict(result: Mapping[str, Any]) -> str:
     return f"wrong ({result['answer']}, expected {result['expected']})"
 
 
-def verdict(results: Mapping[str, Mapping[str, Any]]) -> str:
+def verdict(results: Mapping[str, Mapping[str, Any]], view: View) -> str:
     """The answers of all lanes in words."""
     if not has_right_answer(results):
-        return summaries(results)
+        return lengths(results, view)
     verdicts = {lane: lane_verdict(result) for lane, result in results.items()}
     if len(verdicts) == 1:
-        return f"the answer is {next(iter(verdicts.values()))}"
+        return f"the {view.answer} is {next(iter(verdicts.values()))}"
     if len(set(verdicts.values())) == 1:
-        return f"both answers are {next(iter(verdicts.values()))}"
-    return ", ".join(f"the {NAMES[lane]} answer is {words}" for lane, words in verdicts.items())
+        return f"both {plural(view.answer)} are {next(iter(verdicts.values()))}"
+    return ", ".join(f"the {NAMES[lane]} {view.answer} is {words}" for lane, words in verdicts.items())
 
 
 def malformed_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -109,36 +117,47 @@ def load_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def compare_line(
-    results: Mapping[str, Mapping[str, Any]],
-    speedup_ms_per_token: float | None,
-    speedup_time_to_answer: float | None,
-    read_share: float,
-    paid_for: bool,
-) -> str:
-    """How a dense and a sparse lane compare. A speed-up to an answer is claimed only where both have one.
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison of a dense and a sparse lane came to.
 
-    `paid_for`: the share is of what the dense lane read for its own, shorter text.
+    Attributes:
+        results: of the lanes; see `LaneView.result`.
+        speedup_ms_per_token, speedup_time_to_answer: how many times as fast the sparse lane was; None: not measured.
+        read_share: what it read, as a share.
+        is_paid_for: the share is of what the dense lane read for its own, shorter text.
     """
-    if speedup_ms_per_token is None:
+
+    results: Mapping[str, Mapping[str, Any]]
+    speedup_ms_per_token: float | None
+    speedup_time_to_answer: float | None
+    read_share: float
+    is_paid_for: bool
+
+
+def compare_line(compared: Compared, view: View) -> str:
+    """How a dense and a sparse lane compare. A speed-up to an answer is claimed only where both have one."""
+    per_token, to_answer = compared.speedup_ms_per_token, compared.speedup_time_to_answer
+    if per_token is None:
         speed = "Too few tokens to compare speed"
     else:
-        speed = f"Self-selected attention was {speed_phrase(speedup_ms_per_token)} per token"
-        if speedup_time_to_answer is not None:
-            joint = "and" if direction(speedup_time_to_answer) == direction(speedup_ms_per_token) else "but"
-            speed += f" {joint} {speed_phrase(speedup_time_to_answer)} to the answer"
-    of_what = "what the plain adapter's lane read" if paid_for else "what dense attention reads for the same tokens"
-    read = f"it read {percent(read_share)} of {of_what}"
-    return f"{speed}; {read}{load_clause(results)}; {verdict(results)}{malformed_clause(results)}."
+        speed = f"Self-selected attention was {speed_phrase(per_token)} per token"
+        if to_answer is not None:
+            joint = "and" if direction(to_answer) == direction(per_token) else "but"
+            speed += f" {joint} {speed_phrase(to_answer)} to the answer"
+    plain, same = "what the plain adapter's lane read", "what dense attention reads for the same tokens"
+    read = f"it read {percent(compared.read_share)} of {plain if compared.is_paid_for else same}"
+    results = compared.results
+    return f"{speed}; {read}{load_clause(results)}; {verdict(results, view)}{malformed_clause(results)}."
 
 
-def lane_line(result: Mapping[str, Any], read_share: float) -> str:
+def lane_line(result: Mapping[str, Any], read_share: float, view: View) -> str:
     """How a single lane went."""
     read = "" if result["attention"] == "dense" else f"; it read {percent(read_share)} of what dense attention reads"
     name = "Dense" if result["attention"] == "dense" else "Self-selected"
     return (
         f"{name} attention wrote {result['tokens']} tokens in {result['seconds']:.2f} s "
         f"({result['tokens_per_second']:.0f} tokens/s after the first){read}{load_clause({'lane': result})}; "
-        f"{verdict({'lane': result})}"
+        f"{verdict({'lane': result}, view)}"
         f"{malformed_clause({'lane': result})}."
     )

@@ -15,13 +15,12 @@ from selfspan_core.errors import ImplUnavailable, ModelError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.model_names import why_not_found
 from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.params import ADAPTERS
+from selfspan_core.paths import ADAPTERS as DEFAULT_ADAPTERS
+from selfspan_core.paths import BASE as DEFAULT_BASE
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import Rendered
 
-ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_BASE = ROOT / "assets" / "base"
-DEFAULT_ADAPTERS = ROOT / "assets" / "adapters"
-ADAPTERS = ("span", "plain")
 DEVICES = ("auto", "cpu", "cuda")
 WARM_UP_REPEATS = 16
 

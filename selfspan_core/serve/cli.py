@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from selfspan_core.errors import ImplUnavailable, InputError, LaneError, ModelError, SettingError
 from selfspan_core.params import MAX_LOAD, Request, SamplingParams
 from selfspan_core.serve.lazy_session import silence_libraries
-from selfspan_core.tasks.base import Option
-from selfspan_core.tasks.registry import TASKS, get_task
+from selfspan_core.tasks.registry import TASKS, get_task, task_options
 
 if TYPE_CHECKING:
     from selfspan_core.compare.session import PreparedRun, Session
@@ -96,11 +95,6 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--span-adapter", metavar="DIR", help="span adapter (default: the task's shipped one)")
     run.add_argument("--plain-adapter", metavar="DIR", help="plain adapter (default: the task's shipped one)")
     return parser
-
-
-def task_options() -> list[Option]:
-    """The options of all tasks, each once."""
-    return list({option.name: option for task in TASKS.values() for option in task.options}.values())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,11 +178,7 @@ def checked_requests(arguments: argparse.Namespace) -> list[tuple[int, Request]]
         task = get_task(request.task, **request.options)
     except InputError as error:
         raise BadInput(str(error)) from None
-    if arguments.input is None and task.is_line:
-        prompt = "Type one expression per line, then Ctrl-D."
-    else:
-        prompt = "Paste an article, then Ctrl-D."
-    data = read_input(arguments.input, prompt)
+    data = read_input(arguments.input, task.page.prompt)
     lines = decoded_lines(data) if task.is_line else [(0, decoded_text(data))]
     reasons = []
     for number, text in lines:
@@ -336,12 +326,12 @@ def text_report(
         if "caution" in start:
             yield start["caution"]["text"]
     yield ""
-    is_article = start["expected"] is None
-    if is_article:
+    view = start["view"]
+    if view["pane"] == "document":
         yield from (f"  {part['name']}: {printable(part['text'].strip())}" for part in start["prompt"] if part["name"])
     else:
         yield printable(start["input"])
-    if not is_article and any(lane["adapter"] == "span" for lane in start["lanes"]):
+    if view["pane"] == "line" and any(lane["adapter"] == "span" for lane in start["lanes"]):
         named = (f"{part['name']}:{part['text']}" if part["name"] else part["text"] for part in start["prompt"])
         yield f"  names: {printable(' '.join(named))}"
     for lane in start["lanes"]:
@@ -351,25 +341,23 @@ def text_report(
             flag = " (malformed)" if index in malformed[lane["id"]] else ""
             head = f"{step['name']} from {', '.join(step['reads']) or 'nothing'}: " if step["name"] else ""
             yield f"    {head}{printable(step['text'].strip())}{flag}"
-        yield f"    {answer_line(result, figures)}"
+        yield f"    {answer_line(result, figures, view['answer'])}"
         yield f"    {figures_line(figures)}"
         if figures.get("total_tokens_per_second"):
             yield f"    all {start['load']} requests together: {figures['total_tokens_per_second']:,.0f} tokens/s"
     yield f"  {end['line']}"
 
 
-def answer_line(result: dict[str, Any], figures: dict[str, Any]) -> str:
-    """The answer and whether it is right; a summary is neither right nor wrong."""
-    if result["correct"] is None and result["answer"] is not None:
-        return f"summary: {printable(result['answer'])}"
-    if result["correct"]:
-        return f"answer: {printable(result['answer'])} (right)"
-    if result["answer"] is not None and result["correct"] is not None:
-        return f"answer: {printable(result['answer'])} (wrong, expected {printable(result['expected'])})"
-    why = "" if figures["finish"] == "eos" else f", cut off after {figures['tokens']} tokens"
-    if result["correct"] is None:
-        return f"summary: none{why}"
-    return f"answer: none{why} (expected {printable(result['expected'])})"
+def answer_line(result: dict[str, Any], figures: dict[str, Any], word: str) -> str:
+    """The answer, called `word`, and whether it is right; of some tasks no answer is right or wrong."""
+    is_judged = result["correct"] is not None
+    if result["answer"] is None:
+        why = "" if figures["finish"] == "eos" else f", cut off after {figures['tokens']} tokens"
+        return f"{word}: none{why}" + (f" (expected {printable(result['expected'])})" if is_judged else "")
+    if not is_judged:
+        return f"{word}: {printable(result['answer'])}"
+    judged = "right" if result["correct"] else f"wrong, expected {printable(result['expected'])}"
+    return f"{word}: {printable(result['answer'])} ({judged})"
 
 
 def figures_line(figures: dict[str, Any]) -> str:

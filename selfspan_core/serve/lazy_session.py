@@ -10,9 +10,10 @@ from pathlib import Path
 
 from selfspan_core.errors import Busy, ImplUnavailable, ModelError, NotReady
 from selfspan_core.params import ADAPTERS, Request
+from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
+from selfspan_core.paths import ROOT
 from selfspan_core.tasks.registry import TASKS
 
-ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30.0
 log = logging.getLogger("selfspan")
 
@@ -22,9 +23,10 @@ def public(error: Exception) -> str:
     return str(error).replace(f"{ROOT}/", "")
 
 
-def shipped_tasks(adapters: Path = ROOT / "assets" / "adapters") -> tuple[str, ...]:
-    """Tasks whose adapters are there: those that an app can offer."""
-    return tuple(task for task in TASKS if all((adapters / f"{task}-{name}").is_dir() for name in ADAPTERS))
+def shipped_tasks(adapters: Path = SHIPPED_ADAPTERS) -> tuple[str, ...]:
+    """Tasks whose adapters are there, which an app can offer; at least the first, whose runs say what is missing."""
+    found = tuple(task for task in TASKS if all((adapters / f"{task}-{name}").is_dir() for name in ADAPTERS))
+    return found or (next(iter(TASKS)),)
 
 
 @contextmanager
@@ -97,8 +99,7 @@ class LazySession:
         try:
             self._load()
             with reasons():
-                # Arithmetic in any case: where it is missing, that is said.
-                for task in dict.fromkeys(("arithmetic", *shipped_tasks())):
+                for task in shipped_tasks():
                     for adapter in ADAPTERS:
                         self._models.engine(task, adapter)
         except NotReady as error:  # what is missing, and the command that makes it: no traceback would add to that

@@ -1,10 +1,12 @@
 """Tasks: what a user may type, how it becomes a prompt and worked steps, how an answer is checked. No torch here."""
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from selfspan_core.engine.rules import Rules
+from selfspan_core.params import MAX_NEW_TOKENS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Rendered
 
@@ -57,6 +59,98 @@ class Option:
     help: str
 
 
+@dataclass(frozen=True)
+class PageText:
+    """What is a task's own on the page and the command line; `tasks.page` builds the controls.
+
+    Attributes:
+        tab: its name.
+        pitch: what is done, as in "Watch one model do it both ways: <pitch>."
+        pitch_alone: the same where it is the only task.
+        label, placeholder, info: of the box.
+        box: element id of the box.
+        example: what an example is called.
+        prompt: what a terminal says to who types an input.
+        suffix: of the element ids of its buttons.
+        run: the button that begins.
+        lines, max_lines: of the box.
+        can_surprise: whether there is a button that makes up an input.
+        max_new_tokens: most tokens of an answer; MAX_NEW_TOKENS: the page has a slider for it.
+    """
+
+    tab: str
+    pitch: str
+    pitch_alone: str
+    label: str
+    placeholder: str
+    info: str
+    box: str
+    example: Callable[[str], str]
+    prompt: str
+    suffix: str = ""
+    run: str = "Run"
+    lines: int = 1
+    max_lines: int = 4
+    can_surprise: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+
+@dataclass(frozen=True)
+class View:
+    """How a task's runs are shown.
+
+    Attributes:
+        pane: "line": the prompt stands in each pane, as a line with names; "document": once, beside both panes.
+        answer, step: what they are called.
+        typeset: whether arithmetic signs are set in type.
+    """
+
+    pane: Literal["line", "document"] = "line"
+    answer: str = "answer"
+    step: str = "step"
+    typeset: bool = False
+
+
+class Generator(Protocol):
+    """Problems without end, for training and for evaluation.
+
+    Attributes:
+        size_name: what the size of a problem counts, in the plural: "operands".
+        sizes: those that an evaluation asks for by default.
+        least, most: bounds of a size.
+        variants: names of kinds of problems for training besides the usual one, "".
+    """
+
+    size_name: str
+    sizes: tuple[int, ...]
+    least: int
+    most: int
+    variants: tuple[str, ...]
+
+    def problem(self, rng: random.Random, size: int, held_out: bool | None, variant: str = "") -> "WorkedProblem":
+        """A random problem; `held_out` True or False draws from one side of a fixed split only."""
+        ...
+
+    def training_size(self, rng: random.Random) -> int:
+        """A size as training wants them."""
+        ...
+
+
+class WorkedProblem(Protocol):
+    """A problem whose worked steps are known.
+
+    Attributes:
+        text, expected: see Problem.
+        num_tokens: most tokens of the worked example.
+        num_steps: steps of it.
+    """
+
+    text: str
+    expected: str
+    num_tokens: int
+    num_steps: int
+
+
 class Caution(NamedTuple):
     """An input whose answer may be poor: why, and the part of it from its beginning that is answered better."""
 
@@ -71,6 +165,8 @@ class Task(Protocol):
         name: what the command line, the API and the configs call it.
         answers: what it gives, in words and in the plural.
         options: what it can be asked for besides an input; arguments of its class.
+        page, view: what the page and the command line say, and how runs are shown.
+        generator: where problems for training and evaluation come from; None where they are prepared files.
         examples: inputs to offer to a user.
         max_reads_intervals: the most intervals that any query of a worked step sees (scaffold, reads, own step).
         max_tokens: the most tokens that a worked example takes, prompt included.
@@ -82,6 +178,9 @@ class Task(Protocol):
     name: ClassVar[str]
     answers: ClassVar[str]
     options: ClassVar[tuple[Option, ...]]
+    page: ClassVar[PageText]
+    view: ClassVar[View]
+    generator: ClassVar[Generator | None]
     examples: tuple[str, ...]
     max_reads_intervals: int
     max_tokens: int

@@ -4,7 +4,7 @@ from typing import Any
 
 from selfspan_core.errors import InputError
 from selfspan_core.tasks.arithmetic.task import Arithmetic
-from selfspan_core.tasks.base import Task
+from selfspan_core.tasks.base import Option, Task
 from selfspan_core.tasks.summarize.task import Summarize
 
 TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "summarize": Summarize}
@@ -28,6 +28,11 @@ def get_task(name: str, **options: Any) -> Task:
         if option not in known:
             raise InputError(_why_no_option(name, option))
     return TASKS[name](**given)
+
+
+def task_options() -> list[Option]:
+    """The options of all tasks, each once."""
+    return list({option.name: option for task in TASKS.values() for option in task.options}.values())
 
 
 def _why_no_option(name: str, option: str) -> str:

@@ -14,8 +14,8 @@ from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Tracker
 from selfspan_core.tasks.registry import get_task
-from training.arithmetic_data import evaluation_set
 from training.bench.replay import Recorded, Recording, record
+from training.data.generated import evaluation_set
 from training.evaluation.drafts import DraftReader
 
 ADAPTERS = {"span": "arithmetic-span", "plain": "arithmetic-plain"}
@@ -34,7 +34,7 @@ def record_all(
 ) -> tuple[dict[str, Recorded], dict]:
     """What the shipped models write for fresh expressions, three lanes; and their answers checked."""
     task = get_task("arithmetic")
-    problems = evaluation_set(operands, num, seed)
+    problems = evaluation_set(task, operands, num, seed)
     made, right = {}, {}
     for lane, adapter, attention in LANES:
         weights = shipped[adapter]
@@ -85,7 +85,7 @@ def same_tokens(weights: DecodeWeights, num: int, batch: int, seed: int) -> dict
     """Expressions of several lengths, self-selected, batched and one at a time, against the model's own forward."""
     task, tokenizer = get_task("arithmetic"), weights.model.tokenizer
     each = -(-num // len(MIXED_OPERANDS))
-    problems = [problem for operands in MIXED_OPERANDS for problem in evaluation_set(operands, each, seed + 1)]
+    problems = [problem for operands in MIXED_OPERANDS for problem in evaluation_set(task, operands, each, seed + 1)]
     random.Random(seed).shuffle(problems)
     prompts = [task.render(problem, tokenizer, True) for problem in problems[:num]]
     texts = {}

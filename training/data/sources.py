@@ -10,9 +10,9 @@ from pathlib import Path
 
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.render import Rendered
-from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, Mix
-from training.arithmetic_data import examples as arithmetic_examples
+from selfspan_core.tasks.base import Task
 from training.data.copying import copy_examples
+from training.data.generated import examples as generated_examples
 from training.data.summary_source import PackedSummaries, summary_examples
 from training.loop.packing import Sample, plain_sample, sample_of, without_mask
 from training.loop.trainer import SampleStream
@@ -54,16 +54,16 @@ def partly_without_mask(examples: Iterable[Rendered], share: float, seed: int, s
         yield without_mask(sample) if rng.random() < share else sample
 
 
-def arithmetic_source(
-    tokenizer: SpanTokenizer, annotated: bool, mask_off_share: float = 0.0, mix: Mix = DEFAULT_MIX
+def generated_source(
+    task: Task, tokenizer: SpanTokenizer, annotated: bool, mask_off_share: float = 0.0, variant: str = ""
 ) -> ShardedSource:
-    """Worked arithmetic, with or without markers; names start at a random anchor.
+    """Worked problems of a task's generator, with or without markers; names start at a random anchor.
 
     Of the examples, `mask_off_share` (chosen at random) are seen without the span mask: every token sees all before it.
     """
 
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
-        examples = arithmetic_examples(seed, shard, tokenizer, annotated, mix=mix)
+        examples = generated_examples(task, tokenizer, annotated, seed, shard, variant)
         yield from partly_without_mask(examples, mask_off_share, seed, shard)
 
     return stream
@@ -77,7 +77,7 @@ def summary_source(
     mask_off_share: float = 0.0,
     sentence_dropout: float = 0.0,
 ) -> ShardedSource:
-    """Annotated summaries of one kind (`training.summary_data`), with or without markers; see `arithmetic_source`."""
+    """Annotated summaries of one kind (`training.summary_data`), with or without markers; see `generated_source`."""
 
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
         examples = summary_examples(packed, kind, tokenizer, annotated, seed, shard, num_shards, sentence_dropout)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from selfspan_core.errors import InputError
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
 from selfspan_core.tasks.arithmetic.parse import parse_expression
-from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, Mix, random_tree
+from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS, Node, canonical, evaluate, pieces
-from selfspan_core.tasks.base import Problem, Tokenizer
+from selfspan_core.tasks.base import PageText, Problem, Tokenizer, View
 
 INSTRUCTION = "Calculate: "
 STEP_SEPARATOR = "\n"
@@ -33,6 +33,7 @@ EXAMPLES = (
 )
 _CHARACTERS = "0123456789+-*/()=;:\n"
 _NUMBER = re.compile(r"-?\d+")
+_DIGITS = re.compile(r"[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class ArithmeticProblem(Problem):
     def num_operands(self) -> int:
         """How many numbers the expression has."""
         return sum(name is not None for _, name in self.display)
+
+    @property
+    def num_steps(self) -> int:
+        """Worked steps."""
+        return len(self.reductions)
 
     @property
     def num_tokens(self) -> int:
@@ -97,12 +103,71 @@ def random_problem(
             continue
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """How many operands an expression has: `short_share` uniform in 2..short_most, the rest uniform in 2..most."""
+
+    short_share: float = 0.3
+    short_most: int = 16
+    most: int = MAX_OPERANDS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.short_share <= 1:
+            raise ValueError(f"short_share is a share from 0 to 1, not {self.short_share}")
+        if not (2 <= self.short_most <= MAX_OPERANDS and 2 <= self.most <= MAX_OPERANDS):
+            raise ValueError(
+                f"operands go from 2 to {MAX_OPERANDS}; got short_most={self.short_most}, most={self.most}"
+            )
+
+    def draw(self, rng: random.Random) -> int:
+        """A number of operands."""
+        return rng.randint(2, self.short_most if rng.random() < self.short_share else self.most)
+
+
+class ExpressionGenerator:
+    """Random expressions; see `tasks.base.Generator`. The variant "differences" has more that nearly cancel.
+
+    Args:
+        lengths: of those for training.
+    """
+
+    size_name = "operands"
+    sizes = (8, 24, 48, 64)
+    least, most = 2, MAX_OPERANDS
+    variants = ("differences",)
+
+    def __init__(self, lengths: Lengths | None = None) -> None:
+        self._lengths = lengths or Lengths()
+
+    def problem(self, rng: random.Random, size: int, held_out: bool | None, variant: str = "") -> ArithmeticProblem:
+        """A random expression with `size` operands."""
+        return random_problem(rng, size, held_out, {"": DEFAULT_MIX, "differences": DIFFERENCES_MIX}[variant])
+
+    def training_size(self, rng: random.Random) -> int:
+        """A number of operands, short ones more often."""
+        return self._lengths.draw(rng)
+
+
 class Arithmetic:
     """Expressions of 2 to 64 numbers with `+ - * /`, parentheses and unary minus. See `tasks.base.Task`."""
 
     name = "arithmetic"
     answers = "results"
     options = ()
+    view = View(typeset=True)
+    page = PageText(
+        tab="Arithmetic",
+        pitch="solve a sum",
+        pitch_alone="solve the same sum both ways",
+        label="Arithmetic expression",
+        placeholder="79*36+63",
+        info="2 to 64 numbers from 0 to 99, with + − × ÷ and parentheses. Enter runs it.",
+        box="expression",
+        example=lambda text: f"{len(_DIGITS.findall(text))} numbers",
+        prompt="Type one expression per line, then Ctrl-D.",
+        can_surprise=True,
+    )
+    generator = ExpressionGenerator()
     max_reads_intervals = 4
     max_tokens = MAX_TOKENS
     has_right_answer = True

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
-from selfspan_core.tasks.base import Caution, Option, Problem, Tokenizer
+from selfspan_core.tasks.base import Caution, Option, PageText, Problem, Tokenizer, View
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import (
     CUE,
@@ -107,6 +107,24 @@ class Summarize:
     name = "summarize"
     answers = "summaries"
     options = (LENGTH,)
+    view = View("document", "summary", "sentence")
+    page = PageText(
+        tab="Articles",
+        pitch="summarize an article in sentences that name their sources",
+        pitch_alone="summarize the same article both ways, in sentences that name their sources",
+        label="Article",
+        placeholder="Paste an English article.",
+        info="Plain English text, from 30 words up to what the model can hold (some 2,000 words).",
+        box="article",
+        example=lambda text: f"{len(text.split())} words",
+        prompt="Paste an article, then Ctrl-D.",
+        suffix="-article",
+        run="Summarize",
+        lines=6,
+        max_lines=10,
+        max_new_tokens=MAX_SUMMARY_TOKENS,
+    )
+    generator = None
     max_reads_intervals = 2 + MAX_READS
     examples = EXAMPLES
     has_right_answer = False

@@ -1,0 +1,89 @@
+"""The page's runs: inputs checked, jobs streamed, the newest run of each tab, Stop. Imports gradio, no torch."""
+
+import itertools
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import closing
+
+import gradio as gr
+
+from selfspan_core.errors import InputError, NotReady, TooLongError
+from selfspan_core.serve.feed import Feed
+from selfspan_core.serve.lazy_session import SharedDevice, public
+from selfspan_core.tasks.page import LOAD_INFO, NO_LOAD_INFO, Controls
+from selfspan_core.tasks.registry import get_task
+
+log = logging.getLogger("selfspan")
+
+
+class PageRuns:
+    """What the page's controls call.
+
+    Args:
+        device: where runs go.
+    """
+
+    def __init__(self, device: SharedDevice) -> None:
+        self._device = device
+        self._numbers = itertools.count(1)
+        # A tab's newest run: an older one that still runs gives way within a tick.
+        self._newest: dict[str, int] = {}
+
+    def check(self, controls: Controls, text: str, values: tuple, tab: str) -> tuple:
+        """Bad input: the reason, and nothing else changes. Good input: a job for `stream`."""
+        number, request = next(self._numbers), None
+        try:
+            request = controls.request(text or "", values)
+            get_task(request.task, **request.options).parse(request.text)
+        except TooLongError:
+            pass  # said by the run, which offers what fits
+        except InputError as error:
+            return json.dumps({"run": number, "message": str(error)}), gr.skip(), gr.skip()
+        self._newest[tab] = number
+        page = controls.task.page
+        return (
+            None,
+            Feed(str(number)).note("waiting", box=page.box, button=page.run),
+            {"run": number, "request": request},
+        )
+
+    def stream(self, job: dict, request: gr.Request) -> Iterator[str]:
+        """The payloads of a checked job."""
+        tab, feed, number = request.session_hash, Feed(str(job["run"])), job["run"]
+        try:
+            if self._newest.get(tab) == number:
+                yield feed.note("starting")
+                with closing(self._device.compare(job["request"])) as ticks:
+                    for tick in ticks:
+                        yield feed.add(tick)
+                        if self._newest.get(tab) != number:
+                            break
+        except TooLongError as error:
+            yield feed.note("failed", str(error), beginning=error.beginning)
+        except (InputError, NotReady) as error:
+            yield feed.note("failed", str(error))
+        except Exception as error:
+            log.exception("a run failed")
+            yield feed.note("failed", f"The run failed: {public(error)}")
+        finally:
+            if self._newest.get(tab) == number:
+                del self._newest[tab]
+
+    def halt(self, request: gr.Request):
+        """Stop: the tab's newest run ends within a tick, or as soon as its turn comes.
+
+        Not gradio's `cancels`: the page knows the name of what it would cancel only when the server has answered, and
+        until then a Stop would be shown and not happen.
+        """
+        number = self._newest.pop(request.session_hash, None)
+        return gr.skip() if number is None else Feed(str(number)).note("stopped")
+
+    def forget(self, request: gr.Request) -> None:
+        """A tab is closed."""
+        self._newest.pop(request.session_hash, None)
+
+
+def offered_load(can_load: bool):
+    """The slider of simultaneous requests as this device has it."""
+    return gr.update(interactive=can_load, info=LOAD_INFO if can_load else NO_LOAD_INFO)

@@ -1,0 +1,128 @@
+"""A task's controls on the page: one builder for all tasks, which say in `PageText` what is theirs. Imports gradio."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from selfspan_core.params import MAX_LOAD, MAX_NEW_TOKENS, Request, SamplingParams
+from selfspan_core.paths import PAGE
+from selfspan_core.tasks.base import Task
+
+COMPARISONS = [
+    ("Same adapter, mask off and on: isolates attention", "span"),
+    ("Plain adapter against span adapter: time to answer", "plain"),
+]
+LOAD_LABEL = "Load: requests at once"
+LOAD_INFO = "In each lane: yours, and random others of its size."
+NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
+HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
+ALERT = {
+    "html_template": '<p class="ss-alert" role="alert"></p>',
+    "js_on_load": (PAGE / "alert.js").read_text(encoding="utf-8"),
+    "apply_default_css": False,
+    "elem_classes": "ss-alert-box",
+}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What a task's part of the page is made of.
+
+    Attributes:
+        task: the task.
+        box, alert, stop: where the input is typed, what is wrong with it, and the button that ends a run.
+        begins: events that begin a run.
+        settings: the controls of `request`'s values by name, in order: "adapter", "load", "max_new_tokens", options.
+    """
+
+    task: Task
+    box: gr.Textbox
+    alert: gr.HTML
+    stop: gr.Button
+    begins: list
+    settings: dict[str, gr.components.Component]
+
+    @property
+    def inputs(self) -> list[gr.components.Component]:
+        """What a run is made of, the text first."""
+        return [self.box, *self.settings.values()]
+
+    @property
+    def load(self) -> gr.Slider | None:
+        """The slider of simultaneous requests, where the task answers several at once."""
+        return self.settings.get("load")
+
+    def request(self, text: str, values: Sequence[Any]) -> Request:
+        """What is asked, from the values of `inputs`. Raises InputError."""
+        given = dict(zip(self.settings, values, strict=True))
+        options = {option.name: given[option.name] for option in self.task.options}
+        limit = given.get("max_new_tokens", self.task.page.max_new_tokens)
+        return Request(
+            self.task.name,
+            text,
+            options,
+            adapter=given["adapter"],
+            load=given.get("load", 1),
+            sampling=SamplingParams(limit),
+        )
+
+
+def controls(task: Task) -> Controls:
+    """The controls of a task; inside a gradio context."""
+    page, suffix = task.page, task.page.suffix
+    with gr.Column(elem_id=f"ask{suffix}"):
+        box = gr.Textbox(
+            value=task.examples[len(task.examples) // 2],
+            label=page.label,
+            placeholder=page.placeholder,
+            info=page.info,
+            lines=page.lines,
+            max_lines=page.max_lines,
+            elem_id=page.box,
+        )
+        alert = gr.HTML(**ALERT, elem_id=f"alert{suffix}")
+        with gr.Row(elem_classes="ss-actions"):
+            with gr.Row(elem_classes="ss-buttons"):
+                run = gr.Button(page.run, variant="primary", elem_id=f"run{suffix}", min_width=90)
+                stop = gr.Button("Stop", elem_id=f"stop{suffix}", elem_classes="ss-stop", min_width=80)
+                if page.can_surprise:
+                    surprise = gr.Button("Surprise me", elem_id=f"surprise{suffix}", min_width=120)
+                    drawn = lambda: task.surprise(random.randrange(2**31))  # noqa: E731
+                    surprise.click(drawn, None, box, queue=False, **HIDDEN)
+            with gr.Column(min_width=320):
+                examples, labels = [[text] for text in task.examples], [page.example(text) for text in task.examples]
+                gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
+        with gr.Row(elem_classes="ss-options"):
+            settings = _settings(task)
+    begins = [run.click, box.submit] if task.is_line else [run.click]
+    return Controls(task, box, alert, stop, begins, settings)
+
+
+def _settings(task: Task) -> dict[str, gr.components.Component]:
+    """Controls of everything but the text."""
+    settings = {"adapter": gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)}
+    for option in task.options:
+        choices = [(label, value) for value, label in option.choices.items()]
+        settings[option.name] = gr.Radio(choices, value=option.default, label=option.label, scale=2)
+    if not task.rules_text:
+        settings["load"] = gr.Slider(
+            1,
+            MAX_LOAD,
+            1,
+            step=1,
+            label=LOAD_LABEL,
+            info=NO_LOAD_INFO,
+            interactive=False,
+            elem_id=f"load{task.page.suffix}",
+            scale=2,
+            min_width=260,
+        )
+    if task.page.max_new_tokens == MAX_NEW_TOKENS:
+        with gr.Column(scale=1, min_width=200), gr.Accordion("Advanced", open=False):
+            settings["max_new_tokens"] = gr.Slider(
+                16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane"
+            )
+    return settings
