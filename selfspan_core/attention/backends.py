@@ -11,7 +11,7 @@ unavailable is an error that says why, never a silent fallback.
 
 import torch
 
-from cuda_kernels.attention import CudaUnavailable, cuda_device
+from cuda_kernels.device import CudaUnavailable, cuda_device
 
 IMPLS = ("reference", "gather", "cuda")
 CAPTURED = "captured"
