@@ -8,10 +8,10 @@ hundred rows the time is that of reading the weights,
 at the bandwidth of a kernel that only reads, measured in the same run: that is the roofline.
 
 Method: as in `cuda_kernels.bench`: medians over replays of a graph with one call per set of weights, as many sets as
-are several times the second-level cache. Of every size, `DecodeOps` as in a decode step, and the faster of cuBLAS's W x^T and x W^T; with
-gates, including the activation. Launches of this project overlap, in the graph as in a step. For every implementation
-and size one result is compared with float64. Where the wgmma GEMM is used, also the time of each of its cluster sizes,
-by which tests/test_gemm_wgmma.py judges its choice.
+are several times the second-level cache. Of every size, `DecodeOps` as in a decode step, and the faster of cuBLAS's W
+x^T and x W^T; with gates, including the activation. Launches of this project overlap, in the graph as in a step. For
+every implementation and size one result is compared with float64. Where the wgmma GEMM is used, also the time of each
+of its cluster sizes, by which tests/test_gemm_wgmma.py judges its choice.
 Writes `assets/results/products_<gpu>.json`.
 """
 
