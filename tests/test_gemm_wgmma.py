@@ -207,7 +207,8 @@ def test_compiles_without_spills(dtype, tile, cluster_size):
     """Would catch registers that go to memory, and wgmmas that the compiler makes wait for each other."""
     code, report = loader.compile_for(gemm_wgmma.macros(dtype, tile, cluster_size), "90a", "gemm_wgmma.cu")
     assert "0 bytes spill stores, 0 bytes spill loads" in report
-    assert "wgmma" not in report, report
+    # ptxas warns of wgmma that it serializes; the kernel's own name does not count.
+    assert "wgmma" not in report.replace("selfspan_linear_wgmma", ""), report
     assert code[:4] == b"\x7fELF"
 
 
