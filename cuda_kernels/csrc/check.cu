@@ -1,5 +1,5 @@
 // The kernels alone, without a framework, for compute-sanitizer:
-//   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
+//   nvcc -arch=native -std=c++17 -I cuda_kernels/csrc -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
 //       cuda_kernels/csrc/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
 #include <cmath>
