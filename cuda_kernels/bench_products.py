@@ -1,17 +1,17 @@
-"""A decode step's products with weights against cuBLAS: `python -m cuda_kernels.bench_products`.
+"""A decode step's GEMMs against cuBLAS: `python -m cuda_kernels.bench_products`.
 
 Physics: `[rows, depth]` times `[num_out, depth]` transposed does two operations per weight and row, so up to some
 hundred rows the time is that of reading the weights,
 
     2 bytes * num_out * depth  (inputs and results are 2 to 6 % of that at 128 rows, and are not counted)
 
-at the bandwidth of a kernel that only reads, measured in the same run.
+at the bandwidth of a kernel that only reads, measured in the same run: that is the roofline.
 
 Method: as in `cuda_kernels.bench`: medians over replays of a graph with one call per set of weights, as many sets as
-are several times the second-level cache. Of every size what a decode step uses here (`DecodeOps`), and cuBLAS as W x^T
-and as x W^T, the faster counts; with gates, their activation behind it. Launches of this project overlap, in the graph
-as in a step. Of every way and size one result is compared with the product in float64. Where the kernel for large
-products is used, also the time of every size of its clusters, by which tests/test_gemm_wgmma.py judges its choice.
+are several times the second-level cache. Of every size, `DecodeOps` as in a decode step, and the faster of cuBLAS's W
+x^T and x W^T; with gates, including the activation. Launches of this project overlap, in the graph as in a step. For
+every implementation and size one result is compared with float64. Where the wgmma GEMM is used, also the time of each
+of its cluster sizes, by which tests/test_gemm_wgmma.py judges its choice.
 Writes `assets/results/products_<gpu>.json`.
 """
 
@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 
 from cuda_kernels.bench.benchmark import add_options, begin_benchmark, microseconds, positive
-from cuda_kernels.gemm_wgmma import BATCH_TILES, CLUSTERS, WideLinear, batch_tile
+from cuda_kernels.gemm_wgmma import BATCH_TILES, CLUSTER_SIZES, WgmmaGemm, batch_tile_of
 from cuda_kernels.layers import DecodeOps
 
 ROWS = (1, 8, 16, 32, 64, 96, 128)
-LEAST_BYTES = 4 * 64e6
+MIN_SET_BYTES = 4 * 64e6
 DTYPE = torch.bfloat16
 # Of the greatest exact value; rounded to bfloat16 twice or three times.
 TOLERANCE = 0.02
@@ -37,7 +37,7 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Weight:
-    """One of a model's matrices, or several that are multiplied as one."""
+    """One of a model's weight matrices, or several that are multiplied in one GEMM."""
 
     name: str
     num_out: int
@@ -65,11 +65,11 @@ WEIGHTS = (
 )
 
 
-class Product:
+class GemmCase:
     """One size's inputs.
 
     Args:
-        weight: what is multiplied with.
+        weight: the matrix.
         rows: of the batch.
         seed: of all values.
         ops: a decode step's operations.
@@ -77,14 +77,14 @@ class Product:
 
     def __init__(self, weight: Weight, rows: int, seed: int, ops: DecodeOps) -> None:
         self.weight, self.rows, self._ops = weight, rows, ops
-        # Beside cuBLAS's products, which ask for no split of shared memory, its activations do not either.
+        # Between cuBLAS's GEMMs, which request no carveout of shared memory, activations do not either.
         self._beside_cublas = DecodeOps(DTYPE)
         generator = torch.Generator("cuda").manual_seed(seed)
         make = lambda *shape: torch.randn(shape, generator=generator, device="cuda", dtype=DTYPE)  # noqa: E731
         self.x = make(rows, weight.depth)
         self.sets = [
             make(weight.num_out, weight.depth) / weight.depth**0.5
-            for _ in range(math.ceil(LEAST_BYTES / weight.num_bytes) + 1)
+            for _ in range(math.ceil(MIN_SET_BYTES / weight.num_bytes) + 1)
         ]
         width = weight.num_out // 2 if weight.is_gated else weight.num_out
         self.out = torch.empty(rows, width, device="cuda", dtype=DTYPE)
@@ -100,12 +100,12 @@ class Product:
         """x W^T, and the activation behind it."""
         return self._activated(F.linear(self.x, matrix))
 
-    def cublas_turned(self, matrix: torch.Tensor) -> torch.Tensor:
-        """W x^T, which gates need an even number of rows for; without them the result stays turned."""
+    def cublas_transposed(self, matrix: torch.Tensor) -> torch.Tensor:
+        """W x^T; with gates for even numbers of rows only, without them the result stays transposed."""
         product = torch.mm(matrix, self.x.t())
         if not self.weight.is_gated:
             return product.t()
-        self._beside_cublas.gated_silu_columns(product.view(2, -1, self.rows), self.out)
+        self._beside_cublas.gated_silu_transposed(product.view(2, -1, self.rows), self.out)
         return self.out
 
     def _activated(self, product: torch.Tensor) -> torch.Tensor:
@@ -115,26 +115,26 @@ class Product:
         return self.out
 
     def in_clusters(self, num_blocks: int, replays: int) -> dict[str, float] | None:
-        """The kernel for large products in clusters of so many blocks; None: the GPU has no room for one."""
-        wide = WideLinear(DTYPE, self.x.device, (num_blocks,))
-        number = wide.max_clusters(batch_tile(self.rows), num_blocks)
+        """The wgmma GEMM in clusters of so many blocks; None: the GPU has no room for one."""
+        gemm = WgmmaGemm(DTYPE, self.x.device, (num_blocks,))
+        number = gemm.max_clusters(batch_tile_of(self.rows), num_blocks)
         if not number:
             return None
 
-        def product(matrix: torch.Tensor) -> torch.Tensor:
-            wide(self.x, matrix, None, self.out, self.weight.is_gated)
+        def in_cluster(matrix: torch.Tensor) -> torch.Tensor:
+            gemm(self.x, matrix, None, self.out, self.weight.is_gated)
             return self.out
 
-        return {"at_a_time": number, "us": min(self.microseconds(product, replays) for _ in range(2))}
+        return {"at_a_time": number, "us": min(self.microseconds(in_cluster, replays) for _ in range(2))}
 
-    def microseconds(self, product: Callable[[torch.Tensor], torch.Tensor], replays: int) -> float:
-        """Of one product; its result is checked.
+    def microseconds(self, gemm: Callable[[torch.Tensor], torch.Tensor], replays: int) -> float:
+        """Time of one GEMM; its result is checked.
 
         Raises:
             AssertionError: it is wrong.
         """
         self.out.fill_(math.nan)
-        found = product(self.sets[0]).double()
+        found = gemm(self.sets[0]).double()
         exact = F.linear(self.x.double(), self.sets[0].double())
         if self.weight.is_gated:
             gate, up = exact.chunk(2, -1)
@@ -142,25 +142,25 @@ class Product:
         error = ((found - exact).abs().max() / exact.abs().max()).item()
         if not error < TOLERANCE:
             raise AssertionError(f"{self.weight.name}, {self.rows} rows: off by {error} of the greatest value")
-        return microseconds([lambda matrix=matrix: product(matrix) for matrix in self.sets], replays)
+        return microseconds([lambda matrix=matrix: gemm(matrix) for matrix in self.sets], replays)
 
 
 def measure(weight: Weight, rows: int, arguments: argparse.Namespace, tb_per_s: float) -> dict:
     """One line of the table."""
-    ops = DecodeOps(DTYPE, batch=rows, products=[(weight.num_out, weight.depth)])
-    product = Product(weight, rows, arguments.seed, ops)
-    peers = {"x W^T": product.cublas}
+    ops = DecodeOps(DTYPE, batch=rows, gemm_shapes=[(weight.num_out, weight.depth)])
+    case = GemmCase(weight, rows, arguments.seed, ops)
+    peers = {"x W^T": case.cublas}
     if rows % 2 == 0 or not weight.is_gated:
-        peers["W x^T"] = product.cublas_turned
+        peers["W x^T"] = case.cublas_transposed
     # Twice, in turn: what ran before may slow a figure.
     ours, cublas = math.inf, dict.fromkeys(peers, math.inf)
     for _ in range(2):
-        ours = min(ours, product.microseconds(product.ours, arguments.replays))
+        ours = min(ours, case.microseconds(case.ours, arguments.replays))
         for name, peer in peers.items():
-            cublas[name] = min(cublas[name], product.microseconds(peer, arguments.replays))
+            cublas[name] = min(cublas[name], case.microseconds(peer, arguments.replays))
     line = {"rows": rows, "us": ours, "cublas_us": cublas, "floor_us": weight.num_bytes / tb_per_s / 1e6}
-    if rows in BATCH_TILES and WideLinear(DTYPE, ops.device).serves(rows, weight.num_out, weight.depth):
-        line["clusters"] = {number: product.in_clusters(number, arguments.replays) for number in CLUSTERS}
+    if rows in BATCH_TILES and WgmmaGemm(DTYPE, ops.device).serves(rows, weight.num_out, weight.depth):
+        line["clusters"] = {number: case.in_clusters(number, arguments.replays) for number in CLUSTER_SIZES}
     return line
 
 

@@ -1,26 +1,28 @@
 """Compile the kernels at run time, once per configuration and device; CuPy keeps the result on disk, except of those
 with instructions that only one architecture has (`load_for`).
 
-A configuration is what the sources take as macros: head_dim, heads per key/value head, element type, warps per block.
+A configuration is the set of macros that the sources need: head_dim, group size, element type, warps per block.
 """
 
 import functools
 import hashlib
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "csrc"
+INCLUDE = re.compile(r"^#include <([^>]+)>", re.MULTILINE)
 HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-# Warps that a multiprocessor runs (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
+# Warps per multiprocessor (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
 WARPS_PER_SM = 8
 WARPS_PER_BLOCK = (8, 4, 2)
 
 
-def line_words(batch: int) -> int:
-    """Numbers of 32 bits that say who works on what (struct Line in schedule.cuh, and what lies behind it)."""
+def schedule_words(batch: int) -> int:
+    """Length of a schedule in words of 32 bits (struct Schedule in schedule.cuh, and the rows' part behind it)."""
     return 10 + 3 * batch + 1
 
 
@@ -46,22 +48,22 @@ class KernelConfig:
         return WARPS_PER_SM // self.num_warps
 
     @property
-    def state_floats(self) -> int:
-        """Floats of one partial result (STATE_FLOATS in state.cuh)."""
+    def partial_floats(self) -> int:
+        """Floats of one partial result (PARTIAL_FLOATS in partial.cuh)."""
         return self.group_size * (self.head_dim + 4)
 
     def shared_bytes(self, batch: int) -> int:
-        """Dynamic shared memory of one block (struct Shared in attention.cu)."""
-        states = 2 * self.num_warps * self.state_floats
-        # A label of four words per slot, and two more.
-        return 4 * (states + 4 * (2 * self.num_warps + 2) + line_words(batch))
+        """Dynamic shared memory of one block (struct SharedStorage in attention.cu)."""
+        partials = 2 * self.num_warps * self.partial_floats
+        # Four words per slot, and two pending slots.
+        return 4 * (partials + 4 * (2 * self.num_warps + 2) + schedule_words(batch))
 
-    def num_states(self, num_units: int, num_blocks: int) -> int:
-        """Partial results in global memory: one that begins a unit, and one per block."""
-        return num_units + num_blocks
+    def num_partials(self, num_row_heads: int, num_blocks: int) -> int:
+        """Partial results in global memory: the first split of every row-head, and one more per block."""
+        return num_row_heads + num_blocks
 
     def macros(self) -> tuple[str, ...]:
-        """What the sources take, as compiler options."""
+        """As compiler options."""
         macros = {
             "HEAD_DIM": self.head_dim,
             "GROUP": self.group_size,
@@ -84,22 +86,32 @@ def choose_config(head_dim: int, group_size: int, is_bf16: bool, batch: int, lim
     raise ValueError(f"a block of this GPU has {limit} bytes of shared memory, too few for {config}")
 
 
-@functools.cache
-def digest() -> str:
-    """Of all sources, 8 hex digits."""
-    files = sorted([*FOLDER.glob("*.cu"), *FOLDER.glob("*.cuh")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
-
-
 def source(name: str) -> str:
-    """The text of one .cu file."""
+    """The text of one file of the sources."""
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def common_options() -> tuple[str, ...]:
-    """Compiler options of all sources."""
+def included_files(name: str) -> tuple[str, ...]:
+    """The sources that one file is compiled from: itself and what it includes of this folder, sorted by name."""
+    found, pending = set(), [name]
+    while pending:
+        file = pending.pop()
+        if file not in found and (FOLDER / file).is_file():
+            found.add(file)
+            pending += INCLUDE.findall(source(file))
+    return tuple(sorted(found))
+
+
+@functools.cache
+def digest(name: str) -> str:
+    """Of the sources that one kernel file is compiled from, 8 hex digits."""
+    return hashlib.sha256("".join(map(source, included_files(name))).encode()).hexdigest()[:8]
+
+
+def common_options(name: str) -> tuple[str, ...]:
+    """Compiler options of one kernel file, for all configurations."""
     # CuPy's disk cache looks at the options, and not into included files.
-    return ("-std=c++17", f"-I{FOLDER}", f"-DSOURCES_DIGEST=0x{digest()}")
+    return ("-std=c++17", f"-I{FOLDER}", f"-DSOURCES_DIGEST=0x{digest(name)}")
 
 
 def on_device(device_index: int):
@@ -118,7 +130,7 @@ def load(name: str, function: str, macros: tuple[str, ...], device_index: int):
     import cupy
 
     with on_device(device_index):
-        return cupy.RawModule(code=source(name), options=(*common_options(), *macros)).get_function(function)
+        return cupy.RawModule(code=source(name), options=(*common_options(name), *macros)).get_function(function)
 
 
 @functools.cache
@@ -151,7 +163,7 @@ def compile_for(macros: tuple[str, ...], architecture: int | str, name: str) -> 
     try:
         # Without NVRTC's cache: what it has compiled before, it does not report on.
         options = (
-            *common_options(),
+            *common_options(name),
             *macros,
             f"--gpu-architecture=sm_{architecture}",
             "--ptxas-options=--verbose",

@@ -1,7 +1,6 @@
-"""Launchers for a decode step's operations beside attention: products with weights, norms, rotary embedding,
-activation, sampling.
+"""Launchers of a decode step's operations beside attention: GEMMs, norms, rotary embedding, activation, sampling.
 
-One token per row. Nothing here waits for the device or copies to the host; only products allocate their results.
+One token per row. Nothing here waits for the device or copies to the host; only GEMMs allocate their results.
 """
 
 from collections.abc import Iterable
@@ -10,24 +9,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cuda_kernels.attention import DTYPES, Launcher, check_tensor, cuda_device, require_dtype
+from cuda_kernels.checks import check_tensor
 from cuda_kernels.compile import load
-from cuda_kernels.gemm_wgmma import CARVEOUT_PERCENT, WideLinear
+from cuda_kernels.device import DTYPES, cuda_device, require_dtype
+from cuda_kernels.gemm_wgmma import CARVEOUT_PERCENT, WgmmaGemm
+from cuda_kernels.launcher import Launcher, int32s, pointer, pointers
 
 VECTOR = 8
 """Elements that a thread takes at once: rows are multiples of it."""
-MAX_LINEAR_BATCH = 16
-"""Rows up to which `linear` has a kernel of its own: beyond, reading the inputs takes as long as the weights."""
-LINEAR_THREADS, LINEAR_DEPTH, LINEAR_ROWS = 256, 128, 8
-"""Of a block of gemm.cu, and what depth and rows of the weights are multiples of (NUM_THREADS, STEP, UNIT_ROWS)."""
-
-
-LEAST_COLUMNS_BATCH = 33
-"""Rows from which on cuBLAS is faster at W x^T than at x W^T for products that are many times as wide as deep: at 64
-and 128 rows and LLaMA-7B's 22016 x 4096 by 6 and 4 %, at 32 not at all (measured on an H100, which now has
-gemm_wgmma.cu for that; taken to hold for others). Of even numbers of rows."""
-TURNED = 64
-"""Rows and columns that a block of the columns' activation turns (TURNED in layer.cu)."""
+SMALL_GEMM_MAX_BATCH, SMALL_GEMM_THREADS, SMALL_GEMM_TILE_K, SMALL_GEMM_TILE_N = 16, 256, 128, 8
+"""MAX_BATCH, NUM_THREADS, TILE_K and TILE_N of gemm.cu. Beyond 16 rows reading the inputs takes as long as the weights;
+depth and rows of the weights are multiples of a tile."""
+MIN_TRANSPOSED_BATCH = 33
+"""Rows from which on cuBLAS is faster at W x^T than at x W^T where W has many times as many rows as columns: at 64 and
+128 rows and LLaMA-7B's 22016 x 4096 by 6 and 4 %, at 32 not at all (measured on an H100, which now has gemm_wgmma.cu;
+assumed for other GPUs). Even numbers of rows only."""
+TRANSPOSE_TILE = 64
+"""Rows and columns that a block of the transposed activation takes (layer.cu)."""
 
 
 class DecodeOps:
@@ -39,11 +37,11 @@ class DecodeOps:
         dtype: torch.bfloat16 or torch.float16.
         device: a CUDA device.
         batch: rows that the step has.
-        products: `(num_out, depth)` of the weights that it will be asked for: their kernels are compiled now, those
-            of others when they are first asked for.
+        gemm_shapes: `(num_out, depth)` of the weights that will be used: their kernels are compiled now, those of
+            others when they are first used.
 
     Attributes:
-        carveout_percent: for `SpanAttention`, where it runs between these; see `gemm_wgmma.CARVEOUT_PERCENT`.
+        carveout_percent: for a `SpanAttention` that runs between these; see `gemm_wgmma.CARVEOUT_PERCENT`.
 
     Raises:
         ValueError: another dtype.
@@ -55,7 +53,7 @@ class DecodeOps:
         dtype: torch.dtype,
         device: torch.device | str = "cuda",
         batch: int = 1,
-        products: Iterable[tuple[int, int]] = (),
+        gemm_shapes: Iterable[tuple[int, int]] = (),
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is torch.bfloat16 or torch.float16, not {dtype}")
@@ -65,23 +63,23 @@ class DecodeOps:
         self._kernels = {
             name: load(source, f"selfspan_{name}", macros, self.device.index)
             for source, names in (
-                ("layer.cu", ("add_rms_norm", "rotary_write", "gated_silu", "gated_silu_columns")),
+                ("layer.cu", ("add_rms_norm", "rotary_write", "gated_silu", "gated_silu_transposed")),
                 ("sample.cu", ("sample",)),
                 ("gemm.cu", ("linear",)),
             )
             for name in names
         }
-        self._wide = WideLinear(dtype, self.device)
-        wide = [product for product in products if self._wide.serves(batch, *product)]
-        for product in wide:
-            self._wide.shape(batch, *product)
-        self.carveout_percent = CARVEOUT_PERCENT if wide else None
+        self._wgmma = WgmmaGemm(dtype, self.device)
+        by_wgmma = [shape for shape in gemm_shapes if self._wgmma.serves(batch, *shape)]
+        for shape in by_wgmma:
+            self._wgmma.partition(batch, *shape)
+        self.carveout_percent = CARVEOUT_PERCENT if by_wgmma else None
         self._launch = Launcher(self.device, self.carveout_percent)
         self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x weight^T + bias`: by gemm_wgmma.cu on Hopper GPUs, up to 128 rows and from 16 MB of weights on
-        (`WideLinear.serves`); else by gemm.cu, up to MAX_LINEAR_BATCH rows; else, and for odd shapes, by PyTorch's.
+        (`WgmmaGemm.serves`); otherwise by gemm.cu, up to 16 rows; otherwise, and for odd shapes, by cuBLAS.
 
         Args:
             x: `[B, depth]`. weight: `[num_out, depth]`. bias: `[num_out]`.
@@ -90,21 +88,20 @@ class DecodeOps:
             `[B, num_out]`, summed in float32 and rounded once.
         """
         (batch, depth), num_out = x.shape, weight.shape[0]
-        is_wide = self._wide.serves(batch, num_out, depth)
-        is_narrow = batch <= MAX_LINEAR_BATCH and depth % LINEAR_DEPTH == 0 and num_out % LINEAR_ROWS == 0
-        if not is_wide and not is_narrow:
+        by_wgmma = self._wgmma.serves(batch, num_out, depth)
+        is_tiled = depth % SMALL_GEMM_TILE_K == 0 and num_out % SMALL_GEMM_TILE_N == 0
+        if not by_wgmma and not (is_tiled and batch <= SMALL_GEMM_MAX_BATCH):
             return F.linear(x, weight, bias)
         self._check("x", x, (batch, depth))
         self._check("weight", weight, (num_out, depth))
         if bias is not None:
             self._check("bias", bias, (num_out,))
         out = torch.empty(batch, num_out, dtype=self.dtype, device=self.device)
-        if is_wide:
-            self._wide(x, weight, bias, out, is_gated=False)
+        if by_wgmma:
+            self._wgmma(x, weight, bias, out, is_gated=False)
             return out
-        numbers = (np.int32(number) for number in (batch, num_out, depth))
-        arguments = (*_pointers(x, weight, bias), *numbers, *_pointers(out))
-        self._launch(self._kernels["linear"], self._num_sms, LINEAR_THREADS, arguments)
+        arguments = (*pointers(x, weight, bias), *int32s(batch, num_out, depth), pointer(out))
+        self._launch(self._kernels["linear"], self._num_sms, SMALL_GEMM_THREADS, arguments)
         return out
 
     def add_rms_norm(
@@ -119,7 +116,7 @@ class DecodeOps:
 
         Args:
             residual: `[B, hidden]`; is written. delta: the same shape. weight: `[hidden]`, constant: it is read before
-                the kernel before is done.
+                the previous kernel has finished.
             epsilon: added to the mean square.
             out: `[B, hidden]`; is written.
         """
@@ -128,10 +125,10 @@ class DecodeOps:
             self._check(name, tensor, (batch, hidden))
         self._check("weight", weight, (hidden,))
         arguments = (
-            *_pointers(residual, delta, weight),
+            *pointers(residual, delta, weight),
             np.float32(epsilon),
             np.int32(hidden),
-            *_pointers(out),
+            *pointers(out),
         )
         self._launch(self._kernels["add_rms_norm"], batch, _threads(hidden // VECTOR), arguments)
 
@@ -144,7 +141,7 @@ class DecodeOps:
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> None:
-        """Turn queries and keys by their positions; write keys and values to one layer's cache.
+        """Apply the rotary embedding to queries and keys; write keys and values to one layer's cache.
 
         Args:
             qkv: `[B, H + 2 Hkv, D]`: queries, keys, values.
@@ -163,59 +160,58 @@ class DecodeOps:
             check_tensor(name, tensor, (batch, num_kv_heads, capacity, head_dim), self.dtype, self.device)
         if keys.stride() != values.stride():
             raise ValueError(f"keys and values have other strides: {keys.stride()} and {values.stride()}")
-        numbers = (np.int32(number) for number in (num_heads, num_kv_heads, head_dim))
         arguments = (
-            *_pointers(qkv, rotary, positions),
-            *numbers,
-            *_pointers(queries, keys, values),
+            *pointers(qkv, rotary, positions),
+            *int32s(num_heads, num_kv_heads, head_dim),
+            *pointers(queries, keys, values),
             *(np.int64(step) for step in keys.stride()[:3]),
         )
         items = (num_heads + 2 * num_kv_heads) * head_dim // (2 * VECTOR)
         self._launch(self._kernels["rotary_write"], batch, _threads(items), arguments)
 
     def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-        """`silu(gate) * up` of the product `x weight^T`; the first half of the weight's rows are the gate's.
+        """`silu(gate) * up` of `x weight^T`; the first half of the weight's rows are the gate's.
 
         Args:
             x: `[B, depth]`. weight: `[2 * size, depth]`.
             out: `[B, size]`; is written.
         """
         (batch, size), depth = out.shape, x.shape[1]
-        if self._wide.serves(batch, 2 * size, depth):
+        if self._wgmma.serves(batch, 2 * size, depth):
             self._check("x", x, (batch, depth))
             self._check("weight", weight, (2 * size, depth))
             self._check("out", out, (batch, size))
-            self._wide(x, weight, None, out, is_gated=True)
+            self._wgmma(x, weight, None, out, is_gated=True)
             return
-        if batch < LEAST_COLUMNS_BATCH or batch % 2 or size % TURNED:
+        if batch < MIN_TRANSPOSED_BATCH or batch % 2 or size % TRANSPOSE_TILE:
             self.gated_silu(self.linear(x, weight).view(batch, 2, size), out)
             return
-        self.gated_silu_columns(torch.mm(weight, x.t()).view(2, size, batch), out)
+        self.gated_silu_transposed(torch.mm(weight, x.t()).view(2, size, batch), out)
 
-    def gated_silu_columns(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+    def gated_silu_transposed(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """`silu(gate) * up`. gate_up: `[2, size, B]`, B even, size a multiple of 64; out: `[B, size]`, is written."""
         batch, size = out.shape
         check_tensor("gate_up", gate_up, (2, size, batch), self.dtype, self.device, contiguous=True)
         self._check("out", out, (batch, size))
-        if batch % 2 or size % TURNED:
-            raise ValueError(f"out: {batch} is odd, or {size} no multiple of {TURNED}")
-        arguments = (*_pointers(gate_up), np.int32(batch), np.int32(size), *_pointers(out))
-        grid = (size // TURNED, -(-batch // TURNED))
-        self._launch(self._kernels["gated_silu_columns"], grid, 4 * TURNED, arguments)
+        if batch % 2 or size % TRANSPOSE_TILE:
+            raise ValueError(f"out: {batch} is odd, or {size} no multiple of {TRANSPOSE_TILE}")
+        arguments = (pointer(gate_up), *int32s(batch, size), pointer(out))
+        grid = (size // TRANSPOSE_TILE, -(-batch // TRANSPOSE_TILE))
+        self._launch(self._kernels["gated_silu_transposed"], grid, 4 * TRANSPOSE_TILE, arguments)
 
     def gated_silu(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """`silu(gate) * up`. gate_up: `[B, 2, size]`; out: `[B, size]`, is written."""
         batch, size = out.shape
         self._check("gate_up", gate_up, (batch, 2, size))
         self._check("out", out, (batch, size))
-        arguments = (*_pointers(gate_up), np.int32(batch), np.int32(size), *_pointers(out))
+        arguments = (pointer(gate_up), *int32s(batch, size), pointer(out))
         self._launch(self._kernels["gated_silu"], -(-batch * size // VECTOR // 256), 256, arguments)
 
     def sample(
         self,
         logits: torch.Tensor,
         temperatures: torch.Tensor,
-        shares: torch.Tensor,
+        top_ps: torch.Tensor,
         seeds: torch.Tensor,
         positions: torch.Tensor,
         ids: torch.Tensor,
@@ -224,8 +220,8 @@ class DecodeOps:
 
         Args:
             logits: `[B, vocab]`.
-            temperatures: float32 `[B]`; 0 takes the likeliest id, the first of equals.
-            shares: float32 `[B]`: draw from the likeliest ids that hold so much of the probability (top-p); 1 for all.
+            temperatures: float32 `[B]`; 0 for greedy: the most likely id, the first of equals.
+            top_ps: float32 `[B]`: draw from the most likely ids that hold so much of the probability; 1 for all ids.
             seeds: int64 `[B]`. positions: int32 `[B]`, those of the tokens that the logits are of.
             ids: int64 `[B]`; is written.
         """
@@ -233,14 +229,14 @@ class DecodeOps:
         # Read one element at a time: a vocabulary of any size will do.
         if logits.dtype != self.dtype or logits.device != self.device or not logits.is_contiguous():
             raise ValueError(f"logits is not contiguous in {self.dtype} on {self.device}")
-        kinds = (("temperatures", temperatures, torch.float32), ("shares", shares, torch.float32))
+        kinds = (("temperatures", temperatures, torch.float32), ("top_ps", top_ps, torch.float32))
         kinds += (("seeds", seeds, torch.int64), ("positions", positions, torch.int32), ("ids", ids, torch.int64))
         for name, tensor, dtype in kinds:
             check_tensor(name, tensor, (batch,), dtype, self.device, contiguous=True)
         arguments = (
-            *_pointers(logits),
+            *pointers(logits),
             np.int32(vocab_size),
-            *_pointers(temperatures, shares, seeds, positions, ids),
+            *pointers(temperatures, top_ps, seeds, positions, ids),
         )
         self._launch(self._kernels["sample"], batch, _threads(vocab_size // 4), arguments)
 
@@ -250,10 +246,6 @@ class DecodeOps:
             raise ValueError(f"{name} is not contiguous in rows of a multiple of {VECTOR} elements")
 
 
-def _pointers(*tensors: torch.Tensor | None) -> tuple[np.uint64, ...]:
-    return tuple(np.uint64(0 if tensor is None else tensor.data_ptr()) for tensor in tensors)
-
-
 def _threads(items: int) -> int:
-    """Of a block that has so much to do: whole warps, 1,024 at most."""
+    """Threads of a block for so many items: whole warps, 1,024 at most."""
     return min(1024, -(-max(1, items) // 32) * 32)

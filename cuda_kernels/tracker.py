@@ -1,7 +1,7 @@
 """The span protocol's tracker on the device: ids in, intervals out, for every row of a batch, inside a captured graph.
 
-The tracker in plain Python is the specification; the protocol's numbers are given to this one, which imports nothing of
-it.
+The tracker in plain Python is its specification. This module does not import it: `Grammar` carries the protocol's
+numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cuda_kernels.attention import Launcher, check_tensor, cuda_device
+from cuda_kernels.checks import check_tensor
 from cuda_kernels.compile import load
+from cuda_kernels.device import cuda_device
+from cuda_kernels.launcher import Launcher, int32s, pointer, pointers
 
 IDLE = 5
 """Phase of a row without a sequence (PHASE_IDLE in tracker.cu)."""
@@ -154,16 +156,12 @@ class SpanTracker:
         check_tensor("counts", counts, batch, torch.int32, self.device, contiguous=True)
         check_tensor("positions", positions, batch, torch.int32, self.device, contiguous=True)
         check_tensor("reports", reports, batch, torch.int32, self.device, contiguous=True)
-        pointers = [np.uint64(tensor.data_ptr()) for tensor in (ids, self._kinds, self.tracks, self.segments)]
         arguments = (
-            *pointers,
-            np.int32(self.batch),
-            np.int32(is_dense),
-            np.uint64(intervals.data_ptr()),
+            *pointers(ids, self._kinds, self.tracks, self.segments),
+            *int32s(self.batch, is_dense),
+            pointer(intervals),
             np.int32(spans[0]),
-            np.uint64(counts.data_ptr()),
-            np.uint64(positions.data_ptr()),
-            np.uint64(reports.data_ptr()),
+            *pointers(counts, positions, reports),
         )
         self._launch(self._track, -(-self.batch // THREADS), THREADS, arguments)
 
@@ -176,7 +174,7 @@ class SpanTracker:
         step: torch.Tensor,
         row: int | None = None,
     ) -> None:
-        """Write down what was drawn behind every row's last id; rows at their end go idle.
+        """Record the id that was drawn for every row; rows at their end become idle.
 
         Args:
             ids: int64 `[batch]`, the next ids; overwritten where a script says otherwise.
@@ -184,8 +182,8 @@ class SpanTracker:
             limits: int32 `[batch]`, positions that a row may take.
             ring: int64 `[num_slots, batch]` on the device, or pinned on the host; slot `step % num_slots` is written,
                 with -1 for rows without a sequence.
-            step: int32 `[1]` on the device; is counted up.
-            row: this row alone, and `ring` is `[num_slots, 1]`; None: all.
+            step: int32 `[1]` on the device; is incremented.
+            row: only this row, and `ring` is `[num_slots, 1]`; None: all.
 
         Raises:
             ValueError: a wrong argument, named.
@@ -197,17 +195,13 @@ class SpanTracker:
         first, count = (0, self.batch) if row is None else (row, 1)
         where = ring.device if ring.device.type == "cpu" and ring.is_pinned() else self.device
         check_tensor("ring", ring, (ring.shape[0], count), torch.int64, where, contiguous=True)
-        of_row = lambda tensor: np.uint64(tensor.data_ptr() + first * tensor.stride(0) * tensor.element_size())  # noqa: E731
         arguments = (
-            of_row(ids),
-            np.uint64(self._kinds.data_ptr()),
-            of_row(self.tracks),
-            of_row(scripts),
+            *pointers(ids[first:], self._kinds, self.tracks[first:], scripts[first:]),
             np.int32(scripts.shape[1]),
-            of_row(limits),
+            pointer(limits[first:]),
             np.int32(count),
-            np.uint64(ring.data_ptr()),
+            pointer(ring),
             np.int32(ring.shape[0]),
-            np.uint64(step.data_ptr()),
+            pointer(step),
         )
         self._launch(self._advance, 1, THREADS, arguments)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cuda_kernels.attention import plan_grid
-from cuda_kernels.compile import FOLDER, KernelConfig, line_words
+from cuda_kernels.compile import FOLDER, KernelConfig, schedule_words
 
 HERE = Path(__file__).parent / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
@@ -60,7 +60,7 @@ class Planned:
     """What the plan kernel leaves."""
 
     spans: torch.Tensor
-    line: torch.Tensor
+    schedule: torch.Tensor
     arrived: torch.Tensor
     errors: torch.Tensor
 
@@ -68,7 +68,7 @@ class Planned:
     def num_visible(self) -> list[int]:
         """Of every row."""
         batch = len(self.errors)
-        return self.line[-2 * batch : -batch].tolist()
+        return self.schedule[-2 * batch : -batch].tolist()
 
 
 def plan(
@@ -88,9 +88,11 @@ def plan(
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
     kernels = library(config)
-    assert kernels.num_line_words(batch) == line_words(batch)
+    assert kernels.num_schedule_words(batch) == schedule_words(batch)
     num_done = torch.zeros(1, dtype=torch.int32)
-    made = Planned(poison(batch, max_spans, 2), poison(line_words(batch)), poison(batch * num_kv_heads), poison(batch))
+    made = Planned(
+        poison(batch, max_spans, 2), poison(schedule_words(batch)), poison(batch * num_kv_heads), poison(batch)
+    )
     kernels.run_plan(
         pointer(intervals),
         pointer(counts),
@@ -98,7 +100,7 @@ def plan(
         max_spans,
         capacity,
         pointer(made.spans),
-        pointer(made.line),
+        pointer(made.schedule),
         pointer(made.arrived),
         pointer(num_done),
         num_kv_heads,
@@ -110,33 +112,48 @@ def plan(
     return made
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What attention is computed of.
+
+    Attributes:
+        query: `[B, H, D]`.
+        keys, values: `[B, Hkv, capacity, D]`.
+        rows: intervals of every row.
+        scale: multiplies the scores.
+    """
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    rows: list[list[tuple[int, int]]]
+    scale: float = 0.1
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query, self.keys, self.values
+
+
 def attend(
-    config: KernelConfig,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    rows: list[list[tuple[int, int]]],
-    scale: float,
-    max_spans: int,
-    num_blocks: int,
-    block_order: list[int] | None = None,
+    config: KernelConfig, problem: Problem, max_spans: int, num_blocks: int, block_order: list[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Plan and attend; `[B, H, D]` and log-sum-exp `[B, H]`.
 
     Args:
-        query: `[B, H, D]`; keys, values: `[B, Hkv, capacity, D]`.
-        rows: intervals of every row.
         num_blocks: of the grid; block_order: in which they run.
     """
+    query, keys, values = problem.tensors
     kernels = library(config)
     batch, num_heads = query.shape[:2]
     num_kv_heads, capacity = keys.shape[1:3]
-    intervals, counts = table_of(rows, max_spans)
+    intervals, counts = table_of(problem.rows, max_spans)
     planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks)
     assert not planned.errors.any()
     out = torch.full_like(query, float("nan"))
     lse = torch.full((batch, num_heads), float("nan"))
-    states = torch.full((config.num_states(batch * num_kv_heads, num_blocks) * config.state_floats,), float("nan"))
+    partials = torch.full(
+        (config.num_partials(batch * num_kv_heads, num_blocks) * config.partial_floats,), float("nan")
+    )
     shared_bytes = config.shared_bytes(batch)
     order = (ctypes.c_uint * num_blocks)(*(block_order or range(num_blocks)))
     kernels.run_attention(
@@ -150,11 +167,11 @@ def attend(
         strides(out),
         pointer(lse),
         pointer(planned.spans),
-        pointer(planned.line),
+        pointer(planned.schedule),
         batch,
         max_spans,
-        ctypes.c_float(scale * 1.4426950408889634),
-        pointer(states),
+        ctypes.c_float(problem.scale * 1.4426950408889634),
+        pointer(partials),
         pointer(planned.arrived),
         1,  # the plan is done: the stricter case, nothing else may be read before the kernel waits
         order,
@@ -165,11 +182,11 @@ def attend(
     return out, lse
 
 
-def slices(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_blocks: int) -> tuple[list[range], str]:
-    """The places of the line that every warp has; and how the line is handed out: "cut" or "dealt"."""
+def ranges(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_blocks: int) -> tuple[list[range], str]:
+    """The work indices of every warp; and how the work space is divided: "equal" ranges or "whole" row-heads."""
     intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
     planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks)
     found = torch.empty(num_blocks * config.num_warps, 3, dtype=torch.int32)
-    library(config).run_slices.restype = ctypes.c_bool
-    mode = "dealt" if library(config).run_slices(pointer(planned.line), pointer(found)) else "cut"
+    library(config).run_ranges.restype = ctypes.c_bool
+    mode = "whole" if library(config).run_ranges(pointer(planned.schedule), pointer(found)) else "equal"
     return [range(begin, begin + length, step) for begin, length, step in found.tolist()], mode

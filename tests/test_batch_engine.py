@@ -6,11 +6,11 @@ import random
 import pytest
 import torch
 from asking import asked
+from attention_problem import needs_cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from span_examples import MARKERS, VOCAB, worked_example
 from test_engine import tiny_hf
-from test_kernel import needs_cuda
 
 from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine

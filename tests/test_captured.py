@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 from asking import asked, generate, generate_among
+from attention_problem import needs_cuda
 from span_examples import FIRST_TEXT, MARKERS, worked_example
 from test_batch_engine import on_cuda, shorn
 from test_engine import text_prompt, tiny_hf
-from test_kernel import needs_cuda
 
 from selfspan_core.attention import backends as impls
 from selfspan_core.attention.backends import IMPLS

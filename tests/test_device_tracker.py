@@ -10,7 +10,7 @@ from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, worked_ex
 from tracker_on_cpu import advance, push, stream
 
 from cuda_kernels import compile as loader
-from cuda_kernels.attention import CudaUnavailable
+from cuda_kernels.device import CudaUnavailable
 from cuda_kernels.tracker import HEADER_CLOSED, IDLE, MALFORMED, PHASES, Grammar, SpanTracker
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import render
@@ -35,7 +35,7 @@ def start(layout, annotated=True):
     return GRAMMAR.start(layout.num_tokens, layout.scaffold_end, layout.segments, annotated)
 
 
-def said(state):
+def expected_report(state):
     """What the tracker in Python says of an id, as the device reports it."""
     flags = MALFORMED * state.malformed | HEADER_CLOSED * state.header_closed
     return PHASES.index(state.phase.value) | flags, state.visible
@@ -45,7 +45,7 @@ def assert_same(layout, ids, annotated=True):
     tracker = Tracker(MARKERS, layout, annotated)
     intervals, counts, reports = stream(GRAMMAR, start(layout, annotated), ids)
     for number, token in enumerate(ids):
-        report, visible = said(tracker.push(token))
+        report, visible = expected_report(tracker.push(token))
         assert reports[number] == report, (number, ids[: number + 1])
         assert intervals[number, : counts[number]].tolist() == [list(interval) for interval in visible]
 
@@ -112,7 +112,7 @@ def test_rows_do_not_know_of_each_other():
                 assert (counts[row], positions[row], reports[row]) == (0, -1, IDLE)
                 continue
             state = tracker.push(answers[row][step])
-            report, visible = said(state)
+            report, visible = expected_report(state)
             assert (reports[row], positions[row]) == (report, state.position)
             assert intervals[row, : counts[row]].tolist() == [list(interval) for interval in visible]
             assert (intervals[row, counts[row] :] == -7).all()
@@ -184,7 +184,7 @@ def test_gpu_same_as_python():
         tracker.push(torch.tensor([ids[step] for ids in streams], device="cuda"), intervals, counts, positions, reports)
         for row, other in enumerate(in_python):
             state = other.push(streams[row][step])
-            report, visible = said(state)
+            report, visible = expected_report(state)
             assert (reports[row].item(), positions[row].item()) == (report, state.position)
             assert intervals[row, : counts[row]].tolist() == [list(interval) for interval in visible]
     tracker.clear([5])

@@ -1,4 +1,4 @@
-"""Products with few rows: the kernel's code on the CPU, and for every architecture."""
+"""The small-batch GEMM: the kernel's code on the CPU, and for every architecture."""
 
 import ctypes
 import functools
@@ -6,15 +6,14 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_problem import needs_compiler, needs_cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_on_cpu import COMPILER, compiled, pointer
-from test_kernel import needs_cuda
+from kernel_on_cpu import compiled, pointer
 
 from cuda_kernels import compile as loader
 from cuda_kernels.layers import DecodeOps
 
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
 DTYPES = {torch.bfloat16: 1, torch.float16: 0}
 
 
@@ -30,8 +29,8 @@ def problem(seed, dtype, batch, num_out, depth, device="cpu"):
     return make(batch, depth), make(num_out, depth) / depth**0.5, make(num_out)
 
 
-def assert_product(out, x, weight, bias):
-    """As near to the exact product as a sum in float32 and rounding once allow."""
+def assert_gemm(out, x, weight, bias):
+    """As close to the exact result as a sum in float32 and rounding once allow."""
     x, weight = x.double(), weight.double()
     exact = F.linear(x, weight, None if bias is None else bias.double())
     eps = torch.finfo(out.dtype).eps
@@ -51,15 +50,15 @@ def assert_product(out, x, weight, bias):
     st.integers(1, 9),
     st.booleans(),
 )
-def test_any_shape(seed, dtype, batch, units, steps, num_blocks, has_bias):
-    """Would catch a row of the weights that is left out, a sum that loses a warp's turn, rows of the batch mixed up."""
-    x, weight, bias = problem(seed, dtype, batch, 8 * units, 128 * steps)
+def test_any_shape(seed, dtype, batch, tiles, k_tiles, num_blocks, has_bias):
+    """Would catch a row of the weights that is left out, a warp's part of K that is lost, rows of the batch swapped."""
+    x, weight, bias = problem(seed, dtype, batch, 8 * tiles, 128 * k_tiles)
     bias = bias if has_bias else None
-    out = torch.full((batch, 8 * units), float("nan"), dtype=dtype)
+    out = torch.full((batch, 8 * tiles), float("nan"), dtype=dtype)
     library(DTYPES[dtype]).run_linear(
-        pointer(x), pointer(weight), pointer(bias), batch, 8 * units, 128 * steps, pointer(out), num_blocks
+        pointer(x), pointer(weight), pointer(bias), batch, 8 * tiles, 128 * k_tiles, pointer(out), num_blocks
     )
-    assert_product(out, x, weight, bias)
+    assert_gemm(out, x, weight, bias)
 
 
 @pytest.mark.parametrize("architecture", loader.ARCHITECTURES)
@@ -74,11 +73,11 @@ def test_compiles_for_every_architecture_without_spills(architecture):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 3, 8, 9, 16])
 @pytest.mark.parametrize(("num_out", "depth"), [(12288, 4096), (4096, 11008), (8192, 384), (1000, 128)])
-def test_gpu_products(dtype, batch, num_out, depth):
+def test_gpu_gemm(dtype, batch, num_out, depth):
     """Would catch a launcher that takes the kernel for shapes that it cannot serve, or the wrong tensor."""
     x, weight, bias = problem(batch, dtype, batch, num_out, depth, "cuda")
     ops = DecodeOps(dtype)
     for given_bias in (None, bias):
         out = ops.linear(x, weight, given_bias)
-        assert_product(out, x, weight, given_bias)
+        assert_gemm(out, x, weight, given_bias)
         assert torch.equal(out, ops.linear(x, weight, given_bias))

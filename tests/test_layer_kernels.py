@@ -9,7 +9,7 @@ from kernel_on_cpu import COMPILER, compiled, pointer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from cuda_kernels import compile as loader
-from cuda_kernels.attention import CudaUnavailable
+from cuda_kernels.device import CudaUnavailable
 from cuda_kernels.layers import DecodeOps
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
@@ -95,11 +95,11 @@ def test_rotary_and_cache(dtype, head_dim):
     for row in (0, 2):
         position = positions[row]
         cosine, sine = (part.repeat(2)[None, None] for part in rotary[position])
-        turned_query, turned_key = apply_rotary_pos_emb(
+        rotated_query, rotated_key = apply_rotary_pos_emb(
             query[row, None, :, None], key[row, None, :, None], cosine, sine
         )
-        assert torch.equal(queries[row], turned_query[0, :, 0])
-        assert torch.equal(keys[row, :, position], turned_key[0, :, 0])
+        assert torch.equal(queries[row], rotated_query[0, :, 0])
+        assert torch.equal(keys[row, :, position], rotated_key[0, :, 0])
         assert torch.equal(values[row, :, position], value[row])
         assert keys[row].isnan().any(-1).sum() == num_kv_heads * (capacity - 1)
 
@@ -117,10 +117,10 @@ def test_gated_silu(dtype, batch, size):
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("batch", "size"), [(34, 64), (64, 192), (130, 128)])
-def test_gated_silu_of_columns(dtype, batch, size):
-    """Would catch a tile that is not turned, one of the last rows that is left out, and writing behind them."""
+def test_gated_silu_of_a_transposed_input(dtype, batch, size):
+    """Would catch a tile that is not transposed, one of the last rows that is left out, and writing behind them."""
     gate_up, out = random(1, dtype, 2, size, batch), nan(dtype, batch + 1, size)
-    library(DTYPES[dtype]).run_gated_silu_columns(pointer(gate_up), batch, size, pointer(out))
+    library(DTYPES[dtype]).run_gated_silu_transposed(pointer(gate_up), batch, size, pointer(out))
     assert_same(out[:batch], (torch.nn.functional.silu(gate_up[0]) * gate_up[1]).T)
     assert out[batch].isnan().all()
 
@@ -164,11 +164,11 @@ def test_gpu_layer_operations(dtype):
     for row in (0, 1, 3, 4):
         position = positions[row]
         cosine, sine = (part.repeat(2)[None, None] for part in rotary[position])
-        turned_query, turned_key = apply_rotary_pos_emb(
+        rotated_query, rotated_key = apply_rotary_pos_emb(
             query[row, None, :, None], key[row, None, :, None], cosine, sine
         )
-        assert torch.equal(queries[row], turned_query[0, :, 0])
-        assert torch.equal(cache[0, row, :, position], turned_key[0, :, 0])
+        assert torch.equal(queries[row], rotated_query[0, :, 0])
+        assert torch.equal(cache[0, row, :, position], rotated_key[0, :, 0])
         assert torch.equal(cache[1, row, :, position], value[row])
     assert queries[2].isnan().all() and cache[:, 2].isnan().all()
     gate_up, gated = random(6, dtype, batch, 2, hidden).cuda(), torch.full_like(residual, float("nan"))
@@ -179,7 +179,7 @@ def test_gpu_layer_operations(dtype):
         gated = torch.full((batch, 192), float("nan"), dtype=dtype, device="cuda")
         ops.gated_linear(x, weight, gated)
         gate, up = torch.nn.functional.linear(x, weight).float().chunk(2, -1)
-        # Products may round differently, and what is rounded is rounded again.
+        # GEMMs may round differently, and their results are rounded again.
         torch.testing.assert_close(
             gated.float(), torch.nn.functional.silu(gate) * up, rtol=0, atol=16 * torch.finfo(dtype).eps
         )

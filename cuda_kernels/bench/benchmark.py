@@ -1,5 +1,5 @@
-"""What the kernels' benchmarks share: options, how they begin, the time of calls captured in a CUDA graph, and that of
-a kernel that only reads."""
+"""Common parts of the kernels' benchmarks: options, their start, the time of calls captured in a CUDA graph, and the
+GPU's read bandwidth, from which the roofline of every memory-bound kernel follows."""
 
 import argparse
 import math
@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cuda_kernels.attention import CudaUnavailable, cuda_device, foreign_stream
 from cuda_kernels.bench.provenance import provenance
 from cuda_kernels.compile import load
+from cuda_kernels.device import CudaUnavailable, cuda_device
+from cuda_kernels.launcher import foreign_stream
 
 READ_STREAM_BYTES = 8 * 10**9
 # Calls in one graph, at least: what a replay costs by itself is shared by them.
-LEAST_CALLS = 16
+MIN_CALLS = 16
 # Clock cycles for which the device is kept busy while the host hands it a graph: at least, and per kernel in it.
 WAIT_CYCLES = 500_000
 WAIT_CYCLES_PER_CALL = 4_000
@@ -67,7 +68,7 @@ def begin_benchmark(kind: str, out: Path | None) -> tuple[dict, Path, float]:
 
 def microseconds(calls: Sequence[Callable[[], object]], replays: int) -> float:
     """Median time of one call: the calls, one per set of inputs, are captured together and replayed so many times."""
-    calls = list(calls) * math.ceil(LEAST_CALLS / len(calls))
+    calls = list(calls) * math.ceil(MIN_CALLS / len(calls))
     for call in calls:
         call()
     torch.cuda.synchronize()

@@ -1,5 +1,5 @@
 // The kernels alone, without a framework, for compute-sanitizer:
-//   nvcc -arch=native -std=c++17 -I cuda_kernels -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
+//   nvcc -arch=native -std=c++17 -I cuda_kernels/csrc -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
 //       cuda_kernels/csrc/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
 #include <cmath>
@@ -71,28 +71,28 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
 
     auto *d_intervals = on_device(intervals), *d_spans = on_device(intervals);
     auto *d_counts = on_device(counts), *d_errors = on_device(counts);
-    const int line_words = sizeof(Line) / 4 + 3 * batch + 1;  // as Line::num_words, which is for the device
-    auto *d_line = on_device(std::vector<int>(line_words, -9)), *d_num_done = on_device(std::vector<int>(1, 0));
+    const int schedule_words = sizeof(Schedule) / 4 + 3 * batch + 1;  // as Schedule::num_words, which is for the device
+    auto *d_schedule = on_device(std::vector<int>(schedule_words, -9)), *d_num_done = on_device(std::vector<int>(1, 0));
     auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads, 0));
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
     auto* d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
-    auto* d_states = on_device(std::vector<float>((batch * num_kv_heads + num_blocks) * STATE_FLOATS, NAN));
-    const int shared_bytes = (int)sizeof(Shared) - (int)sizeof(Line) + 4 * line_words;
+    auto* d_partials = on_device(std::vector<float>((batch * num_kv_heads + num_blocks) * PARTIAL_FLOATS, NAN));
+    const int shared_bytes = (int)sizeof(SharedStorage) - (int)sizeof(Schedule) + 4 * schedule_words;
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
     for (int repeat = 0; repeat < 3; repeat++) {
         // In one block, and in one per row.
         bool is_one = repeat == 1;
         selfspan_plan<<<is_one ? 1 : batch, is_one ? 96 : max_spans>>>(d_intervals, d_counts, batch, max_spans,
-                                                                       capacity, d_spans, d_line, d_arrived, d_num_done,
-                                                                       num_kv_heads, num_blocks, d_errors);
+                                                                       capacity, d_spans, d_schedule, d_arrived,
+                                                                       d_num_done, num_kv_heads, num_blocks, d_errors);
         CHECK(cudaGetLastError());
         for (int layer = 0; layer < 2; layer++)
             selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
                 d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
-                num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_line, batch,
-                max_spans, scale * 1.44269504f, d_states, d_arrived, layer > 0);
+                num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_schedule, batch,
+                max_spans, scale * 1.44269504f, d_partials, d_arrived, layer > 0);
         CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());
     }
@@ -121,17 +121,17 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
             }
         }
     }
-    printf("greatest error %.5f: %s\n", worst, worst < 0.01 ? "right" : "WRONG");
+    printf("max_score error %.5f: %s\n", worst, worst < 0.01 ? "right" : "WRONG");
     return worst < 0.01;
 }
 
 int main() {
-    // Rows of very different lengths: units span warps and blocks.
+    // Rows of very different lengths: row-heads span warps and blocks.
     std::vector<std::vector<int2>> rows(5), equal_rows(5, {{7, 20}, {100, 127}});
     rows[0] = {{0, capacity}};
     for (int i = 0; i < max_spans; i++) rows[1].push_back({7 * i + 2, 7 * i + 2 + 1 + i % 5});
     rows[3] = {{499, 500}};
     rows[4] = {{3, 20}, {20, 21}, {100, 333}};
-    // Rows of one length: whole units are dealt out, two warps to each.
+    // Rows of equal length: whole row-heads are assigned, two warps to each.
     return is_right(rows) && is_right(equal_rows) ? 0 : 1;
 }

@@ -8,7 +8,7 @@ DEVICE float rounded(float x) {
     return widen(pack(x, 0.f) & 0xffff);
 }
 
-// What is lost by the fast functions is a ten-thousandth of what rounding to 16 bits loses.
+// The error of the fast functions is a ten-thousandth of that of rounding to 16 bits.
 DEVICE float gated(float gate, float up) {
     return rounded(divide_fast(gate, 1.f + exp2_fast(-LOG2_OF_E * gate))) * up;
 }

@@ -1,42 +1,41 @@
-// Instructions of sm_90a that C++ has no name for, one function each: barriers in shared memory that count bytes,
-// copies of whole tiles, products of a group of four warps, and a cluster's blocks that write to one another (PTX ISA
-// 8.0). Like ptx.cuh, the tests have a stand-in for this file.
+// Instructions of sm_90a that C++ has no name for, one function each: mbarriers, TMA loads, wgmma, and stores to other
+// blocks of a cluster (PTX ISA 8.0). As for ptx.cuh, the tests have a stand-in for this file.
 #pragma once
 #include <ptx.cuh>
 
 typedef unsigned long long u64;
 
-// A tensor as the copy engine knows it (CUtensorMap): made by the host, opaque.
+// A tensor as TMA sees it (CUtensorMap): made by the host, opaque.
 struct alignas(64) TensorMap {
     u64 opaque[16];
 };
 
 #define CLUSTER(size) __cluster_dims__(size, 1, 1)
 #define DYNAMIC_SHARED_1024(name) extern __shared__ __align__(1024) char name[]
-// Holds tensor maps, which the copy engine reads where they are.
-#define MAP_ARGUMENT(TYPE) const __grid_constant__ TYPE
+// For kernel arguments that hold tensor maps: TMA reads them where they are.
+#define GRID_CONSTANT(TYPE) const __grid_constant__ TYPE
 
 DEVICE u32 shared_address(const void* at) {
     return (u32)__cvta_generic_to_shared(at);
 }
 
-// This block's number in its cluster.
+// This block's rank in its cluster.
 DEVICE int cluster_rank() {
     u32 rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return (int)rank;
 }
 
-// All threads of all blocks of the cluster say that they have come this far, and then wait for all others to say so;
-// what was written before the one is seen after the other. Whole warps.
-DEVICE void arrive_in_cluster() {
+// The two halves of a barrier over all threads of the cluster. Writes before `arrive` are visible after `wait`. Whole
+// warps call it.
+DEVICE void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-DEVICE void wait_for_cluster() {
+DEVICE void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// A barrier in shared memory. Its phase is over when so many have arrived, and as many bytes as were announced.
+// An mbarrier in shared memory. A phase completes after so many arrivals and as many bytes as were announced.
 struct Barrier {
     u64 state;
 
@@ -50,7 +49,7 @@ struct Barrier {
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                      : "memory");
     }
-    // The same barrier of another block of the cluster.
+    // Arrives at the same barrier of another block of the cluster.
     DEVICE void arrive_at(int rank) {
         asm volatile(
             "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;"
@@ -59,7 +58,7 @@ struct Barrier {
             : "r"(shared_address(this)), "r"(rank)
             : "memory");
     }
-    // Until phase `number` is over: 0, 1, and so on. Nobody may be two phases behind.
+    // Waits for the end of phase `number`: 0, 1, and so on. No thread may be two phases behind.
     DEVICE void wait(int number) {
         u32 is_over;
         do {
@@ -70,8 +69,8 @@ struct Barrier {
                 : "memory");
         } while (!is_over);
     }
-    // The same of what other blocks of the cluster send or say.
-    DEVICE void wait_for_cluster(int number) {
+    // The same, for data and arrivals from other blocks of the cluster.
+    DEVICE void wait_cluster(int number) {
         u32 is_over;
         do {
             asm volatile(
@@ -84,14 +83,14 @@ struct Barrier {
     }
 };
 
-// Barriers are initialized, and other blocks and the copy engine may know it.
-DEVICE void fence_barriers() {
+// Makes initialized barriers visible to the other blocks and to TMA.
+DEVICE void fence_barrier_init() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// A box of a matrix comes to shared memory; its bytes arrive at `full`. Rows beyond the matrix are zeros. Of 128 bytes
-// that a row has in the box, pieces of 16 change places: piece p of row r stands at p ^ r % 8.
-DEVICE void copy_tile(void* to, const TensorMap& map, int column, int row, Barrier& full) {
+// Loads a box of a matrix into shared memory; its bytes are counted at `full`. Rows beyond the matrix are zeros. Within
+// the 128 bytes of a row, pieces of 16 bytes are swizzled: piece p of row r lies at p ^ r % 8.
+DEVICE void tma_load(void* to, const TensorMap& map, int column, int row, Barrier& full) {
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
         :
@@ -99,20 +98,21 @@ DEVICE void copy_tile(void* to, const TensorMap& map, int column, int row, Barri
         : "memory");
 }
 
-// How long the second-level cache is to keep what is read.
-DEVICE u64 keep_shortly() {
+// Eviction policies of the second-level cache.
+DEVICE u64 policy_evict_first() {
     u64 policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
-DEVICE u64 keep_as_usual() {
+DEVICE u64 policy_evict_normal() {
     u64 policy;
     asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
     return policy;
 }
 
-// The same of a tensor of four dimensions, from `outermost` and `column` on; of the two between, all.
-DEVICE void copy_tile(void* to, const TensorMap& map, int column, int outermost, Barrier& full, u64 policy) {
+// The same for a tensor of four dimensions, from `outermost` and `column` on; the two dimensions between are loaded
+// whole.
+DEVICE void tma_load(void* to, const TensorMap& map, int column, int outermost, Barrier& full, u64 policy) {
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
         " [%0], [%1, {%2, %5, %5, %3}], [%4], %6;"
@@ -122,8 +122,8 @@ DEVICE void copy_tile(void* to, const TensorMap& map, int column, int outermost,
         : "memory");
 }
 
-// Four floats to the same place of another block's shared memory; 16 bytes arrive at its barrier.
-DEVICE void send(int rank, float4* to, float a, float b, float c, float d, Barrier& arrived) {
+// Stores four floats to the same address of another block's shared memory; 16 bytes are counted at its barrier.
+DEVICE void store_async(int rank, float4* to, float a, float b, float c, float d, Barrier& arrived) {
     asm volatile(
         "{.reg .b32 there, barrier; mapa.shared::cluster.u32 there, %0, %6; mapa.shared::cluster.u32 barrier, %1, %6;"
         "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [there], {%2, %3, %4, %5}, [barrier];}"
@@ -132,59 +132,60 @@ DEVICE void send(int rank, float4* to, float a, float b, float c, float d, Barri
         : "memory");
 }
 
-// What the tensor cores know of a tile of 64 columns that `copy_tile` brought; its start is a multiple of 1,024 bytes.
-// Rows in groups of eight lie 1,024 bytes apart. Sixteen columns further: + 2.
-DEVICE u64 tile_of(const void* at) {
+// The matrix descriptor of a tile of 64 columns that `tma_load` has loaded; its address is a multiple of 1,024 bytes.
+// Groups of eight rows are 1,024 bytes apart. Sixteen columns further: + 2.
+DEVICE u64 matrix_descriptor(const void* at) {
     return (u64)((shared_address(at) & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 
-// Before the first product of several, whose sums no one else touches until `wait_products`.
-DEVICE void begin_products() {
+// Before the first of several wgmmas; the accumulators must not be touched until `wgmma_wait`.
+DEVICE void wgmma_fence() {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-DEVICE void commit_products() {
+DEVICE void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Until at most so many of what was committed are on their way.
+// Waits until at most so many committed groups are still running.
 template <int NUM>
-DEVICE void wait_products() {
+DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(NUM) : "memory");
 }
 
-// Sums are not looked at before this: to the compiler they are there as soon as they are asked for.
+// Keeps reads of the accumulators behind this point: the compiler believes them ready as soon as they are requested.
 template <int SIZE>
-DEVICE void keep_behind(float (&sums)[SIZE]) {
+DEVICE void fence_registers(float (&acc)[SIZE]) {
 #pragma unroll
-    for (int i = 0; i < SIZE; i++) asm volatile("" : "+f"(sums[i])::"memory");
+    for (int i = 0; i < SIZE; i++) asm volatile("" : "+f"(acc[i])::"memory");
 }
 
 #if IS_BF16
-#define PRODUCT_TYPES "f32.bf16.bf16"
+#define WGMMA_TYPES "f32.bf16.bf16"
 #else
-#define PRODUCT_TYPES "f32.f16.f16"
+#define WGMMA_TYPES "f32.f16.f16"
 #endif
-#define SUMS_8(i)                                                                                                 \
-    "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
-        "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define SUMS_16(i) SUMS_8(i), SUMS_8(i + 8)
+#define ACC_8(i)                                                                                            \
+    "+f"(acc[i]), "+f"(acc[i + 1]), "+f"(acc[i + 2]), "+f"(acc[i + 3]), "+f"(acc[i + 4]), "+f"(acc[i + 5]), \
+        "+f"(acc[i + 6]), "+f"(acc[i + 7])
+#define ACC_16(i) ACC_8(i), ACC_8(i + 8)
 #define NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define NAMES_32 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define NAMES_48 NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_64 NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// sums[64 x COLUMNS] = a[64 x 16] * b[COLUMNS x 16]^T, on top of what they are if `is_more`, by four warps that start
-// at a multiple of four. Thread (warp, lane) holds rows 16 * warp + lane / 4 and 8 below it, of columns 8 * j +
-// 2 * (lane % 4) and the next: sums[4 * j], [4 * j + 1] of the upper row, [4 * j + 2], [4 * j + 3] of the lower.
-#define PRODUCT(COLUMNS, NAMES, A, B, MORE, ...)                                                                 \
-    DEVICE void multiply_tiles(float (&sums)[COLUMNS / 2], u64 a, u64 b, bool is_more) {                         \
-        asm volatile("{.reg .pred more; setp.ne.b32 more, " MORE                                                 \
-                     ", 0;"                                                                                      \
-                     "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16." PRODUCT_TYPES " {" NAMES "}, " A ", " B \
-                     ", more, 1, 1, 0, 0;}"                                                                      \
-                     : __VA_ARGS__                                                                               \
-                     : "l"(a), "l"(b), "r"((int)is_more));                                                       \
+// acc[64 x COLUMNS] = a[64 x 16] * b[COLUMNS x 16]^T, added to the old values if `accumulate`, by a warp group (four
+// warps, the first one a multiple of four). Thread (warp, lane) holds rows 16 * warp + lane / 4 and 8 below it, of
+// columns 8 * j + 2 * (lane % 4) and the next: acc[4 * j], [4 * j + 1] of the upper row, [4 * j + 2], [4 * j + 3] of
+// the lower.
+#define WGMMA(COLUMNS, NAMES, A, B, ACCUMULATE, ...)                                                           \
+    DEVICE void wgmma(float (&acc)[COLUMNS / 2], u64 a, u64 b, bool accumulate) {                              \
+        asm volatile("{.reg .pred accumulate; setp.ne.b32 accumulate, " ACCUMULATE                             \
+                     ", 0;"                                                                                    \
+                     "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16." WGMMA_TYPES " {" NAMES "}, " A ", " B \
+                     ", accumulate, 1, 1, 0, 0;}"                                                              \
+                     : __VA_ARGS__                                                                             \
+                     : "l"(a), "l"(b), "r"((int)accumulate));                                                  \
     }
-PRODUCT(32, NAMES_16, "%16", "%17", "%18", SUMS_16(0))
-PRODUCT(64, NAMES_32, "%32", "%33", "%34", SUMS_16(0), SUMS_16(16))
-PRODUCT(96, NAMES_48, "%48", "%49", "%50", SUMS_16(0), SUMS_16(16), SUMS_16(32))
-PRODUCT(128, NAMES_64, "%64", "%65", "%66", SUMS_16(0), SUMS_16(16), SUMS_16(32), SUMS_16(48))
+WGMMA(32, NAMES_16, "%16", "%17", "%18", ACC_16(0))
+WGMMA(64, NAMES_32, "%32", "%33", "%34", ACC_16(0), ACC_16(16))
+WGMMA(96, NAMES_48, "%48", "%49", "%50", ACC_16(0), ACC_16(16), ACC_16(32))
+WGMMA(128, NAMES_64, "%64", "%65", "%66", ACC_16(0), ACC_16(16), ACC_16(32), ACC_16(48))

@@ -1,4 +1,4 @@
-// The instructions that C++ has no name for, one function each. Everything above this file is plain C++, and the tests
+// Instructions that C++ has no name for, one function each. Everything above this file is plain C++, and the tests
 // compile it for the CPU with a stand-in for this file.
 #pragma once
 
@@ -11,9 +11,9 @@ constexpr u32 FULL_WARP = 0xffffffffu;
 // Shared memory sized at launch; aligned for 16-byte accesses.
 #define DYNAMIC_SHARED(name) extern __shared__ float4 name[]
 
-// 16 or 8 bytes that nobody will read again soon: they do not displace what the first-level cache holds (the interval
-// table). The second level takes 128 bytes at a time: the neighbours are read by the same warp, and memory is a few
-// percent faster so. `volatile` keeps the loads where they are written, in flight while the tile before is worked on.
+// Loads 16 or 8 bytes that are used once: they do not evict from the first-level cache (which holds the interval
+// table). The second level fetches 128 bytes at a time: the same warp reads the neighbours, and memory is a few percent
+// faster. `volatile` keeps the loads where they are written, in flight while the tile before is computed.
 DEVICE uint4 load_stream16(const u16* from) {
     uint4 x;
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -28,26 +28,27 @@ DEVICE uint2 load_stream8(const u16* from) {
     return x;
 }
 
-// This thread's number in its warp. `volatile`: whoever asks gets it anew, so that what follows from it takes up no
-// registers while tiles are worked on.
+// This thread's lane. `volatile`: it is read anew wherever it is needed, so that values derived from it take up no
+// registers in between.
 DEVICE int lane_index() {
     int lane;
     asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
     return lane;
 }
 
-// What other blocks of this launch write: past the first-level cache, which does not see it. Shared memory, too.
-DEVICE int load_from_any_block(const int* from) {
+// Loads what other blocks of this launch have written, bypassing the first-level cache, which is not coherent. Works
+// for shared memory, too.
+DEVICE int load_gpu_scope(const int* from) {
     int x;
     asm volatile("ld.relaxed.gpu.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");
     return x;
 }
-DEVICE float2 load_from_any_block(const float2* from) {
+DEVICE float2 load_gpu_scope(const float2* from) {
     float2 x;
     asm volatile("ld.relaxed.gpu.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "l"(from) : "memory");
     return x;
 }
-DEVICE float4 load_from_any_block(const float4* from) {
+DEVICE float4 load_gpu_scope(const float4* from) {
     float4 x;
     asm volatile("ld.relaxed.gpu.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
@@ -56,28 +57,29 @@ DEVICE float4 load_from_any_block(const float4* from) {
     return x;
 }
 
-// Bring 128 bytes into the second-level cache.
+// Prefetches 128 bytes into the second-level cache.
 DEVICE void prefetch(const void* from) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
-// What this thread has written or seen written is seen by whoever sees what it writes next, on the whole device.
+// Writes that this thread has made or seen become visible, on the whole device, to every thread that sees its later
+// writes.
 DEVICE void fence_device() {
     asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
-// Launched to overlap (programmatic dependent launch, from sm_90 on), a kernel begins while the one before it in the
-// stream still runs. Until here it may touch nothing that the kernel before, or any that it overlaps with, writes; from
-// here on all that was launched before is done and seen. Every kernel of a chain has to wait, even if it reads nothing:
-// the next relies on it. Loads that are said to be of constant data (`ld.global.nc`) are volatile: they stay behind.
-DEVICE void wait_for_inputs() {
+// Programmatic dependent launch (from sm_90 on): a kernel begins while the one before it in the stream still runs. Up
+// to this call it must not touch anything that the kernel before, or one that this overlaps with, writes; after it,
+// everything launched before is complete and visible. Every kernel of a chain has to wait, even if it reads nothing:
+// the next one relies on it. Loads of constant data (`ld.global.nc`) are volatile, so that they stay behind this call.
+DEVICE void wait_for_prior_grids() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// The next kernel may begin as soon as every block of this one has said so, and there is room for it.
-DEVICE void let_next_start() {
+// Lets the next kernel begin once every block of this one has called this and there is room for it.
+DEVICE void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
@@ -87,7 +89,7 @@ DEVICE void let_next_start() {
 //   a: (row, col), (row + 8, col), (row, col + 8), (row + 8, col + 8), pairs along the 16;
 //   b: (col, row), (col + 8, row), pairs along the 16;
 //   d: (row, col), (row, col + 1), (row + 8, col), (row + 8, col + 1).
-DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+DEVICE void mma_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 800
 #if IS_BF16
     asm volatile(
@@ -100,7 +102,7 @@ DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 #else
-    // Turing multiplies half as deep, and has no bfloat16.
+    // Turing has half the depth, and no bfloat16.
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a0), "r"(a1), "r"(b0));
@@ -110,8 +112,8 @@ DEVICE void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, 
 #endif
 }
 
-// An 8 x 8 matrix of 16-bit elements over the warp: lane i holds row i / 4, columns 2 * (i % 4) and the next.
-// Transposed.
+// Transposes an 8 x 8 matrix of 16-bit elements held by a warp: lane i holds row i / 4, columns 2 * (i % 4) and the
+// next.
 DEVICE u32 transpose_8x8(u32 x) {
     u32 y;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
@@ -152,14 +154,14 @@ DEVICE u32 upper_halves(u32 a, u32 b) {
     return __byte_perm(a, b, 0x7632);
 }
 
-// 2 to the x, to about two units of the last place; 0 for very negative x.
+// 2 to the power of x, to about two units in the last place; 0 for very negative x.
 DEVICE float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// To about two units of the last place; 0 where y is 2 to the 126 or more.
+// To about two units in the last place; 0 where y is 2 to the 126 or more.
 DEVICE float divide_fast(float x, float y) {
     float quotient;
     asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(quotient) : "f"(x), "f"(y));

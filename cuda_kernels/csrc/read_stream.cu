@@ -1,4 +1,5 @@
-// How fast this GPU reads: every block streams its share of a buffer, 16 bytes a thread at a time, eight in flight.
+// The read bandwidth of this GPU, the roof of every memory-bound kernel: each block streams its part of a buffer, 16
+// bytes per thread and load, eight loads in flight.
 #include <ptx.cuh>
 
 extern "C" __global__ void __launch_bounds__(512) selfspan_read_stream(const u16* data, i64 num_quads, u32* sink) {
@@ -19,6 +20,6 @@ extern "C" __global__ void __launch_bounds__(512) selfspan_read_stream(const u16
                          : "+r"(seen)
                          : "r"(x[i].x), "r"(x[i].y), "r"(x[i].z), "r"(x[i].w));
     }
-    // Nobody may leave the loads out; hardly ever true.
+    // Keeps the compiler from removing the loads; hardly ever true.
     if (seen == 0x12345678u) *sink = seen;
 }

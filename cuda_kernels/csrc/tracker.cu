@@ -1,21 +1,21 @@
-// Ids in, visible intervals out, for every row of a batch: the span protocol's tracker, one thread a row. It does the
-// same as the tracker in plain Python (selfspan_core/spans/tracker.py), its specification, which names the states.
+// The span protocol's tracker on the device: ids in, visible intervals out, one thread per row of the batch. It does
+// the same as the tracker in plain Python (selfspan_core/spans/tracker.py), its specification, which names the states.
 //
-// Injected: NUM_ANCHORS, MAX_READS (segments that a header may name), MAX_BODY_TOKENS.
+// Macros: NUM_ANCHORS, MAX_READS (segments that a header may name), MAX_BODY_TOKENS.
 #include <ptx.cuh>
 
 constexpr int PHASE_BETWEEN = 0, PHASE_HEADER = 1, PHASE_BODY = 2, PHASE_BROKEN = 3, PHASE_DONE = 4;
 // A row without a sequence: it sees nothing, whatever its id.
 constexpr int PHASE_IDLE = 5;
 
-// What an id is: an anchor's index, or one of these.
+// Kinds of ids: an anchor's index, or one of these.
 constexpr int KIND_TEXT = -1, KIND_REF = NUM_ANCHORS, KIND_GO = NUM_ANCHORS + 1, KIND_RES = NUM_ANCHORS + 2,
               KIND_END = NUM_ANCHORS + 3, KIND_EOS = NUM_ANCHORS + 4;
 
-// What is reported of an id beside its phase, which is in the lower bits.
+// Flags of a report; the phase is in its lower bits.
 constexpr int FLAG_MALFORMED = 8, FLAG_HEADER_CLOSED = 16;
 
-// Scaffold, what is read, and the step itself.
+// Scaffold, the segments that are read, and the step itself.
 constexpr int MAX_INTERVALS = MAX_READS + 2;
 
 // Half-open. Not int2, whose alignment would leave gaps in a row's state.
@@ -23,8 +23,8 @@ struct Interval {
     int start, end;
 };
 
-// A row's state between two ids. The host sets it at the start of a sequence: `position` that of the prompt's last
-// token, `phase` BETWEEN.
+// A row's state between two ids. The host sets it at the start of a sequence: `position` is that of the prompt's last
+// token, `phase` is BETWEEN.
 struct Track {
     int position;
     int phase;
@@ -37,9 +37,9 @@ struct Track {
     int num_context;
     Interval context[MAX_READS + 1];  // what the open body sees outside of its own step
 };
-static_assert(sizeof(Track) == 4 * (10 + 3 * (MAX_READS + 1)), "Grammar.track_words in track.py says the same");
+static_assert(sizeof(Track) == 4 * (10 + 3 * (MAX_READS + 1)), "Grammar.track_words in tracker.py says the same");
 
-// A row's state, and where the segment of every anchor lies, [NUM_ANCHORS]; an end of 0 says that there is none.
+// A row's state, and the segment of every anchor, [NUM_ANCHORS]; an end of 0 means that the anchor has none.
 struct Row {
     Track& track;
     int2* segments;
@@ -98,9 +98,9 @@ struct Row {
             if (!has(track.named[i])) return broken();
         if (has(track.name)) return broken();
         track.num_context = 0;
-        see({0, track.scaffold_end});
-        for (int i = 0; i < num_reads; i++) see({segments[track.named[i]].x, segments[track.named[i]].y});
-        join();
+        add_interval({0, track.scaffold_end});
+        for (int i = 0; i < num_reads; i++) add_interval({segments[track.named[i]].x, segments[track.named[i]].y});
+        merge_intervals();
         track.body_start = track.position + 1;
         track.result_start = -1;
         track.phase = PHASE_BODY;
@@ -108,16 +108,16 @@ struct Row {
         return PHASE_HEADER | FLAG_HEADER_CLOSED;
     }
 
-    // Insert an interval where it belongs by its start.
-    DEVICE void see(Interval interval) {
+    // Inserts an interval, ordered by its start.
+    DEVICE void add_interval(Interval interval) {
         if (interval.start >= interval.end) return;
         int at = track.num_context++;
         for (; at > 0 && track.context[at - 1].start > interval.start; at--) track.context[at] = track.context[at - 1];
         track.context[at] = interval;
     }
 
-    // Join intervals that overlap or touch.
-    DEVICE void join() {
+    // Joins intervals that overlap or touch.
+    DEVICE void merge_intervals() {
         int count = 0;
         for (int i = 0; i < track.num_context; i++) {
             Interval next = track.context[i];
@@ -157,7 +157,7 @@ struct Row {
         return kind == KIND_REF ? in_between(kind) : PHASE_BROKEN;
     }
 
-    // What the query of the id just pushed sees, itself included; how many intervals that takes.
+    // What the query of the id just pushed sees, itself included; returns the number of intervals.
     DEVICE int visible(int2* intervals, bool sees_all) const {
         int end = track.position + 1, count = 0, own_start = 0;
         if (!sees_all) {
@@ -173,13 +173,13 @@ struct Row {
 
 // One id per row. ids: int64 [batch]; kinds: int16 [vocab]; tracks: [batch]; segments: int32 [batch, NUM_ANCHORS, 2].
 // intervals: int32 [batch, max_spans, 2] with max_spans at least MAX_INTERVALS, and counts: int32 [batch], as the plan
-// kernel takes them. positions: int32 [batch], where the id stands, or -1 in rows without a sequence. reports: int32
-// [batch], phase and flags. is_dense: everything is seen, whatever is declared.
+// kernel takes them. positions: int32 [batch], of the id, or -1 in rows without a sequence. reports: int32 [batch],
+// phase and flags. is_dense: everything is visible, whatever is declared.
 extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int batch,
                                           int is_dense, int2* intervals, int max_spans, int* counts, int* positions,
                                           int* reports) {
-    let_next_start();
-    wait_for_inputs();
+    launch_dependents();
+    wait_for_prior_grids();
     int number = blockIdx.x * blockDim.x + threadIdx.x;
     if (number >= batch) return;
     Row row = {tracks[number], segments + (i64)number * NUM_ANCHORS};
@@ -196,17 +196,17 @@ extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Tr
     reports[number] = report;
 }
 
-// What was drawn behind every row's last id is written down, and rows that are at their end go idle: after the end of
-// the sequence, or where the next id would have no place. ids: int64 [batch]; scripts: int32 [batch, script_length],
-// ids that a row has to take at a position instead of what was drawn, or -1; limits: int32 [batch], positions that a
-// row may take; ring: int64 [num_slots, batch], of which slot `step` % num_slots is written, with -1 for idle rows; the
-// host may read it while later steps run. step: int32 [1], counted up.
+// Records the id drawn for every row; rows at their end become idle: after the end of the sequence, or where the next
+// id would exceed the limit. ids: int64 [batch]; scripts: int32 [batch, script_length], ids that a row has to take at a
+// position instead of the drawn one, or -1; limits: int32 [batch], positions that a row may take; ring: int64
+// [num_slots, batch], slot `step` % num_slots is written, with -1 for idle rows; the host may read it while later steps
+// run. step: int32 [1], is incremented.
 extern "C" __global__ void selfspan_advance(i64* ids, const short* kinds, Track* tracks, const int* scripts,
                                             int script_length, const int* limits, int batch, i64* ring, int num_slots,
                                             int* step) {
-    let_next_start();
-    wait_for_inputs();
-    // Unsigned: it may go round.
+    launch_dependents();
+    wait_for_prior_grids();
+    // Unsigned: it may wrap around.
     int slot = (int)((u32)*step % (u32)num_slots);
     __syncthreads();
     for (int row = threadIdx.x; row < batch; row += blockDim.x) {

@@ -11,7 +11,7 @@ unavailable is an error that says why, never a silent fallback.
 
 import torch
 
-from cuda_kernels.attention import CudaUnavailable, cuda_device
+from cuda_kernels.device import CudaUnavailable, cuda_device
 from selfspan_core.errors import ImplUnavailable
 
 IMPLS = ("reference", "gather", "cuda")

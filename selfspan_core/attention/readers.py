@@ -10,7 +10,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from cuda_kernels.attention import CudaUnavailable, SpanAttention
+from cuda_kernels.attention import SpanAttention
+from cuda_kernels.checks import AttentionShape
+from cuda_kernels.device import CudaUnavailable
 from selfspan_core.attention.backends import IMPLS, require_impl
 from selfspan_core.attention.fused import fused_one_query
 from selfspan_core.attention.kv_cache import KVCache
@@ -126,7 +128,7 @@ class CudaReader:
         return self._kernel(query[:, :, 0], cache.keys[layer], cache.values[layer], scale)[:, :, None]
 
     def _with_room(self, num_heads: int, num_spans: int) -> SpanAttention:
-        if self._kernel is not None and num_spans <= self._kernel.max_spans:
+        if self._kernel is not None and num_spans <= self._kernel.shape.max_spans:
             return self._kernel
         return cuda_attention(num_heads, self._cache.keys[0], max(16, 2 * num_spans))
 
@@ -225,22 +227,22 @@ def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAt
         ImplUnavailable: the kernel does not take this element type or shape.
     """
     try:
-        return SpanAttention(
+        shape = AttentionShape(
             batch=1,
             num_heads=num_heads,
             num_kv_heads=keys.shape[1],
             head_dim=keys.shape[3],
             max_spans=max_spans,
             dtype=keys.dtype,
-            device=keys.device,
         )
+        return SpanAttention(shape, device=keys.device)
     except (ValueError, CudaUnavailable) as error:
         raise ImplUnavailable(f"impl 'cuda': {error}") from error
 
 
 def plan_visible(kernel: SpanAttention, visible: Sequence[Interval], capacity: int) -> None:
     """Tell the kernel what one sequence sees. Copies from the host: right for a lane that decodes token by token."""
-    table = torch.zeros(1, kernel.max_spans, 2, dtype=torch.int32)
+    table = torch.zeros(1, kernel.shape.max_spans, 2, dtype=torch.int32)
     table[0, : len(visible)] = torch.tensor(visible, dtype=torch.int32)
     counts = torch.tensor([len(visible)], dtype=torch.int32)
     kernel.plan(table.to(kernel.device), counts.to(kernel.device), capacity)

@@ -10,7 +10,9 @@ from typing import Protocol
 
 import torch
 
-from cuda_kernels.attention import CudaUnavailable, SpanAttention
+from cuda_kernels.attention import SpanAttention
+from cuda_kernels.checks import AttentionShape
+from cuda_kernels.device import CudaUnavailable
 from cuda_kernels.layers import DecodeOps
 from cuda_kernels.tracker import Grammar, SpanTracker
 from selfspan_core.attention.kv_cache import KVCache
@@ -49,7 +51,7 @@ class Parts(Protocol):
         self,
         logits: torch.Tensor,
         temperatures: torch.Tensor,
-        shares: torch.Tensor,
+        top_ps: torch.Tensor,
         seeds: torch.Tensor,
         positions: torch.Tensor,
         ids: torch.Tensor,
@@ -101,16 +103,16 @@ class CudaParts:
         try:
             self.ops = DecodeOps(model.dtype, model.device, batch, weights.products)
             self._tracker = SpanTracker(grammar_of(markers, model.vocab_size), batch, model.device)
-            self._attention = SpanAttention(
+            shape = AttentionShape(
                 batch=batch,
                 num_heads=weights.num_heads,
                 num_kv_heads=weights.num_kv_heads,
                 head_dim=model.head_dim,
                 max_spans=MAX_SPANS,
                 dtype=model.dtype,
-                device=model.device,
-                carveout_percent=self.ops.carveout_percent,
             )
+            carveout_percent = self.ops.carveout_percent
+            self._attention = SpanAttention(shape, device=model.device, carveout_percent=carveout_percent)
         except (ValueError, CudaUnavailable) as error:
             raise ImplUnavailable(f"decoding in a captured graph: {error}") from error
         self._cache, self._is_dense = cache, is_dense
@@ -197,13 +199,13 @@ class TorchParts:
         self,
         logits: torch.Tensor,
         temperatures: torch.Tensor,
-        shares: torch.Tensor,
+        top_ps: torch.Tensor,
         seeds: torch.Tensor,
         positions: torch.Tensor,
         ids: torch.Tensor,
     ) -> None:
         """See Parts. Other numbers are drawn than by the kernel, but they, too, depend on seed and position alone."""
-        settings = zip(temperatures.tolist(), shares.tolist(), seeds.tolist(), positions.tolist(), strict=True)
+        settings = zip(temperatures.tolist(), top_ps.tolist(), seeds.tolist(), positions.tolist(), strict=True)
         for row, (temperature, share, seed, position) in enumerate(settings):
             ids[row] = _drawn(logits[row], temperature, share, seed, position)
 

@@ -1,7 +1,6 @@
 // CUDA's execution model on one CPU thread: every CUDA thread is a fiber, and a collective operation of a warp, a block
-// or a cluster of blocks lets the others run until all have arrived. What happens behind the threads' backs (copies,
-// stores to other blocks) happens as late as can be. Slow and exact about who waits for whom: enough to run the
-// kernels' own source in tests.
+// or a cluster lets the other fibers run until all have arrived. Asynchronous copies, and stores to other blocks,
+// happen as late as possible. Slow, and exact about who waits for whom: enough to run the kernels' own source in tests.
 #pragma once
 #include <setjmp.h>
 #include <ucontext.h>
@@ -18,7 +17,7 @@ struct Dim {
     unsigned x = 1, y = 1, z = 1;
 };
 
-// One meeting point of a warp or a block. Two buffers: a fiber can be one collective ahead of the slowest, never two.
+// A barrier of a warp or a block. Two buffers: a fiber can be one collective ahead of the slowest, never two.
 struct Meeting {
     unsigned size = 0, arrived = 0;
     uint64_t generation = 0;
@@ -47,8 +46,9 @@ struct Machine {
     unsigned first_block = 0, block_row = 0, threads_per_block = 0;
     Dim grid_size;
     std::vector<std::function<void()>> underway;
-    int starved = -1;                // a warp of the cluster that goes on only when nothing else can, or none
-    bool streams_constants = false;  // what is streamed are weights, which may be read before anything else is done
+    int starved = -1;  // a warp of the cluster that runs only when nothing else can, or -1
+    bool streams_constants =
+        false;  // streamed data are weights, which may be read before the kernel before has finished
     uint64_t progress = 0;
 
     static constexpr size_t STACK_BYTES = 256 * 1024;
@@ -71,7 +71,7 @@ struct Machine {
     Meeting& block() { return blocks[current->block]; }
     char* memory() const { return shared[current->block].get(); }
 
-    // The same place of another block's shared memory, which has to be there still.
+    // The same address in another block's shared memory, which has to exist still.
     template <class T>
     T* at_block(T* mine, unsigned other) {
         bool is_there = false;
@@ -131,7 +131,7 @@ struct Machine {
         };
         while (!is_done()) {
             if (resume_all(false)) continue;
-            // All others wait: the youngest of what is under way arrives.
+            // All others wait: the youngest operation in flight completes.
             if (!underway.empty()) {
                 auto arrive = std::move(underway.back());
                 underway.pop_back();
@@ -143,7 +143,7 @@ struct Machine {
         }
     }
 
-    // The threads of the starved warp, or all others; whether any got on.
+    // Runs the threads of the starved warp, or all others; returns whether any made progress.
     bool resume_all(bool are_starved) {
         uint64_t before = progress;
         for (Fiber& fiber : fibers) {
@@ -164,7 +164,7 @@ struct Machine {
         makecontext(&fiber.beginning, enter, 0);
     }
 
-    // `order`: the blocks, or the first ones of clusters, in the order in which they run.
+    // `order`: the blocks, or the first blocks of clusters, in the order in which they run.
     void run(const std::vector<unsigned>& order, unsigned num_threads, size_t num_shared_bytes,
              std::function<void()> work, unsigned blocks_per_cluster = 1) {
         kernel = std::move(work);
@@ -176,7 +176,7 @@ struct Machine {
             shared.clear();
             for (unsigned block = 0; block < blocks_per_cluster; block++) {
                 shared.emplace_back((char*)aligned_alloc(1024, whole_kib), &free);
-                // What a block finds in shared memory is nothing that it may rely on.
+                // A block must not rely on what it finds in shared memory.
                 memset(shared.back().get(), 0xff, whole_kib);
             }
             first_block = index;

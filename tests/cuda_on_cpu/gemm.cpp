@@ -1,4 +1,4 @@
-// The linear kernel as a function of a shared library: `library` in tests/test_gemm.py compiles this file.
+// The small-batch GEMM as a function of a shared library: `library` in tests/test_gemm.py compiles this file.
 #include <ptx.cuh>
 
 #include <gemm.cu>

@@ -32,11 +32,11 @@ extern "C" void run_gated_silu(const u16* gate_up, int batch, int size, u16* out
     Machine::get().run(blocks(num_blocks), num_threads, 0, [=] { selfspan_gated_silu(gate_up, batch, size, out); });
 }
 
-extern "C" void run_gated_silu_columns(const u16* gate_up, int batch, int size, u16* out) {
+extern "C" void run_gated_silu_transposed(const u16* gate_up, int batch, int size, u16* out) {
     Machine& machine = Machine::get();
-    int rows = (batch + TURNED - 1) / TURNED;
+    int rows = (batch + TRANSPOSE_TILE - 1) / TRANSPOSE_TILE;
     for (machine.block_row = 0; (int)machine.block_row < rows; machine.block_row++)
-        machine.run(blocks(size / TURNED), 4 * TURNED, 0,
-                    [=] { selfspan_gated_silu_columns(gate_up, batch, size, out); });
+        machine.run(blocks(size / TRANSPOSE_TILE), 4 * TRANSPOSE_TILE, 0,
+                    [=] { selfspan_gated_silu_transposed(gate_up, batch, size, out); });
     machine.block_row = 0;
 }

@@ -62,10 +62,10 @@ inline void __syncthreads() {
     machine.wait(machine.block(), machine.block().generation);
 }
 inline void fence_device() {}
-inline void wait_for_inputs() {
+inline void wait_for_prior_grids() {
     Machine::get().current->has_waited = true;
 }
-inline void let_next_start() {}
+inline void launch_dependents() {}
 inline int lane_index() {
     return Machine::get().lane();
 }
@@ -158,13 +158,13 @@ inline uint2 load_stream8(const u16* from) {
     require_wait();
     return aligned_load<uint2>(from);
 }
-inline int load_from_any_block(const int* from) {
+inline int load_gpu_scope(const int* from) {
     return *from;
 }
-inline float2 load_from_any_block(const float2* from) {
+inline float2 load_gpu_scope(const float2* from) {
     return *from;
 }
-inline float4 load_from_any_block(const float4* from) {
+inline float4 load_gpu_scope(const float4* from) {
     return *from;
 }
 
@@ -218,8 +218,8 @@ inline float log2_fast(float x) {
     return std::log2(x);
 }
 
-// What a lane holds of the factors, gathered from the warp: see the layouts in the real file.
-inline void multiply_add(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+// What a lane holds of the factors, gathered from the warp; see the layouts in the real file.
+inline void mma_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     Machine& machine = Machine::get();
     u32 left[4] = {a0, a1, a2, a3}, right[2] = {b0, b1};
     uint64_t all_left[32][2], all_right[32][2];
