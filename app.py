@@ -18,13 +18,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from selfspan_core.compare.lanes import MAX_LOAD
+from selfspan_core.errors import InputError, NotReady, TooLongError
+from selfspan_core.params import MAX_LOAD, MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.feed import Feed
-from selfspan_core.serve.lazy_session import LazySession, NotReady, SharedDevice, public, shipped_tasks, without_lists
-from selfspan_core.tasks.base import InputError
+from selfspan_core.serve.lazy_session import LazySession, SharedDevice, public, shipped_tasks, without_lists
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.summarize.form import MAX_SUMMARY_TOKENS
-from selfspan_core.tasks.summarize.task import TooLongError
 
 ASSETS = Path(__file__).parent / "assets" / "app"
 LANE = {"concurrency_id": "lane", "concurrency_limit": 1}
@@ -33,7 +32,6 @@ AT_ONCE = {"concurrency_id": "checks", "concurrency_limit": 8}
 # Waits while models load; with a limit of its own it keeps no check waiting.
 AFTER_LOADING = {"concurrency_id": "loading", "concurrency_limit": 4}
 HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
-MAX_NEW_TOKENS = 4096
 COMPARISONS = [
     ("Same adapter, mask off and on: isolates attention", "span"),
     ("Plain adapter against span adapter: time to answer", "plain"),
@@ -72,9 +70,10 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
 
     def check(task: str, text: str, settings: dict, request: gr.Request):
         """Bad input: the reason, and nothing else changes. Good input: a job for `stream`."""
-        number = next(runs)
+        number, asked = next(runs), None
         try:
-            get_task(task).parse(text or "")
+            asked = Request(task, text or "", **settings)
+            get_task(task, **asked.options).parse(asked.text)
         except TooLongError:
             pass  # said by the run, which offers what fits
         except InputError as error:
@@ -83,15 +82,19 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
         return (
             None,
             Feed(str(number)).note("waiting"),
-            {"run": number, "task": task, "text": text, "settings": settings},
+            {"run": number, "request": asked},
         )
 
     def check_expression(text: str, adapter: str, max_new_tokens: int, load: int, request: gr.Request):
-        settings = {"adapter": adapter, "max_new_tokens": max_new_tokens, "load": load}
+        settings = {"adapter": adapter, "load": load, "sampling": SamplingParams(max_new_tokens)}
         return check("arithmetic", text, settings, request)
 
     def check_article(text: str, adapter: str, length: str, request: gr.Request):
-        settings = {"adapter": adapter, "max_new_tokens": MAX_SUMMARY_TOKENS, "length": length}
+        settings = {
+            "adapter": adapter,
+            "options": {"length": length},
+            "sampling": SamplingParams(MAX_SUMMARY_TOKENS),
+        }
         return check("summarize", text, settings, request)
 
     def stream(job: dict, request: gr.Request) -> Iterator[str]:
@@ -99,7 +102,7 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
         try:
             if newest.get(tab) == job["run"]:
                 yield feed.note("starting")
-                with closing(device.compare(job["task"], job["text"], **job["settings"])) as ticks:
+                with closing(device.compare(job["request"])) as ticks:
                     for tick in ticks:
                         yield feed.add(tick)
                         if newest.get(tab) != job["run"]:
@@ -139,11 +142,11 @@ def build_app(session, tasks: Sequence[str] = ("arithmetic",)) -> gr.Blocks:
             seed: of the sampling.
             length: of a summary, short or medium.
         """
-        settings = {"load": load, "temperature": temperature, "top_p": top_p, "seed": seed}
-        if task == "summarize":
-            settings["length"] = length
         try:
-            with closing(device.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
+            options = {"length": length} if task == "summarize" else {}
+            sampling = SamplingParams(max_new_tokens, temperature, top_p, seed)
+            asked = Request(task, text, options, adapter=adapter, load=load, sampling=sampling)
+            with closing(device.compare(asked)) as ticks:
                 yield from map(without_lists, ticks)
         except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error

@@ -33,6 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event, Token
+from selfspan_core.engine.request import PromptRequest
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.protocol import Markers, PromptLayout
@@ -100,7 +101,7 @@ def next_token(events: Iterator[Event]) -> Token | None:
 
 def replay(engine: Engine, window: Window) -> dict[str, list[Token]]:
     """Both lanes over one window, taking turns token by token, each going first every other time."""
-    runs = {lane: engine.generate(window.prompt, attention=lane, forced_tokens=window.forced) for lane in LANES}
+    runs = {lane: engine.generate(PromptRequest(window.prompt, forced_tokens=window.forced), lane) for lane in LANES}
     tokens: dict[str, list[Token]] = {lane: [] for lane in LANES}
     for turn in range(len(window.forced)):
         for lane in LANES if turn % 2 else reversed(LANES):

@@ -55,8 +55,8 @@ class Understudy:
     def __init__(self, session) -> None:
         self.session = session
 
-    def compare(self, *args, **kwargs) -> Iterator[dict]:
-        return self.session.compare(*args, **kwargs)
+    def compare(self, request) -> Iterator[dict]:
+        return self.session.compare(request)
 
     def can_load(self) -> bool:
         return self.session.can_load()

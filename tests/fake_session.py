@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-from selfspan_core.compare.lanes import check_load, check_temperature, check_top_p
-from selfspan_core.tasks.base import InputError
+from selfspan_core.compare.lanes import require_load
+from selfspan_core.errors import TooLongError
+from selfspan_core.params import Request
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.summarize.examples import EXAMPLES
-from selfspan_core.tasks.summarize.task import TooLongError
 
 TICK_SECONDS = 1 / 15
 TITLES = {"span": "Same adapter, mask off and on", "plain": "Plain adapter, dense, against span adapter, self-selected"}
@@ -188,26 +188,13 @@ class FakeSession:
     def can_load(self) -> bool:
         return self.options["can_load"]
 
-    def compare(
-        self,
-        task: str,
-        text: str,
-        adapter: str = "span",
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        load: int = 1,
-        length: str | None = None,
-    ) -> Iterator[dict]:
-        problem = get_task(task, length).parse(text)
-        if self.options["beginning"] and self.options["beginning"] != text:
+    def compare(self, request: Request) -> Iterator[dict]:
+        problem = get_task(request.task, **request.options).parse(request.text)
+        if self.options["beginning"] and self.options["beginning"] != request.text:
             raise TooLongError("The article is too long.", self.options["beginning"])
-        self.sampling = (check_temperature(temperature), check_top_p("top_p", top_p), seed)
-        load = check_load("load", load, self.can_load(), "fake, float32")
-        if adapter not in TITLES:
-            raise InputError(f"The adapter is span or plain, not {adapter!r}.")
-        return self._stream(task, problem, adapter, load)
+        self.sampling = (request.sampling.temperature, request.sampling.top_p, request.sampling.seed)
+        require_load(request.load, self.can_load(), "fake, float32")
+        return self._stream(request.task, problem, request.adapter, request.load)
 
     def _note(self, event: str) -> None:
         self.events.append((event, time.monotonic()))

@@ -104,17 +104,18 @@ class ScriptedEngine:
     def _closed(self):
         self.num_closed += 1
 
-    def generate(self, prompt, attention="dense", impl="gather", annotated=True, max_new_tokens=None, **settings):
-        self.calls.append({"attention": attention, "annotated": annotated, **settings})
-        ids = self.ids[:max_new_tokens]
-        pace = self.step_ms[attention]
-        return replay(self.tokenizer, prompt, ids, attention, annotated, pace, on_close=self._closed)
+    def generate(self, request, attention="dense", impl="gather"):
+        drawn = request.sampling
+        settings = {"temperature": drawn.temperature, "top_p": drawn.top_p, "seed": drawn.seed}
+        self.calls.append({"attention": attention, "annotated": request.annotated, **settings})
+        ids, pace = self.ids[: drawn.max_new_tokens], self.step_ms[attention]
+        return replay(self.tokenizer, request.prompt, ids, attention, request.annotated, pace, on_close=self._closed)
 
-    def generate_among(self, prompt, others, num_rows, **settings):
+    def generate_among(self, request, others, num_rows, attention="dense"):
         """Every other row draws one id per step; each of their prefills takes OTHER_PREFILL_S."""
         self.others.append([next(others) for _ in range(num_rows - 1)])
         first = True
-        for event in self.generate(prompt, **settings):
+        for event in self.generate(request, attention):
             if isinstance(event, Token) and not first:
                 yield OtherRows(num_rows - 1, 0.0)
             yield event

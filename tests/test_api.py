@@ -8,7 +8,8 @@ from gradio.utils import diff
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from selfspan_core.serve.lazy_session import NotReady, without_lists
+from selfspan_core.errors import NotReady
+from selfspan_core.serve.lazy_session import without_lists
 from selfspan_core.tasks.registry import get_task
 
 EXPRESSION = "79*36+63-(45-12)*8"

@@ -10,13 +10,13 @@ from arithmetic_tools import CharacterTokenizer, MergingTokenizer, check_body, v
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfspan_core.errors import InputError
 from selfspan_core.spans.render import render
 from selfspan_core.spans.tracker import Phase, Tracker
 from selfspan_core.tasks.arithmetic.parse import parse_expression
 from selfspan_core.tasks.arithmetic.steps import work_out
 from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, is_held_out, problem_of, random_problem
 from selfspan_core.tasks.arithmetic.tree import MAX_VALUE, Literal, Negation, Operation, canonical
-from selfspan_core.tasks.base import InputError
 from selfspan_core.tasks.registry import get_task
 
 TASK = Arithmetic()

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from span_examples import MARKERS, PROMPT, STREAMS, VOCAB
 
 from selfspan_core.attention import backends
-from selfspan_core.attention.backends import ImplUnavailable
 from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import CudaReader, DenseReader, GatherReader, ReferenceReader, make_reader
 from selfspan_core.attention.reference import masked_attention, visibility_mask
+from selfspan_core.errors import ImplUnavailable
 from selfspan_core.spans import intervals
 from selfspan_core.spans.tracker import Phase, Tracker
 

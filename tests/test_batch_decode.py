@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from asking import generate
 from tiny_models import save_tiny
 
 from selfspan_core.engine.engine import Engine
@@ -64,7 +65,7 @@ def test_every_row_is_what_the_engine_computes(model, annotated, sparse):
     engine = Engine(model, tokenizer.markers)
     for row, (script, example) in enumerate(zip(scripts, rendered, strict=True)):
         attention = {"attention": "sparse", "impl": "reference"} if sparse else {"attention": "dense"}
-        run = engine.generate(example, annotated=annotated, forced_tokens=script, with_logits=True, **attention)
+        run = generate(engine, example, annotated=annotated, forced_tokens=script, with_logits=True, **attention)
         *events, finished = run
         expected = torch.stack([event.logits for event in events if isinstance(event, Token)])
         torch.testing.assert_close(torch.stack(dictated.logits[row]), expected, atol=1e-4, rtol=0)

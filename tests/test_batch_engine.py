@@ -5,20 +5,21 @@ import random
 
 import pytest
 import torch
+from asking import asked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from span_examples import MARKERS, VOCAB, worked_example
 from test_engine import tiny_hf
 from test_kernel import needs_cuda
 
-from selfspan_core.attention.backends import ImplUnavailable
 from selfspan_core.engine import batch_step
-from selfspan_core.engine.batch_engine import BatchEngine, EngineLost, PromptError, Request
+from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_parts import CudaParts, TorchParts
-from selfspan_core.engine.batch_step import BatchStep, First, Start
+from selfspan_core.engine.batch_step import BatchStep, First
 from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Failed, Finished, Prefilled, Token
+from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans import protocol
 from selfspan_core.spans.render import Rendered, render
@@ -54,9 +55,7 @@ def shorn(event):
 
 def alone(weights, request, attention):
     """What the engine of one sequence says of a request."""
-    options = {"attention": attention, "annotated": request.annotated, "forced_tokens": request.forced_tokens}
-    engine = Engine(weights.model, MARKERS)
-    return [shorn(event) for event in engine.generate(request.prompt, max_new_tokens=request.max_new_tokens, **options)]
+    return [shorn(event) for event in Engine(weights.model, MARKERS).generate(request, attention)]
 
 
 def by_request(pairs):
@@ -74,7 +73,7 @@ def test_every_request_as_if_it_were_alone(weights, attention, batch):
     for seed in range(8):
         prompt, forced = example(seed)
         limit = 1 if seed == 2 else 17 if seed == 5 else 60
-        requests.append(Request(prompt, max_new_tokens=limit, forced_tokens=forced if seed % 2 else None))
+        requests.append(asked(prompt, max_new_tokens=limit, forced_tokens=forced if seed % 2 else None))
     engine = BatchEngine(weights, MARKERS, batch, CAPACITY, attention)
     events = by_request(engine.generate(requests))
     assert sorted(events) == list(range(8))
@@ -90,7 +89,7 @@ def test_cancelled_rows_are_free_at_once_and_disturb_nobody(seed, batch, num_req
     """Would catch a cancelled request whose late ids go to the next one in its row."""
     weights = DecodeWeights(SpanModel(tiny_hf()))
     rng = random.Random(seed)
-    requests = [Request(example(rng.randrange(50))[0], max_new_tokens=rng.randint(1, 12)) for _ in range(num_requests)]
+    requests = [asked(example(rng.randrange(50))[0], max_new_tokens=rng.randint(1, 12)) for _ in range(num_requests)]
     expected = [alone(weights, request, "sparse") for request in requests]
     engine = BatchEngine(weights, MARKERS, batch, CAPACITY)
     seen, cancelled = {}, set()
@@ -114,25 +113,18 @@ def test_a_request_that_does_not_fit_fails_alone(weights):
     layout = protocol.PromptLayout(CAPACITY, 1, {})
     too_long = Rendered([MARKERS.bos] * CAPACITY, layout, loss_mask=[], runs=[])
     requests = [
-        Request(good, max_new_tokens=5),
-        Request(too_long),
-        Request(good, temperature=-1.0),
-        Request(good, top_p=0.0),
-        Request(good, max_new_tokens=0),
-        Request(good, forced_tokens=[]),
-        Request(good),
+        asked(good, max_new_tokens=5),
+        asked(too_long),
+        asked(good, with_logits=True),
+        asked(good),
     ]
     engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
     last = dict(engine.generate(requests))
-    assert [type(last[number]) for number in range(7)] == [Finished, *[Failed] * 5, Finished]
-    messages = [str(last[number].error) for number in range(1, 6)]
-    assert isinstance(last[1].error, PromptError)
-    for message, expected in zip(
-        messages, ("a row holds 160", "temperature", "top_p", "max_new_tokens", "forced"), strict=True
-    ):
-        assert expected in message
+    assert [type(last[number]) for number in range(4)] == [Finished, Failed, Failed, Finished]
+    assert isinstance(last[1].error, PromptError) and "a row holds 160" in str(last[1].error)
+    assert "neither rules nor logits" in str(last[2].error)
     # Up to the end of the row.
-    assert last[6].reason == "eos" or last[6].num_tokens == CAPACITY - good.prompt.num_tokens
+    assert last[3].reason == "eos" or last[3].num_tokens == CAPACITY - good.prompt.num_tokens
 
 
 def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypatch):
@@ -149,7 +141,7 @@ def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypa
 
     failures = []
     monkeypatch.setattr(batch_step.BatchStep, "_prefill", out_of_memory)
-    last = dict(engine.generate([Request(prompt, max_new_tokens=4)] * 3))
+    last = dict(engine.generate([asked(prompt, max_new_tokens=4)] * 3))
     assert isinstance(last[0].error, torch.OutOfMemoryError) and isinstance(last[1], Finished) and len(last) == 3
 
     def lost(self):
@@ -158,19 +150,14 @@ def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypa
     monkeypatch.setattr(batch_step.BatchStep, "_one_step", lost)
     events = []
     with pytest.raises(EngineLost, match="cannot go on: CUDA error"):
-        events.extend(engine.generate([Request(prompt, max_new_tokens=4)] * 3))
+        events.extend(engine.generate([asked(prompt, max_new_tokens=4)] * 3))
     with pytest.raises(EngineLost):
-        engine.generate([Request(prompt)])
+        engine.generate([asked(prompt)])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 2**63}, "seed is a number"),
-        ({"seed": -1}, "seed is a number"),
-        ({"temperature": float("nan")}, "temperature is a finite"),
-        ({"temperature": float("inf")}, "temperature is a finite"),
-        ({"temperature": "a"}, "not supported"),
         ({"forced_tokens": [-1, 3]}, "forced_tokens holds the id -1"),
         ({"forced_tokens": [10**6]}, "forced_tokens holds the id 1000000"),
     ],
@@ -180,7 +167,7 @@ def test_impossible_requests_fail_alone(weights, changes, message):
     """Would catch a bad number that costs all others the engine, or is read as an address on the device."""
     good, _ = example(1)
     engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
-    last = dict(engine.generate([Request(good, max_new_tokens=5), Request(good, **changes), Request(good)]))
+    last = dict(engine.generate([asked(good, max_new_tokens=5), asked(good, **changes), asked(good)]))
     assert [type(last[number]) for number in range(3)] == [Finished, Failed, Finished] and not engine.is_lost
     assert message in str(last[1].error)
 
@@ -189,7 +176,7 @@ def test_a_prompt_of_impossible_ids_fails_alone(weights):
     """Would catch an id beyond the vocabulary that is looked up all the same."""
     layout = protocol.PromptLayout(3, 1, {})
     prompts = [Rendered([MARKERS.bos, 10**6, 7], layout, loss_mask=[], runs=[]), example(1)[0]]
-    last = dict(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([Request(p, max_new_tokens=3) for p in prompts]))
+    last = dict(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([asked(p, max_new_tokens=3) for p in prompts]))
     assert "the prompt holds the id 1000000" in str(last[0].error) and isinstance(last[1], Finished)
 
 
@@ -208,7 +195,7 @@ def test_a_device_lost_while_a_request_begins(weights, monkeypatch):
     engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
     events = []
     with pytest.raises(EngineLost, match="illegal memory access") as raised:
-        for pair in engine.generate(Request(prompt, max_new_tokens=9) for _ in itertools.count()):
+        for pair in engine.generate(asked(prompt, max_new_tokens=9) for _ in itertools.count()):
             events.append(pair)
     assert [(number, type(event)) for number, event in events] == [(0, Failed), (1, Failed)]
     assert isinstance(raised.value.__cause__, RuntimeError) and raised.value.__cause__ is not raised.value
@@ -219,7 +206,7 @@ def test_a_device_lost_while_closing_is_known_afterwards(weights, monkeypatch):
     """Would catch Stop that shows the device's error, and an engine that takes the next request for a dead device."""
     prompt, _ = example(3)
     engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
-    running = engine.generate([Request(prompt, max_new_tokens=30)] * 2)
+    running = engine.generate([asked(prompt, max_new_tokens=30)] * 2)
     next(running)
 
     def lost(self, row):
@@ -228,27 +215,27 @@ def test_a_device_lost_while_closing_is_known_afterwards(weights, monkeypatch):
     monkeypatch.setattr(batch_step.BatchStep, "clear", lost)
     running.close()
     with pytest.raises(EngineLost, match="the device is gone"):
-        engine.generate([Request(prompt)])
+        engine.generate([asked(prompt)])
 
 
 def test_one_use_at_a_time_and_closing_frees(weights):
     """Would catch two callers whose rows mix, or rows that stay taken after Stop."""
     prompt, _ = example(4)
     engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
-    running = engine.generate([Request(prompt, max_new_tokens=30)] * 5)
+    running = engine.generate([asked(prompt, max_new_tokens=30)] * 5)
     assert isinstance(next(running)[1], Prefilled)
     with pytest.raises(RuntimeError, match="other requests already"):
         engine.generate([])
     running.close()
-    assert len(by_request(engine.generate([Request(prompt, max_new_tokens=30)] * 2))) == 2
-    never_begun = engine.generate([Request(prompt)])
+    assert len(by_request(engine.generate([asked(prompt, max_new_tokens=30)] * 2))) == 2
+    never_begun = engine.generate([asked(prompt)])
     never_begun.close()
     assert list(engine.generate([])) == []
 
 
 def test_sampling_depends_on_the_request_alone(weights):
     """Would catch draws that depend on who else is in the batch."""
-    requests = [Request(example(s)[0], max_new_tokens=20, temperature=1.3, top_p=0.9, seed=s) for s in range(4)]
+    requests = [asked(example(s)[0], max_new_tokens=20, temperature=1.3, top_p=0.9, seed=s) for s in range(4)]
     together = by_request(BatchEngine(weights, MARKERS, 4, CAPACITY).generate(requests))
     for number, request in enumerate(requests):
         assert by_request(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([request]))[0] == together[number]
@@ -290,10 +277,9 @@ def test_gpu_same_logits_as_pytorchs_operations(is_dense, num_kv_heads, vocab_si
         for row in range(5):
             if (number + 3 * row) % 17 == 0:
                 rendered, forced = example(number + row)
-                prompt = rendered.ids[: rendered.prompt.num_tokens]
                 for step in steps:
                     step.clear(row)
-                    step.begin(row, Start(prompt, rendered.prompt, True, 60, script=forced[: 10 + row]))
+                    step.begin(row, asked(rendered, forced_tokens=forced[: 10 + row]), 60)
         for step in steps:
             step.launch()
         for step, seen in zip(steps, ids, strict=True):
@@ -320,7 +306,7 @@ def test_gpu_same_logits_with_large_products(batch):
     steps = [BatchStep(weights, MARKERS, batch, CAPACITY, False, parts=parts) for parts in (CudaParts, TorchParts)]
     for row in range(batch):
         rendered, forced = example(row)
-        start = Start(rendered.ids[: rendered.prompt.num_tokens], rendered.prompt, True, len(forced), script=forced)
+        start = asked(rendered, forced_tokens=forced)
         for step in steps:
             step.begin(row, start)
             step.collect()
@@ -340,7 +326,7 @@ def test_gpu_many_requests_through_a_few_rows():
     """Would catch memory that grows with every request, or a request that disturbs another."""
     weights = on_cuda(num_key_value_heads=2)
     engine = BatchEngine(weights, MARKERS, 16, CAPACITY)
-    requests = [Request(example(seed % 40)[0], max_new_tokens=1 + seed % 30) for seed in range(1000)]
+    requests = [asked(example(seed % 40)[0], max_new_tokens=1 + seed % 30) for seed in range(1000)]
     first = by_request(engine.generate(requests[:120]))
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -359,4 +345,4 @@ def test_gpu_no_room_is_an_error_of_the_one_who_asks():
     with pytest.raises(torch.OutOfMemoryError):
         BatchEngine(weights, MARKERS, 200_000_000, 1024)
     prompt, _ = example(3)
-    assert len(dict(BatchEngine(weights, MARKERS, 2, CAPACITY).generate([Request(prompt, max_new_tokens=4)] * 3))) == 3
+    assert len(dict(BatchEngine(weights, MARKERS, 2, CAPACITY).generate([asked(prompt, max_new_tokens=4)] * 3))) == 3

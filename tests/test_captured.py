@@ -4,20 +4,22 @@ import itertools
 
 import pytest
 import torch
+from asking import asked, generate, generate_among
 from span_examples import FIRST_TEXT, MARKERS, worked_example
 from test_batch_engine import on_cuda, shorn
 from test_engine import text_prompt, tiny_hf
 from test_kernel import needs_cuda
 
 from selfspan_core.attention import backends as impls
-from selfspan_core.attention.backends import IMPLS, ImplUnavailable
+from selfspan_core.attention.backends import IMPLS
 from selfspan_core.compare.race import Race
 from selfspan_core.engine import batch_pool as captured
 from selfspan_core.engine import batch_step
-from selfspan_core.engine.batch_engine import BatchEngine, PromptError, Request
+from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_pool import row_capacity
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Finished, OtherRows, Prefilled, Token
+from selfspan_core.errors import ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import render
 
@@ -51,8 +53,8 @@ def test_the_same_events_as_token_by_token(engine, attention):
     for seed, options in enumerate([{}, {"max_new_tokens": 1}, {"max_new_tokens": 9}, {"max_new_tokens": 70}]):
         prompt, forced = example(seed)
         for more in (options, options | {"forced_tokens": forced}, options | {"forced_tokens": forced[:5]}):
-            expected = [shorn(event) for event in engine.generate(prompt, attention, "gather", **more)]
-            events = list(engine.generate(prompt, attention, "captured", **more))
+            expected = [shorn(event) for event in generate(engine, prompt, attention, "gather", **more)]
+            events = list(generate(engine, prompt, attention, "captured", **more))
             assert [shorn(event) for event in events] == expected, (seed, more)
             tokens = [event for event in events if isinstance(event, Token)]
             clock = events[0].seconds + sum(token.step_ms for token in tokens) / 1000
@@ -64,10 +66,10 @@ def test_the_context_ends_a_captured_run():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(impls, "why_no_kernels", lambda impl, device: None)
         small = Engine(SpanModel(tiny_hf(max_position_embeddings=40)), MARKERS)
-        *_, finished = small.generate(text_prompt(35), "dense", "captured", forced_tokens=[FIRST_TEXT] * 9)
+        *_, finished = generate(small, text_prompt(35), "dense", "captured", forced_tokens=[FIRST_TEXT] * 9)
         assert (finished.reason, finished.num_tokens) == ("length", 5)
         with pytest.raises(PromptError, match="40 tokens, and the model's context holds 40"):
-            small.generate(text_prompt(40), "dense", "captured")
+            generate(small, text_prompt(40), "dense", "captured")
 
 
 @pytest.mark.parametrize(
@@ -76,16 +78,16 @@ def test_the_context_ends_a_captured_run():
         ({"with_logits": True}, "keeps no logits"),
         ({"attention": "both"}, "'dense' or 'sparse'"),
         ({"max_new_tokens": 0}, "1 or more"),
-        ({"temperature": -1.0}, "0 or more"),
-        ({"temperature": float("inf")}, "temperature is a finite number"),
-        ({"top_p": 0.0}, "top_p is above 0 and at most 1"),
+        ({"temperature": -1.0}, "from 0 to 5, not -1.0"),
+        ({"temperature": float("inf")}, "temperature is a number"),
+        ({"top_p": 0.0}, "top_p is a number above 0 and at most 1"),
         ({"forced_tokens": []}, "empty"),
     ],
 )
 def test_senseless_arguments_are_refused_at_the_call(engine, options, message):
     """Would catch an option that the captured path takes and forgets, or refuses only at the first event."""
     with pytest.raises(ValueError, match=message):
-        engine.generate(example(0)[0], **{"impl": "captured"} | options)
+        generate(engine, example(0)[0], **{"impl": "captured"} | options)
 
 
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
@@ -93,9 +95,9 @@ def test_without_cuda_the_reason_is_given_at_the_call(attention):
     """Would catch a lane that runs uncaptured, in silence, where captured was asked for."""
     engine = Engine(SpanModel(tiny_hf()), MARKERS)
     with pytest.raises(ImplUnavailable, match="impl 'captured': the CUDA kernels need a CUDA device, not 'cpu'"):
-        engine.generate(example(0)[0], attention, "captured")
+        generate(engine, example(0)[0], attention, "captured")
     with pytest.raises(ImplUnavailable, match="captured"):
-        engine.generate_among(example(0)[0], iter(()), 2, attention)
+        generate_among(engine, example(0)[0], iter(()), 2, attention)
     assert not batch_engines(engine)
 
 
@@ -124,7 +126,7 @@ def test_a_model_or_device_that_cannot_is_unavailable(engine, monkeypatch, break
         monkeypatch.setattr(SpanModel, "new_cache", full)
         message = "no memory on the device for the caches of 3 rows of 1,024 tokens"
     with pytest.raises(ImplUnavailable, match=message):
-        engine.generate_among(example(0)[0], iter(()), 3)
+        generate_among(engine, example(0)[0], iter(()), 3)
     assert not batch_engines(engine)
 
 
@@ -136,7 +138,7 @@ def test_what_fails_in_the_batch_engine_is_raised(engine, monkeypatch):
 
     monkeypatch.setattr(batch_step.BatchStep, "_prefill", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        list(engine.generate(example(0)[0], "dense", "captured"))
+        list(generate(engine, example(0)[0], "dense", "captured"))
 
 
 # ---- what is kept
@@ -145,15 +147,15 @@ def test_what_fails_in_the_batch_engine_is_raised(engine, monkeypatch):
 def test_closing_frees_the_row(engine):
     """Would catch a stopped run whose row stays taken, so that the next one fails or gets its late ids."""
     prompt, forced = example(0)
-    expected = [shorn(event) for event in engine.generate(prompt, "sparse", "captured", forced_tokens=forced)]
-    running = engine.generate(prompt, "sparse", "captured", max_new_tokens=len(forced))
+    expected = [shorn(event) for event in generate(engine, prompt, "sparse", "captured", forced_tokens=forced)]
+    running = generate(engine, prompt, "sparse", "captured", max_new_tokens=len(forced))
     for _ in range(5):
         next(running)
-    second = engine.generate(prompt, "sparse", "captured", forced_tokens=forced)
+    second = generate(engine, prompt, "sparse", "captured", forced_tokens=forced)
     with pytest.raises(RuntimeError, match="other requests already"):
         next(second)
     running.close()
-    again = engine.generate(prompt, "sparse", "captured", forced_tokens=forced)
+    again = generate(engine, prompt, "sparse", "captured", forced_tokens=forced)
     assert [shorn(event) for event in again] == expected
     assert len(batch_engines(engine)) == 1
 
@@ -167,9 +169,9 @@ def test_engines_are_kept_and_made_anew_for_longer_prompts(engine, monkeypatch):
     def run(num_prompt, attention="dense", rows=1):
         prompt = text_prompt(num_prompt)
         if rows == 1:
-            list(engine.generate(prompt, attention, "captured", max_new_tokens=10))
+            list(generate(engine, prompt, attention, "captured", max_new_tokens=10))
         else:
-            list(engine.generate_among(prompt, itertools.repeat(prompt), rows, attention, max_new_tokens=3))
+            list(generate_among(engine, prompt, itertools.repeat(prompt), rows, attention, max_new_tokens=3))
         return batch_engines(engine)[attention, rows > 1]
 
     first = run(30)
@@ -226,11 +228,11 @@ def test_among_others_the_answer_is_the_same_and_all_ids_are_counted(forced_on_c
     prompt = text_prompt(17)
     lengths = [70, 74, 60, 77]  # each ends at the end of its row, so fresh ones take its place
     others = [text_prompt(length) for length in lengths] * 20
-    alone = [shorn(event) for event in engine.generate(prompt, attention, "gather")]
-    events = list(engine.generate_among(prompt, iter(others), rows, attention))
+    alone = [shorn(event) for event in generate(engine, prompt, attention, "gather")]
+    events = list(generate_among(engine, prompt, iter(others), rows, attention))
     assert [shorn(event) for event in events if not isinstance(event, OtherRows)] == alone
     told = [event for event in events if isinstance(event, OtherRows)]
-    requests = [Request(one) for one in [prompt, *others]]
+    requests = [asked(one) for one in [prompt, *others]]
     kept = BatchEngine(engine._batch_engines._weights, MARKERS, rows, 80, attention)
     drawn, prefills = others_until_the_first_ends(kept, requests)
     assert sum(event.num_tokens for event in told) == drawn > 30
@@ -241,7 +243,7 @@ def test_among_others_the_answer_is_the_same_and_all_ids_are_counted(forced_on_c
 def test_equal_requests_fill_every_step(engine):
     """Would catch figures that count a step's ids late or twice: every step draws one id per row, to the last one."""
     prompt = text_prompt(17)
-    events = list(engine.generate_among(prompt, itertools.repeat(prompt), 5, "dense", max_new_tokens=12))
+    events = list(generate_among(engine, prompt, itertools.repeat(prompt), 5, "dense", max_new_tokens=12))
     num_tokens = events[-1].num_tokens
     assert num_tokens == 12
     assert [event.num_tokens for event in events if isinstance(event, OtherRows) and event.num_tokens] == [4] * 11
@@ -250,7 +252,7 @@ def test_equal_requests_fill_every_step(engine):
 def test_a_lanes_clock_advances_once_per_step(engine):
     """Would catch a race that charges a lane for every row of a step, or not for the prefills that it waits for."""
     prompt = text_prompt(20)
-    with Race({"lane": engine.generate_among(prompt, itertools.repeat(prompt), 4, max_new_tokens=6)}) as race:
+    with Race({"lane": generate_among(engine, prompt, itertools.repeat(prompt), 4, max_new_tokens=6)}) as race:
         events = [event for _, event in race]
     steps = sum(event.step_ms for event in events if isinstance(event, Token)) / 1000
     prefills = sum(event.seconds for event in events if isinstance(event, OtherRows))
@@ -261,7 +263,7 @@ def test_a_lanes_clock_advances_once_per_step(engine):
 def test_a_failing_request_beside_the_shown_one_is_raised(engine):
     """Would catch a load that shrinks in silence."""
     with pytest.raises(PromptError, match="2000 tokens, and a row holds"):
-        list(engine.generate_among(text_prompt(20), iter([text_prompt(2000)]), 2, max_new_tokens=5))
+        list(generate_among(engine, text_prompt(20), iter([text_prompt(2000)]), 2, max_new_tokens=5))
 
 
 def test_sampled_requests_draw_apart(engine):
@@ -270,8 +272,8 @@ def test_sampled_requests_draw_apart(engine):
 
     def ids(seed):
         settings = {"max_new_tokens": 12, "temperature": 1.5, "seed": seed}
-        alone = [e.id for e in engine.generate(prompt, "dense", "captured", **settings) if isinstance(e, Token)]
-        among = engine.generate_among(prompt, itertools.repeat(prompt), 3, **settings)
+        alone = [e.id for e in generate(engine, prompt, "dense", "captured", **settings) if isinstance(e, Token)]
+        among = generate_among(engine, prompt, itertools.repeat(prompt), 3, **settings)
         assert [event.id for event in among if isinstance(event, Token)] == alone
         return alone
 
@@ -291,23 +293,23 @@ def test_top_p_reaches_every_request(engine, monkeypatch, rows):
     def ids(**settings):
         options = {"max_new_tokens": 12, "seed": 3, **settings}
         if rows == 1:
-            events = engine.generate(prompt, "sparse", "captured", **options)
+            events = generate(engine, prompt, "sparse", "captured", **options)
         else:
-            events = engine.generate_among(prompt, itertools.repeat(prompt), rows, "sparse", **options)
+            events = generate_among(engine, prompt, itertools.repeat(prompt), rows, "sparse", **options)
         return [event.id for event in events if isinstance(event, Token)]
 
     assert ids(temperature=2.0, top_p=1e-9) == ids()
     asked.clear()
     some = ids(temperature=2.0, top_p=0.6)
-    assert len(asked) >= rows and all(request.top_p == 0.6 for request in asked)
+    assert len(asked) >= rows and all(request.sampling.top_p == 0.6 for request in asked)
     assert some == ids(temperature=2.0, top_p=0.6) != ids(temperature=2.0)
     assert ids(temperature=2.0, top_p=1.0) == ids(temperature=2.0)
 
 
 def test_senseless_arguments_among_others_are_refused_at_the_call(engine):
     """Would catch a share that only fails when the first request begins."""
-    with pytest.raises(ValueError, match="top_p is above 0 and at most 1, not 2"):
-        engine.generate_among(example(0)[0], iter(()), 2, top_p=2.0)
+    with pytest.raises(ValueError, match="top_p is a number above 0 and at most 1, not 2"):
+        generate_among(engine, example(0)[0], iter(()), 2, top_p=2.0)
 
 
 # ---- on a GPU
@@ -322,9 +324,9 @@ def test_gpu_captured_runs_answer_as_token_by_token(attention):
     engine = Engine(weights.model, MARKERS)
     for seed in range(4):
         prompt, forced = example(seed)
-        expected = [shorn(e) for e in engine.generate(prompt, attention, "gather", forced_tokens=forced)]
-        assert [shorn(e) for e in engine.generate(prompt, attention, "captured", forced_tokens=forced)] == expected
-    among = list(engine.generate_among(prompt, itertools.repeat(prompt), 16, attention, max_new_tokens=20))
+        expected = [shorn(e) for e in generate(engine, prompt, attention, "gather", forced_tokens=forced)]
+        assert [shorn(e) for e in generate(engine, prompt, attention, "captured", forced_tokens=forced)] == expected
+    among = list(generate_among(engine, prompt, itertools.repeat(prompt), 16, attention, max_new_tokens=20))
     assert sum(event.num_tokens for event in among if isinstance(event, OtherRows)) > 0
 
 
@@ -334,4 +336,4 @@ def test_gpu_a_float32_model_is_unavailable():
     """Would catch a model that the kernels do not take failing with anything but the reason."""
     engine = Engine(SpanModel(tiny_hf(head_dim=64).cuda()), MARKERS)
     with pytest.raises(ImplUnavailable, match="captured graph: dtype"):
-        engine.generate(example(0)[0], "dense", "captured")
+        generate(engine, example(0)[0], "dense", "captured")

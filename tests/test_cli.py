@@ -10,13 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from asking import compare
 from scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output
 from tiny_models import save_tiny
 
-from selfspan_core.attention.backends import ImplUnavailable
 from selfspan_core.compare.session import Session
 from selfspan_core.engine.model_store import ModelStore
-from selfspan_core.models.model import ModelError
+from selfspan_core.errors import ImplUnavailable, ModelError
 from selfspan_core.serve import cli
 from selfspan_core.tasks.registry import get_task
 
@@ -35,11 +35,11 @@ class SolvingEngine(ScriptedEngine):
         super().__init__(tokenizer, [], {"dense": 2.0, "sparse": 1.0})
         self._annotated = annotated
 
-    def generate(self, prompt, *args, **kwargs):
-        written = self.tokenizer.decode([i for i in prompt.ids if self.tokenizer.marker_kind(i) is None])
+    def generate(self, request, *args):
+        written = self.tokenizer.decode([i for i in request.prompt.ids if self.tokenizer.marker_kind(i) is None])
         expression = written.split(": ")[1].rstrip("=")
         self.ids = right_output(self.tokenizer, get_task("arithmetic").parse(expression), self._annotated)
-        return super().generate(prompt, *args, **kwargs)
+        return super().generate(request, *args)
 
 
 @pytest.fixture
@@ -174,9 +174,9 @@ def test_results_come_as_they_are_made(monkeypatch, capsys, solved):
     seen = []
     original = SolvingEngine.generate
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args):
         seen.append(capsys.readouterr().out.count("\n"))
-        return original(self, *args, **kwargs)
+        return original(self, *args)
 
     monkeypatch.setattr(SolvingEngine, "generate", generate)
     call(monkeypatch, "--json", "--attention", "dense", stdin=b"1+2\n3+4\n")
@@ -186,7 +186,7 @@ def test_results_come_as_they_are_made(monkeypatch, capsys, solved):
 def test_failing_lane(monkeypatch, capsys, solved):
     """Would catch a traceback where a lane runs out of memory."""
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args):
         raise MemoryError("no room")
         yield
 
@@ -226,7 +226,7 @@ def test_control_characters_are_escaped():
         (["--attention", "half"], b"1+2", ["dense, sparse or both"]),
         (["--adapter", "fancy"], b"1+2", ["span or plain"]),
         (["--attention", "sparse", "--adapter", "plain"], b"1+2", ["plain adapter declares no spans"]),
-        (["--max-new-tokens", "0"], b"1+2", ["--max-new-tokens is a whole number from 1"]),
+        (["--max-new-tokens", "0"], b"1+2", ["--max-new-tokens is a whole number, 1 or more, not 0"]),
         (["--temperature", "-1"], b"1+2", ["temperature"]),
         (["--temperature", "nan"], b"1+2", ["temperature"]),
         (["--top-p", "0"], b"1+2", ["--top-p is a number above 0 and at most 1, not 0.0"]),
@@ -322,7 +322,7 @@ def test_help():
 def test_interrupt_is_quiet(monkeypatch, capsys, solved):
     """Would catch a traceback on Ctrl-C."""
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args):
         raise KeyboardInterrupt
         yield
 
@@ -384,7 +384,7 @@ def test_local_folders_never_touch_the_network(tiny, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     base, adapters = tiny
     session = Session(ModelStore(base, adapters, device="cpu"))
-    *_, end = session.compare("arithmetic", "12+34", max_new_tokens=5)
+    *_, end = compare(session, "arithmetic", "12+34", max_new_tokens=5)
     assert set(end["lanes"]) == {"dense", "sparse"}
 
 
@@ -401,7 +401,7 @@ def test_real_ticks_are_json_and_both_lanes_agree(tiny):
     """Would catch a tensor in a tick; and with greedy decoding and text outside steps, lanes that differ."""
     base, adapters = tiny
     session = Session(ModelStore(base, adapters, device="cpu"))
-    ticks = list(session.compare("arithmetic", TEXT, max_new_tokens=40, tick_seconds=0))
+    ticks = list(compare(session, "arithmetic", TEXT, max_new_tokens=40, tick_seconds=0))
     json.dumps(ticks, allow_nan=False)
     dense, sparse = ticks[-1]["lanes"]["dense"], ticks[-1]["lanes"]["sparse"]
     if sparse["attended_tokens"] == sparse["dense_tokens"]:

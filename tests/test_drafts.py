@@ -6,6 +6,7 @@ from tiny_models import save_tiny
 
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
+from selfspan_core.engine.request import PromptRequest
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.registry import get_task
@@ -39,10 +40,9 @@ def test_each_token_is_judged_under_its_own_visibility(model, annotated, sparse,
     engine = Engine(model, model.tokenizer.markers)
     for row, example in zip(seen["argmax"].tolist(), examples, strict=True):
         start = example.prompt.num_tokens
-        attention = {"attention": "sparse", "impl": "reference"} if sparse else {"attention": "dense"}
-        run = engine.generate(
-            example, annotated=annotated, forced_tokens=example.ids[start:], with_logits=True, **attention
-        )
+        way = ("sparse", "reference") if sparse else ("dense",)
+        forced = example.ids[start:]
+        run = engine.generate(PromptRequest(example, annotated, forced_tokens=forced, with_logits=True), *way)
         expected = [int(event.logits.argmax()) for event in run if isinstance(event, Token)]
         assert row[start - 1 : len(example.ids) - 1] == expected
 

@@ -10,16 +10,17 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from asking import generate
 from hypothesis import given, settings
 from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, text, worked_example
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from selfspan_core.attention.backends import ImplUnavailable
 from selfspan_core.attention.reference import visibility_mask
 from selfspan_core.engine import sampling
-from selfspan_core.engine.engine import Engine, PromptError
+from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import HeaderClosed, Prefilled, StepEnded, Token
-from selfspan_core.models.model import ModelError, SpanModel
+from selfspan_core.errors import ImplUnavailable, ModelError, PromptError
+from selfspan_core.models.model import SpanModel
 from selfspan_core.spans import protocol
 from selfspan_core.spans.render import Example, Part, Rendered, Step, VisibleRun, render
 from selfspan_core.spans.tracker import Phase
@@ -64,7 +65,7 @@ def example_run(seed=0, **options) -> tuple[Rendered, list[int]]:
 
 
 def run(engine, prompt, lane, forced, **options) -> list:
-    return list(engine.generate(prompt, forced_tokens=forced, with_logits=True, **LANES[lane], **options))
+    return list(generate(engine, prompt, forced_tokens=forced, with_logits=True, **LANES[lane], **options))
 
 
 def tokens(events) -> list[Token]:
@@ -167,7 +168,7 @@ def test_two_runs_at_once_do_not_mix(engine):
     """Lanes take turns on one model: would catch state that is shared between calls."""
     prompt, forced = example_run(1)
     alone = {lane: logits(run(engine, prompt, lane, forced)) for lane in ("gather", "dense")}
-    lanes = [engine.generate(prompt, forced_tokens=forced, with_logits=True, **LANES[lane]) for lane in alone]
+    lanes = [generate(engine, prompt, forced_tokens=forced, with_logits=True, **LANES[lane]) for lane in alone]
     turns = list(zip(*[(e for e in lane if isinstance(e, Token)) for lane in lanes], strict=True))
     for turn, lane in enumerate(alone):
         assert torch.equal(torch.stack([pair[turn].logits for pair in turns]), alone[lane])
@@ -201,7 +202,7 @@ def test_the_kernel_serves_the_engine(dtype):
     exact = logits(run(Engine(SpanModel(tiny_hf(**shape)), MARKERS), prompt, "reference", forced))
     rounded = logits(run(Engine(SpanModel(tiny_hf(**shape).to(dtype)), MARKERS), prompt, "reference", forced)).float()
     engine = Engine(SpanModel(tiny_hf(**shape).to("cuda", dtype)), MARKERS)
-    events = engine.generate(prompt, "sparse", "cuda", forced_tokens=forced, with_logits=True)
+    events = generate(engine, prompt, "sparse", "cuda", forced_tokens=forced, with_logits=True)
     served = logits(list(events)).float().cpu()
     assert (served - exact).abs().max() < 1e-3 + 2 * (rounded - exact).abs().max()
 
@@ -287,7 +288,7 @@ def test_time_between_events_is_in_nobodys_clock(engine):
     """Would catch drawing or a waiting browser being charged to a lane."""
     prompt, forced = example_run(0)
     events = []
-    for event in engine.generate(prompt, forced_tokens=forced[:10]):
+    for event in generate(engine, prompt, forced_tokens=forced[:10]):
         events.append(event)
         time.sleep(0.05)
     assert events[-1].seconds < 0.05 * len(events)
@@ -296,7 +297,7 @@ def test_time_between_events_is_in_nobodys_clock(engine):
 def test_consumers_are_not_in_inference_mode(engine):
     """Would catch inference mode leaking out of a suspended generator into the consumer's own torch code."""
     prompt, forced = example_run(0)
-    for _ in engine.generate(prompt, forced_tokens=forced[:5]):
+    for _ in generate(engine, prompt, forced_tokens=forced[:5]):
         assert not torch.is_inference_mode_enabled()
 
 
@@ -314,13 +315,13 @@ def test_closing_frees_everything(engine, monkeypatch):
     prompt, forced = example_run(0)
     gc.disable()
     try:
-        running = engine.generate(prompt, forced_tokens=forced, **LANES["gather"])
+        running = generate(engine, prompt, forced_tokens=forced, **LANES["gather"])
         for _ in range(20):
             next(running)
         assert caches[0]() is not None
         running.close()
         assert caches[0]() is None
-        list(engine.generate(prompt, forced_tokens=forced))
+        list(generate(engine, prompt, forced_tokens=forced))
         assert caches[1]() is None
     finally:
         gc.enable()
@@ -330,13 +331,13 @@ def test_closing_frees_everything(engine, monkeypatch):
 
 
 def drawn(engine, prompt, **options) -> list[int]:
-    return [token.id for token in tokens(engine.generate(prompt, max_new_tokens=30, **options))]
+    return [token.id for token in tokens(generate(engine, prompt, max_new_tokens=30, **options))]
 
 
 def test_greedy_takes_the_best_token(engine):
     """Would catch a draw from the wrong position's logits."""
     prompt, _ = example_run(3)
-    events = list(engine.generate(prompt, attention="dense", max_new_tokens=12, with_logits=True))
+    events = list(generate(engine, prompt, attention="dense", max_new_tokens=12, with_logits=True))
     assert [token.id for token in tokens(events)] == [int(token.logits.argmax()) for token in tokens(events)]
     replay = run(engine, prompt, "dense", [token.id for token in tokens(events)])
     assert torch.equal(logits(events), logits(replay))
@@ -372,9 +373,9 @@ def test_what_is_drawn_is_in_the_nucleus(engine):
     """Would catch a share that is taken of other logits than those that the token is drawn from."""
     prompt, _ = example_run(3)
     options = {"temperature": 1.5, "top_p": 0.7, "max_new_tokens": 60, "with_logits": True}
-    written = tokens(engine.generate(prompt, **options))
+    written = tokens(generate(engine, prompt, **options))
     assert all(sampling.probabilities(token.logits, 1.5, 0.7)[token.id] > 0 for token in written)
-    outside = [token for token in tokens(engine.generate(prompt, **options | {"top_p": 1.0}))]
+    outside = [token for token in tokens(generate(engine, prompt, **options | {"top_p": 1.0}))]
     assert not all(sampling.probabilities(token.logits, 1.5, 0.7)[token.id] > 0 for token in outside)
 
 
@@ -396,9 +397,9 @@ def test_the_context_ends_the_run(lane):
     events = run(small, text_prompt(31), lane, forced, annotated=False)
     assert (events[-1].reason, events[-1].num_tokens, events[-1].attended_tokens) == ("length", 1, 0)
     with pytest.raises(PromptError, match="32 tokens, and the model's context holds 32"):
-        small.generate(text_prompt(32))
+        generate(small, text_prompt(32))
     with pytest.raises(PromptError, match="empty"):
-        small.generate(text_prompt(0))
+        generate(small, text_prompt(0))
 
 
 def test_max_new_tokens_ends_the_run(engine):
@@ -415,23 +416,23 @@ def test_max_new_tokens_ends_the_run(engine):
         ({"attention": "both"}, "'dense' or 'sparse'"),
         ({"attention": "sparse", "impl": "magic"}, "magic"),
         ({"max_new_tokens": 0}, "1 or more"),
-        ({"temperature": -1.0}, "0 or more"),
-        ({"temperature": float("nan")}, "temperature is a finite number"),
-        ({"top_p": 0.0}, "top_p is above 0 and at most 1, not 0"),
-        ({"top_p": 1.5}, "top_p is above 0 and at most 1, not 1.5"),
+        ({"temperature": -1.0}, "from 0 to 5, not -1.0"),
+        ({"temperature": float("nan")}, "temperature is a number"),
+        ({"top_p": 0.0}, "top_p is a number above 0 and at most 1, not 0"),
+        ({"top_p": 1.5}, "top_p is a number above 0 and at most 1, not 1.5"),
         ({"forced_tokens": []}, "empty"),
     ],
 )
 def test_senseless_arguments_are_refused_at_the_call(engine, options, message):
     """Would catch an error that shows up only when the first event is asked for."""
     with pytest.raises(ValueError, match=message):
-        engine.generate(example_run(0)[0], **options)
+        generate(engine, example_run(0)[0], **options)
 
 
 def test_unavailable_implementations_are_refused_at_the_call(engine):
     """Would catch a silent fallback."""
     with pytest.raises(ImplUnavailable, match="CUDA device"):
-        engine.generate(example_run(0)[0], attention="sparse", impl="cuda")
+        generate(engine, example_run(0)[0], attention="sparse", impl="cuda")
 
 
 # ---- model

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from asking import generate
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from span_examples import MARKERS as SMALL_MARKERS
@@ -27,7 +28,8 @@ from transformers import (
 from selfspan_core.attention.reference import visibility_mask
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
-from selfspan_core.models.model import ModelError, SpanModel, load_base, resize_for_tokenizer
+from selfspan_core.errors import ModelError
+from selfspan_core.models.model import SpanModel, load_base, resize_for_tokenizer
 from selfspan_core.models.model_names import why_not_found
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.render import Example, Part, Step, render
@@ -146,7 +148,7 @@ def trained_adapter(base: Path, folder: Path, seed: int = 0, num_steps: int = 2)
 
 def run_logits(engine: Engine, rendered, lane: str) -> torch.Tensor:
     forced = rendered.ids[rendered.prompt.num_tokens :]
-    events = engine.generate(rendered, forced_tokens=forced, with_logits=True, **LANES[lane])
+    events = generate(engine, rendered, forced_tokens=forced, with_logits=True, **LANES[lane])
     return torch.stack([event.logits for event in events if isinstance(event, Token)])
 
 
@@ -176,7 +178,7 @@ def test_train_save_load_run(family, tmp_path):
     assert (lanes["gather"] - lanes["reference"]).abs().max() < 1e-4
     assert (lanes["gather"] - trained).abs().max() < 1e-3, "merged and served differs from trained, unmerged"
     assert (lanes["dense"] - lanes["reference"]).abs().max() > 0.01
-    written = list(engine.generate(rendered, attention="sparse", max_new_tokens=5))
+    written = list(generate(engine, rendered, attention="sparse", max_new_tokens=5))
     assert written[-1].num_tokens == 5 or written[-1].reason == "eos"
 
 

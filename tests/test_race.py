@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.compare.race import LaneError, Race
+from selfspan_core.compare.race import Race
 from selfspan_core.engine.events import Finished, OtherRows, Prefilled, StepEnded, Token
+from selfspan_core.errors import LaneError
 from selfspan_core.spans.tracker import Phase, StepRecord
 
 

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+from asking import asked
 from span_examples import MARKERS, worked_example
 from test_engine import tiny_hf
 
 from cuda_kernels.picture import PictureError
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.batch_step import BatchStep, Start
+from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import render
@@ -38,7 +39,7 @@ def test_moving_on_is_decoding_without_the_model(weights):
     replay = Replay(weights, MARKERS, 2, 160, False)
     replay.place(1, one)
     decoded = BatchStep(weights, MARKERS, 2, 160, False)
-    decoded.begin(1, Start(rendered.ids[: rendered.prompt.num_tokens], rendered.prompt, True, 90, script=one.ids))
+    decoded.begin(1, asked(rendered, forced_tokens=one.ids), 90)
     expected = one.num_visible(MARKERS, is_dense=False)
     for number, num_visible in enumerate(expected):
         decoded.replay()

@@ -2,16 +2,18 @@
 
 import pytest
 import torch
+from asking import compare, generate, prepare
 from tiny_models import save_tiny
 
+from selfspan_core.attention import backends
 from selfspan_core.compare.session import Session
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.rules import Limits
 from selfspan_core.engine.sampling import narrow
+from selfspan_core.errors import ImplUnavailable, InputError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.tasks.base import InputError
 from selfspan_core.tasks.registry import get_task
 
 ARTICLE = get_task("summarize").examples[0]
@@ -61,7 +63,7 @@ def test_an_engine_writes_what_the_rules_leave(folders, attention):
     ids = [*tokenizer.encode(" some words."), tokenizer.markers.eos]
     rules = Countdown(ids)
     engine = Engine(model, tokenizer.markers)
-    events = list(engine.generate(prompt, attention, rules=rules))
+    events = list(generate(engine, prompt, attention, rules=rules))
     assert [event.id for event in events if hasattr(event, "step_ms")] == ids == rules.pushed
 
 
@@ -70,7 +72,7 @@ def test_an_engine_writes_what_the_rules_leave(folders, attention):
 def test_a_session_summarizes(folders, length, adapter):
     """Would catch lanes without rules: a model that knows nothing still writes whole steps of free names, and ends."""
     session = Session(ModelStore(folders / "base", folders / "adapters", device="cpu"))
-    *_, end = session.compare("summarize", ARTICLE, adapter, length=length, max_new_tokens=1500)
+    *_, end = compare(session, "summarize", ARTICLE, adapter, length=length, max_new_tokens=1500)
     fewest, most = {"short": (2, 2), "medium": (3, 5)}[length]
     for result in end["lanes"].values():
         assert result["correct"] is None and result["expected"] is None
@@ -86,33 +88,42 @@ def test_settings_of_other_tasks(folders):
     """Would catch a length for a sum, a length that nobody knows, and many summaries at once, which rules forbid."""
     session = Session(ModelStore(folders / "base", folders / "adapters", device="cpu"))
     with pytest.raises(InputError, match="length is for summaries"):
-        session.compare("arithmetic", "1+2", length="short")
+        compare(session, "arithmetic", "1+2", length="short")
     with pytest.raises(InputError, match="short, medium"):
-        session.compare("summarize", ARTICLE, length="long")
+        compare(session, "summarize", ARTICLE, length="long")
 
 
 def test_rules_and_graphs(folders):
     """Would catch a summary that a captured graph is asked for, which draws ids before the host knows the last."""
     store = ModelStore(folders / "base", folders / "adapters", device="cpu")
     session = Session(store)
-    run = session.prepare("summarize", ARTICLE, "sparse", max_new_tokens=5)
     asked = []
-    run.lanes[0].engine.generate = lambda prompt, impl, **settings: asked.append((impl, settings)) or iter(())
+    engine = store.engine("summarize", "span")
+    engine.generate = lambda request, attention, impl: asked.append((impl, request.rules)) or iter(())
     for impl, used in (("gather", "gather"), ("reference", "reference"), ("captured", "cuda")):
         store.impl = impl
+        run = prepare(session, "summarize", ARTICLE, "sparse", max_new_tokens=5)
         session._events(run, run.lanes[0])
-        assert asked[-1][0] == used and asked[-1][1]["rules"].num_steps == 0
+        assert asked[-1][0] == used and asked[-1][1].num_steps == 0
         start = next(session.stream(run))
         assert "captured" not in start["device"] and start["rules"] == get_task("summarize").rules_text
+
+
+def test_a_graph_that_was_asked_for_by_name(folders, monkeypatch):
+    """Would catch `--impl captured` that silently runs something else where rules keep the step on the host."""
+    monkeypatch.setattr(backends, "why_no_kernels", lambda impl, device: None)
+    store = ModelStore(folders / "base", folders / "adapters", device="cpu", impl="captured")
+    with pytest.raises(ImplUnavailable, match=r"impl 'captured': a task that is held to rules.* use impl 'cuda'"):
+        prepare(Session(store), "summarize", ARTICLE)
 
 
 def test_longer_than_learned(folders):
     """Would catch an article that the model is lost in being summarized without a word about it."""
     session = Session(ModelStore(folders / "base", folders / "adapters", device="cpu"))
     sentences = [f"In the year {year} the town of Ellmoor had {year * 7} inhabitants." for year in range(1800, 1900)]
-    assert "caution" not in next(session.stream(session.prepare("summarize", " ".join(sentences[:20]), "sparse")))
-    start = next(session.stream(session.prepare("summarize", " ".join(sentences), "sparse")))
+    assert "caution" not in next(session.stream(prepare(session, "summarize", " ".join(sentences[:20]), "sparse")))
+    start = next(session.stream(prepare(session, "summarize", " ".join(sentences), "sparse")))
     caution = start["caution"]
     assert "longer than those that the adapters learned from" in caution["text"]
     assert sentences[50] in caution["beginning"] and sentences[-1] not in caution["beginning"]
-    assert "caution" not in next(session.stream(session.prepare("summarize", caution["beginning"], "sparse")))
+    assert "caution" not in next(session.stream(prepare(session, "summarize", caution["beginning"], "sparse")))

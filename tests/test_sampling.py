@@ -8,12 +8,16 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from asking import asked
 from kernel_on_cpu import COMPILER, compiled, pointer
 
 from cuda_kernels import compile as loader
 from cuda_kernels.layers import DecodeOps
-from selfspan_core.engine import engine, sampling
+from selfspan_core.engine import engine
 from selfspan_core.engine.batch_parts import TorchParts
+from selfspan_core.params import SamplingParams
+from selfspan_core.spans.protocol import PromptLayout
+from selfspan_core.spans.render import Rendered
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernel for the CPU")
 BF16 = torch.bfloat16
@@ -112,7 +116,9 @@ def drawn_by_the_batch(logits, temperature, share, count):
 
 def drawn_by_the_engine(logits, temperature, share, count):
     """What the engine of one sequence draws."""
-    draw = engine._Draw(logits.device, temperature, share, seed=0, forced=None)
+    draw = engine._Draw(
+        logits.device, asked(Rendered([0], PromptLayout(1, 0, {}), [], []), temperature=temperature, top_p=share)
+    )
     return [draw(logits)[0] for _ in range(count)]
 
 
@@ -165,18 +171,18 @@ def test_the_least_temperatures_are_greedy(draw, temperature):
 @pytest.mark.parametrize(
     ("temperature", "top_p", "message"),
     [
-        (-1.0, 1.0, "temperature is a finite number, 0 or more, not -1"),
-        (math.nan, 1.0, "temperature is a finite"),
-        (math.inf, 1.0, "temperature is a finite"),
-        (1.0, 0.0, "top_p is above 0 and at most 1, not 0"),
-        (1.0, 1.01, "top_p is above 0 and at most 1, not 1.01"),
-        (1.0, math.nan, "top_p is above 0"),
+        (-1.0, 1.0, "temperature is a number from 0 to 5, not -1"),
+        (math.nan, 1.0, "temperature is a number from 0 to 5"),
+        (math.inf, 1.0, "temperature is a number from 0 to 5"),
+        (1.0, 0.0, "top_p is a number above 0 and at most 1, not 0"),
+        (1.0, 1.01, "top_p is a number above 0 and at most 1, not 1.01"),
+        (1.0, math.nan, "top_p is a number above 0"),
     ],
 )
 def test_settings_that_nothing_can_be_drawn_by(temperature, top_p, message):
     """Would catch a setting that comparisons let through, or that is refused without its name."""
     with pytest.raises(ValueError, match=message):
-        sampling.check(temperature, top_p)
+        SamplingParams(temperature=temperature, top_p=top_p)
 
 
 @needs_compiler

@@ -15,7 +15,9 @@ from conftest import ROOT
 from fake_session import FakeSession
 from gradio_client import Client
 
-from selfspan_core.serve.lazy_session import Busy, SharedDevice
+from selfspan_core.errors import Busy
+from selfspan_core.params import Request
+from selfspan_core.serve.lazy_session import SharedDevice
 
 EXPRESSION = "79*36+63-(45-12)*8"
 AROUND_THE_QUEUE = ("/gradio_api/run/compare", "/gradio_api/api/compare")
@@ -47,12 +49,12 @@ def test_a_run_does_not_wait_without_end():
     """A lane that is never freed would hold every later visitor's thread with it."""
     session = FakeSession(dense=2000, sparse=2000)
     lane = SharedDevice(session, patience_s=0.05)
-    first = lane.compare("arithmetic", "1+1", "span", 512)
+    first = lane.compare(Request("arithmetic", "1+1"))
     next(first)
     with pytest.raises(Busy, match="Try again"):
-        next(lane.compare("arithmetic", "2+2", "span", 512))
+        next(lane.compare(Request("arithmetic", "2+2")))
     first.close()
-    with closing(lane.compare("arithmetic", "2+2", "span", 512)) as ticks:
+    with closing(lane.compare(Request("arithmetic", "2+2"))) as ticks:
         assert [tick["kind"] for tick in ticks][-1] == "end"
 
 

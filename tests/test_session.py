@@ -1,22 +1,23 @@
 """The session: engine events become ticks, results and one honest line. Scripted lanes first, then tiny real models."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from asking import compare, generate, prepare
 from scripted import OTHER_PREFILL_S, CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output, step
 from tiny_models import save_tiny
 
 from selfspan_core.attention import backends as impls
-from selfspan_core.attention.backends import ImplUnavailable
 from selfspan_core.compare.lane_view import LaneView, TextStream
 from selfspan_core.compare.lanes import LaneSpec, lane_specs
-from selfspan_core.compare.race import LaneError
 from selfspan_core.compare.session import Session
 from selfspan_core.compare.verdict import compare_line, percent, round_speed, speed_phrase
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.model_store import ModelStore
-from selfspan_core.tasks.base import InputError
+from selfspan_core.errors import ImplUnavailable, InputError, LaneError
+from selfspan_core.params import Request
 from selfspan_core.tasks.registry import get_task
 
 TASK = get_task("arithmetic")
@@ -68,7 +69,7 @@ def last_lane(ticks, lane):
 def test_start_tick_end():
     """Would catch a drift of the schema that the app and the API rely on."""
     session, _ = scripted_session()
-    ticks = list(session.compare("arithmetic", " 79 × 36 + 63 "))
+    ticks = list(compare(session, "arithmetic", " 79 × 36 + 63 "))
     start, *middle, end = ticks
     assert [tick["kind"] for tick in ticks] == ["start", *["tick"] * len(middle), "end"]
     assert start == {
@@ -111,7 +112,7 @@ def test_start_tick_end():
 def test_text_and_steps():
     """Would catch raw markers in the text, a step without its line end, or lanes that show different things."""
     session, _ = scripted_session()
-    ticks = list(session.compare("arithmetic", TEXT))
+    ticks = list(compare(session, "arithmetic", TEXT))
     shown = "[ref][a0][a1][a3][go]79*36=2370+474=[res]2844[end]\n[ref][a3][a2][a4][go]2844+63=[res]2907[end]\n"
     for lane in ("dense", "sparse"):
         items = assembled(ticks, lane)
@@ -136,7 +137,7 @@ def test_text_and_steps():
 def test_plain_lane():
     """Would catch the plain lane being drawn with an empty first line, or its steps being lost."""
     session, store = scripted_session()
-    ticks = list(session.compare("arithmetic", TEXT, adapter="plain"))
+    ticks = list(compare(session, "arithmetic", TEXT, adapter="plain"))
     assert ticks[0]["title"] == "Plain adapter, dense, against span adapter, self-selected"
     assert [(lane["attention"], lane["adapter"]) for lane in ticks[0]["lanes"]] == [
         ("dense", "plain"),
@@ -160,7 +161,7 @@ def test_reading_names():
     """Would catch highlights that are late, stay on between steps, or appear in a lane that reads everything."""
     session, _ = scripted_session(clock=FakeClock(1.0))
     seen = {"dense": [], "sparse": []}
-    for tick in session.compare("arithmetic", TEXT):
+    for tick in compare(session, "arithmetic", TEXT):
         for lane, news in tick.get("lanes", {}).items() if tick["kind"] == "tick" else ():
             entry = (news["phase"], news["reading"])
             if not seen[lane] or seen[lane][-1] != entry:
@@ -179,9 +180,9 @@ def test_reading_names():
 def test_ticks_are_paced_and_nothing_is_dropped():
     """Would catch one tick per token, or tokens that fall between two ticks."""
     session, _ = scripted_session(clock=FakeClock(0.004))
-    every = list(session.compare("arithmetic", TEXT, tick_seconds=0))
-    few = list(session.compare("arithmetic", TEXT, tick_seconds=0.1))
-    rare = list(session.compare("arithmetic", TEXT, tick_seconds=1e9))
+    every = list(compare(session, "arithmetic", TEXT, tick_seconds=0))
+    few = list(compare(session, "arithmetic", TEXT, tick_seconds=0.1))
+    rare = list(compare(session, "arithmetic", TEXT, tick_seconds=1e9))
     assert len(every) > 100 and 4 <= len(few) < len(every) / 10 and len(rare) == 3
     for lane in ("dense", "sparse"):
         assert show(assembled(every, lane)) == show(assembled(few, lane)) == show(assembled(rare, lane))
@@ -193,7 +194,7 @@ def test_slow_consumer_does_not_get_a_tick_per_token():
     clock = FakeClock(0.001)
     session, _ = scripted_session(clock=clock)
     count = 0
-    for _ in session.compare("arithmetic", TEXT, tick_seconds=0.05):
+    for _ in compare(session, "arithmetic", TEXT, tick_seconds=0.05):
         clock.now += 10
         count += 1
     assert count < 20
@@ -202,7 +203,7 @@ def test_slow_consumer_does_not_get_a_tick_per_token():
 def test_figures():
     """Would catch prefill leaking into ms/token, or a token counted as a reader before it was fed."""
     session, _ = scripted_session(step_ms={"dense": 2.0, "sparse": 1.0})
-    ticks = list(session.compare("arithmetic", TEXT, tick_seconds=0))
+    ticks = list(compare(session, "arithmetic", TEXT, tick_seconds=0))
     for lane, pace in (("dense", 2.0), ("sparse", 1.0)):
         last, result = last_lane(ticks, lane), ticks[-1]["lanes"][lane]
         count = last["tokens"]
@@ -223,7 +224,7 @@ def test_figures():
 def test_every_lane_is_warmed_up_before_the_race():
     """Would catch a race whose first lane pays for what the second finds done, or a warm-up in a lane's clock."""
     session, store = scripted_session()
-    ticks = session.compare("arithmetic", TEXT, tick_seconds=0)
+    ticks = compare(session, "arithmetic", TEXT, tick_seconds=0)
     next(ticks)  # the start
     first = next(ticks)
     calls = [kwargs["attention"] for kwargs in store.engines["span"].calls]
@@ -238,13 +239,13 @@ def test_every_lane_is_warmed_up_before_the_race():
 def test_closing_frees_both_lanes():
     """Would catch Stop leaving a lane's cache behind."""
     session, store = scripted_session()
-    ticks = session.compare("arithmetic", TEXT, tick_seconds=0)
+    ticks = compare(session, "arithmetic", TEXT, tick_seconds=0)
     for _ in range(9):
         next(ticks)
     before = store.engines["span"].num_closed  # of the warm-up, which has its own runs
     ticks.close()
     assert (before, store.engines["span"].num_closed) == (2, 4)
-    assert list(session.compare("arithmetic", TEXT))[-1]["lanes"]["sparse"]["correct"]
+    assert list(compare(session, "arithmetic", TEXT))[-1]["lanes"]["sparse"]["correct"]
 
 
 def test_cut_off_output_has_no_answer():
@@ -252,7 +253,7 @@ def test_cut_off_output_has_no_answer():
     session, _ = scripted_session()
     problem = TASK.parse(TEXT)
     whole = right_output(TOKENIZER, problem)
-    ticks = list(session.compare("arithmetic", TEXT, max_new_tokens=len(whole) - 1))
+    ticks = list(compare(session, "arithmetic", TEXT, max_new_tokens=len(whole) - 1))
     end = ticks[-1]
     assert last_lane(ticks, "sparse")["finish"] == "length"
     assert end["lanes"]["sparse"]["output"].endswith("2844+63=2907")
@@ -264,7 +265,7 @@ def test_cut_off_output_has_no_answer():
 def test_one_token():
     """Would catch a division by zero where there is no decoding to be timed."""
     session, _ = scripted_session()
-    *_, tick, end = session.compare("arithmetic", TEXT, max_new_tokens=1)
+    *_, tick, end = compare(session, "arithmetic", TEXT, max_new_tokens=1)
     assert tick["lanes"]["sparse"]["tokens"] == 1 and tick["lanes"]["sparse"]["ms_per_token"] == 0.0
     assert tick["lanes"]["sparse"]["share"] == 1.0
     assert end["speedup_ms_per_token"] is None and end["line"].startswith("Too few tokens")
@@ -279,12 +280,12 @@ def test_failing_lane_is_named():
         raise MemoryError("no room")
         yield
 
-    def generate(prompt, attention, **settings):
-        return broken() if attention == "sparse" else original(prompt, attention, **settings)
+    def generate(request, attention, *rest):
+        return broken() if attention == "sparse" else original(request, attention, *rest)
 
     store.engines["span"].generate = generate
     with pytest.raises(LaneError, match="sparse lane failed: no room"):
-        list(session.compare("arithmetic", TEXT))
+        list(compare(session, "arithmetic", TEXT))
     assert store.engines["span"].num_closed == 1
 
 
@@ -304,7 +305,7 @@ def test_failing_lane_is_named():
 def test_malformed_steps_are_flagged_and_read_everything(ids, shown, reads, name):
     """Would catch malformed output that crashes, is drawn as a normal step, or is said to read less than it did."""
     session, _ = scripted_session(span_ids=[*ids, 2])
-    ticks = list(session.compare("arithmetic", TEXT, tick_seconds=0))
+    ticks = list(compare(session, "arithmetic", TEXT, tick_seconds=0))
     assert show(assembled(ticks, "sparse")) == shown
     steps = {}
     for tick in ticks[1:-1]:
@@ -319,7 +320,7 @@ def test_two_broken_steps_stand_on_lines_of_their_own():
     """Would catch a new step being drawn on the line of one that never ended."""
     ids = [4, 8, 11, *TOKENIZER.encode("12"), *step(TOKENIZER, [0], 3, "1=", "1"), 2]
     session, _ = scripted_session(span_ids=ids)
-    ticks = list(session.compare("arithmetic", TEXT))
+    ticks = list(compare(session, "arithmetic", TEXT))
     items = assembled(ticks, "sparse")
     assert show(items) == "[ref][a0][a3]12\n[ref][a0][a3][go]1=[res]1[end]\n"
     assert [item["step"] for item in items if item["kind"] == "newline"] == [0, 1]
@@ -351,7 +352,7 @@ def test_held_back_bytes_come_out_before_a_marker_and_at_the_end():
     """Would catch characters that jump over a marker or vanish with the last token."""
     body = [*TOKENIZER.encode("1="), 512 + 0xE2]
     session, _ = scripted_session(span_ids=[4, 8, 11, 5, *body, 6, *TOKENIZER.encode("1"), 512 + 0xE2, 7, 2])
-    ticks = list(session.compare("arithmetic", TEXT, tick_seconds=0))
+    ticks = list(compare(session, "arithmetic", TEXT, tick_seconds=0))
     assert show(assembled(ticks, "sparse")) == "[ref][a0][a3][go]1=\ufffd[res]1\ufffd[end]\n"
 
 
@@ -367,7 +368,7 @@ def test_typed_markers_are_refused():
     """Would catch a typed marker reaching the prompt."""
     session, _ = scripted_session()
     with pytest.raises(InputError):
-        session.compare("arithmetic", "<|ref|>")
+        compare(session, "arithmetic", "<|ref|>")
 
 
 # ---- bad settings
@@ -382,7 +383,7 @@ def test_typed_markers_are_refused():
         ({"text": ["1+1"]}, "text"),
         ({"adapter": "fancy"}, "span or plain"),
         ({"adapter": ["span"]}, "span or plain"),
-        ({"max_new_tokens": 0}, "from 1 to 4,096, not 0"),
+        ({"max_new_tokens": 0}, "a whole number, 1 or more, not 0"),
         ({"max_new_tokens": 4097}, "from 1 to 4,096"),
         ({"max_new_tokens": 10**6000}, "far larger"),
         ({"max_new_tokens": -5}, "max_new_tokens"),
@@ -413,14 +414,14 @@ def test_bad_settings_are_input_errors(settings, message):
     """Would catch a setting that crashes, is silently changed, or fails only after the first tick."""
     session, store = scripted_session()
     with pytest.raises(InputError, match=message):
-        session.compare(**{"task": "arithmetic", "text": TEXT, **settings})
+        compare(session, **{"task": "arithmetic", "text": TEXT, **settings})
     assert not store.engines["span"].calls
 
 
 def test_whole_floats_are_whole_numbers():
     """Would catch refusing 512.0, which is how some JSON clients write 512."""
     session, _ = scripted_session()
-    assert list(session.compare("arithmetic", TEXT, max_new_tokens=512.0))[-1]["lanes"]["dense"]["correct"]
+    assert list(compare(session, "arithmetic", TEXT, max_new_tokens=512.0))[-1]["lanes"]["dense"]["correct"]
 
 
 def test_too_long_prompt():
@@ -428,7 +429,7 @@ def test_too_long_prompt():
     session, store = scripted_session()
     store.engines["span"].model.max_context = 24
     with pytest.raises(InputError, match="24 tokens; the model's context holds 24"):
-        session.compare("arithmetic", TEXT)
+        compare(session, "arithmetic", TEXT)
 
 
 def test_lane_specs():
@@ -439,15 +440,15 @@ def test_lane_specs():
     ]
     assert [spec.id for spec in lane_specs("sparse", "span")] == ["sparse"]
     with pytest.raises(InputError, match="declares no spans"):
-        lane_specs("sparse", "plain")
+        Request("arithmetic", TEXT, attention="sparse", adapter="plain")
     with pytest.raises(InputError, match="dense, sparse or both"):
-        lane_specs("half", "span")
+        Request("arithmetic", TEXT, attention="half")
 
 
 def test_single_lane():
     """Would catch a run of one lane that needs the other."""
     session, store = scripted_session()
-    run = session.prepare("arithmetic", TEXT, "dense", "plain", temperature=0.5, top_p=0.8, seed=7)
+    run = prepare(session, "arithmetic", TEXT, "dense", "plain", temperature=0.5, top_p=0.8, seed=7)
     start, *_, end = session.stream(run)
     assert start["title"] == "Dense attention, plain adapter" and list(end["lanes"]) == ["dense"]
     assert end["speedup_ms_per_token"] is None and "the answer is right" in end["line"]
@@ -462,7 +463,7 @@ def test_single_lane():
 def test_load_figures():
     """Would catch a sum over rows by anything but the steps' time, rows left out, or prefills in nobody's clock."""
     session, _ = scripted_session(step_ms={"dense": 2.0, "sparse": 1.6}, can_load=True)
-    start, *ticks, end = session.compare("arithmetic", TEXT, tick_seconds=0, load=32)
+    start, *ticks, end = compare(session, "arithmetic", TEXT, tick_seconds=0, load=32)
     assert start["load"] == end["load"] == 32
     for lane, pace in (("dense", 2.0), ("sparse", 1.6)):
         last, result = last_lane(ticks, lane), end["lanes"][lane]
@@ -480,12 +481,12 @@ def test_load_figures():
 def test_both_lanes_get_the_same_others():
     """Would catch a race in which one lane has the easier requests beside it, or runs that cannot be repeated."""
     session, store = scripted_session(can_load=True)
-    list(session.compare("arithmetic", TEXT, load=9, seed=3))
+    list(compare(session, "arithmetic", TEXT, load=9, seed=3))
     others = [[one.ids for one in lane] for lane in store.engines["span"].others]
     assert len(others) == 2 and all(lane == others[0] and len(lane) == 8 for lane in others)
-    list(session.compare("arithmetic", TEXT, load=9, seed=4))
+    list(compare(session, "arithmetic", TEXT, load=9, seed=4))
     assert [one.ids for one in store.engines["span"].others[-1]] != others[0]
-    list(session.compare("arithmetic", TEXT, load=9, seed=3, adapter="plain"))
+    list(compare(session, "arithmetic", TEXT, load=9, seed=3, adapter="plain"))
     plain, span = (store.engines[name].others[-1] for name in ("plain", "span"))
     for bare, named in zip(plain, span, strict=True):
         anchors = TOKENIZER.markers.anchor_index
@@ -495,8 +496,8 @@ def test_both_lanes_get_the_same_others():
 def test_a_load_of_one_changes_nothing():
     """Would catch figures of a load where there is none."""
     session, store = scripted_session(can_load=True)
-    ticks = list(session.compare("arithmetic", TEXT, load=1))
-    without = list(scripted_session()[0].compare("arithmetic", TEXT))
+    ticks = list(compare(session, "arithmetic", TEXT, load=1))
+    without = list(compare(scripted_session()[0], "arithmetic", TEXT))
     assert ticks == without and not store.engines["span"].others
     assert all(set(lane) == LANE_FIELDS for tick in ticks if tick["kind"] == "tick" for lane in tick["lanes"].values())
 
@@ -504,7 +505,7 @@ def test_a_load_of_one_changes_nothing():
 def test_load_in_a_single_lane():
     """Would catch a comparison with a lane that did not run."""
     session, _ = scripted_session(can_load=True)
-    *_, end = session.stream(session.prepare("arithmetic", TEXT, "sparse", load=4))
+    *_, end = session.stream(prepare(session, "arithmetic", TEXT, "sparse", load=4))
     assert end["speedup_total"] is None
     assert "; at 4 requests at once 4,000 tokens/s in all; the answer is right" in end["line"]
 
@@ -512,7 +513,7 @@ def test_load_in_a_single_lane():
 def test_load_of_one_token_has_no_speed():
     """Would catch a division by zero where no step was taken."""
     session, _ = scripted_session(can_load=True)
-    *_, end = session.compare("arithmetic", TEXT, max_new_tokens=1, load=4)
+    *_, end = compare(session, "arithmetic", TEXT, max_new_tokens=1, load=4)
     assert end["speedup_total"] is None and end["lanes"]["dense"]["total_tokens_per_second"] is None
     assert "requests at once" not in end["line"]
 
@@ -601,7 +602,7 @@ def test_phrases():
 def test_share_against_the_plain_adapter_pays_for_annotations():
     """Would catch comparing the sparse lane with its own longer text where the plain adapter writes a shorter one."""
     session, _ = scripted_session()
-    end = list(session.compare("arithmetic", TEXT, adapter="plain"))[-1]
+    end = list(compare(session, "arithmetic", TEXT, adapter="plain"))[-1]
     dense, sparse = end["lanes"]["dense"], end["lanes"]["sparse"]
     assert end["read_share"] == sparse["attended_tokens"] / dense["attended_tokens"]
     assert end["read_share"] > sparse["attended_tokens"] / sparse["dense_tokens"]
@@ -622,11 +623,11 @@ def forced_session(tiny_store, monkeypatch):
     """A session whose tiny real models are made to write the right steps: real forwards, caches, clocks and tracker."""
     original = Engine.generate
 
-    def generate(self, prompt, *args, annotated=True, **kwargs):
+    def generate(self, request, *args):
         tokenizer = tiny_store.tokenizer
-        text = tokenizer.decode(prompt.ids).removeprefix("Calculate: ").removesuffix("=")
-        ids = right_output(tokenizer, TASK.parse(text), annotated)
-        return original(self, prompt, *args, annotated=annotated, forced_tokens=ids, **kwargs)
+        text = tokenizer.decode(request.prompt.ids).removeprefix("Calculate: ").removesuffix("=")
+        ids = right_output(tokenizer, TASK.parse(text), request.annotated)
+        return original(self, replace(request, forced_tokens=ids), *args)
 
     for adapter in ("span", "plain"):  # warmed up before the patch: warming up has forced tokens of its own
         tiny_store.engine("arithmetic", adapter)
@@ -638,7 +639,7 @@ def forced_session(tiny_store, monkeypatch):
 @pytest.mark.parametrize("text", ["1+2", TEXT, "-(5-99*98)*7/(3-10)", "-5*(-3)+(4-(-8))*12-96/8"])
 def test_real_engine_end_to_end(forced_session, adapter, text):
     """Would catch engine, tokenizer, task and session disagreeing about ids, names, intervals or figures."""
-    ticks = list(forced_session.compare("arithmetic", text, adapter=adapter, tick_seconds=0))
+    ticks = list(compare(forced_session, "arithmetic", text, adapter=adapter, tick_seconds=0))
     problem, end = TASK.parse(text), ticks[-1]
     for lane in ("dense", "sparse"):
         result, last = end["lanes"][lane], last_lane(ticks, lane)
@@ -655,9 +656,9 @@ def test_real_engine_end_to_end(forced_session, adapter, text):
 
 def test_figures_are_the_engines(forced_session):
     """Would catch running sums that drift from what the engine itself reports at the end."""
-    *_, tick, _ = forced_session.compare("arithmetic", TEXT, tick_seconds=1e9)
-    run = forced_session.prepare("arithmetic", TEXT, "sparse")
-    events = list(run.lanes[0].engine.generate(run.lanes[0].prompt, attention="sparse"))
+    *_, tick, _ = compare(forced_session, "arithmetic", TEXT, tick_seconds=1e9)
+    run = prepare(forced_session, "arithmetic", TEXT, "sparse")
+    events = list(generate(run.lanes[0].engine, run.lanes[0].prompt, attention="sparse"))
     lane = tick["lanes"]["sparse"]
     assert (lane["tokens"], lane["attended_tokens"], lane["dense_tokens"]) == (
         events[-1].num_tokens,
@@ -685,7 +686,7 @@ def test_sampling_is_reproducible(tiny_store):
 
     def output(seed, temperature=1.5, **settings):
         settings |= {"max_new_tokens": 12, "temperature": temperature, "seed": seed}
-        *_, end = session.compare("arithmetic", TEXT, **settings)
+        *_, end = compare(session, "arithmetic", TEXT, **settings)
         return [lane["output"] for lane in end["lanes"].values()]
 
     assert output(1) == output(1) != output(2)
@@ -704,8 +705,8 @@ def captured_store(tmp_path_factory):
 
 def test_a_real_captured_session_says_what_a_plain_one_says(captured_store, tiny_store):
     """Would catch lanes that the batch engine answers otherwise, or a device whose name hides how it runs."""
-    start, *_, end = Session(captured_store).compare("arithmetic", TEXT, max_new_tokens=24)
-    *_, plain = Session(tiny_store).compare("arithmetic", TEXT, max_new_tokens=24)
+    start, *_, end = compare(Session(captured_store), "arithmetic", TEXT, max_new_tokens=24)
+    *_, plain = compare(Session(tiny_store), "arithmetic", TEXT, max_new_tokens=24)
     assert start["device"] == "CPU, float32, captured graph" and tiny_store.device_name == "CPU, float32"
     for lane in ("dense", "sparse"):
         for figure in ("output", "tokens", "attended_tokens", "dense_tokens", "malformed_steps", "steps"):
@@ -717,18 +718,18 @@ def test_a_real_load(captured_store, adapter):
     """Would catch an answer that the load changes, and rows that nobody keeps busy."""
     session = Session(captured_store)
     assert session.can_load
-    *ticks, end = session.compare("arithmetic", TEXT, adapter, max_new_tokens=12, load=3)
-    *_, alone = session.compare("arithmetic", TEXT, adapter, max_new_tokens=12)
+    *ticks, end = compare(session, "arithmetic", TEXT, adapter, max_new_tokens=12, load=3)
+    *_, alone = compare(session, "arithmetic", TEXT, adapter, max_new_tokens=12)
     for lane in ("dense", "sparse"):
         assert end["lanes"][lane]["output"] == alone["lanes"][lane]["output"]
         figures = last_lane(ticks, lane)
         assert figures["total_tokens_per_second"] > 1.5 * figures["tokens_per_second"] > 0
     assert end["speedup_total"] > 0 and "at 3 requests at once" in end["line"]
-    running = session.compare("arithmetic", TEXT, adapter, max_new_tokens=12, load=3, tick_seconds=0)
+    running = compare(session, "arithmetic", TEXT, adapter, max_new_tokens=12, load=3, tick_seconds=0)
     for _ in range(4):
         next(running)
     running.close()
-    assert list(session.compare("arithmetic", TEXT, adapter, max_new_tokens=12, load=3))[-1]["kind"] == "end"
+    assert list(compare(session, "arithmetic", TEXT, adapter, max_new_tokens=12, load=3))[-1]["kind"] == "end"
 
 
 def test_the_stores_default_is_the_devices(tiny_store, monkeypatch):

@@ -5,15 +5,15 @@ import random
 
 import pytest
 
+from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.render import render
 from selfspan_core.spans.tracker import Tracker
-from selfspan_core.tasks.base import InputError
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import CUE, MAX_SEGMENTS, MAX_STEPS, MIN_STEPS
 from selfspan_core.tasks.summarize.rules import MAX_BODY, NGRAM, RuleTables, SummaryRules
-from selfspan_core.tasks.summarize.task import Summarize, SummaryStep, TooLongError, problem_of, segments_of
+from selfspan_core.tasks.summarize.task import Summarize, SummaryStep, problem_of, segments_of
 from selfspan_core.tasks.summarize.written import read_lines, read_steps
 
 SENTENCES = (

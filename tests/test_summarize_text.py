@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.tasks.base import InputError
+from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.summarize.examples import EXAMPLES
-from selfspan_core.tasks.summarize.task import TooLongError
 from selfspan_core.tasks.summarize.text import (
     _Boundaries,
     check,

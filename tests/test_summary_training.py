@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from asking import generate
 from summary_tools import write_texts
 from tiny_models import save_tiny
 
@@ -167,7 +168,7 @@ def test_batched_decoding_follows_the_rules_as_a_single_run_does(made):
     for prompt, row in zip(prompts, rows, strict=True):
         engine = Engine(model, tokenizer.markers)
         again = SummaryRules(tables, prompt.ids, prompt.prompt, "medium", True)
-        events = engine.generate(prompt, "sparse", forced_tokens=row.ids, with_logits=True)
+        events = generate(engine, prompt, "sparse", forced_tokens=row.ids, with_logits=True)
         for event in events:
             if isinstance(event, Token):
                 only, banned = again.limits()

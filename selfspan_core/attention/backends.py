@@ -12,14 +12,11 @@ unavailable is an error that says why, never a silent fallback.
 import torch
 
 from cuda_kernels.attention import CudaUnavailable, cuda_device
+from selfspan_core.errors import ImplUnavailable
 
 IMPLS = ("reference", "gather", "cuda")
 CAPTURED = "captured"
 ENGINE_IMPLS = (*IMPLS, CAPTURED)
-
-
-class ImplUnavailable(RuntimeError):
-    """The implementation that was asked for cannot run here; the message says why."""
 
 
 def default_impl(device: torch.device) -> str:

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from cuda_kernels.attention import CudaUnavailable, SpanAttention
-from selfspan_core.attention.backends import IMPLS, ImplUnavailable, require_impl
+from selfspan_core.attention.backends import IMPLS, require_impl
 from selfspan_core.attention.fused import fused_one_query
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.reference import masked_attention, visibility_mask
+from selfspan_core.errors import ImplUnavailable
 from selfspan_core.spans.intervals import Interval
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, Phase, State
 

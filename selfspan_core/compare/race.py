@@ -10,14 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from selfspan_core.engine.events import Event, OtherRows, Prefilled, Token
-
-
-class LaneError(RuntimeError):
-    """A lane failed; `lane_id` names it and `__cause__` is what it raised."""
-
-    def __init__(self, lane_id: str, cause: Exception) -> None:
-        super().__init__(f"the {lane_id} lane failed: {cause or type(cause).__name__}")
-        self.lane_id = lane_id
+from selfspan_core.errors import LaneError
 
 
 def own_seconds(event: Event) -> float:

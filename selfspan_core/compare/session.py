@@ -7,28 +7,21 @@ data throughout.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
-from selfspan_core.attention.backends import CAPTURED
 from selfspan_core.compare.lane_view import LaneView
-from selfspan_core.compare.lanes import (
-    TITLES,
-    LaneSpec,
-    brief,
-    check_int,
-    check_load,
-    check_temperature,
-    check_top_p,
-    lane_specs,
-)
+from selfspan_core.compare.lanes import TITLES, LaneSpec, lane_specs, require_load
 from selfspan_core.compare.race import Race
 from selfspan_core.compare.verdict import compare_line, lane_line, ratio
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event
 from selfspan_core.engine.model_store import ModelStore
+from selfspan_core.engine.request import PromptRequest
+from selfspan_core.errors import InputError
+from selfspan_core.params import Request, whole_number
 from selfspan_core.spans.render import Rendered
-from selfspan_core.tasks.base import InputError, Problem, Task
+from selfspan_core.tasks.base import Problem, Task
 from selfspan_core.tasks.registry import get_task
 
 TICK_SECONDS = 1 / 15
@@ -45,17 +38,22 @@ class PreparedLane:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A checked input with everything that a run needs; see Session.prepare."""
+    """A checked request with everything that its run needs; see Session.prepare.
 
+    `most_tokens` is what a lane may write at most.
+    """
+
+    request: Request
     task: Task
     problem: Problem
-    adapter: str
     lanes: tuple[PreparedLane, ...]
-    max_new_tokens: int | None
-    temperature: float
-    top_p: float
-    seed: int
-    load: int = 1
+    impl: str
+    most_tokens: int
+
+    @property
+    def load(self) -> int:
+        """Requests that each lane answers at once."""
+        return self.request.load
 
 
 class Session:
@@ -75,37 +73,12 @@ class Session:
         """Whether `load` may be more than 1 here."""
         return self._models.can_load
 
-    def compare(
-        self,
-        task: str,
-        text: str,
-        adapter: Literal["span", "plain"] = "span",
-        max_new_tokens: int | None = None,
-        tick_seconds: float = TICK_SECONDS,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        load: int = 1,
-        length: Literal["short", "medium"] | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """Race dense against self-selected attention on one input.
-
-        With adapter "span" both lanes run it, with the mask off and on; with "plain" the dense lane runs the plain
-        adapter and pays for no annotations. Closing the iterator frees both lanes.
+    def compare(self, request: Request, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
+        """Answer one request, its lanes side by side. Closing the iterator frees them.
 
         Args:
-            task: name of the task.
-            text: what the user typed.
-            adapter: see above.
-            max_new_tokens: most tokens a lane may write; None: as many as a worked example may have, or the context
-                holds.
+            request: what is asked. Above a load of 1, start, ticks, results and end have figures of all requests.
             tick_seconds: least time between ticks.
-            temperature, seed: 0 is greedy; above it both lanes sample, each from its own generator with this seed.
-            top_p: sample only from the likeliest tokens that hold so much of the probability; 1: from all.
-            load: requests that each lane answers at once: this input, and others of about its size, made up from the
-                seed, the same ones in both lanes. Above 1, start, ticks, results and end have figures of all of them.
-                A task whose decoding is held to rules answers one at a time.
-            length: of a summary; None: medium. Other tasks have none.
 
         Returns:
             The dicts of the run. Everything is checked before this returns.
@@ -113,52 +86,35 @@ class Session:
         Raises:
             InputError: the input cannot be used; the message is meant for the user.
             ModelError: a model is missing.
+            ImplUnavailable: the store's implementation does not take this model, or not this task.
         """
-        run = self.prepare(task, text, "both", adapter, max_new_tokens, temperature, top_p, seed, load, length)
-        return self.stream(run, tick_seconds)
+        return self.stream(self.prepare(request), tick_seconds)
 
-    def prepare(
-        self,
-        task: str,
-        text: str,
-        attention: Literal["dense", "sparse", "both"] = "both",
-        adapter: Literal["span", "plain"] = "span",
-        max_new_tokens: int | None = None,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        load: int = 1,
-        length: Literal["short", "medium"] | None = None,
-    ) -> PreparedRun:
-        """Check one input, cheapest check first, and load what its run needs. Arguments and errors: see `compare`.
+    def prepare(self, request: Request) -> PreparedRun:
+        """Check one request against task, device and models, cheapest check first, and load what its run needs.
 
-        Raises:
-            ImplUnavailable: besides, the store's implementation does not take this model.
+        Errors: see `compare`.
         """
-        for name, value in (("task", task), ("input", text)):
-            if not isinstance(value, str):
-                raise InputError(f"The {name} is a text, not {brief(value)}.")
-        known_task = get_task(task, length)
-        specs = lane_specs(attention, adapter)
-        temperature = check_temperature(temperature)
-        top_p = check_top_p("top_p", top_p)
-        seed = check_int("seed", seed, 0, 2**63 - 1)
-        load = check_load("load", load, self.can_load, self._models.device_name)
-        if load > 1 and known_task.rules_text:
-            raise InputError(f"The task {known_task.name} answers one request at a time: load is 1, not {load}.")
-        problem = known_task.parse(text)
+        task = get_task(request.task, **request.options)
+        require_load(request.load, self.can_load, self._models.device_name)
+        if request.load > 1 and task.rules_text:
+            raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
+        problem = task.parse(request.text)
+        impl = self._models.impl_under_rules() if task.rules_text else self._models.impl
         lanes = []
-        for spec in specs:
-            engine = self._models.engine(known_task.name, spec.adapter)
-            prompt = known_task.render(problem, self._models.tokenizer, annotated=spec.annotated)
+        for spec in lane_specs(request.attention, request.adapter):
+            engine = self._models.engine(task.name, spec.adapter)
+            prompt = task.render(problem, self._models.tokenizer, annotated=spec.annotated)
             lanes.append(PreparedLane(spec, engine, prompt))
         context = min(lane.engine.model.max_context for lane in lanes)
-        if max_new_tokens is not None:
-            max_new_tokens = check_int("max_new_tokens", max_new_tokens, 1, context)
+        most = request.sampling.max_new_tokens
+        if most is not None:
+            whole_number("max_new_tokens", most, 1, context)
         longest = max(lane.prompt.prompt.num_tokens for lane in lanes)
         if longest >= context:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
-        return PreparedRun(known_task, problem, adapter, tuple(lanes), max_new_tokens, temperature, top_p, seed, load)
+        # A hub model's whole context would be gigabytes of keys and values; no worked example is that long.
+        return PreparedRun(request, task, problem, tuple(lanes), impl, task.max_tokens if most is None else most)
 
     def stream(self, run: PreparedRun, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
         """The dicts of a prepared run. Closing the iterator frees its lanes."""
@@ -195,28 +151,16 @@ class Session:
                 next(race, None)
 
     def _events(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Event]:
-        settings = {
-            "attention": lane.spec.attention,
-            "annotated": lane.spec.annotated,
-            # A hub model's whole context would be gigabytes of keys and values; no worked example is that long.
-            "max_new_tokens": run.task.max_tokens if run.max_new_tokens is None else run.max_new_tokens,
-            "temperature": run.temperature,
-            "top_p": run.top_p,
-            "seed": run.seed,
-        }
-        if run.load == 1:
-            rules = run.task.rules(lane.prompt, self._models.tokenizer, lane.spec.annotated)
-            held_to = {} if rules is None else {"rules": rules}
-            return lane.engine.generate(lane.prompt, impl=self._impl_of(run), **held_to, **settings)
-        return lane.engine.generate_among(lane.prompt, self._others(run, lane), run.load, **settings)
-
-    def _impl_of(self, run: PreparedRun) -> str:
-        """How a run decodes: rules are kept by the host, which has to see every id before the next; no graph waits."""
-        return "cuda" if run.task.rules_text and self._models.impl == CAPTURED else self._models.impl
+        sampling = replace(run.request.sampling, max_new_tokens=run.most_tokens)
+        request = PromptRequest(lane.prompt, lane.spec.annotated, sampling)
+        if run.load > 1:
+            return lane.engine.generate_among(request, self._others(run, lane), run.load, lane.spec.attention)
+        rules = run.task.rules(lane.prompt, self._models.tokenizer, lane.spec.annotated)
+        return lane.engine.generate(replace(request, rules=rules), lane.spec.attention, run.impl)
 
     def _others(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Rendered]:
         """What a lane answers beside the user's input, without end."""
-        for problem in run.task.similar(run.problem, run.seed):
+        for problem in run.task.similar(run.problem, run.request.sampling.seed):
             yield run.task.render(problem, self._models.tokenizer, annotated=lane.spec.annotated)
 
     def _start(self, run: PreparedRun) -> dict[str, Any]:
@@ -227,8 +171,8 @@ class Session:
             "kind": "start",
             "task": run.task.name,
             "input": run.problem.text,
-            "adapter": run.adapter,
-            "title": TITLES[run.adapter] if len(specs) > 1 else specs[0].label,
+            "adapter": run.request.adapter,
+            "title": TITLES[run.request.adapter] if len(specs) > 1 else specs[0].label,
             "prompt": [
                 {"text": text, "name": None if name is None else f"a{name}"} for text, name in run.problem.display
             ],
@@ -237,7 +181,7 @@ class Session:
                 for spec in specs
             ],
             "expected": run.problem.expected if run.task.has_right_answer else None,
-            "device": self._models.device_with(self._impl_of(run)),
+            "device": self._models.device_with(run.impl),
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({"caution": caution._asdict()} if caution else {}),
             **({} if run.load == 1 else {"load": run.load}),
@@ -247,7 +191,7 @@ class Session:
         results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}
         expected = run.problem.expected if run.task.has_right_answer else None
         end = {"kind": "end", "input": run.problem.text, "expected": expected, "lanes": results}
-        return {**end, **_figures(results, views, run.adapter), **_load_figures(run, views)}
+        return {**end, **_figures(results, views, run.request.adapter), **_load_figures(run, views)}
 
 
 def _tick(views: dict[str, LaneView]) -> dict[str, Any]:

@@ -10,37 +10,15 @@ from typing import Literal
 
 import torch
 
-from selfspan_core.engine import sampling
-from selfspan_core.engine.batch_step import BatchStep, First, Start, Stepped
+from selfspan_core.engine.batch_step import BatchStep, First, Stepped
 from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.events import Account, Event, Failed, Prefilled
+from selfspan_core.engine.request import PromptRequest
+from selfspan_core.errors import EngineLost, PromptError
 from selfspan_core.spans.protocol import Markers
-from selfspan_core.spans.render import Rendered
 
 NUM_AHEAD = 4
 """Steps that the host launches ahead of the one whose ids it reads."""
-MAX_SEEDS = 2**63
-
-
-class PromptError(ValueError):
-    """A prompt that this model cannot take; the message says why."""
-
-
-class EngineLost(RuntimeError):
-    """The device failed in the middle: nothing can run on this engine any more."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt to answer; the fields mean what they mean in `Engine.generate`."""
-
-    prompt: Rendered
-    annotated: bool = True
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    forced_tokens: Sequence[int] | None = None
 
 
 @dataclass
@@ -103,7 +81,7 @@ class BatchEngine:
         """Whether the device failed under this engine: it answers nothing any more."""
         return self._lost is not None
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[tuple[int, Event]]:
+    def generate(self, requests: Iterable[PromptRequest]) -> Iterator[tuple[int, Event]]:
         """Answer requests, in their order as rows become free.
 
         Args:
@@ -132,7 +110,7 @@ class BatchEngine:
             if active.number == number:
                 self._free(row)
 
-    def _run(self, requests: Iterator[Request]) -> Iterator[tuple[int, Event]]:
+    def _run(self, requests: Iterator[PromptRequest]) -> Iterator[tuple[int, Event]]:
         self._require_free()
         self._is_busy = True
         self.num_step_tokens = 0
@@ -181,23 +159,13 @@ class BatchEngine:
             self._lost = _lost(error)
             self._active.clear()
 
-    def _admit(self, number: int, request: Request) -> Failed | None:
+    def _admit(self, number: int, request: PromptRequest) -> Failed | None:
         """Begin a request in a free row; or why not."""
         row = next(row for row in range(self.batch) if row not in self._active)
         layout = request.prompt.prompt
         try:
             room = self._room(request)
-            start = Start(
-                request.prompt.ids[: layout.num_tokens],
-                layout,
-                request.annotated,
-                room,
-                request.temperature,
-                request.top_p,
-                request.seed,
-                tuple(request.forced_tokens or ()),
-            )
-            begun = self._step.begin(row, start)
+            begun = self._step.begin(row, request, room)
         except (ValueError, TypeError, KeyError, torch.OutOfMemoryError) as error:
             return Failed(error)
         except RuntimeError as error:
@@ -207,24 +175,19 @@ class BatchEngine:
         self._active[row] = _Active(number, account, room, layout.num_tokens, begun)
         return None
 
-    def _room(self, request: Request) -> int:
+    def _room(self, request: PromptRequest) -> int:
         """Most ids that a request may draw."""
         num_prompt = request.prompt.prompt.num_tokens
         if num_prompt < 1:
             raise PromptError("the prompt is empty")
         if num_prompt >= self.capacity:
             raise PromptError(f"the prompt has {num_prompt} tokens, and a row holds {self.capacity}")
-        sampling.check(request.temperature, request.top_p)
-        if not 0 <= request.seed < MAX_SEEDS:
-            raise ValueError(f"seed is a number from 0 to 2^63 - 1, not {request.seed}")
-        self._check_ids("the prompt", request.prompt.ids[:num_prompt])
+        if request.rules is not None or request.with_logits:
+            raise ValueError("a step of many rows knows neither rules nor logits of one of them")
+        self._check_ids("the prompt", request.prompt_ids)
         self._check_ids("forced_tokens", request.forced_tokens or ())
-        if request.max_new_tokens is not None and request.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is 1 or more, not {request.max_new_tokens}")
-        if request.forced_tokens is not None and not request.forced_tokens:
-            raise ValueError("forced_tokens is empty")
-        limits = (request.max_new_tokens, None if request.forced_tokens is None else len(request.forced_tokens))
-        return min([self.capacity - num_prompt, *(limit for limit in limits if limit is not None)])
+        most = request.most_tokens
+        return self.capacity - num_prompt if most is None else min(self.capacity - num_prompt, most)
 
     def _check_ids(self, name: str, ids: Sequence[int]) -> None:
         vocab_size = self._step.model.vocab_size

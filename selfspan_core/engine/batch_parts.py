@@ -13,11 +13,11 @@ import torch
 from cuda_kernels.attention import CudaUnavailable, SpanAttention
 from cuda_kernels.layers import DecodeOps
 from cuda_kernels.tracker import Grammar, SpanTracker
-from selfspan_core.attention.backends import ImplUnavailable
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.engine import sampling
 from selfspan_core.engine.decoder import DecodeWeights, StepOps, TorchOps
+from selfspan_core.errors import ImplUnavailable
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Tracker
 

@@ -9,10 +9,11 @@ from contextlib import closing
 
 import torch
 
-from selfspan_core.attention.backends import ImplUnavailable
-from selfspan_core.engine.batch_engine import BatchEngine, Request
+from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.events import Event, Failed, Finished, OtherRows, Prefilled, Token
+from selfspan_core.engine.request import PromptRequest
+from selfspan_core.errors import ImplUnavailable
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.protocol import Markers
 
@@ -68,7 +69,7 @@ def row_capacity(num_positions: int, max_context: int) -> int:
     return min(1 << (num_positions - 1).bit_length(), max_context)
 
 
-def events_of_first(engine: BatchEngine, requests: Iterable[Request]) -> Iterator[Event]:
+def events_of_first(engine: BatchEngine, requests: Iterable[PromptRequest]) -> Iterator[Event]:
     """The events of the first request, and what the others cost meanwhile; ends with the first, whatever is left.
 
     A step is one Token of the first request, whose `step_ms` is the step's, so the lane's clock advances once per step

@@ -18,35 +18,11 @@ from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import DenseReader
 from selfspan_core.engine.batch_parts import MAX_SPANS, CudaParts, TorchParts
 from selfspan_core.engine.decoder import Attend, Decoder, DecodeWeights
-from selfspan_core.spans.protocol import Markers, PromptLayout
+from selfspan_core.engine.request import PromptRequest
+from selfspan_core.spans.protocol import Markers
 
 NUM_SLOTS = 16
 """Steps whose ids the ring holds; so many may be on their way at most."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """How a row begins.
-
-    Attributes:
-        ids: of the prompt.
-        layout: of the prompt.
-        annotated: whether the model is to write steps.
-        max_new_tokens: most ids to draw.
-        temperature: 0 is greedy.
-        top_p: draw only from the likeliest ids that hold so much of the probability, 1 for all; see `sampling`.
-        seed: of what is drawn, with the position.
-        script: ids to take instead of drawing.
-    """
-
-    ids: Sequence[int]
-    layout: PromptLayout
-    annotated: bool
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    script: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +140,13 @@ class BatchStep:
         return len(self._outstanding)
 
     @torch.inference_mode()
-    def begin(self, row: int, start: Start) -> int:
+    def begin(self, row: int, request: PromptRequest, max_new_tokens: int) -> int:
         """Process a prompt and draw the first id; the row takes part in steps launched from now on.
+
+        Args:
+            row: without a sequence.
+            request: what it answers.
+            max_new_tokens: most ids to draw, however many the request allows.
 
         Returns:
             The number of this beginning; beginnings and steps are numbered in one sequence.
@@ -173,20 +154,20 @@ class BatchStep:
         Raises:
             torch.OutOfMemoryError: the prompt's forward pass does not fit; the row has no sequence then.
         """
-        num_prompt, device = len(start.ids), self.model.device
+        num_prompt, device, drawn = request.prompt.prompt.num_tokens, self.model.device, request.sampling
         timer = Timer(device)
-        logits = self._prefill(row, start.ids)
-        first_settings = (start.temperature, start.top_p, start.seed)
+        logits = self._prefill(row, request.prompt_ids)
+        first_settings = (drawn.temperature, drawn.top_p, drawn.seed)
         for all_rows, first, value in zip(self._settings, self._first_settings, first_settings, strict=True):
             all_rows[row].fill_(value)
             first.fill_(value)
-        self._limits[row].fill_(num_prompt + start.max_new_tokens - 1)
+        self._limits[row].fill_(num_prompt + max_new_tokens - 1)
         self._scripts[row].fill_(-1)
-        if start.script:
-            script = torch.tensor(start.script[: self.capacity + 1 - num_prompt], dtype=torch.int32)
+        if request.forced_tokens:
+            script = torch.tensor(request.forced_tokens[: self.capacity + 1 - num_prompt], dtype=torch.int32)
             self._scripts[row, num_prompt : num_prompt + len(script)].copy_(_to(script, device))
         self._first_position.fill_(num_prompt - 1)
-        self._parts.begin(row, start.layout, start.annotated)
+        self._parts.begin(row, request.prompt.prompt, request.annotated)
         self._parts.sample(logits[None], *self._first_settings, self._first_position, self._first_id)
         self._ids[row].copy_(self._first_id[0])
         first = self._firsts[row]

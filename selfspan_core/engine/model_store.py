@@ -10,7 +10,9 @@ import torch
 
 from selfspan_core.attention.backends import CAPTURED, default_impl, require_impl
 from selfspan_core.engine.engine import Engine
-from selfspan_core.models.model import ModelError, SpanModel
+from selfspan_core.engine.request import PromptRequest
+from selfspan_core.errors import ImplUnavailable, ModelError
+from selfspan_core.models.model import SpanModel
 from selfspan_core.models.model_names import why_not_found
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.protocol import PromptLayout
@@ -74,6 +76,7 @@ class ModelStore:
         self.device = pick_device(device)
         self.dtype = dtype or pick_dtype(self.device)
         self.impl = default_impl(self.device) if impl is None else impl
+        self._is_impl_named = impl is not None
         require_impl(self.impl, self.device)
         self._adapters = Path(adapters)
         self._folders = dict(folders or {})
@@ -93,6 +96,21 @@ class ModelStore:
         how = "captured graph" if impl == CAPTURED else f"impl {impl}"
         is_usual = self.device.type == "cpu" and impl == default_impl(self.device)
         return f"{name}, {str(self.dtype).removeprefix('torch.')}" + ("" if is_usual else f", {how}")
+
+    def impl_under_rules(self) -> str:
+        """How runs decode that are held to rules: the host has to see every id before the next, so no graph can wait.
+
+        Raises:
+            ImplUnavailable: "captured" was asked for by name.
+        """
+        if self.impl != CAPTURED:
+            return self.impl
+        if self._is_impl_named:
+            raise ImplUnavailable(
+                f"impl '{CAPTURED}': a task that is held to rules cannot run in a captured graph, since the host keeps "
+                "the rules, id by id; use impl 'cuda', or name none"
+            )
+        return "cuda"
 
     @property
     def can_load(self) -> bool:
@@ -169,5 +187,5 @@ class ModelStore:
         prompt = Rendered(prompt_ids, layout, loss_mask=[], runs=[])
         forced = [markers.ref, name, new_name, markers.go, *text, markers.res, *text, markers.end, markers.eos]
         for attention in ("dense", "sparse"):
-            for _ in engine.generate(prompt, attention, self.impl, forced_tokens=forced):
+            for _ in engine.generate(PromptRequest(prompt, forced_tokens=forced), attention, self.impl):
                 pass

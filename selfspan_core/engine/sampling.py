@@ -5,22 +5,12 @@ PyTorch.
 Top-p is nucleus sampling (Holtzman et al., arXiv 1904.09751).
 """
 
-import math
-
 import torch
 
 from selfspan_core.engine.rules import Limits
 
 LEAST_TEMPERATURE = 1e-6
 """Below it the likeliest id is taken: logits over it would not be numbers any more."""
-
-
-def check(temperature: float, top_p: float) -> None:
-    """Raise ValueError on settings that nothing can be drawn by."""
-    if not 0 <= temperature < math.inf:  # a NaN fails the comparison too
-        raise ValueError(f"temperature is a finite number, 0 or more, not {temperature}")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p is above 0 and at most 1, not {top_p}")
 
 
 def is_greedy(temperature: float) -> bool:

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import Reader
+from selfspan_core.errors import ModelError
 from selfspan_core.models.model_names import why_not_found
 
 if TYPE_CHECKING:
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
 ATTENTION_NAME = "selfspan"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-
-
-class ModelError(ValueError):
-    """A model or adapter that cannot be used; the message says why, and names it."""
 
 
 def _reader_attention(

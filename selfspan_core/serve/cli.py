@@ -10,13 +10,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from selfspan_core.compare.lanes import MAX_LOAD, SettingError, check_int, check_temperature, check_top_p, lane_specs
+from selfspan_core.errors import ImplUnavailable, InputError, LaneError, ModelError, SettingError
+from selfspan_core.params import MAX_LOAD, Request, SamplingParams
 from selfspan_core.serve.lazy_session import silence_libraries
-from selfspan_core.tasks.base import InputError
-from selfspan_core.tasks.registry import TASK_NAMES, get_task
+from selfspan_core.tasks.base import Option
+from selfspan_core.tasks.registry import TASKS, get_task
 
 if TYPE_CHECKING:
     from selfspan_core.compare.session import PreparedRun, Session
@@ -25,7 +27,6 @@ EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-MAX_SEED = 2**63 - 1
 MAX_REASONS = 50
 MAX_INPUT_BYTES = 16 * 10**6
 
@@ -52,8 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    run.add_argument("--task", default=TASK_NAMES[0], help=f"what the input is: {', '.join(TASK_NAMES)}")
-    run.add_argument("--length", help="of a summary: short (two sentences) or medium (default: three to five)")
+    run.add_argument("--task", default=next(iter(TASKS)), help=f"what the input is: {', '.join(TASKS)}")
+    for option in task_options():
+        run.add_argument(f"--{option.name}", help=option.help)
     run.add_argument("--attention", default="both", help="dense, sparse, or both as a race (default)")
     run.add_argument(
         "--adapter",
@@ -96,6 +98,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def task_options() -> list[Option]:
+    """The options of all tasks, each once."""
+    return list({option.name: option for task in TASKS.values() for option in task.options}.values())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (argparse itself exits on a bad option, with 2)."""
     try:
@@ -115,28 +122,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """The `run` command."""
     try:
-        lines = checked_lines(arguments)
+        requests = checked_requests(arguments)
         session = make_session(arguments)
-        runs = prepare_all(session, lines, arguments)
+        runs = prepare_all(session, requests)
     except BadInput as error:
         for reason in error.reasons[:MAX_REASONS]:
             print(f"error: {reason}", file=sys.stderr)
         if len(error.reasons) > MAX_REASONS:
             print(f"error: {len(error.reasons) - MAX_REASONS:,} more lines are bad", file=sys.stderr)
         return EXIT_BAD_INPUT
-    from selfspan_core.attention.backends import ImplUnavailable
-    from selfspan_core.compare.race import LaneError
-
     for number, prepared in enumerate(runs):
         try:
             show = print_json if arguments.json else print_text
             with closing(session.stream(prepared)) as ticks:
                 show(ticks, is_first=number == 0)
         except LaneError as error:
-            print(f"error: {place(lines[number][0])}{error}", file=sys.stderr)
+            print(f"error: {place(requests[number][0])}{error}", file=sys.stderr)
             return EXIT_FAILED
         except ImplUnavailable as error:  # so many rows do not fit, which shows when they are made
-            print(f"error: {place(lines[number][0])}{error}", file=sys.stderr)
+            print(f"error: {place(requests[number][0])}{error}", file=sys.stderr)
             return EXIT_BAD_INPUT
     return 0
 
@@ -152,21 +156,32 @@ class BadInput(Exception):
         self.reasons = reasons
 
 
-def checked_lines(arguments: argparse.Namespace) -> list[tuple[int, str]]:
-    """The (line number, text) of every line that is not blank, after all checks that need no model.
+def asked(arguments: argparse.Namespace) -> Request:
+    """What is asked of every input, without its text.
+
+    Raises:
+        BadInput: a setting is bad.
+    """
+    try:
+        sampling = SamplingParams(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
+        options = {option.name: getattr(arguments, option.name) for option in task_options()}
+        given = {name: value for name, value in options.items() if value is not None}
+        return Request(arguments.task, "", given, arguments.attention, arguments.adapter, arguments.load, sampling)
+    except SettingError as error:
+        raise BadInput(error.named(f"--{(error.name or '').replace('_', '-')}")) from None
+    except InputError as error:
+        raise BadInput(str(error)) from None
+
+
+def checked_requests(arguments: argparse.Namespace) -> list[tuple[int, Request]]:
+    """The (line number, request) of every line that is not blank, after all checks that need no model.
 
     Raises:
         BadInput: a setting or any line is bad; `reasons` has every bad line.
     """
+    request = asked(arguments)
     try:
-        task = get_task(arguments.task, arguments.length)
-        lane_specs(arguments.attention, arguments.adapter)
-        check_temperature(arguments.temperature)
-        check_top_p("--top-p", arguments.top_p)
-        check_int("--seed", arguments.seed, 0, MAX_SEED)
-        check_int("--load", arguments.load, 1, MAX_LOAD)
-        if arguments.max_new_tokens is not None:
-            check_int("--max-new-tokens", arguments.max_new_tokens, 1, MAX_SEED)
+        task = get_task(request.task, **request.options)
     except InputError as error:
         raise BadInput(str(error)) from None
     if arguments.input is None and task.is_line:
@@ -183,7 +198,7 @@ def checked_lines(arguments: argparse.Namespace) -> list[tuple[int, str]]:
             reasons.append(f"{place(number)}{error}")
     if reasons:
         raise BadInput(*reasons)
-    return lines
+    return [(number, replace(request, text=text)) for number, text in lines]
 
 
 def place(number: int) -> str:
@@ -247,10 +262,8 @@ def decoded_lines(data: bytes) -> list[tuple[int, str]]:
 def make_session(arguments: argparse.Namespace) -> "Session":
     """The session on the chosen models and device. Raises BadInput if they cannot be had."""
     silence_libraries()
-    from selfspan_core.attention.backends import ImplUnavailable
     from selfspan_core.compare.session import Session
     from selfspan_core.engine.model_store import DEFAULT_BASE, ModelStore
-    from selfspan_core.models.model import ModelError
 
     own = {"span": arguments.span_adapter, "plain": arguments.plain_adapter}
     try:
@@ -265,32 +278,16 @@ def make_session(arguments: argparse.Namespace) -> "Session":
     return Session(store)
 
 
-def prepare_all(session: "Session", lines: list[tuple[int, str]], arguments: argparse.Namespace) -> list["PreparedRun"]:
+def prepare_all(session: "Session", requests: list[tuple[int, Request]]) -> list["PreparedRun"]:
     """Every line made ready to run, models loaded. Raises BadInput, which names every line that cannot be."""
-    from selfspan_core.attention.backends import ImplUnavailable
-    from selfspan_core.models.model import ModelError
-
     runs, reasons = [], []
-    for number, text in lines:
+    for number, request in requests:
         try:
-            prepared = session.prepare(
-                arguments.task,
-                text,
-                arguments.attention,
-                arguments.adapter,
-                arguments.max_new_tokens,
-                arguments.temperature,
-                arguments.top_p,
-                arguments.seed,
-                arguments.load,
-                arguments.length,
-            )
+            runs.append(session.prepare(request))
         except (SettingError, ModelError, ImplUnavailable) as error:
             raise BadInput(str(error)) from None
         except InputError as error:
             reasons.append(f"{place(number)}{error}")
-        else:
-            runs.append(prepared)
     if reasons:
         raise BadInput(*reasons)
     return runs

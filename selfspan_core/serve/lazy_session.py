@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from selfspan_core.tasks.registry import TASK_NAMES
+from selfspan_core.errors import Busy, ImplUnavailable, ModelError, NotReady
+from selfspan_core.params import ADAPTERS, Request
+from selfspan_core.tasks.registry import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
-ADAPTERS = ("span", "plain")
 PATIENCE_S = 30.0
 log = logging.getLogger("selfspan")
 
@@ -23,23 +24,12 @@ def public(error: Exception) -> str:
 
 def shipped_tasks(adapters: Path = ROOT / "assets" / "adapters") -> tuple[str, ...]:
     """Tasks whose adapters are there: those that an app can offer."""
-    return tuple(task for task in TASK_NAMES if all((adapters / f"{task}-{name}").is_dir() for name in ADAPTERS))
-
-
-class NotReady(RuntimeError):
-    """The models cannot be used, most likely because they are not there; the message is meant for the user."""
-
-
-class Busy(NotReady):
-    """Another run has held the device for too long; the message is meant for the user."""
+    return tuple(task for task in TASKS if all((adapters / f"{task}-{name}").is_dir() for name in ADAPTERS))
 
 
 @contextmanager
 def reasons() -> Iterator[None]:
-    """What keeps the models from being used becomes NotReady. Imports torch."""
-    from selfspan_core.attention.backends import ImplUnavailable
-    from selfspan_core.models.model import ModelError
-
+    """What keeps the models from being used becomes NotReady."""
     try:
         yield
     except ModelError as error:
@@ -83,11 +73,11 @@ class LazySession:
                     self._session = Session(self._models)
             return self._session
 
-    def compare(self, *args, **kwargs) -> Iterator[dict]:
+    def compare(self, request: Request) -> Iterator[dict]:
         """See `compare.session.Session.compare`. Raises NotReady where a model is missing or cannot run."""
         session = self._load()
         with reasons():
-            return session.compare(*args, **kwargs)
+            return session.compare(request)
 
     def _store(self, make):
         try:
@@ -133,15 +123,15 @@ class SharedDevice:
         self._lock = threading.Lock()
         self._patience_s = patience_s
 
-    def compare(self, task: str, text: str, adapter: str, max_new_tokens: int, **settings) -> Iterator[dict]:
-        """The session's ticks, `settings` as it takes them.
+    def compare(self, request: Request) -> Iterator[dict]:
+        """The session's ticks.
 
         Raises InputError on bad input and Busy where the run before does not end; closing the iterator frees the lane.
         """
         if not self._lock.acquire(timeout=self._patience_s):
             raise Busy("Another run still holds the device. Try again in a minute.")
         try:
-            with closing(self._session.compare(task, text, adapter, max_new_tokens, **settings)) as ticks:
+            with closing(self._session.compare(request)) as ticks:
                 yield from ticks
         finally:
             self._lock.release()

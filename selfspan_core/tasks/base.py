@@ -1,16 +1,12 @@
 """Tasks: what a user may type, how it becomes a prompt and worked steps, how an answer is checked. No torch here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from selfspan_core.engine.rules import Rules
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Rendered
-
-
-class InputError(ValueError):
-    """What the user typed cannot be used; the message says why and is shown beside the box."""
 
 
 class Tokenizer(Protocol):
@@ -42,6 +38,25 @@ class Problem:
     display: tuple[tuple[str, int | None], ...]
 
 
+@dataclass(frozen=True)
+class Option:
+    """Something that a task can be asked for besides its input.
+
+    Attributes:
+        name: in the API, on the command line (`--name`), and as an argument of the task's class.
+        choices: value -> what a page calls it.
+        default: the value where none is given.
+        label: what a page calls the option.
+        help: for the command line.
+    """
+
+    name: str
+    choices: Mapping[str, str]
+    default: str
+    label: str
+    help: str
+
+
 class Caution(NamedTuple):
     """An input whose answer may be poor: why, and the part of it from its beginning that is answered better."""
 
@@ -54,6 +69,8 @@ class Task(Protocol):
 
     Attributes:
         name: what the command line, the API and the configs call it.
+        answers: what it gives, in words and in the plural.
+        options: what it can be asked for besides an input; arguments of its class.
         examples: inputs to offer to a user.
         max_reads_intervals: the most intervals that any query of a worked step sees (scaffold, reads, own step).
         max_tokens: the most tokens that a worked example takes, prompt included.
@@ -62,7 +79,9 @@ class Task(Protocol):
         rules_text: what decoding is held to, in a sentence for the user; empty where the model writes what it likes.
     """
 
-    name: str
+    name: ClassVar[str]
+    answers: ClassVar[str]
+    options: ClassVar[tuple[Option, ...]]
     examples: tuple[str, ...]
     max_reads_intervals: int
     max_tokens: int

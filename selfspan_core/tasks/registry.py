@@ -1,27 +1,37 @@
-"""The tasks by name."""
+"""The tasks by name. A new one is a folder beside this file and a line in TASKS."""
 
-from selfspan_core.tasks.base import InputError, Task
+from typing import Any
 
-TASK_NAMES = ("arithmetic", "summarize")
+from selfspan_core.errors import InputError
+from selfspan_core.tasks.arithmetic.task import Arithmetic
+from selfspan_core.tasks.base import Task
+from selfspan_core.tasks.summarize.task import Summarize
+
+TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "summarize": Summarize}
 
 
-def get_task(name: str, length: str | None = None) -> Task:
+def get_task(name: str, **options: Any) -> Task:
     """The task called `name`.
 
     Args:
-        length: of summaries, "short" or "medium"; for no other task.
+        options: of the task (`Task.options`), by name; one that is None is left to the task.
 
     Raises:
-        InputError: there is no such task (the message lists the known ones) or length, or the task has none.
+        InputError: there is no such task (the message lists the known ones), the task has no such option, or not such a
+            value of it.
     """
-    if name == "summarize":
-        from selfspan_core.tasks.summarize.task import Summarize
+    if name not in TASKS:
+        raise InputError(f'There is no task "{name[:40]}"; known tasks: {", ".join(TASKS)}.')
+    given = {option: value for option, value in options.items() if value is not None}
+    known = {option.name for option in TASKS[name].options}
+    for option in given:
+        if option not in known:
+            raise InputError(_why_no_option(name, option))
+    return TASKS[name](**given)
 
-        return Summarize() if length is None else Summarize(length)
-    if name == "arithmetic":
-        from selfspan_core.tasks.arithmetic.task import Arithmetic
 
-        if length is not None:
-            raise InputError("The length is for summaries: the task arithmetic has none.")
-        return Arithmetic()
-    raise InputError(f'There is no task "{name[:40]}"; known tasks: {", ".join(TASK_NAMES)}.')
+def _why_no_option(name: str, option: str) -> str:
+    owners = [task.answers for task in TASKS.values() if any(one.name == option for one in task.options)]
+    if not owners:
+        return f"The task {name} has no option {option[:40]!r}."
+    return f"The {option} is for {' and '.join(owners)}: the task {name} has none."

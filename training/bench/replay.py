@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from selfspan_core.engine.batch_engine import BatchEngine, Request
+from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_step import BatchStep, Timer
 from selfspan_core.engine.events import Failed, Finished, Token
+from selfspan_core.engine.request import PromptRequest
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.render import Rendered
 from selfspan_core.spans.tracker import Tracker
@@ -55,7 +56,7 @@ def record(engine: BatchEngine, prompts: Sequence[Rendered], annotated: bool) ->
         RuntimeError: one of the requests failed.
     """
     written: dict[int, list[int]] = {number: [] for number in range(len(prompts))}
-    requests = [Request(prompt, annotated) for prompt in prompts]
+    requests = [PromptRequest(prompt, annotated) for prompt in prompts]
     started = time.perf_counter()
     for number, event in engine.generate(requests):
         if isinstance(event, Token):

@@ -9,6 +9,7 @@ import ast
 import re
 import unicodedata
 
+from selfspan_core.errors import InputError
 from selfspan_core.tasks.arithmetic.tree import (
     MAX_LITERAL,
     MAX_NEGATIONS,
@@ -18,7 +19,6 @@ from selfspan_core.tasks.arithmetic.tree import (
     Node,
     Operation,
 )
-from selfspan_core.tasks.base import InputError
 
 MAX_TYPED_CHARACTERS = 20_000
 MAX_CHARACTERS = 2_000

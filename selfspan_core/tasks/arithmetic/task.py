@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from selfspan_core.errors import InputError
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
 from selfspan_core.tasks.arithmetic.parse import parse_expression
 from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS, Node, canonical, evaluate, pieces
-from selfspan_core.tasks.base import InputError, Problem, Tokenizer
+from selfspan_core.tasks.base import Problem, Tokenizer
 
 INSTRUCTION = "Calculate: "
 STEP_SEPARATOR = "\n"
@@ -100,6 +101,8 @@ class Arithmetic:
     """Expressions of 2 to 64 numbers with `+ - * /`, parentheses and unary minus. See `tasks.base.Task`."""
 
     name = "arithmetic"
+    answers = "results"
+    options = ()
     max_reads_intervals = 4
     max_tokens = MAX_TOKENS
     has_right_answer = True

@@ -8,7 +8,7 @@ it begins the expression or follows an opening one: `3-(-5)`, `-5*3`, `2+(-(3+4)
 from dataclasses import dataclass
 from fractions import Fraction
 
-from selfspan_core.tasks.base import InputError
+from selfspan_core.errors import InputError
 
 MAX_LITERAL = 99
 MAX_OPERANDS = 64

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
-from selfspan_core.tasks.base import Caution, InputError, Problem, Tokenizer
+from selfspan_core.tasks.base import Caution, Option, Problem, Tokenizer
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import (
     CUE,
@@ -37,16 +38,13 @@ if TYPE_CHECKING:
     from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
 
 
-class TooLongError(InputError):
-    """An article that the model's context cannot hold.
-
-    Attributes:
-        beginning: the longest run of whole sentences from the start that it can hold.
-    """
-
-    def __init__(self, message: str, beginning: str) -> None:
-        super().__init__(message)
-        self.beginning = beginning
+LENGTH = Option(
+    "length",
+    {"short": "Short: two sentences", "medium": "Medium: three to five"},
+    "medium",
+    "Length of the summary",
+    "of a summary: short (two sentences) or medium (default: three to five)",
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,8 @@ class Summarize:
     """
 
     name = "summarize"
+    answers = "summaries"
+    options = (LENGTH,)
     max_reads_intervals = 2 + MAX_READS
     examples = EXAMPLES
     has_right_answer = False

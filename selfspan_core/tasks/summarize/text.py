@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import sentencex
 
-from selfspan_core.tasks.base import InputError
+from selfspan_core.errors import InputError
 
 MAX_CHARACTERS = 60_000
 MAX_TYPED_CHARACTERS = 10 * MAX_CHARACTERS

@@ -1,0 +1,52 @@
+"""What an engine is asked to answer: a prompt, and the settings as the user's request carried them. No torch here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from selfspan_core.engine.rules import Rules
+from selfspan_core.params import MAX_SEED, SamplingParams
+from selfspan_core.spans.render import Rendered
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """One prompt to answer.
+
+    Attributes:
+        prompt: a rendered prompt; only `ids` up to `prompt.num_tokens` are used.
+        annotated: whether the model is to write steps (a plain adapter does not: its text is not malformed).
+        sampling: how tokens are drawn, and how many at most.
+        rules: what may be written next, id by id; of this run alone.
+        forced_tokens: write these ids instead of drawing, for tests and measurements.
+        with_logits: attach to each Token the logits that it was drawn from.
+
+    Raises:
+        ValueError: `forced_tokens` is empty.
+    """
+
+    prompt: Rendered
+    annotated: bool = True
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    rules: Rules | None = None
+    forced_tokens: Sequence[int] | None = None
+    with_logits: bool = False
+
+    def __post_init__(self) -> None:
+        if self.forced_tokens is not None and not self.forced_tokens:
+            raise ValueError("forced_tokens is empty")
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The prompt's ids."""
+        return self.prompt.ids[: self.prompt.prompt.num_tokens]
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Most tokens to write, whatever the context holds; None: no limit."""
+        limits = [self.sampling.max_new_tokens, None if self.forced_tokens is None else len(self.forced_tokens)]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def beside(self, number: int, prompt: Rendered) -> "PromptRequest":
+        """The same asked of another prompt, the `number`-th beside this one, drawn with a seed of its own."""
+        seed = (self.sampling.seed + number) % (MAX_SEED + 1)
+        return replace(self, prompt=prompt, sampling=replace(self.sampling, seed=seed))
