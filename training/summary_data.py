@@ -71,7 +71,7 @@ __all__ = [
 
 
 def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: str, workers: int) -> dict:
-    """Make the files and print what became of each kind.
+    """Make the files and print how many documents and summaries of each kind there are.
 
     Args:
         text, pairs: folders of texts, see the command line; either may be missing.

@@ -59,7 +59,7 @@ class DocumentMaker:
         if kind == "leads":
             return self._lead(row, body)
         if kind == "titles":
-            # Far more than is kept; to split the rest would be for nothing.
+            # Only the beginning is kept, so only that is split.
             return self._news(row, self.sentences(body[: 10 * MAX_NEWS_TOKENS[1]]))
         sentences = self.sentences(body)
         sentences = self.beginning(sentences, MAX_LEARNED_TOKENS)
@@ -159,7 +159,7 @@ class DocumentMaker:
         """What the title draws on, and the sentences that say most of what the others say."""
         key = str(row["id"])
         title = clean(str(row.get("title") or "")).replace("\n", " ")
-        # Some texts begin with their title: to find it there teaches nothing.
+        # Some texts begin with their title, which is no sentence to choose.
         while sentences and content(sentences[0]) <= content(title):
             sentences = sentences[1:]
         fewest, most = MAX_NEWS_TOKENS
@@ -185,7 +185,7 @@ class DocumentMaker:
             is_allowed and not is_pronoun_led(sentence)
             for is_allowed, sentence in zip(allowed_places(sentences), sentences, strict=True)
         ]
-        # In how many of the sentences not yet chosen a word stands.
+        # Word -> number of the sentences not yet chosen that contain it.
         rest = Counter(word for words in contents for word in words)
         chosen: list[int] = []
         have: set[str] = set()

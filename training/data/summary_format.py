@@ -28,7 +28,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Document:
-    """An article in sentences, with what there is to learn from it."""
+    """An article in sentences, with its summaries."""
 
     id: str
     sentences: tuple[str, ...]
@@ -37,7 +37,7 @@ class Document:
 
 @dataclass
 class Packed:
-    """Documents as arrays. Lists while they are made, arrays once they are read.
+    """Documents as flat lists of numbers; `arrays` converts them to what is stored.
 
     Attributes:
         tokens: ids of all segments end to end.

@@ -42,7 +42,7 @@ def shorten(sentence: str, reference: str | None) -> str:
 
 def _best_cut(tokens: list[Token], wanted: set[str] | None, kept_kinds: Sequence[str]) -> list[Token] | None:
     """Tokens without the longest phrase that may go, or None. Phrases of `kept_kinds` stay."""
-    # The dateline first: it says nothing of its own, and what is in it is no part of the sentence.
+    # The dateline first: it is no part of the sentence.
     for cut in sorted(cuts(tokens), key=lambda cut: (cut.kind != "dateline", cut.start - cut.end)):
         if cut.kind in kept_kinds or (wanted is None and cut.kind not in ("dateline", "conjunction")):
             continue

@@ -20,9 +20,9 @@ MAX_ARTICLE_TOKENS = MAX_CONTEXT - MAX_SUMMARY_TOKENS - 64
 BATCHES_PER_WORKER = 8
 
 Made = tuple[list[tuple[str, Document]], Counter]
-"""(split, document) of some rows, and how many there were of what."""
+"""(split, document) of some rows, and the counts of `DocumentMaker`."""
 
-_maker: DocumentMaker | None = None  # of a worker process, set when the process starts; nobody else reads it
+_maker: DocumentMaker | None = None  # of a worker process, set when the process starts; unused in the main process
 
 
 def documents_of(
@@ -38,13 +38,13 @@ def documents_of(
         workers: processes.
 
     Returns:
-        (the source that was reached, what was made of the next rows).
+        (name of the newest source, documents and counts of the next rows).
     """
     arguments = (codec.to_json(), form, passages_of(kept_out))
     jobs = jobs_of(files)
     # A fresh interpreter each: forking a process that has threads may hang.
     with multiprocessing.get_context("spawn").Pool(max(1, workers), _start_worker, arguments) as pool:
-        # Some at a time: the pool by itself would read all texts at once.
+        # In batches: `imap` would read all texts into memory at once.
         while batch := list(itertools.islice(jobs, BATCHES_PER_WORKER * max(1, workers))):
             yield batch[-1][0], pool.map(_make, batch, chunksize=1)
 
@@ -65,7 +65,7 @@ def _make(job: tuple[str, list[dict]]) -> Made:
 def evaluation_prompts(files: Sequence[Path], codec: TextCodec) -> Packed:
     """The articles of dev and test files and the project's own examples, without summaries.
 
-    One longer than the context loses its end.
+    The end of an article that is longer than the context is cut off.
     """
     maker, packed = DocumentMaker(codec, "shorten", frozenset()), Packed()
     articles = [(f"{file.name.split('.')[0]}/{row['id']}", row["article"]) for file in files for row in rows_of(file)]
