@@ -10,8 +10,8 @@ def spread_capacity(capacity: int, position_bytes: int) -> int:
 
     On an H100 heads that lie a multiple of 5 x 65,536 bytes apart are slow to read: cuDNN's dense attention over 64
     rows of some 750 tokens takes 257 us at a capacity of 2,048, 297 at 1,280 and 322 at 2,560 (head_dim 128, 16 bits;
-    LOG.md). Its memory is five stacks, so the likeliest reason is that all heads queue for the same one; that was not
-    looked into. Other GPUs have three or six stacks, which was not measured.
+    docs/log/2026-11-26-memory-stacks.md). Its memory is five stacks, so the likeliest reason is that all heads queue
+    for the same one; that was not looked into. Other GPUs have three or six stacks, which was not measured.
 
     Args:
         position_bytes: of one position of one head.

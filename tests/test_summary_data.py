@@ -33,10 +33,8 @@ def made(tmp_path_factory):
     """The texts' folders, and what is packed of them in both forms."""
     folder = tmp_path_factory.mktemp("summaries")
     text, pairs = write_texts(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary_data, "LEADS_SHARE", 1.0)
-        summary_data.run(text, pairs, str(BASE), folder / "packed", "shorten", workers=1)
-        summary_data.run(None, pairs, str(BASE), folder / "rewritten", "rewrite", workers=1)
+    summary_data.run(text, pairs, str(BASE), folder / "packed", "shorten", workers=1)
+    summary_data.run(None, pairs, str(BASE), folder / "rewritten", "rewrite", workers=1)
     return folder
 
 

@@ -134,8 +134,8 @@ def draw_choices(
     """So many choices of `size` sentences that together say much of a whole summary, each in the article's order.
 
     A choice is drawn with a probability that grows with what it says, exp(score / TEMPERATURE), the score being ROUGE-1
-    plus ROUGE-2 F1 on stems: which one is the very best is chance. (LOG.md: alone that did not teach a small model to
-    choose.)
+    plus ROUGE-2 F1 on stems: which one is the very best is chance. (Alone that did not teach a small model to choose:
+    docs/log/2026-11-26-summaries-choosing.md.)
 
     Args:
         references: the summary's sentences.

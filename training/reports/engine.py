@@ -1,60 +1,115 @@
 """The engine's figures as Markdown: decoding at full size, and the shipped model on a GPU."""
 
-from pathlib import Path
+from training.reports.markdown import origin, picture, read_all, source, table
 
-from training.reports.markdown import ROOT, read, source, table
-
+MISSING = "The engine on a GPU: not measured yet.\n"
 LANES = ("plain-dense", "span-dense", "span-sparse")
+HEADER = [
+    "model shape (random weights)",
+    "KV read",
+    "dense, ms/step",
+    "self-selected, ms/step",
+    "self-selected, tokens/s",
+    "speedup",
+    "predicted from the bytes",
+    "speedup to the answer",
+]
+BRIEF_HEADER = [*HEADER[:4], "speedup per step", "speedup to the answer"]
+MOST_BRIEF_ROWS = 6
+SHARED_CACHE = (
+    "\\* Two or four layers share one cache, because a cache per layer does not fit into memory; the same number of "
+    "bytes is read."
+)
 
 
 def engine() -> str:
     """Every GPU that the engine was measured on."""
-    paths = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "assets/results").glob("engine_*.json"))
-    texts = [engine_on(results, path) for path in paths if (results := read(path))]
-    return "\n".join(texts) or "The engine on a GPU: not measured yet.\n"
+    return "\n".join(engine_on(results, path) for path, results in read_all("engine").items()) or MISSING
+
+
+def engine_brief() -> str:
+    """A few cells of one GPU's replayed arithmetic."""
+    measured = read_all("engine")
+    if not measured:
+        return MISSING
+    path, results = next(iter(measured.items()))
+    cells = brief_cells(results)
+    note = f" {SHARED_CACHE}" if any(cell["layers_per_cache"] > 1 for _, cell in cells) else ""
+    intro = (
+        "Decoding at full size, one captured CUDA graph per step: random weights, replayed text of the shipped model. "
+        "“To the answer” compares with the plain adapter's shorter text under dense attention, so it includes the cost "
+        f"of the names ({origin(results, path)}).{note}\n\n"
+    )
+    return intro + table(BRIEF_HEADER, [_brief_row(shape, cell) for shape, cell in cells])
+
+
+def _brief_row(shape: str, cell: dict) -> list[str]:
+    times = (cell["lanes"][lane]["ms_per_step"] for lane in ("span-dense", "span-sparse"))
+    speedups = (cell["speedup"], cell["time_to_answer_speedup"])
+    return [
+        f"{shape}, {cell['operands']} operands, batch {cell['batch']}{_mark(cell)}",
+        f"{100 * cell['visible_share']:.0f} %",
+        *(f"{ms:.2f}" for ms in times),
+        *(f"{speedup:.2f}x" for speedup in speedups),
+    ]
+
+
+def brief_cells(results: dict) -> list[tuple[str, dict]]:
+    """(shape, cell) at the most operands, at most MOST_BRIEF_ROWS.
+
+    Of the first shape the smallest, the middle and the largest batch; of the others the largest one.
+    """
+    chosen = []
+    for shape, parts in results["shapes"].items():
+        cells = [cell for cell in parts.get("replay", ()) if "lanes" in cell]
+        most = max((cell["operands"] for cell in cells), default=0)
+        cells = sorted((cell for cell in cells if cell["operands"] == most), key=lambda cell: cell["batch"])
+        is_first = len(cells) > 2 and not chosen
+        shown = [cells[0], cells[len(cells) // 2], cells[-1]] if is_first else cells[-1:]
+        chosen += [(shape, cell) for cell in shown]
+    return chosen[:MOST_BRIEF_ROWS]
 
 
 def engine_on(results: dict, path: str) -> str:
     """One GPU's tables."""
     parts = [replayed(results), break_even(results), long_contexts(results), dense(results), kinds(results)]
-    parts += [transformers(results), shipped(results)]
-    picture = Path(path).with_suffix(".png")
-    shown = f"\n![How many times as fast, over the batch]({picture})\n" if (ROOT / picture).exists() else ""
-    return "\n".join(part for part in parts if part) + shown + source(results, path)
+    parts += [transformers(results), shipped(results), picture(path, "Speedup by batch size")]
+    return "\n".join(part for part in parts if part) + source(results, path)
 
 
 def replayed(results: dict) -> str:
     """Self-selected against dense on replayed arithmetic."""
-    rows, shared = [], False
-    for shape, parts in results["shapes"].items():
-        for cell in parts.get("replay", ()):
-            if "lanes" not in cell:
-                continue
-            lanes = cell["lanes"]
-            shared |= cell["layers_per_cache"] > 1
-            rows.append(
-                [
-                    f"{shape}, {cell['operands']} operands, batch {cell['batch']}{_mark(cell)}",
-                    f"{100 * cell['visible_share']:.0f} %",
-                    f"{lanes['span-dense']['ms_per_step']:.2f} ({1 / lanes['span-dense']['share_of_floor']:.2f}x)",
-                    f"{lanes['span-sparse']['ms_per_step']:.2f} ({1 / lanes['span-sparse']['share_of_floor']:.2f}x)",
-                    f"{lanes['span-sparse']['tokens_per_second']:,.0f}",
-                    f"{cell['speedup']:.2f}x",
-                    f"{cell['speedup_predicted_by_bytes']:.2f}x",
-                    f"{cell['time_to_answer_speedup']:.2f}x",
-                ]
-            )
-    if not rows:
+    cells = [
+        (shape, cell)
+        for shape, parts in results["shapes"].items()
+        for cell in parts.get("replay", ())
+        if "lanes" in cell
+    ]
+    if not cells:
         return ""
-    header = ["random weights, text of the shipped model", "KV read", "dense, ms/step", "self-selected, ms/step"]
-    header += ["self-selected, tokens/s", "faster", "bytes say", "faster to the answer"]
-    note = "\\* pairs of layers (or four) share one cache, which does not fit otherwise: the same bytes are read.\n"
-    return (
-        "Decoding at full size, one captured graph per step. What the shipped model wrote is replayed: shapes, "
-        "lengths, visibility and timing are real, the weights are random. The last column is against the plain "
-        "adapter's shorter text with dense attention, annotations paid for. In parentheses: times the floor of the "
-        "bytes.\n\n" + table(header, rows) + ("\n" + note if shared else "")
+    intro = (
+        "Decoding at full size, one captured CUDA graph per step. Text that the shipped model wrote is replayed: "
+        "shapes, lengths, visibility and times are real, the weights are random. In parentheses: the time divided by "
+        "the time that the bytes to be read take at the measured memory bandwidth. “Predicted from the bytes” is the "
+        "speedup that the bytes alone would give. The last column compares with the plain adapter's shorter text under "
+        "dense attention, so it includes the cost of the names.\n\n"
     )
+    note = f"\n{SHARED_CACHE}\n" if any(cell["layers_per_cache"] > 1 for _, cell in cells) else ""
+    return intro + table(HEADER, [_replay_row(shape, cell) for shape, cell in cells]) + note
+
+
+def _replay_row(shape: str, cell: dict) -> list[str]:
+    dense, sparse = cell["lanes"]["span-dense"], cell["lanes"]["span-sparse"]
+    return [
+        f"{shape}, {cell['operands']} operands, batch {cell['batch']}{_mark(cell)}",
+        f"{100 * cell['visible_share']:.0f} %",
+        f"{dense['ms_per_step']:.2f} ({1 / dense['share_of_floor']:.2f}x)",
+        f"{sparse['ms_per_step']:.2f} ({1 / sparse['share_of_floor']:.2f}x)",
+        f"{sparse['tokens_per_second']:,.0f}",
+        f"{cell['speedup']:.2f}x",
+        f"{cell['speedup_predicted_by_bytes']:.2f}x",
+        f"{cell['time_to_answer_speedup']:.2f}x",
+    ]
 
 
 def break_even(results: dict) -> str:
@@ -66,7 +121,11 @@ def break_even(results: dict) -> str:
                 name = f"{shape}, {cell['operands']} operands"
                 cells.setdefault(name, []).append((cell["batch"], cell["time_to_answer_speedup"]))
     texts = [f"{name}: {_first_ahead(sorted(one))}" for name, one in cells.items() if len(one) > 1]
-    return f"To the answer self-selected is ahead from so many rows on: {'; '.join(texts)}.\n" if texts else ""
+    return (
+        f"Batch size from which self-selected attention reaches the answer sooner: {'; '.join(texts)}.\n"
+        if texts
+        else ""
+    )
 
 
 def _first_ahead(speedups: list[tuple[int, float]]) -> str:
@@ -94,9 +153,9 @@ def kinds(results: dict) -> str:
     calls = profiles[0][1]["host_calls"]
     listed = ", ".join(f"{name} {number}x" for name, number in calls["calls"].items())
     return (
-        "Where the time of a step goes.\n\n"
+        "Shares of a step's time.\n\n"
         + table(["self-selected steps", *names], rows)
-        + f"\nWhat the host calls from the first of {calls['steps']} steps to the last ({profiles[0][0]}): {listed}.\n"
+        + f"\nCUDA calls of the host during {calls['steps']} steps ({profiles[0][0]}): {listed}.\n"
     )
 
 
@@ -119,7 +178,10 @@ def long_contexts(results: dict) -> str:
     if not rows:
         return ""
     header = ["long contexts", "dense, ms/step", *(f"{100 * float(name):.0f} % visible" for name in densities)]
-    return "Bodies that read a part of a long context; in parentheses what the bytes say.\n\n" + table(header, rows)
+    return (
+        "Step bodies that read a part of a long context: speedup, and in parentheses the one predicted from the "
+        "bytes.\n\n" + table(header, rows)
+    )
 
 
 def dense(results: dict) -> str:
@@ -140,8 +202,15 @@ def dense(results: dict) -> str:
             )
     if not rows:
         return ""
-    header = ["dense steps", "floor of the bytes, ms", "this kernel, ms", "cuDNN, ms", "flash, ms", "best over floor"]
-    return "The same step with dense attention by three kernels.\n\n" + table(header, rows)
+    header = [
+        "dense steps",
+        "time of the bytes, ms",
+        "this kernel, ms",
+        "cuDNN, ms",
+        "flash, ms",
+        "best / time of the bytes",
+    ]
+    return "The same dense step with three attention kernels.\n\n" + table(header, rows)
 
 
 def transformers(results: dict) -> str:
@@ -160,7 +229,8 @@ def transformers(results: dict) -> str:
     if not rows:
         return ""
     intro = (
-        "transformers' own `generate` on the same weights; eager, the host is the limit, and varies between runs.\n\n"
+        "`generate` of transformers on the same weights. Eager decoding is limited by the host, and varies between "
+        "runs.\n\n"
     )
     return intro + table(["transformers", "ms/token"], rows)
 
@@ -174,7 +244,10 @@ def shipped(results: dict) -> str:
     rows = [[str(row["batch"]), *(f"{row[lane]:,.0f}" for lane in LANES)] for row in speed]
     text = ""
     if rows:
-        text = f"Medians of {speed[0]['rounds']}, prompts included; among many requests the host is the limit.\n\n"
+        text = (
+            f"Medians of {speed[0]['rounds']} runs, prompts included. With many simultaneous requests the host is the "
+            "limit.\n\n"
+        )
         text += table(header, rows) + "\n"
     same = results["same_tokens"]
     ways = [same[name] for name in ("mixed batch", "alone")]
@@ -183,7 +256,7 @@ def shipped(results: dict) -> str:
     rounding = f" (rounding: they differ by at most {gap:.3g} in their logits)" if other else ""
     text += (
         f"Of {tokens:,} tokens that the captured engine wrote greedily in 16 bits for {same['n']} expressions, in a "
-        f"mixed batch and one at a time, {other} are not what the model's own forward pass prefers{rounding}; "
+        f"mixed batch and one at a time, {other} differ from the choice of the model's own forward pass{rounding}; "
         f"{same['same_text_alone']} texts are the same both ways. "
     )
     answers = results["answers"]["operands"]

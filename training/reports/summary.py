@@ -1,6 +1,6 @@
 """The summaries' part of the report."""
 
-from training.reports.markdown import read, source, table
+from training.reports.markdown import origin, read, source, table
 
 PATH = "assets/results/summarize.json"
 SETTINGS = ("short", "medium")
@@ -18,17 +18,43 @@ BASELINES = (
     ("oracle", "oracle"),
     ("oracle shortened", "oracle, shortened"),
 )
-KINDS = (("", "decoding rules"), (" without rules", "no rules"), (" copies only", "rules, words of what is read only"))
+KINDS = (("", "decoding rules"), (" without rules", "no rules"), (" copies only", "rules, words of the source only"))
+MISSING = "Summaries: not measured yet.\n"
 
 
 def summarize() -> str:
     """ROUGE per set, and what can be checked without a reference."""
     results = read(PATH)
     if results is None:
-        return "Summaries: not measured yet.\n"
+        return MISSING
     texts = [rouge_table(results["sets"][name], label) for name, label in SETS if name in results["sets"]]
     sets = results["sets"]
     return "\n".join([*texts, margins_remark(sets), checks_table(sets), reads_remark(sets)]) + source(results, PATH)
+
+
+def summarize_brief() -> str:
+    """A few rows of the first set."""
+    results = read(PATH)
+    if results is None:
+        return MISSING
+    name, label = next(item for item in SETS if item[0] in results["sets"])
+    figures = results["sets"][name]
+    lanes = figures["lanes"]
+    rows = [[*_rouge_row("first two sentences", figures["baselines"]["lead-2"]), "–", "–"]]
+    shown = [(key, lane, "short") for key, lane in LANES] + [(*LANES[-1], "medium")]
+    rows += [_brief_row(f"{lane}, {length}", lanes[key][length]) for key, lane, length in shown]
+    header = [f"{label}, {figures['articles']} articles", "ROUGE-1", "ROUGE-2", "ROUGE-L (95 %)", "words"]
+    intro = (
+        "ROUGE F1 of short (two sentences) and medium (three to five) summaries, and the share of their words that "
+        "stand in their sources: in the sentences that they name, for the plain adapter in the article "
+        f"({origin(results, PATH)}):\n\n"
+    )
+    return intro + table([*header, "words found in sources", "KV read"], rows)
+
+
+def _brief_row(name: str, row: dict) -> list[str]:
+    grounded = f"{row['grounded_words_percent']:.2f} %"
+    return [*_rouge_row(name, row), grounded, f"{row['attended_percent_of_dense']:.0f} %"]
 
 
 def rouge_table(figures: dict, label: str) -> str:
@@ -75,7 +101,7 @@ def checks_table(sets: dict) -> str:
 
 
 def margins_remark(sets: dict) -> str:
-    """Self-selected summaries against the best of the first one to three sentences; four words twice, by set."""
+    """Self-selected summaries against the best of the first one to three sentences; repetitions, by set."""
     text = ""
     for name, label in SETS:
         lanes = sets.get(name, {}).get("lanes", {}).get("span-sparse", {})
@@ -86,11 +112,17 @@ def margins_remark(sets: dict) -> str:
             lead, over = min(row["rougeL_over"].items(), key=lambda item: item[1]["difference"])
             low, high = over["interval"]
             text += (
-                f"{label}: self-selected, {setting}, is {over['difference']:+.1f} ROUGE-L from the first {lead[-1]} "
-                f"(article by article, 95 %: {low:+.1f} to {high:+.1f}); "
-                f"{row['summaries_repeating_4_words_percent']:.0f} % have four words twice.\n\n"
+                f"* {label}, self-selected, {setting}: {over['difference']:+.1f} ROUGE-L against the article's first "
+                f"{_sentences(lead)} (95 % interval over articles: {low:+.1f} to {high:+.1f}); "
+                f"{row['summaries_repeating_4_words_percent']:.0f} % of the summaries repeat four words in a row.\n"
             )
     return text
+
+
+def _sentences(lead: str) -> str:
+    """ "lead-2" in words."""
+    count = lead.removeprefix("lead-")
+    return "sentence" if count == "1" else f"{count} sentences"
 
 
 def reads_remark(sets: dict) -> str:
@@ -109,7 +141,7 @@ def reads_remark(sets: dict) -> str:
         *first, later = row["first_sentences_read"].items()
         places = ", ".join(f"{share:.0f} % read sentence {place}" for place, share in first)
         places += f", {later[1]:.0f} % a later one"
-        text += f"Self-selected, {setting}, {label}: {shares}. Of the summaries {places}.\n"
+        text += f"* Self-selected, {setting}, {label}: {shares} are read. Of the summaries, {places}.\n"
     return text
 
 

@@ -1,0 +1,96 @@
+"""The form of packed summaries: kinds, file names, and documents as arrays of ids."""
+
+import io
+import lzma
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from selfspan_core.models.tokenizer import TextCodec
+
+FORMS = ("shorten", "rewrite")
+KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "choices", "openings")
+META = "meta.json"
+EVALUATION = "evaluation"
+EVALUATION_SETS = ("dev_cnndm", "test_cnndm", "test_summeval")
+EXAMPLES_SET = "examples"
+NO_READ = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """One summary of a document: kind, and steps as (places of the sentences read, text)."""
+
+    kind: str
+    steps: tuple[tuple[tuple[int, ...], str], ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """An article in sentences, with its summaries."""
+
+    id: str
+    sentences: tuple[str, ...]
+    targets: tuple[Target, ...]
+
+
+@dataclass
+class Packed:
+    """Documents as flat lists of numbers; `arrays` converts them to what is stored.
+
+    Attributes:
+        tokens: ids of all segments end to end.
+        segment_lengths: of every segment; document_segments: how many each document has.
+        target_documents, target_kinds, target_steps: per summary its document, its kind (a place in KINDS), its number
+            of steps.
+        step_reads: per step two places of segments, NO_READ where there is no second.
+        step_lengths, step_tokens: the bodies.
+        ids: of the documents.
+    """
+
+    tokens: list = field(default_factory=list)
+    segment_lengths: list = field(default_factory=list)
+    document_segments: list = field(default_factory=list)
+    target_documents: list = field(default_factory=list)
+    target_kinds: list = field(default_factory=list)
+    target_steps: list = field(default_factory=list)
+    step_reads: list = field(default_factory=list)
+    step_lengths: list = field(default_factory=list)
+    step_tokens: list = field(default_factory=list)
+    ids: list = field(default_factory=list)
+
+    def add(self, document: Document, codec: TextCodec) -> None:
+        """Append a document, encoded."""
+        for ids in codec.encode_batch(f" {sentence}" for sentence in document.sentences):
+            self.tokens += ids
+            self.segment_lengths.append(len(ids))
+        for target in document.targets:
+            self.target_documents.append(len(self.ids))
+            self.target_kinds.append(KINDS.index(target.kind))
+            self.target_steps.append(len(target.steps))
+            for reads, text in target.steps:
+                ids = codec.encode(f" {text}")
+                self.step_reads.append((*reads, NO_READ)[:2])
+                self.step_lengths.append(len(ids))
+                self.step_tokens += ids
+        self.document_segments.append(len(document.sentences))
+        self.ids.append(document.id)
+
+    def arrays(self, dtype: np.dtype) -> dict[str, np.ndarray]:
+        """Everything in the smallest types that hold it."""
+        types = {"target_kinds": np.uint8, "target_steps": np.uint8, "target_documents": np.uint32}
+        types |= {"tokens": dtype, "step_tokens": dtype}
+        arrays = {
+            name: np.array(values, types.get(name, np.uint16)) for name, values in vars(self).items() if name != "ids"
+        }
+        arrays["step_reads"] = arrays["step_reads"].reshape(-1, 2)
+        return arrays | {"ids": np.array(self.ids, dtype=np.str_)}
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> int:
+    """Write arrays, compressed; returns the file's size in bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    path.write_bytes(lzma.compress(buffer.getvalue(), preset=6))
+    return path.stat().st_size

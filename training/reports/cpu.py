@@ -1,0 +1,33 @@
+"""Decoding speed on a CPU as Markdown."""
+
+from training.reports.markdown import origin, read, source, table
+
+PATH = "assets/results/cpu_engine.json"
+MISSING = "Decoding speed on a CPU: not measured yet.\n"
+HEADER = ["context, tokens", "dense, ms/token", "self-selected, ms/token", "speedup", "KV read"]
+WHAT = "Both lanes decode the same tokens with the shipped model; times are of the last 256 tokens before each length"
+
+
+def cpu() -> str:
+    """Time per token of both lanes by context length."""
+    results = read(PATH)
+    return MISSING if results is None else f"{WHAT}.\n\n" + table(HEADER, _rows(results)) + source(results, PATH)
+
+
+def cpu_brief() -> str:
+    """The same with its origin in front, for a document with little room."""
+    results = read(PATH)
+    return MISSING if results is None else f"{WHAT} ({origin(results, PATH)}):\n\n" + table(HEADER, _rows(results))
+
+
+def _rows(results: dict) -> list[list[str]]:
+    return [
+        [
+            f"{row['context']:,}",
+            f"{row['dense']['ms_per_token']:.2f}",
+            f"{row['sparse']['ms_per_token']:.2f}",
+            f"{row['dense_over_sparse']:.2f}x",
+            f"{100 * row['visible_share']:.0f} %",
+        ]
+        for row in results["contexts"]
+    ]
