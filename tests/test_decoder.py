@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_engine import tiny_config
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -18,6 +17,7 @@ from selfspan_core.attention.readers import DenseReader
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.engine.decoder import Decoder, DecodeWeights, TorchOps
 from selfspan_core.models.model import SpanModel
+from tests.support.engine_tools import tiny_config
 
 MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),

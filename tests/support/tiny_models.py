@@ -7,8 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfspan_core.models.tokenizer import SpanTokenizer
-
-SHIPPED = Path(__file__).parent.parent / "assets" / "base"
+from tests.support.paths import SHIPPED
 
 
 def save_tiny(folder: Path, max_context: int = 512, task: str = "arithmetic") -> tuple[Path, Path]:
