@@ -308,7 +308,7 @@ def test_gpu_same_logits_with_large_products(batch):
         rendered, forced = example(row)
         start = asked(rendered, forced_tokens=forced)
         for step in steps:
-            step.begin(row, start)
+            step.begin(row, start, len(forced))
             step.collect()
     for _ in range(12):
         ids = []

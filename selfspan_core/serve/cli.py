@@ -27,7 +27,8 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 MAX_REASONS = 50
-MAX_INPUT_BYTES = 16 * 10**6
+MAX_INPUT_BYTES = 4 * 10**6
+MAX_LINES = 10_000
 
 EPILOG = """examples:
   echo '79*36+63' | python -m selfspan_core run
@@ -231,7 +232,10 @@ def decoded_text(data: bytes) -> str:
 def decoded_lines(data: bytes) -> list[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1. Raises BadInput if there are none, or on bytes not UTF-8."""
     lines, reasons = [], []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+    every = data.removeprefix(b"\xef\xbb\xbf").splitlines()
+    if len(every) > MAX_LINES:
+        raise BadInput(f"the input has {len(every):,} lines; give at most {MAX_LINES:,} at a time")
+    for number, line in enumerate(every, start=1):
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
