@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make app    install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
 	@echo "make test   install what tests need and run them all"
-	@echo "make lint   ruff: check and format check"
+	@echo "make lint   ruff (check and format check) and mypy"
 	@echo "make clean  remove $(VENV) and caches"
 
 app: $(VENV)/.app
@@ -21,6 +21,7 @@ test: $(VENV)/.test chromium
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("selfspan needs Python 3.11 or newer; PYTHON= names one")'
@@ -43,5 +44,5 @@ chromium:
 	    chromium chromium-driver; } >/dev/null 2>&1 || echo "could not install it: the browser tests will be skipped"; }
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

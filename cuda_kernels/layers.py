@@ -229,8 +229,13 @@ class DecodeOps:
         # Read one element at a time: a vocabulary of any size will do.
         if logits.dtype != self.dtype or logits.device != self.device or not logits.is_contiguous():
             raise ValueError(f"logits is not contiguous in {self.dtype} on {self.device}")
-        kinds = (("temperatures", temperatures, torch.float32), ("top_ps", top_ps, torch.float32))
-        kinds += (("seeds", seeds, torch.int64), ("positions", positions, torch.int32), ("ids", ids, torch.int64))
+        kinds = (
+            ("temperatures", temperatures, torch.float32),
+            ("top_ps", top_ps, torch.float32),
+            ("seeds", seeds, torch.int64),
+            ("positions", positions, torch.int32),
+            ("ids", ids, torch.int64),
+        )
         for name, tensor, dtype in kinds:
             check_tensor(name, tensor, (batch,), dtype, self.device, contiguous=True)
         arguments = (

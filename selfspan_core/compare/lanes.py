@@ -1,6 +1,7 @@
 """What a run compares. No torch here."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from selfspan_core.errors import SettingError
 
@@ -17,8 +18,8 @@ class LaneSpec:
 
     id: str
     label: str
-    attention: str
-    adapter: str
+    attention: Literal["dense", "sparse"]
+    adapter: Literal["span", "plain"]
 
     @property
     def annotated(self) -> bool:
@@ -31,15 +32,17 @@ class LaneSpec:
         return self.attention == "sparse"
 
 
-def lane_specs(attention: str, adapter: str) -> tuple[LaneSpec, ...]:
+def lane_specs(
+    attention: Literal["dense", "sparse", "both"], adapter: Literal["span", "plain"]
+) -> tuple[LaneSpec, ...]:
     """The lanes of a request's `attention` and `adapter`.
 
     "both" with the plain adapter races it, dense, against the span adapter, sparse.
     """
-    names = ("dense", "sparse") if attention == "both" else (attention,)
+    names: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse") if attention == "both" else (attention,)
     specs = []
     for name in names:
-        own = adapter if name == "dense" else "span"
+        own: Literal["span", "plain"] = adapter if name == "dense" else "span"
         label = f"{LABELS[name]}, {own} adapter"
         specs.append(LaneSpec(name, label, name, own))
     return tuple(specs)

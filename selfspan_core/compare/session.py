@@ -143,12 +143,10 @@ class Session:
         1.031 without, 1.005 to 1.018 with.
         """
         for lane in run.lanes if len(run.lanes) > 1 else ():
-            if run.load > 1:
-                # Many prefills at once, of which the first is one: it is enough that the engines are made.
-                self._events(run, lane).close()
-                continue
             with Race({lane.spec.id: self._events(run, lane)}) as race:
-                next(race, None)
+                # Of several requests, many prefills come at once: it is enough that the engines are made.
+                if run.load == 1:
+                    next(race, None)
 
     def _events(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Event]:
         sampling = replace(run.request.sampling, max_new_tokens=run.most_tokens)

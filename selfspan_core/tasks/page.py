@@ -18,8 +18,8 @@ COMPARISONS = [
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
-HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
-ALERT = {
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+ALERT: dict[str, Any] = {
     "html_template": '<p class="ss-alert" role="alert"></p>',
     "js_on_load": (PAGE / "alert.js").read_text(encoding="utf-8"),
     "apply_default_css": False,
@@ -53,7 +53,8 @@ class Controls:
     @property
     def load(self) -> gr.Slider | None:
         """The slider of simultaneous requests, where the task answers several at once."""
-        return self.settings.get("load")
+        slider = self.settings.get("load")
+        return slider if isinstance(slider, gr.Slider) else None
 
     def request(self, text: str, values: Sequence[Any]) -> Request:
         """What is asked, from the values of `inputs`. Raises InputError."""
@@ -103,7 +104,9 @@ def controls(task: Task) -> Controls:
 
 def _settings(task: Task) -> dict[str, gr.components.Component]:
     """Controls of everything but the text."""
-    settings = {"adapter": gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)}
+    settings: dict[str, gr.components.Component] = {
+        "adapter": gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
+    }
     for option in task.options:
         choices = [(label, value) for value, label in option.choices.items()]
         settings[option.name] = gr.Radio(choices, value=option.default, label=option.label, scale=2)
