@@ -13,12 +13,13 @@ LABELS = {"dense": "Dense attention", "sparse": "Self-selected attention"}
 
 @dataclass(frozen=True)
 class LaneSpec:
-    """What one lane runs: `attention` is "dense" or "sparse", `adapter` is "span" or "plain"."""
+    """What one lane runs: `attention` is "dense" or "sparse", `adapter` is "span" or "plain", `model` is its name."""
 
     id: str
     label: str
     attention: str
     adapter: str
+    model: str = ""
 
     @property
     def annotated(self) -> bool:
@@ -31,8 +32,8 @@ class LaneSpec:
         return self.attention == "sparse"
 
 
-def lane_specs(attention: str, adapter: str) -> tuple[LaneSpec, ...]:
-    """The lanes of a request's `attention` and `adapter`.
+def lane_specs(attention: str, adapter: str, model: str = "") -> tuple[LaneSpec, ...]:
+    """The lanes of a request's `attention` and `adapter`, on the model of that name.
 
     "both" with the plain adapter races it, dense, against the span adapter, sparse.
     """
@@ -41,7 +42,7 @@ def lane_specs(attention: str, adapter: str) -> tuple[LaneSpec, ...]:
     for name in names:
         own = adapter if name == "dense" else "span"
         label = f"{LABELS[name]}, {own} adapter"
-        specs.append(LaneSpec(name, label, name, own))
+        specs.append(LaneSpec(name, label, name, own, model))
     return tuple(specs)
 
 

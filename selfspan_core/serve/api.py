@@ -7,14 +7,22 @@ from contextlib import closing
 import gradio as gr
 
 from selfspan_core.errors import InputError, NotReady
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, choices
 from selfspan_core.params import MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.lazy_session import SharedDevice, public, without_lists
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
 
 
-def compare_endpoint(device: SharedDevice) -> Callable[..., Iterator[dict]]:
-    """The function behind the endpoint `compare`."""
+def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL]) -> Callable[..., Iterator[dict]]:
+    """The function behind the endpoint `compare`.
+
+    Args:
+        own: the model of requests that name none; where others can run a task, too, there is an argument `model`.
+    """
+    models = list(dict.fromkeys(name for task in TASKS for name in choices(task, own)))
+    is_choice = any(len(choices(task, own)) > 1 for task in TASKS)
+    added = [*task_options(), *([_model_option(models)] if is_choice else [])]
 
     def compare(
         task: str,
@@ -27,12 +35,13 @@ def compare_endpoint(device: SharedDevice) -> Callable[..., Iterator[dict]]:
         seed: int = 0,
         *options: str,
     ) -> Iterator[dict]:
-        named = dict(zip([option.name for option in task_options()], options, strict=False))
+        named = dict(zip([option.name for option in added], options, strict=False))
+        model = (named.pop("model", None) or None) if is_choice else None
         try:
             own = {option.name for option in TASKS[task].options} if task in TASKS else set()
             sampling = SamplingParams(max_new_tokens, temperature, top_p, seed)
             given = {name: value for name, value in named.items() if name in own}
-            request = Request(task, text, given, adapter=adapter, load=load, sampling=sampling)
+            request = Request(task, text, given, adapter=adapter, load=load, sampling=sampling, model=model)
             with closing(device.compare(request)) as ticks:
                 yield from map(without_lists, ticks)
         except (InputError, NotReady) as error:
@@ -40,11 +49,17 @@ def compare_endpoint(device: SharedDevice) -> Callable[..., Iterator[dict]]:
         except Exception as error:
             raise gr.Error(f"The run failed: {public(error)}") from error
 
-    return _with_options(compare, task_options())
+    return _with_options(compare, added)
+
+
+def _model_option(models: list[str]) -> Option:
+    """The argument that names a model; it comes last, so that calls which give values in order mean what they meant."""
+    names = {name: name for name in models}
+    return Option("model", names, "", "Model", f"{' or '.join(models)}; empty: {models[0]}.")
 
 
 def _with_options(compare: Callable[..., Iterator[dict]], options: list[Option]) -> Callable[..., Iterator[dict]]:
-    """The function with an argument for every option of the tasks, and its documentation."""
+    """The function with an argument for every option, and its documentation."""
     signature = inspect.signature(compare)
     fixed = [one for one in signature.parameters.values() if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     added = [
