@@ -10,15 +10,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from span_examples import MARKERS as SMALL_MARKERS
 from span_examples import worked_example
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tiny_models import save_byte_tokenizer
 from transformers import (
+    AutoConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -29,7 +29,8 @@ from selfspan_core.attention.reference import visibility_mask
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
 from selfspan_core.errors import ModelError
-from selfspan_core.models.model import SpanModel, load_base, resize_for_tokenizer
+from selfspan_core.models.loading import load_base, resize_for_tokenizer
+from selfspan_core.models.model import SpanModel
 from selfspan_core.models.model_names import why_not_found
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.render import Example, Part, Step, render
@@ -65,16 +66,6 @@ LANES = {
     "gather": {"attention": "sparse", "impl": "gather"},
     "reference": {"attention": "sparse", "impl": "reference"},
 }
-
-
-def save_byte_tokenizer(folder: Path) -> None:
-    """A fast tokenizer of single bytes, <s> and </s>: 258 ids and no markers, as a hub model's has none."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {piece: index for index, piece in enumerate(["<s>", "</s>", *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
 def save_base(folder: Path, family: str, seed: int = 0) -> Path:
@@ -305,6 +296,90 @@ def test_a_base_without_all_of_its_tensors(tmp_path, change, message):
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=message):
         SpanModel.load(base, None, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("change", [{"intermediate_size": 8}, {"num_key_value_heads": 4}])
+def test_a_base_with_tensors_of_another_shape(tmp_path, change):
+    """Would catch a message that leaves open which tensor is wrong, and tensors made up where the shape differs."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(
+        ModelError, match=r"another shape, model\.layers\.0\..*weight among them, which is \("
+    ) as caught:
+        SpanModel.load(base, None, "cpu", torch.float32)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["adapter_model.bin", "pytorch_model.bin", "../elsewhere.safetensors", "sub/a.safetensors", 3, ["a.safetensors"]],
+)
+def test_a_config_that_names_other_weights(tmp_path, named):
+    """A line of config.json sent transformers to adapter_model.bin, a pickle, whatever it was told of safetensors."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    tensors = load_file(base / "model.safetensors")
+    torch.save(tensors, base / "adapter_model.bin")
+    save_file(tensors, tmp_path / "elsewhere.safetensors", {"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"transformers_weights": named}))
+    with pytest.raises(ModelError, match="safetensors files beside it only") as caught:
+        SpanModel.load(base, None, "cpu", torch.float32)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_config_that_names_an_index(tmp_path):
+    """Would catch an index under another name that is read unchecked, and good files that are refused with bad ones."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    tensors = load_file(base / "model.safetensors")
+    torch.save(tensors, base / "pytorch_model.bin")
+    config = json.loads((base / "config.json").read_text())
+    (base / "model.safetensors").rename(base / "other.safetensors")
+    (base / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
+    SpanModel.load(base, None, "cpu", torch.float32)
+    (base / "config.json").write_text(json.dumps(config | {"transformers_weights": "own.safetensors.index.json"}))
+    index = base / "own.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "other.safetensors")}))
+    SpanModel.load(base, None, "cpu", torch.float32)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "pytorch_model.bin")}))
+    with pytest.raises(ModelError, match=r"own\.safetensors\.index\.json names 'pytorch_model\.bin'"):
+        SpanModel.load(base, None, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"metadata": None}, {"metadata": []}])
+def test_an_index_without_metadata(tmp_path, metadata):
+    """Transformers ended in a KeyError, and the user in its traceback."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").rename(base / "model-00001-of-00001.safetensors")
+    whole = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": whole} | metadata))
+    with pytest.raises(ModelError, match=r"index\.json is no index of weights: .*metadata"):
+        SpanModel.load(base, None, "cpu", torch.float32)
+
+
+def test_an_adapter_beside_a_base(tmp_path):
+    """Transformers would load an adapter that lies with the base, from a pickle if there is nothing else."""
+    base = save_base(tmp_path / "base", "llama-tied")
+    adapter = trained_adapter(base, tmp_path / "adapter", num_steps=1)
+    torch.save(load_file(adapter / "adapter_model.safetensors"), base / "adapter_model.bin")
+    (base / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    with pytest.raises(ModelError, match=r"holds an adapter \(adapter_config\.json\)"):
+        SpanModel.load(base, None, "cpu", torch.float32)
+
+
+def test_an_index_of_the_hub(tmp_path, monkeypatch):
+    """Would catch a check of folders only: a hub model's index may name a pickle as well as any."""
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}))
+    save_base(tmp_path / "base", "llama-tied")
+    config = AutoConfig.from_pretrained(tmp_path / "base")
+    monkeypatch.setattr("selfspan_core.models.loading.AutoConfig.from_pretrained", lambda _: config)
+    monkeypatch.setattr(
+        "selfspan_core.models.loading.cached_file", lambda _, name: index if name == index.name else None
+    )
+    with pytest.raises(ModelError, match=r"names 'pytorch_model\.bin'"):
+        load_base("some-one/some-model", torch.float32, "sdpa")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cuda_kernels.bench import provenance
-from selfspan_core.models.model import SpanModel, load_base
+from selfspan_core.models.loading import load_base
+from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
 from training import evaluate, finetune, pretrain

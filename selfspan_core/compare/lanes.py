@@ -14,12 +14,13 @@ LABELS = {"dense": "Dense attention", "sparse": "Self-selected attention"}
 
 @dataclass(frozen=True)
 class LaneSpec:
-    """What one lane runs: `attention` is "dense" or "sparse", `adapter` is "span" or "plain"."""
+    """What one lane runs: `attention` is "dense" or "sparse", `adapter` is "span" or "plain", `model` is its name."""
 
     id: str
     label: str
     attention: Literal["dense", "sparse"]
     adapter: Literal["span", "plain"]
+    model: str = ""
 
     @property
     def annotated(self) -> bool:
@@ -33,9 +34,9 @@ class LaneSpec:
 
 
 def lane_specs(
-    attention: Literal["dense", "sparse", "both"], adapter: Literal["span", "plain"]
+    attention: Literal["dense", "sparse", "both"], adapter: Literal["span", "plain"], model: str = ""
 ) -> tuple[LaneSpec, ...]:
-    """The lanes of a request's `attention` and `adapter`.
+    """The lanes of a request's `attention` and `adapter`, on the model of that name.
 
     "both" with the plain adapter races it, dense, against the span adapter, sparse.
     """
@@ -44,7 +45,7 @@ def lane_specs(
     for name in names:
         own: Literal["span", "plain"] = adapter if name == "dense" else "span"
         label = f"{LABELS[name]}, {own} adapter"
-        specs.append(LaneSpec(name, label, name, own))
+        specs.append(LaneSpec(name, label, name, own, model))
     return tuple(specs)
 
 

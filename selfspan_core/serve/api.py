@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from selfspan_core.errors import InputError, NotReady
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, choices
 from selfspan_core.params import MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.lazy_session import SharedDevice, public, without_lists
 from selfspan_core.tasks.base import Option
@@ -26,9 +27,15 @@ SETTINGS: dict[str, tuple[type, Any]] = {
 """The endpoint's arguments in order: type and default of each. The options of the tasks follow."""
 
 
-def compare_endpoint(device: SharedDevice) -> Callable[..., Iterator[dict]]:
-    """The function behind the endpoint `compare`."""
-    signature = _signature(task_options())
+def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL]) -> Callable[..., Iterator[dict]]:
+    """The function behind the endpoint `compare`.
+
+    Args:
+        device: where runs go.
+        own: the model of requests that name none; where others can run a task, too, there is an argument `model`.
+    """
+    options = [*task_options(), *_model_option(own)]
+    signature = _signature(options)
 
     def compare(*values: Any) -> Iterator[dict]:
         try:
@@ -41,8 +48,18 @@ def compare_endpoint(device: SharedDevice) -> Callable[..., Iterator[dict]]:
 
     compare.__signature__ = signature
     compare.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
-    compare.__doc__ = _documentation(task_options())
+    compare.__doc__ = _documentation(options)
     return compare
+
+
+def _model_option(own: ModelSpec) -> list[Option]:
+    """The argument that names a model, where there is a choice; it comes last: values in order keep their meaning."""
+    if all(len(choices(task, own)) < 2 for task in TASKS):
+        return []
+    models = list(dict.fromkeys(name for task in TASKS for name in choices(task, own)))
+    return [
+        Option("model", {name: name for name in models}, "", "Model", f"{' or '.join(models)}; empty: {models[0]}.")
+    ]
 
 
 def _signature(options: Sequence[Option]) -> Signature:
@@ -58,12 +75,14 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
     bound = signature.bind(*values)
     bound.apply_defaults()
     given = bound.arguments
-    own = {option.name for option in TASKS[given["task"]].options} if given["task"] in TASKS else set()
+    task = TASKS.get(given["task"]) if isinstance(given["task"], str) else None
+    own = {option.name for option in task.options} if task else set()
     options = {name: value for name, value in given.items() if name in own}
     drawn = ("max_new_tokens", "temperature", "top_p", "seed")
     sampling = SamplingParams(**{name: given[name] for name in drawn})
-    task, text, adapter, load = (given[name] for name in ("task", "text", "adapter", "load"))
-    return Request(task, text, options, adapter=adapter, load=load, sampling=sampling)
+    name, text, adapter, load = (given[setting] for setting in ("task", "text", "adapter", "load"))
+    model = given.get("model") or None
+    return Request(name, text, options, adapter=adapter, load=load, sampling=sampling, model=model)
 
 
 def _documentation(options: Sequence[Option]) -> str:

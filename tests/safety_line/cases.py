@@ -57,7 +57,7 @@ def expressions() -> list[str]:
 
 
 def articles() -> list[tuple[str, str]]:
-    """40 articles in both lengths, as (length, text): the examples' sentences, whole, cut short, and in other orders."""
+    """40 articles in both lengths, as (length, text): the examples, whole, cut short, and their sentences reordered."""
     task = get_task("summarize")
     parsed = [task.parse(text) for text in task.examples]
     texts = [problem.text for problem in parsed]

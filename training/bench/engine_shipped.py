@@ -9,8 +9,9 @@ import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.decoder import DecodeWeights
-from selfspan_core.engine.model_store import DEFAULT_ADAPTERS, DEFAULT_BASE
 from selfspan_core.models.model import SpanModel
+from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
+from selfspan_core.paths import BASE
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Tracker
 from selfspan_core.tasks.registry import get_task
@@ -26,7 +27,7 @@ MIXED_OPERANDS = (4, 8, 16, 24, 48)
 def shipped_weights(adapter: str, device: torch.device) -> DecodeWeights:
     """The shipped base with a shipped adapter, in 16 bits on CUDA."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return DecodeWeights(SpanModel.load(DEFAULT_BASE, DEFAULT_ADAPTERS / ADAPTERS[adapter], str(device), dtype))
+    return DecodeWeights(SpanModel.load(BASE, SHIPPED_ADAPTERS / ADAPTERS[adapter], str(device), dtype))
 
 
 def record_all(
