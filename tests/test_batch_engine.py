@@ -16,11 +16,11 @@ from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_parts import CudaParts, TorchParts
 from selfspan_core.engine.batch_step import BatchStep, First
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Failed, Finished, Prefilled, Token
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans import protocol
 from selfspan_core.spans.render import Rendered, render
 

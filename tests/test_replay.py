@@ -11,8 +11,8 @@ from test_engine import tiny_hf
 from cuda_kernels.picture import PictureError
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_step import BatchStep
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.render import render
 from training import bench_engine, picture_engine
 from training.bench import engine_cells

@@ -21,7 +21,7 @@ from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
 from training import evaluate, finetune, pretrain
 from training.data.generated import evaluation_set
-from training.data.sources import arithmetic_source, mix
+from training.data.sources import generated_source, mix
 from training.evaluation.batch_decode import decode_greedily
 from training.finetune import FinetuneConfig, LoraShape, add_adapter
 from training.loop.folded_lora import fold_lora
@@ -476,7 +476,7 @@ def test_rows_that_cannot_be_shared_are_an_error(rows, micro, processes):
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_share_of_examples_without_the_mask(tokenizer, share):
     """Would catch a share that is ignored, or one that changes which examples are drawn."""
-    examples = [list(itertools.islice(arithmetic_source(tokenizer, True, s)(3, 0, 1), 200)) for s in (0.0, share)]
+    examples = [list(itertools.islice(generated_source(get_task("arithmetic"), tokenizer, True, s)(3, 0, 1), 200)) for s in (0.0, share)]
     assert all((a.ids == b.ids).all() for a, b in zip(*examples, strict=True))
     unmasked = sum(len(sample.runs) == 1 for sample in examples[1])
     assert unmasked == pytest.approx(200 * share, abs=0 if share in (0.0, 1.0) else 20)

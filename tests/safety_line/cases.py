@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.events import Failed, Token
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.params import SamplingParams
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.arithmetic.task import random_problem

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
 from selfspan_core.paths import BASE
 from selfspan_core.spans.protocol import Markers
@@ -74,7 +74,7 @@ def ties(weights: DecodeWeights, markers: Markers, recordings: Sequence[Recordin
             use_cache=False,
             reader=DraftReader(mask),
         ).last_hidden_state
-        logits = weights.head(hidden[0, start - 1 : -1]).float()
+        logits = weights.head.apply(hidden[0, start - 1 : -1]).float()
         written = on_device[0, start:]
         best, own = logits.max(-1).values, logits.gather(1, written[:, None])[:, 0]
         tokens += len(written)
