@@ -2,33 +2,16 @@
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS, Tab
 
 # Before torch is loaded, here and in processes that tests start: its threads spin for a third of a millisecond while
 # they wait for each other, not for ten, which is what other processes on the same cores need.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
-SIGNS = str.maketrans("*/-", "×÷−")
-"""The page sets arithmetic in type."""
-
-CHROMIUM = "/usr/bin/chromium"
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
@@ -93,78 +76,6 @@ def chromium():
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield browser.new_context()
         browser.close()
-
-
-class Tab:
-    """One page of the app, and what it must never do: log an error, or ask any host but its own for anything."""
-
-    def __init__(self, window, url: str, color_scheme: str = "light") -> None:
-        self.complaints: list[str] = []
-        self.page = window.new_page()
-        self.page.set_viewport_size({"width": 1280, "height": 1100})
-        self.page.emulate_media(color_scheme=color_scheme)
-        self.page.set_default_timeout(30_000)
-        self.page.on("console", self._on_console)
-        self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
-        self.page.on("request", lambda request: self._on_request(request.url, url))
-        # Until gradio has wired its buttons, a click is lost; its first heartbeat says that it has.
-        with self.page.expect_response(lambda response: "/heartbeat/" in response.url):
-            self.page.goto(url)
-        self.page.wait_for_selector(".ss-pane")
-
-    def close(self) -> None:
-        """Nothing of it is left for the next tab."""
-        if not self.page.is_closed():
-            self.page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
-            self.page.close()
-
-    def _on_console(self, message) -> None:
-        if message.type == "error":
-            self.complaints.append(f"console: {message.text}")
-
-    def _on_request(self, asked: str, own: str) -> None:
-        if not asked.startswith((own, "data:", "blob:")):
-            self.complaints.append(f"external request: {asked}")
-
-    def run(self, text: str) -> None:
-        """Type an expression and press Run."""
-        self.page.fill("#expression textarea", text)
-        self.page.click("#run")
-
-    def wait(self, state: str, timeout: float = 60_000) -> None:
-        """Until the race is in `state`."""
-        self.page.wait_for_selector(f'.ss[data-state="{state}"]', timeout=timeout)
-
-    @property
-    def state(self) -> str:
-        """idle, waiting, starting, running, done, stopped or failed."""
-        return self.page.get_attribute(".ss", "data-state")
-
-    @property
-    def alert(self) -> str:
-        """The message beside the box."""
-        return self.page.text_content(".ss-alert")
-
-    def pane(self, lane: str) -> str:
-        """Selector of a lane's pane."""
-        return f'.ss-pane[data-lane="{lane}"]'
-
-    def text(self, selector: str) -> str:
-        """Text of one element."""
-        return self.page.text_content(selector)
-
-    def lines(self, lane: str) -> list[str]:
-        """The worked steps on the screen without chips and marks: working and result, a line each."""
-        script = """pane => [...document.querySelectorAll(pane + ' .ss-step')].map(step => {
-            const copy = step.cloneNode(true);
-            copy.querySelectorAll('.ss-chip, .ss-mark, .ss-malformed').forEach(node => node.remove());
-            return copy.textContent;
-        })"""
-        return self.page.evaluate(script, self.pane(lane))
-
-    def tokens(self, lane: str) -> int:
-        """Tokens so far, as the pane says."""
-        return int(self.page.get_attribute(self.pane(lane), "data-tokens") or 0)
 
 
 @pytest.fixture

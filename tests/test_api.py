@@ -3,7 +3,6 @@
 import time
 
 import pytest
-from fake_session import FakeSession
 from gradio.utils import diff
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -11,6 +10,7 @@ from gradio_client.exceptions import AppError
 from selfspan_core.errors import NotReady
 from selfspan_core.serve.lazy_session import without_lists
 from selfspan_core.tasks.registry import get_task
+from tests.support.fake_session import FakeSession
 
 EXPRESSION = "79*36+63-(45-12)*8"
 

@@ -6,10 +6,11 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SIGNS
-from fake_session import FakeSession
 
 from selfspan_core.tasks.registry import get_task
+from tests.support.browser import SIGNS
+from tests.support.fake_session import FakeSession
+from tests.support.paths import ROOT
 
 EXPRESSION = "79*36+63-(45-12)*8+(-(7*8))+96/12*(31+14)-88+5*(6-2*9)"
 SHORT = "79*36+63"
@@ -63,9 +64,9 @@ def test_serving_asks_no_other_host():
 import socket, sys, time
 asked, look_up = [], socket.getaddrinfo
 socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or look_up(host, *rest, **more)
-sys.path.insert(0, "tests")
-import app, fake_session
-demo = app.build_app(fake_session.FakeSession())
+import app
+from tests.support.fake_session import FakeSession
+demo = app.build_app(FakeSession())
 app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
 time.sleep(2)
 others = {str(host) for host in asked} - {"127.0.0.1", "localhost", "0.0.0.0", "None"}

@@ -1,9 +1,9 @@
 """The page's tab for articles, around a session that plays scripts: sources lit, bad input, an article too long."""
 
 import pytest
-from fake_session import FakeSession
 
 from selfspan_core.tasks.registry import get_task
+from tests.support.fake_session import FakeSession
 
 ARTICLE = get_task("summarize").examples[0]
 TASKS = ("arithmetic", "summarize")

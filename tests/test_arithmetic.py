@@ -3,10 +3,8 @@
 import itertools
 import random
 import time
-from pathlib import Path
 
 import pytest
-from arithmetic_tools import CharacterTokenizer, MergingTokenizer, check_body, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +16,8 @@ from selfspan_core.tasks.arithmetic.steps import work_out
 from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, is_held_out, problem_of, random_problem
 from selfspan_core.tasks.arithmetic.tree import MAX_VALUE, Literal, Negation, Operation, canonical
 from selfspan_core.tasks.registry import get_task
+from tests.support.arithmetic_tools import CharacterTokenizer, MergingTokenizer, check_body, value
+from tests.support.paths import SHIPPED
 
 TASK = Arithmetic()
 TOKENIZER = CharacterTokenizer()
@@ -413,7 +413,7 @@ def test_shipped_tokenizer(task):
     """Catches a shipped tokenizer that merges or splits arithmetic, or whose text is not what was trained on."""
     from selfspan_core.models.tokenizer import SpanTokenizer
 
-    tokenizer = SpanTokenizer.load(Path(__file__).parent.parent / "assets" / "base")
+    tokenizer = SpanTokenizer.load(SHIPPED)
     problem = task.parse(task.examples[-1])
     plain = task.render(problem, tokenizer, annotated=False, with_steps=True)
     annotated = task.render(problem, tokenizer, annotated=True, with_steps=True)

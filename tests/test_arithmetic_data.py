@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from arithmetic_tools import CharacterTokenizer, value
 
 from selfspan_core.tasks.arithmetic.random_trees import DIFFERENCES_MIX, Grower, Mix, random_tree
 from selfspan_core.tasks.arithmetic.task import MAX_TOKENS, Arithmetic, Lengths, is_held_out, random_problem
 from selfspan_core.tasks.arithmetic.tree import MAX_VALUE, Literal, Operation, canonical, evaluate
+from tests.support.arithmetic_tools import CharacterTokenizer, value
 from training.arithmetic_data import Statistics
 from training.data import generated
 from training.data.generated import evaluation_set, examples, problems

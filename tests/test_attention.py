@@ -4,13 +4,11 @@ import math
 import random
 from typing import NamedTuple
 
-import interval_tools
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from span_examples import MARKERS, PROMPT, STREAMS, VOCAB
 
 from selfspan_core.attention import backends
 from selfspan_core.attention.fused import length_free_kernels
@@ -20,6 +18,8 @@ from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.errors import ImplUnavailable
 from selfspan_core.spans import intervals
 from selfspan_core.spans.tracker import Phase, Tracker
+from tests.support import interval_tools
+from tests.support.span_examples import MARKERS, PROMPT, STREAMS, VOCAB
 
 HEAD_DIM = 8
 SCALE = HEAD_DIM**-0.5

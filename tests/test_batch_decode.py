@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from asking import generate
-from tiny_models import save_tiny
 
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
 from selfspan_core.models.model import SpanModel
 from selfspan_core.tasks.registry import get_task
+from tests.support.asking import generate
+from tests.support.tiny_models import save_tiny
 from training.data.generated import evaluation_set
 from training.evaluation.batch_decode import decode_greedily
 

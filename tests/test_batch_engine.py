@@ -5,64 +5,29 @@ import random
 
 import pytest
 import torch
-from asking import asked
-from attention_problem import needs_cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from span_examples import MARKERS, VOCAB, worked_example
-from test_engine import tiny_hf
 
 from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_parts import CudaParts, TorchParts
 from selfspan_core.engine.batch_step import BatchStep, First
-from selfspan_core.engine.engine import Engine
-from selfspan_core.engine.events import Failed, Finished, Prefilled, Token
+from selfspan_core.engine.events import Failed, Finished, Prefilled
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans import protocol
-from selfspan_core.spans.render import Rendered, render
-
-CAPACITY = 160
+from selfspan_core.spans.render import Rendered
+from tests.support.asking import asked
+from tests.support.attention_problem import needs_cuda
+from tests.support.batch_tools import CAPACITY, alone, by_request, example, on_cuda, shorn
+from tests.support.engine_tools import tiny_hf
+from tests.support.span_examples import MARKERS, VOCAB
 
 
 @pytest.fixture(scope="module")
 def weights():
     return DecodeWeights(SpanModel(tiny_hf()))
-
-
-def example(seed, num_steps=3):
-    rendered = render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
-    return rendered, rendered.ids[rendered.prompt.num_tokens :]
-
-
-def shorn(event):
-    """An event without what no two runs share."""
-    if isinstance(event, Token):
-        return event.id, event.position, event.visible, event.num_visible, event.phase, event.step, event.malformed
-    if isinstance(event, Finished):
-        return (
-            event.reason,
-            event.num_tokens,
-            event.attended_tokens,
-            event.dense_tokens,
-            event.num_malformed,
-            event.steps,
-        )
-    return type(event), getattr(event, "num_tokens", None), getattr(event, "step", None)
-
-
-def alone(weights, request, attention):
-    """What the engine of one sequence says of a request."""
-    return [shorn(event) for event in Engine(weights.model, MARKERS).generate(request, attention)]
-
-
-def by_request(pairs):
-    events: dict[int, list] = {}
-    for number, event in pairs:
-        events.setdefault(number, []).append(shorn(event))
-    return events
 
 
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
@@ -256,11 +221,6 @@ def test_without_16_bit_floats_the_reason_is_given(weights):
     """Would catch a captured engine that fails somewhere inside, or falls back in silence."""
     with pytest.raises(ImplUnavailable, match="decoding in a captured graph: dtype"):
         BatchStep(weights, MARKERS, 1, 9, False, parts=CudaParts)
-
-
-def on_cuda(**changes):
-    hf = tiny_hf(head_dim=64, **changes).to(torch.bfloat16)
-    return DecodeWeights(SpanModel(hf.cuda()))
 
 
 @pytest.mark.gpu

@@ -5,11 +5,12 @@ import random
 import sys
 
 import pytest
-from tiny_models import SHIPPED, save_tiny
 
 from selfspan_core import bench_cpu
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.tracker import Phase, Tracker
+from tests.support.paths import SHIPPED
+from tests.support.tiny_models import save_tiny
 
 
 @pytest.fixture(scope="module")

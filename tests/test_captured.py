@@ -4,11 +4,6 @@ import itertools
 
 import pytest
 import torch
-from asking import asked, generate, generate_among
-from attention_problem import needs_cuda
-from span_examples import FIRST_TEXT, MARKERS, worked_example
-from test_batch_engine import on_cuda, shorn
-from test_engine import text_prompt, tiny_hf
 
 from selfspan_core.attention import backends as impls
 from selfspan_core.attention.backends import IMPLS
@@ -22,6 +17,11 @@ from selfspan_core.engine.events import Finished, OtherRows, Prefilled, Token
 from selfspan_core.errors import ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import render
+from tests.support.asking import asked, generate, generate_among
+from tests.support.attention_problem import needs_cuda
+from tests.support.batch_tools import on_cuda, shorn
+from tests.support.engine_tools import text_prompt, tiny_hf
+from tests.support.span_examples import FIRST_TEXT, MARKERS, worked_example
 
 
 @pytest.fixture

@@ -6,21 +6,20 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from asking import compare
-from scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output
-from tiny_models import save_tiny
 
 from selfspan_core.compare.session import Session
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.errors import ImplUnavailable, ModelError
 from selfspan_core.serve import cli
 from selfspan_core.tasks.registry import get_task
+from tests.support.asking import compare
+from tests.support.paths import ROOT
+from tests.support.scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output
+from tests.support.tiny_models import save_tiny
 
-ROOT = Path(__file__).parent.parent
 FIELDS = (
     *("input", "attention", "adapter", "output", "answer", "expected", "correct", "tokens", "seconds"),
     *("tokens_per_second", "attended_tokens", "dense_tokens", "malformed_steps", "steps"),

@@ -6,10 +6,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from tiny_models import save_tiny
 
 from selfspan_core.serve import cli
 from selfspan_core.tasks.registry import get_task
+from tests.support.tiny_models import save_tiny
 
 ARTICLE = get_task("summarize").examples[0]
 

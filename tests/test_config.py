@@ -1,14 +1,13 @@
 """Training configurations: strict, and the shipped ones load."""
 
-from pathlib import Path
-
 import pytest
 
+from tests.support.paths import ROOT
 from training.finetune import FinetuneConfig
 from training.loop.config import ConfigError, load_config
 from training.pretrain import PretrainConfig
 
-CONFIGS = Path(__file__).parent.parent / "training" / "configs"
+CONFIGS = ROOT / "training" / "configs"
 
 
 @pytest.mark.parametrize("name", ["arithmetic-span", "arithmetic-plain"])

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_engine import tiny_config
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -22,6 +21,7 @@ from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.engine.decoder import Decoder, TorchOps
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights, DenseMatrix
+from tests.support.engine_tools import tiny_config
 
 MODELS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
@@ -141,7 +141,7 @@ class Halved:
 
 def test_matrices_apply_themselves():
     """Would catch a step that reaches for a matrix's floats, so that weights could be stored in one form only."""
-    model = SpanModel(LlamaForCausalLM(tiny_config()))
+    model = make("llama")
     plain, other = DecodeWeights(model), DecodeWeights(model)
     other.layers = [
         replace(layer, **{name: Halved(getattr(layer, name)) for name in ("qkv", "out", "gate_up", "down")})

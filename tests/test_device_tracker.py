@@ -5,9 +5,6 @@ import random
 import pytest
 import torch
 from hypothesis import given, settings
-from kernel_on_cpu import COMPILER
-from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, worked_example
-from tracker_on_cpu import advance, push, stream
 
 from cuda_kernels import compile as loader
 from cuda_kernels.device import CudaUnavailable
@@ -15,6 +12,9 @@ from cuda_kernels.tracker import HEADER_CLOSED, IDLE, MALFORMED, PHASES, Grammar
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import render
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Tracker
+from tests.support.kernel_on_cpu import COMPILER
+from tests.support.span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, worked_example
+from tests.support.tracker_on_cpu import advance, push, stream
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the tracker for the CPU")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

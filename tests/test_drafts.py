@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny_models import save_tiny
 
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
@@ -10,6 +9,7 @@ from selfspan_core.engine.request import PromptRequest
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.registry import get_task
+from tests.support.tiny_models import save_tiny
 from training.data.generated import evaluation_set
 from training.evaluation.batch_decode import decode_greedily
 from training.evaluation.drafts import decode_by_drafts, would_write

@@ -5,12 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from asking import generate
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from span_examples import MARKERS as SMALL_MARKERS
-from span_examples import worked_example
-from tiny_models import save_byte_tokenizer
 from transformers import (
     AutoConfig,
     GPT2Config,
@@ -34,6 +30,11 @@ from selfspan_core.models.model import SpanModel
 from selfspan_core.models.model_names import why_not_found
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.render import Example, Part, Step, render
+from tests.support.asking import generate
+from tests.support.paths import ROOT
+from tests.support.span_examples import MARKERS as SMALL_MARKERS
+from tests.support.span_examples import worked_example
+from tests.support.tiny_models import save_byte_tokenizer
 
 SIZES = {
     "vocab_size": 260,
@@ -255,7 +256,7 @@ def test_missing_and_incomplete_folders(tmp_path):
 @pytest.mark.parametrize("name", ["nope", "no/such/folder", "tests/nope", "./nope", "~/nope-nope"])
 def test_names_that_can_be_no_hub_id_are_not_looked_up(name, monkeypatch):
     """Would catch a minute of retries and a hint at the internet connection, where a folder's name is mistyped."""
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(OSError, match="there is no model folder"):
         SpanTokenizer.load(name)

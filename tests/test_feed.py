@@ -2,12 +2,12 @@
 
 import json
 
-from fake_session import FakeLane
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfspan_core.serve.feed import FULL_EVERY, FULL_FIRST, KINDS, RESEND_TICKS, Feed
 from selfspan_core.tasks.registry import get_task
+from tests.support.fake_session import FakeLane
 
 PROBLEM = get_task("arithmetic").parse("79*36+63-(45-12)*8")
 OPTIONS = {"num_tokens": 900, "extra_text": "<script>", "wrong": (), "malformed_step": None}

@@ -5,38 +5,20 @@ import functools
 
 import pytest
 import torch
-import torch.nn.functional as F
-from attention_problem import needs_compiler, needs_cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_on_cpu import compiled, pointer
 
 from cuda_kernels import compile as loader
 from cuda_kernels.layers import DecodeOps
-
-DTYPES = {torch.bfloat16: 1, torch.float16: 0}
+from tests.support.attention_problem import needs_compiler, needs_cuda
+from tests.support.gemm_problem import DTYPES, assert_gemm, problem
+from tests.support.kernel_on_cpu import compiled, pointer
 
 
 @functools.cache
 def library(is_bf16: int) -> ctypes.CDLL:
     """The kernel for one element type; compiled once per test run."""
     return compiled("gemm.cpp", (f"-DIS_BF16={is_bf16}",))
-
-
-def problem(seed, dtype, batch, num_out, depth, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    make = lambda *shape: torch.randn(shape, generator=generator).to(dtype).to(device)  # noqa: E731
-    return make(batch, depth), make(num_out, depth) / depth**0.5, make(num_out)
-
-
-def assert_gemm(out, x, weight, bias):
-    """As close to the exact result as a sum in float32 and rounding once allow."""
-    x, weight = x.double(), weight.double()
-    exact = F.linear(x, weight, None if bias is None else bias.double())
-    eps = torch.finfo(out.dtype).eps
-    # Tensor cores cut off what does not fit float32's digits instead of rounding it.
-    of_summing = 1e-6 * (F.linear(x.abs(), weight.abs()) + 1)
-    assert ((out.double() - exact).abs() <= eps * exact.abs() + of_summing).all()
 
 
 @needs_compiler

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_problem import needs_compiler, needs_cuda
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_on_cpu import compiled, pointer
-from test_gemm import DTYPES, assert_gemm, problem
 
 from cuda_kernels import bench_products, gemm_wgmma
 from cuda_kernels import compile as loader
@@ -27,6 +24,9 @@ from cuda_kernels.gemm_wgmma import (
     partition_gemm,
 )
 from cuda_kernels.layers import DecodeOps
+from tests.support.attention_problem import needs_compiler, needs_cuda
+from tests.support.gemm_problem import DTYPES, assert_gemm, problem
+from tests.support.kernel_on_cpu import compiled, pointer
 from training import report
 
 needs_hopper = pytest.mark.skipif(

@@ -3,12 +3,12 @@
 import doctest
 import itertools
 
-import interval_tools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selfspan_core.spans import intervals
+from tests.support import interval_tools
 
 LOOSE = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
 """Any order, overlapping, empty or backwards."""

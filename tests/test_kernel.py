@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_problem import BF16, CONFIGS, assert_close, make_problem, needs_compiler, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_on_cpu import attend, ranges
 
 from cuda_kernels.compile import KernelConfig
+from tests.support.attention_problem import BF16, CONFIGS, assert_close, make_problem, needs_compiler, random_rows
+from tests.support.kernel_on_cpu import attend, ranges
 
 
 @needs_compiler

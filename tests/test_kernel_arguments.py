@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from attention_problem import BF16
 
 from cuda_kernels.attention import SpanAttention
 from cuda_kernels.checks import AttentionShape, check_capacity, check_no_overlap, check_tensor
 from cuda_kernels.device import CudaUnavailable, cuda_device
+from tests.support.attention_problem import BF16
 
 SHAPE = {"batch": 2, "num_heads": 8, "num_kv_heads": 2, "head_dim": 128, "max_spans": 4, "dtype": BF16}
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_problem import assert_close, exact, make_problem, needs_cuda, random_rows
-from kernel_on_cpu import table_of
 
 from cuda_kernels.attention import BadIntervals, SpanAttention
 from cuda_kernels.checks import AttentionShape
 from cuda_kernels.compile import KernelConfig
+from tests.support.attention_problem import assert_close, exact, make_problem, needs_cuda, random_rows
+from tests.support.kernel_on_cpu import table_of
 
 
 def on_gpu(config, problem, max_spans, **arguments):

@@ -4,15 +4,15 @@ import itertools
 
 import pytest
 import torch
-from attention_problem import CONFIGS, needs_compiler, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_on_cpu import plan, ranges, table_of
 
 from cuda_kernels import compile as loader
 from cuda_kernels.attention import BadIntervals, SpanAttention
 from cuda_kernels.checks import MAX_BATCH, AttentionShape
 from cuda_kernels.compile import KernelConfig
+from tests.support.attention_problem import CONFIGS, needs_compiler, random_rows
+from tests.support.kernel_on_cpu import plan, ranges, table_of
 
 
 @needs_compiler

@@ -5,12 +5,12 @@ import functools
 
 import pytest
 import torch
-from kernel_on_cpu import COMPILER, compiled, pointer
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from cuda_kernels import compile as loader
 from cuda_kernels.device import CudaUnavailable
 from cuda_kernels.layers import DecodeOps
+from tests.support.kernel_on_cpu import COMPILER, compiled, pointer
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
 DTYPES = {torch.bfloat16: 1, torch.float16: 0}

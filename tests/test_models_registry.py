@@ -11,14 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from asking import compare, request
-from conftest import ROOT
-from fake_session import FakeSession
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from safetensors import safe_open
-from scripted import right_output
-from tiny_models import save_tiny
 
 from selfspan_core.compare.session import Session
 from selfspan_core.engine.engine import Engine
@@ -40,6 +35,11 @@ from selfspan_core.params import Request
 from selfspan_core.serve import cli
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.tasks.registry import TASKS, get_task
+from tests.support.asking import compare, request
+from tests.support.fake_session import FakeSession
+from tests.support.paths import ROOT
+from tests.support.scripted import right_output
+from tests.support.tiny_models import save_tiny
 
 TEXT = "79*36+63"
 

@@ -4,9 +4,6 @@ import json
 
 import pytest
 import torch
-from asking import asked
-from span_examples import MARKERS, worked_example
-from test_engine import tiny_hf
 
 from cuda_kernels.picture import PictureError
 from selfspan_core.engine.batch_engine import BatchEngine
@@ -14,6 +11,9 @@ from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.render import render
+from tests.support.asking import asked
+from tests.support.engine_tools import tiny_hf
+from tests.support.span_examples import MARKERS, worked_example
 from training import bench_engine, picture_engine
 from training.bench import engine_cells
 from training.bench.engine_cells import Machine, ReplayedLane, fixed_cell, long_cell, replay_cell

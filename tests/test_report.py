@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from conftest import ROOT
 
+from tests.support.paths import ROOT
 from training import report
 from training.reports.markdown import from_document
 

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from asking import compare, generate, prepare
-from tiny_models import save_tiny
 
 from selfspan_core.attention import backends
 from selfspan_core.compare.session import Session
@@ -15,6 +13,8 @@ from selfspan_core.errors import ImplUnavailable, InputError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
+from tests.support.asking import compare, generate, prepare
+from tests.support.tiny_models import save_tiny
 
 ARTICLE = get_task("summarize").examples[0]
 

@@ -8,8 +8,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from asking import asked
-from kernel_on_cpu import COMPILER, compiled, pointer
 
 from cuda_kernels import compile as loader
 from cuda_kernels.layers import DecodeOps
@@ -18,6 +16,8 @@ from selfspan_core.engine.batch_parts import TorchParts
 from selfspan_core.params import SamplingParams
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import Rendered
+from tests.support.asking import asked
+from tests.support.kernel_on_cpu import COMPILER, compiled, pointer
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernel for the CPU")
 BF16 = torch.bfloat16

@@ -11,13 +11,13 @@ from contextlib import closing
 
 import httpx
 import pytest
-from conftest import ROOT
-from fake_session import FakeSession
 from gradio_client import Client
 
 from selfspan_core.errors import Busy
 from selfspan_core.params import Request
 from selfspan_core.serve.lazy_session import SharedDevice
+from tests.support.fake_session import FakeSession
+from tests.support.paths import ROOT
 
 EXPRESSION = "79*36+63-(45-12)*8"
 AROUND_THE_QUEUE = ("/gradio_api/run/compare", "/gradio_api/api/compare")

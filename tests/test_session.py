@@ -5,9 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from asking import compare, generate, prepare
-from scripted import OTHER_PREFILL_S, CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore, right_output, step
-from tiny_models import save_tiny
 
 from selfspan_core.attention import backends as impls
 from selfspan_core.compare.lane_view import LaneView, TextStream
@@ -20,6 +17,17 @@ from selfspan_core.errors import ImplUnavailable, InputError, LaneError
 from selfspan_core.params import Request
 from selfspan_core.tasks.base import View
 from selfspan_core.tasks.registry import get_task
+from tests.support.asking import compare, generate, prepare
+from tests.support.scripted import (
+    OTHER_PREFILL_S,
+    CharacterTokenizer,
+    FakeClock,
+    ScriptedEngine,
+    ScriptedStore,
+    right_output,
+    step,
+)
+from tests.support.tiny_models import save_tiny
 
 TASK = get_task("arithmetic")
 TOKENIZER = CharacterTokenizer()

@@ -8,7 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.support.paths import ROOT
 
 CODE = ("selfspan_core", "cuda_kernels", "training")
 FOLDERS = (*CODE, "tests")

@@ -3,15 +3,15 @@
 import collections
 import json
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
-from summary_tools import write_texts
 
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.task import Summarize, SummaryStep, problem_of
 from selfspan_core.tasks.summarize.written import WrittenStep
+from tests.support.paths import SHIPPED
+from tests.support.summary_tools import write_texts
 from training import summary_data
 from training.data.sources import summary_source
 from training.data.summary_source import Layout, PackedSummaries, Summary, summary_examples, without_some
@@ -20,12 +20,10 @@ from training.loop.packing import pack
 from training.loop.summary_heldout import bodies, first_reads
 from training.summary_data import EVALUATION, rows_of
 
-BASE = Path(__file__).parent.parent / "assets" / "base"
-
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return SpanTokenizer.load(BASE)
+    return SpanTokenizer.load(SHIPPED)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +31,8 @@ def made(tmp_path_factory):
     """The texts' folders, and what is packed of them in both forms."""
     folder = tmp_path_factory.mktemp("summaries")
     text, pairs = write_texts(folder)
-    summary_data.run(text, pairs, str(BASE), folder / "packed", "shorten", workers=1)
-    summary_data.run(None, pairs, str(BASE), folder / "rewritten", "rewrite", workers=1)
+    summary_data.run(text, pairs, str(SHIPPED), folder / "packed", "shorten", workers=1)
+    summary_data.run(None, pairs, str(SHIPPED), folder / "rewritten", "rewrite", workers=1)
     return folder
 
 

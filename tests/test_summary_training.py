@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from asking import generate
-from summary_tools import write_texts
-from tiny_models import save_tiny
 
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
@@ -19,6 +16,10 @@ from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
 from selfspan_core.tasks.summarize.task import Summarize
 from selfspan_core.tasks.summarize.written import read_steps
+from tests.support.asking import generate
+from tests.support.paths import ROOT
+from tests.support.summary_tools import write_texts
+from tests.support.tiny_models import save_tiny
 from training import evaluate, finetune, summary_data
 from training.evaluation import summary_evaluate
 from training.evaluation.batch_decode import decode_greedily
@@ -26,7 +27,6 @@ from training.evaluation.summary_evaluate import sample_text
 from training.finetune import FinetuneConfig
 from training.loop.config import ConfigError, load_config
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "training" / "configs"
 
 

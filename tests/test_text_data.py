@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from selfspan_core.models.tokenizer import SpanTokenizer
+from tests.support.paths import SHIPPED
 from training import text_data
 from training.data import copying as copy_data
 from training.data.copying import CopyMaker, copy_examples
 from training.text_data import MAX_TOKENS, TextShards
 
-BASE = Path(__file__).parent.parent / "assets" / "base"
 NUM_DOCUMENTS = 900
 HELDOUT = 0.05
 WORDS = "the house river stone people said that walked under bridge with a green old story about it"
@@ -39,7 +39,7 @@ def write_jsonl(file: Path, documents: list[dict]) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> SpanTokenizer:
-    return SpanTokenizer.load(BASE)
+    return SpanTokenizer.load(SHIPPED)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def made(tmp_path_factory) -> dict:
     write_jsonl(folder / "pairs" / "train_some.jsonl.xz", pairs)
     write_jsonl(folder / "pairs" / "test_some.jsonl.xz", [{"id": "t", "article": "TESTARTICLE", "summary": "x"}])
     shards = folder / "shards"
-    meta = text_data.run(folder / "text", folder / "pairs", str(BASE), shards, workers=1, heldout_share=HELDOUT)
+    meta = text_data.run(folder / "text", folder / "pairs", str(SHIPPED), shards, workers=1, heldout_share=HELDOUT)
     return {"folder": folder, "documents": documents, "shards": shards, "meta": meta}
 
 
@@ -113,7 +113,7 @@ def test_same_shards_from_any_number_of_processes(made, tmp_path, monkeypatch):
     """Catches an order of documents that depends on which process is done first."""
     monkeypatch.setattr(text_data, "CHUNK_BYTES", 20_000)
     folders = made["folder"] / "text", made["folder"] / "pairs"
-    meta = text_data.run(*folders, str(BASE), tmp_path / "out", workers=2, heldout_share=HELDOUT)
+    meta = text_data.run(*folders, str(SHIPPED), tmp_path / "out", workers=2, heldout_share=HELDOUT)
     assert meta == made["meta"]
     for file in made["shards"].iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
@@ -178,7 +178,7 @@ def test_a_bad_document_stops_the_run(tmp_path, monkeypatch):
     documents = [{"id": 0, "title": "No text"}] + [{"id": i, "text": "Some words. " * 20} for i in range(1, 200)]
     write_jsonl(tmp_path / "mine-0.jsonl.xz", documents)
     with pytest.raises(ValueError, match="source 'mine' has no 'text'"):
-        text_data.run(tmp_path, None, str(BASE), tmp_path / "out", workers=1)
+        text_data.run(tmp_path, None, str(SHIPPED), tmp_path / "out", workers=1)
 
 
 # Copy tasks.

@@ -13,9 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from selfspan_core.models.tokenizer import SpanTokenizer, TextCodec
 from selfspan_core.spans.protocol import ANCHORS, MARKER_PIECES
+from tests.support.paths import SHIPPED
 from training import train_tokenizer
-
-BASE = Path(__file__).parent.parent / "assets" / "base"
 
 # Text → ids of the shipped tokenizer. The shipped model is worthless with any other ids.
 GOLDEN = {
@@ -34,7 +33,7 @@ TYPED += ["<|a0|><|a1|>", "x<|end|>y", "< | ref | >", "<|endoftext|>", "<|begin_
 @functools.cache
 def loaded() -> SpanTokenizer:
     """The shipped tokenizer, loaded once; hypothesis takes no fixtures."""
-    return SpanTokenizer.load(BASE)
+    return SpanTokenizer.load(SHIPPED)
 
 
 @pytest.fixture
@@ -117,7 +116,7 @@ def test_arithmetic_is_one_id_per_character(base):
 
 def test_same_ids_as_sentencepiece(base):
     """Catches a conversion that merges in another order than the SentencePiece model that was trained."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(BASE / "tokenizer.model"))
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(SHIPPED / "tokenizer.model"))
     texts = random_texts(4000, seed=1)
     assert base.encode_batch(texts) == processor.encode(texts)
     assert [processor.id_to_piece(i) for i in range(264)] == base.hf.convert_ids_to_tokens(list(range(264)))
@@ -306,6 +305,6 @@ def test_training_is_deterministic_and_converts(tmp_path):
 
 def test_a_piece_across_a_cut_is_refused():
     """Catches a cut that would keep a learned piece from ever being used."""
-    tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     with pytest.raises(ValueError, match="crosses a cut"):
         train_tokenizer.check_cuts(tokenizer, ["the", "the cat"])

@@ -8,19 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from asking import compare
-from conftest import ROOT
-from fake_session import FakeSession
 from gradio_client import Client
-from scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore
-from tiny_models import save_tiny
-from toy.reverse import Reverse
 
 from selfspan_core.compare.session import Session
 from selfspan_core.errors import InputError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.serve import cli
 from selfspan_core.tasks.registry import TASKS, get_task
+from tests.support.asking import compare
+from tests.support.fake_session import FakeSession
+from tests.support.paths import ROOT
+from tests.support.scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore
+from tests.support.tiny_models import save_tiny
+from tests.support.toy.reverse import Reverse
 from training import evaluate
 from training.data.generated import evaluation_set, examples, problems
 from training.finetune import FinetuneConfig

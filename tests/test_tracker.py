@@ -3,14 +3,14 @@
 import random
 import sys
 
-import interval_tools
 import pytest
 from hypothesis import given, settings
-from span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, text, worked_example
 
 from selfspan_core.spans import protocol
 from selfspan_core.spans.render import Example, Part, Step, render, render_plain
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Phase, Tracker
+from tests.support import interval_tools
+from tests.support.span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, text, worked_example
 
 REF, GO, RES, END, EOS = MARKERS.ref, MARKERS.go, MARKERS.res, MARKERS.end, MARKERS.eos
 A = MARKERS.anchors

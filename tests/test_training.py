@@ -19,6 +19,7 @@ from selfspan_core.models.loading import load_base
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
+from tests.support.paths import ROOT
 from training import evaluate, finetune, pretrain
 from training.data.generated import evaluation_set
 from training.data.sources import generated_source, mix
@@ -29,7 +30,6 @@ from training.loop.heldout import exact_answers, heldout_loss
 from training.loop.packing import pack, plain_sample
 from training.loop.trainer import LanguageModelLoss, LoopConfig, Trainer, share_of_step
 
-ROOT = Path(__file__).parent.parent
 TOKENIZER = ROOT / "assets" / "base"
 
 
@@ -476,7 +476,10 @@ def test_rows_that_cannot_be_shared_are_an_error(rows, micro, processes):
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_share_of_examples_without_the_mask(tokenizer, share):
     """Would catch a share that is ignored, or one that changes which examples are drawn."""
-    examples = [list(itertools.islice(generated_source(get_task("arithmetic"), tokenizer, True, s)(3, 0, 1), 200)) for s in (0.0, share)]
+    examples = [
+        list(itertools.islice(generated_source(get_task("arithmetic"), tokenizer, True, s)(3, 0, 1), 200))
+        for s in (0.0, share)
+    ]
     assert all((a.ids == b.ids).all() for a, b in zip(*examples, strict=True))
     unmasked = sum(len(sample.runs) == 1 for sample in examples[1])
     assert unmasked == pytest.approx(200 * share, abs=0 if share in (0.0, 1.0) else 20)

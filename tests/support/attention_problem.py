@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_on_cpu import COMPILER, Problem
 
 from cuda_kernels.compile import KernelConfig
+from tests.support.kernel_on_cpu import COMPILER, Problem
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from kernel_on_cpu import compiled, pointer
 
 from cuda_kernels.tracker import Grammar
+from tests.support.kernel_on_cpu import compiled, pointer
 
 
 @functools.cache

@@ -12,8 +12,9 @@ import torch
 
 from cuda_kernels.attention import plan_grid
 from cuda_kernels.compile import FOLDER, KernelConfig, schedule_words
+from tests.support.paths import ROOT
 
-HERE = Path(__file__).parent / "cuda_on_cpu"
+HERE = ROOT / "tests" / "cuda_on_cpu"
 COMPILER = shutil.which("g++")
 
 

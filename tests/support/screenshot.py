@@ -1,7 +1,7 @@
 """The README's pictures: the app, really running, in the middle of a run; an article, summarized.
 
-python -m tests.screenshot --out assets/app.png
-python -m tests.screenshot --task summarize --out assets/articles.png
+python -m tests.support.screenshot --out assets/app.png
+python -m tests.support.screenshot --task summarize --out assets/articles.png
 """
 
 import argparse
@@ -13,7 +13,7 @@ from playwright.sync_api import Page, sync_playwright
 
 import app
 from selfspan_core.tasks.registry import get_task
-from tests.conftest import CHROMIUM, CHROMIUM_FLAGS
+from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS
 
 WIDTH, HEIGHT = 1280, 1180
 COLOURS = 256

@@ -9,8 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from selfspan_core.models.loading import resize_for_tokenizer
 from selfspan_core.models.tokenizer import SpanTokenizer
-
-SHIPPED = Path(__file__).parent.parent / "assets" / "base"
+from tests.support.paths import SHIPPED
 
 
 def save_byte_tokenizer(folder: Path) -> None:

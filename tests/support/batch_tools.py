@@ -1,0 +1,51 @@
+"""Requests for the batch engine, and their events without what no two runs share."""
+
+import torch
+
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Finished, Token
+from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
+from selfspan_core.spans.render import render
+from tests.support.engine_tools import tiny_hf
+from tests.support.span_examples import MARKERS, worked_example
+
+CAPACITY = 160
+
+
+def example(seed, num_steps=3):
+    rendered = render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
+    return rendered, rendered.ids[rendered.prompt.num_tokens :]
+
+
+def shorn(event):
+    """An event without what no two runs share."""
+    if isinstance(event, Token):
+        return event.id, event.position, event.visible, event.num_visible, event.phase, event.step, event.malformed
+    if isinstance(event, Finished):
+        return (
+            event.reason,
+            event.num_tokens,
+            event.attended_tokens,
+            event.dense_tokens,
+            event.num_malformed,
+            event.steps,
+        )
+    return type(event), getattr(event, "num_tokens", None), getattr(event, "step", None)
+
+
+def alone(weights, request, attention):
+    """What the engine of one sequence says of a request."""
+    return [shorn(event) for event in Engine(weights.model, MARKERS).generate(request, attention)]
+
+
+def by_request(pairs):
+    events: dict[int, list] = {}
+    for number, event in pairs:
+        events.setdefault(number, []).append(shorn(event))
+    return events
+
+
+def on_cuda(**changes):
+    hf = tiny_hf(head_dim=64, **changes).to(torch.bfloat16)
+    return DecodeWeights(SpanModel(hf.cuda()))
