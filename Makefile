@@ -20,7 +20,7 @@ help:
 	@echo "make test       install what tests need and run them, long sweeps by sample (JOBS=4 for more than two workers)"
 	@echo "make quick      spans, tasks, parameters, readers and the race: no browser, no compiler, no training"
 	@echo "make test-all   as make test, with every sweep whole"
-	@echo "make lint       ruff: check and format check"
+	@echo "make lint       ruff (check and format check) and mypy"
 	@echo "make clean      remove $(VENV) and caches"
 
 app: $(VENV)/.app
@@ -38,6 +38,7 @@ test-all: $(VENV)/.test tools
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("selfspan needs Python 3.11 or newer; PYTHON= names one")'
@@ -61,5 +62,5 @@ tools chromium:
 	    chromium chromium-driver g++; } >/dev/null 2>&1 || echo "could not install them: tests that need them are skipped"; }
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(config, items: list) -> None:
         module = item.path.stem
         if "chromium" in item.fixturenames:
             item.add_marker("browser")
-        is_served = "chromium" in item.fixturenames or module in ONE_AT_A_TIME
+        is_served = module in ONE_AT_A_TIME or not {"chromium", "serve"}.isdisjoint(item.fixturenames)
         item.add_marker(pytest.mark.xdist_group("served" if is_served else module))
     if hasattr(config, "workerinput"):
         # The longest group first: the other worker takes what is left.
