@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 # Workers of the tests, with one thread each.
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 # Spans, tasks, parameters, sampling's rules, readers and the race: no browser, compiler, training or server.
 QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_cache arithmetic arithmetic_steps \
@@ -20,7 +20,7 @@ help:
 	@echo "make test       install what tests need and run them, long sweeps by sample (JOBS=4 for more than two workers)"
 	@echo "make quick      spans, tasks, parameters, readers and the race: no browser, no compiler, no training"
 	@echo "make test-all   as make test, with every sweep whole"
-	@echo "make lint       ruff: check and format check"
+	@echo "make lint       ruff (check and format check) and mypy"
 	@echo "make clean      remove $(VENV) and caches"
 
 app: $(VENV)/.app
@@ -38,6 +38,7 @@ test-all: $(VENV)/.test tools
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("selfspan needs Python 3.11 or newer; PYTHON= names one")'
@@ -61,5 +62,5 @@ tools chromium:
 	    chromium chromium-driver g++; } >/dev/null 2>&1 || echo "could not install them: tests that need them are skipped"; }
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,6 +11,8 @@ from contextlib import nullcontext
 
 import gradio as gr
 
+from selfspan_core.errors import ModelError
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, choices, resolve_model
 from selfspan_core.paths import PAGE
 from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.feed import Feed
@@ -30,18 +32,21 @@ text so far to write each next bit (a *token*), and that takes time. Watch one m
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
 
 
-def build_app(session, tasks: Sequence[str] = (next(iter(TASKS)),)) -> gr.Blocks:
+def build_app(
+    session, tasks: Sequence[str] = (next(iter(TASKS)),), model: ModelSpec = MODELS[DEFAULT_MODEL]
+) -> gr.Blocks:
     """The page and the API around a session (anything with its `compare` and `can_load`).
 
     Args:
         tasks: what the page offers, a tab each where there are several.
+        model: the session's own, of requests that name none; others are offered beside it where there are any.
     """
     device = SharedDevice(session)
     runs = PageRuns(device)
     with gr.Blocks(title="selfspan", analytics_enabled=False) as demo:
         gr.Markdown(INTRO + pitch(tasks))
         with gr.Tabs(elem_id="tasks") if len(tasks) > 1 else nullcontext():
-            asked = [_tab(name, len(tasks) > 1) for name in tasks]
+            asked = [_tab(name, len(tasks) > 1, model) for name in tasks]
         race = gr.HTML(
             html_template=(PAGE / "panes.html").read_text(encoding="utf-8"),
             js_on_load=(PAGE / "panes.js").read_text(encoding="utf-8"),
@@ -55,7 +60,7 @@ def build_app(session, tasks: Sequence[str] = (next(iter(TASKS)),)) -> gr.Blocks
             _wire(one, runs, race, job)
             if one.load is not None:
                 demo.load(lambda: offered_load(session.can_load()), None, one.load, **AFTER_LOADING, **HIDDEN)
-        gr.api(compare_endpoint(device), api_name="compare", **LANE)
+        gr.api(compare_endpoint(device, model), api_name="compare", **LANE)
         demo.unload(runs.forget)
     # Closed to calls beside the queue: each of those would block one of gradio's threads on the lane.
     return demo.queue(max_size=32, api_open=False)
@@ -68,10 +73,10 @@ def pitch(tasks: Sequence[str]) -> str:
     return f"do the same task both ways: {', or '.join(TASKS[name].page.pitch for name in tasks)}."
 
 
-def _tab(name: str, is_tab: bool) -> Controls:
+def _tab(name: str, is_tab: bool, model: ModelSpec) -> Controls:
     """A task's controls, in a tab of their own where there are several tasks."""
     with gr.Tab(TASKS[name].page.tab, id=name) if is_tab else nullcontext():
-        return controls(get_task(name))
+        return controls(get_task(name), choices(name, model))
 
 
 def _wire(one: Controls, runs: PageRuns, race: gr.HTML, job: gr.State) -> None:
@@ -120,8 +125,21 @@ def serve(session: LazySession, demo: gr.Blocks, port: int) -> None:
     demo.block_thread()
 
 
-session = LazySession(impl=os.environ.get("SELFSPAN_IMPL"))
-demo = build_app(session, shipped_tasks())
+def model_of_environment() -> ModelSpec:
+    """The model of requests that name none: SELFSPAN_MODEL, a registered name, a folder or a hub id.
+
+    Raises:
+        SystemExit: there is no such model; a server of nothing would help nobody.
+    """
+    try:
+        return resolve_model(os.environ.get("SELFSPAN_MODEL") or DEFAULT_MODEL)
+    except ModelError as error:
+        raise SystemExit(f"SELFSPAN_MODEL: {error}") from None
+
+
+own_model = model_of_environment()
+session = LazySession(os.environ.get("SELFSPAN_IMPL"), own_model)
+demo = build_app(session, shipped_tasks(own_model), own_model)
 
 if __name__ == "__main__":
     serve(session, demo, int(os.environ.get("PORT", "7860")))

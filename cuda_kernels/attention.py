@@ -6,6 +6,7 @@ between replays. Kernels are compiled in the constructor: about a second per con
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class SpanAttention:
     ) -> None:
         self.shape, self.debug, self.device = shape, debug, cuda_device(device)
         require_dtype(shape.dtype, self.device)
-        properties = torch.cuda.get_device_properties(self.device)
+        properties: Any = torch.cuda.get_device_properties(self.device)  # its stub lacks a field
         num_sms, limit = properties.multi_processor_count, properties.shared_memory_per_block_optin
         is_bf16 = shape.dtype is torch.bfloat16
         config = choose_config(shape.head_dim, shape.group_size, is_bf16, shape.batch, limit)
@@ -78,7 +79,8 @@ class SpanAttention:
         self._allocate(config)
 
     def _allocate(self, config: KernelConfig) -> None:
-        shape, integers = self.shape, {"dtype": torch.int32, "device": self.device}
+        shape = self.shape
+        integers: dict[str, Any] = {"dtype": torch.int32, "device": self.device}
         self._spans = torch.zeros(shape.batch, shape.max_spans, 2, **integers)
         self._schedule = torch.zeros(schedule_words(shape.batch), **integers)
         num_row_heads = shape.batch * shape.num_kv_heads

@@ -8,6 +8,7 @@ kind.
 
 import ctypes
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def launch_overlapping(
     Raises:
         RuntimeError: the driver refuses; the message has its error number.
     """
-    values = [
+    values: list[Any] = [  # ctypes has no name for what all its numbers and structures are
         argument if isinstance(argument, ctypes.Structure) else C_TYPES[argument.dtype](argument.item())
         for argument in arguments
     ]

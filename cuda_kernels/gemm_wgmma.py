@@ -4,6 +4,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -116,7 +117,8 @@ class WgmmaGemm:
         self._dtype, self._device, self._cluster_sizes = dtype, device, cluster_sizes
         # Only Hopper has wgmma: neither older nor newer GPUs do.
         self.is_available = torch.cuda.get_device_capability(device) == (9, 0)
-        self._limit = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        properties: Any = torch.cuda.get_device_properties(device)  # its stub lacks a field
+        self._limit = properties.shared_memory_per_block_optin
         self._launch = Launcher(device, CARVEOUT_PERCENT)
 
     def serves(self, batch: int, num_rows: int, depth: int) -> bool:

@@ -1,6 +1,7 @@
 """Launch kernels on torch's current stream, and pass tensors to them."""
 
 import warnings
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ class Launcher:
     def __init__(self, device: torch.device, carveout_percent: int | None = None) -> None:
         self._device, self._carveout_percent = device, carveout_percent
         self._overlap = torch.cuda.get_device_capability(device) >= (9, 0)
-        self._streams: dict[int, object] = {}
+        self._streams: dict[int, AbstractContextManager] = {}
 
     def __call__(
         self,

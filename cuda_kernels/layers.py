@@ -3,7 +3,8 @@
 One token per row. Nothing here waits for the device or copies to the host; only GEMMs allocate their results.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,24 @@ class DecodeOps:
         self.carveout_percent = CARVEOUT_PERCENT if by_wgmma else None
         self._launch = Launcher(self.device, self.carveout_percent)
         self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
+
+    def bind(self, matrix: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What `matrix.apply` computes: by these kernels where it is plain floats, `weight` and `bias` (see `linear`).
+
+        Args:
+            matrix: an object with `apply(x)`; one without `weight` is stored in another form and applies itself.
+        """
+        weight = getattr(matrix, "weight", None)
+        if weight is None:
+            return matrix.apply
+        return lambda x: self.linear(x, weight, matrix.bias)
+
+    def bind_gated(self, matrix: Any) -> Callable[[torch.Tensor, torch.Tensor], None]:
+        """`silu(gate) * up` of what `matrix.apply` computes; see `bind` and `gated_linear`."""
+        weight = getattr(matrix, "weight", None)
+        if weight is not None:
+            return lambda x, out: self.gated_linear(x, weight, out)
+        return lambda x, out: self.gated_silu(matrix.apply(x).view(len(x), 2, -1), out)
 
     def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """`x weight^T + bias`: by gemm_wgmma.cu on Hopper GPUs, up to 128 rows and from 16 MB of weights on
@@ -229,8 +248,13 @@ class DecodeOps:
         # Read one element at a time: a vocabulary of any size will do.
         if logits.dtype != self.dtype or logits.device != self.device or not logits.is_contiguous():
             raise ValueError(f"logits is not contiguous in {self.dtype} on {self.device}")
-        kinds = (("temperatures", temperatures, torch.float32), ("top_ps", top_ps, torch.float32))
-        kinds += (("seeds", seeds, torch.int64), ("positions", positions, torch.int32), ("ids", ids, torch.int64))
+        kinds = (
+            ("temperatures", temperatures, torch.float32),
+            ("top_ps", top_ps, torch.float32),
+            ("seeds", seeds, torch.int64),
+            ("positions", positions, torch.int32),
+            ("ids", ids, torch.int64),
+        )
         for name, tensor, dtype in kinds:
             check_tensor(name, tensor, (batch,), dtype, self.device, contiguous=True)
         arguments = (

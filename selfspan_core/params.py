@@ -66,6 +66,7 @@ class Request:
         load: requests that each lane answers at once: this input, and others of about its size, made up from the seed,
             the same ones in both lanes.
         sampling: how tokens are drawn.
+        model: name of the model; None: the default one. Whether there is such a model is asked where models are.
 
     Raises:
         InputError: a value that makes no sense, whatever the task is.
@@ -78,11 +79,14 @@ class Request:
     adapter: Literal["span", "plain"] = "span"
     load: int = 1
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    model: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("task", self.task), ("input", self.text)):
             if not isinstance(value, str):
                 raise InputError(f"The {name} is a text, not {brief(value)}.")
+        if self.model is not None and not isinstance(self.model, str):
+            raise SettingError(f"The model is a name, not {brief(self.model)}.")
         if self.attention not in ATTENTIONS:
             raise InputError(f"The attention is dense, sparse or both, not {brief(self.attention)}.")
         if self.adapter not in ADAPTERS:

@@ -12,10 +12,10 @@ from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_parts import CudaParts, TorchParts
 from selfspan_core.engine.batch_step import BatchStep, First
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.events import Failed, Finished, Prefilled
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans import protocol
 from selfspan_core.spans.render import Rendered
 from tests.support.asking import asked
@@ -268,7 +268,7 @@ def test_gpu_same_logits_with_large_products(batch):
         rendered, forced = example(row)
         start = asked(rendered, forced_tokens=forced)
         for step in steps:
-            step.begin(row, start)
+            step.begin(row, start, len(forced))
             step.collect()
     for _ in range(12):
         ids = []

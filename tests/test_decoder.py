@@ -1,7 +1,10 @@
 """The decode step written out: the same logits as the model's own forward."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -15,8 +18,9 @@ from transformers import (
 
 from selfspan_core.attention.readers import DenseReader
 from selfspan_core.attention.reference import masked_attention, visibility_mask
-from selfspan_core.engine.decoder import Decoder, DecodeWeights, TorchOps
+from selfspan_core.engine.decoder import Decoder, TorchOps
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights, DenseMatrix
 from tests.support.engine_tools import tiny_config
 
 MODELS = {
@@ -112,7 +116,7 @@ def test_the_model_still_works_and_shares_its_weights():
     before = whole(model, ids)
     weights = DecodeWeights(model)
     assert torch.equal(whole(model, ids), before)
-    fused = weights.layers[0].qkv
+    fused = weights.layers[0].qkv.weight
     projection = model.hf.get_decoder().layers[0].self_attn.k_proj
     assert projection.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
 
@@ -122,3 +126,35 @@ def test_other_activations_are_refused():
     model = SpanModel(LlamaForCausalLM(LlamaConfig(**tiny_config(hidden_act="gelu"))).eval())
     with pytest.raises(ValueError, match="knows the activation 'silu', not 'gelu'"):
         DecodeWeights(model)
+
+
+class Halved:
+    """A matrix that is stored in another form than plain floats: here as twice of itself."""
+
+    def __init__(self, matrix: DenseMatrix) -> None:
+        self._twice, self._bias = 2 * matrix.weight, matrix.bias
+        self.shape, self.num_bytes = matrix.shape, 2 * matrix.num_bytes
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self._twice) / 2 + (0 if self._bias is None else self._bias)
+
+
+def test_matrices_apply_themselves():
+    """Would catch a step that reaches for a matrix's floats, so that weights could be stored in one form only."""
+    model = make("llama")
+    plain, other = DecodeWeights(model), DecodeWeights(model)
+    other.layers = [
+        replace(layer, **{name: Halved(getattr(layer, name)) for name in ("qkv", "out", "gate_up", "down")})
+        for layer in other.layers
+    ]
+    other.head = Halved(other.head)
+    assert other.shapes == plain.shapes and other.num_bytes > plain.num_bytes
+    ids, positions = torch.tensor([3, 5]), torch.tensor([0, 0], dtype=torch.int32)
+    logits = []
+    for weights in (plain, other):
+        cache = model.new_cache(4, 2)
+        attend = lambda layer, queries, cache=cache: cache.values[layer][:, :, 0].repeat_interleave(  # noqa: E731
+            queries.shape[1] // cache.values[layer].shape[1], 1
+        )
+        logits.append(Decoder(weights, cache, TorchOps())(ids, positions, attend))
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)

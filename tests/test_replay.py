@@ -8,8 +8,8 @@ import torch
 from cuda_kernels.picture import PictureError
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_step import BatchStep
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.render import render
 from tests.support.asking import asked
 from tests.support.engine_tools import tiny_hf

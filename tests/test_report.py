@@ -16,6 +16,8 @@ MARKDOWN = sorted(
     for pattern in ("*.md", "docs/**/*.md", "assets/*.md", "assets/results/*.md")
     for file in ROOT.glob(pattern)
 )
+FOLDERS_OF_GUIDES = (".", "selfspan_core", "tests", "tests/support")
+"""What paths in guides to the code begin at."""
 MAX_README_LINES, MAX_README_ROWS = 160, 6
 
 
@@ -92,6 +94,14 @@ def test_the_tree_names_folders_that_exist():
         inside = folder if line.startswith(" ") else ""
         missing = [name for name in names if not (ROOT / inside / name).exists()]
         assert names and not missing, line
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "docs/adding-a-task.md"])
+def test_named_files_exist(name):
+    """Would catch a guide to the code that names a file by where it was."""
+    named = re.findall(r"`([\w./-]+\.(?:py|js|html|cuh?|yaml))`", FENCE.sub("", text_of(name)))
+    missing = [path for path in named if not any((ROOT / folder / path).is_file() for folder in FOLDERS_OF_GUIDES)]
+    assert len(named) > 5 and not missing
 
 
 def test_python_examples_run(capsys):

@@ -144,13 +144,13 @@ def test_trained_on_is_what_the_task_renders(packed, tokenizer, annotated):
 
 def test_stream_is_endless_shuffled_and_shared_out(packed, tokenizer):
     """Would catch workers that see the same summaries, names that always start alike, and lanes that differ."""
-    numbers = packed.of_kind("titles")
-    shares = [list(islice(summary_examples(packed, "titles", tokenizer, True, 3, w, 2), len(numbers))) for w in (0, 1)]
+    numbers, annotated = packed.of_kind("titles"), Layout(tokenizer, True)
+    shares = [list(islice(summary_examples(packed, "titles", annotated, 3, w, 2), len(numbers))) for w in (0, 1)]
     half = len(numbers) // 2
     texts = [{tokenizer.decode(r.ids) for r in share[:half]} for share in shares]
     assert not texts[0] & texts[1]
     assert len({min(r.prompt.segments) for r in shares[0]}) > 10
-    plain = next(summary_examples(packed, "titles", tokenizer, False, 3, 0, 2))
+    plain = next(summary_examples(packed, "titles", Layout(tokenizer, False), 3, 0, 2))
     assert tokenizer.decode(plain.ids).replace("\n ", " ") == tokenizer.decode(shares[0][0].ids)
     with pytest.raises(ValueError, match="no summaries of kind 'poems'"):
         packed.of_kind("poems")

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from cuda_kernels.bench import provenance
-from selfspan_core.models.model import SpanModel, load_base
+from selfspan_core.models.loading import load_base
+from selfspan_core.models.model import SpanModel
 from selfspan_core.tasks.registry import get_task
 from tests.support.training_tools import train, write_config
 from training.data.generated import evaluation_set

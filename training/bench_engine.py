@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 
 from cuda_kernels.bench.provenance import provenance, weights_digest
-from selfspan_core.engine.decoder import DecodeWeights
-from selfspan_core.engine.model_store import DEFAULT_ADAPTERS
+from selfspan_core.models.weights import DecodeWeights
+from selfspan_core.paths import ADAPTERS as ADAPTER_FOLDERS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
 from training.bench.engine_cells import (
@@ -113,7 +113,7 @@ def measure_shipped(arguments: argparse.Namespace, results: Results, device: tor
         made = [record_all(shipped, operands, num, batch, arguments.seed + 1)[0] for _ in range(SHIPPED_ROUNDS)]
         medians = {lane: statistics.median(one[lane].tokens_per_second for one in made) for lane in made[0]}
         speed.append({"batch": batch, "n": num, "rounds": SHIPPED_ROUNDS} | medians)
-    digests = {adapter: weights_digest(DEFAULT_ADAPTERS / name) for adapter, name in ADAPTERS.items()}
+    digests = {adapter: weights_digest(ADAPTER_FOLDERS / name) for adapter, name in ADAPTERS.items()}
     results.add("shipped", {"operands": arguments.operands[-1], "speed": speed, "weights_sha256": digests})
     return {"markers": shipped["span"].model.tokenizer.markers, "replays": replays}
 

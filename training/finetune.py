@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from cuda_kernels.bench.provenance import provenance
-from selfspan_core.models.model import load_base, resize_for_tokenizer
+from selfspan_core.models.loading import load_base, resize_for_tokenizer
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
 from training.loop.config import ConfigError, load_config

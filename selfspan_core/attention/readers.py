@@ -4,7 +4,7 @@ A reader is planned once per token on the host (`plan`) and run once per layer (
 values go and what queries read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -121,11 +121,12 @@ class CudaReader:
         cache = self._cache
         cache.write(layer, self._start, key, value)
         # By the first layer for all: how many heads ask is known only here.
-        if not self._is_planned:
-            self._kernel = self._with_room(query.shape[1], len(self._visible))
-            plan_visible(self._kernel, self._visible, cache.capacity)
+        kernel = self._kernel
+        if kernel is None or not self._is_planned:
+            kernel = self._kernel = self._with_room(query.shape[1], len(self._visible))
+            plan_visible(kernel, self._visible, cache.capacity)
             self._is_planned = True
-        return self._kernel(query[:, :, 0], cache.keys[layer], cache.values[layer], scale)[:, :, None]
+        return kernel(query[:, :, 0], cache.keys[layer], cache.values[layer], scale)[:, :, None]
 
     def _with_room(self, num_heads: int, num_spans: int) -> SpanAttention:
         if self._kernel is not None and num_spans <= self._kernel.shape.max_spans:
@@ -147,7 +148,8 @@ class GatherReader:
         self._dense = DenseReader(cache)
         self._workspace: KVCache | None = None
         self._used = 0
-        self._in_body = False
+        # The workspace while a body is open.
+        self._open: KVCache | None = None
         # Where the open body starts, in the cache and in the workspace.
         self._body_start = 0
         self._body_offset = 0
@@ -155,13 +157,13 @@ class GatherReader:
     def plan(self, start: int, state: State | None) -> None:
         """See Reader."""
         if state is not None and state.phase is Phase.BODY:
-            if self._in_body:
-                self._used += 1
-            else:
+            if self._open is None:
                 self._gather(start, state)
+            else:
+                self._used += 1
             return
-        if self._in_body:
-            self._write_back()
+        if self._open is not None:
+            self._write_back(self._open)
         self._dense.plan(start, state)
 
     def _gather(self, start: int, state: State) -> None:
@@ -173,20 +175,20 @@ class GatherReader:
             self._workspace = self._cache.like(min(max(needed, grown), self._cache.capacity))
         # The token at `start` itself is not in the cache yet: its layers append it.
         self._used = self._workspace.copy_from(self._cache, [*before, (own_start, start)])
-        self._body_start, self._body_offset, self._in_body = start, self._used, True
+        self._body_start, self._body_offset, self._open = start, self._used, self._workspace
 
-    def _write_back(self) -> None:
+    def _write_back(self, workspace: KVCache) -> None:
         body = (self._body_offset, self._used + 1)
-        self._cache.copy_from(self._workspace, [body], self._body_start)
-        self._in_body = False
+        self._cache.copy_from(workspace, [body], self._body_start)
+        self._open = None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """See Reader."""
-        if not self._in_body:
+        workspace, used = self._open, self._used
+        if workspace is None:
             return self._dense.attend(layer, query, key, value, scale)
-        workspace, used = self._workspace, self._used
         workspace.write(layer, used, key, value)
         keys, values = workspace.keys[layer].narrow(2, 0, used + 1), workspace.values[layer].narrow(2, 0, used + 1)
         return fused_one_query(query, keys, values, scale)
@@ -212,7 +214,12 @@ def make_reader(attention: str, impl: str, cache: KVCache, device: torch.device 
     if impl not in IMPLS:
         raise ValueError(f"no implementation of attention is called {impl!r}; there are {', '.join(IMPLS)}")
     require_impl(impl, device)
-    return {"reference": ReferenceReader, "gather": GatherReader, "cuda": CudaReader}[impl](cache)
+    readers: dict[str, Callable[[KVCache], Reader]] = {
+        "reference": ReferenceReader,
+        "gather": GatherReader,
+        "cuda": CudaReader,
+    }
+    return readers[impl](cache)
 
 
 def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAttention:

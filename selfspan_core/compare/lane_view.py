@@ -241,10 +241,13 @@ class LaneView:
     # ---- text
 
     def _name(self, anchor: int | None) -> str | None:
-        return None if anchor is None else f"a{self._markers.anchor_index[anchor]}"
+        return None if anchor is None else self._named(anchor)
+
+    def _named(self, anchor: int) -> str:
+        return f"a{self._markers.anchor_index[anchor]}"
 
     def _names(self, anchors: Sequence[int]) -> tuple[str, ...]:
-        return tuple(f"a{self._markers.anchor_index[anchor]}" for anchor in anchors)
+        return tuple(map(self._named, anchors))
 
     def _write(self, token: int) -> None:
         kind = self._tokenizer.marker_kind(token)
@@ -252,8 +255,10 @@ class LaneView:
             self._add_text(self._stream.push(token))
             return
         self._add_text(self._stream.flush())
-        if kind is not None:
-            self._add_item(self._name(token) if kind == "anchor" else kind, kind)
+        if kind == "anchor":
+            self._add_item(self._named(token), kind)
+        elif kind is not None:
+            self._add_item(kind, kind)
         if kind == "end":
             self._end_line()
 

@@ -1,6 +1,7 @@
 """What a run compares. No torch here."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from selfspan_core.errors import SettingError
 
@@ -13,12 +14,13 @@ LABELS = {"dense": "Dense attention", "sparse": "Self-selected attention"}
 
 @dataclass(frozen=True)
 class LaneSpec:
-    """What one lane runs: `attention` is "dense" or "sparse", `adapter` is "span" or "plain"."""
+    """What one lane runs: `attention` is "dense" or "sparse", `adapter` is "span" or "plain", `model` is its name."""
 
     id: str
     label: str
-    attention: str
-    adapter: str
+    attention: Literal["dense", "sparse"]
+    adapter: Literal["span", "plain"]
+    model: str = ""
 
     @property
     def annotated(self) -> bool:
@@ -31,17 +33,19 @@ class LaneSpec:
         return self.attention == "sparse"
 
 
-def lane_specs(attention: str, adapter: str) -> tuple[LaneSpec, ...]:
-    """The lanes of a request's `attention` and `adapter`.
+def lane_specs(
+    attention: Literal["dense", "sparse", "both"], adapter: Literal["span", "plain"], model: str = ""
+) -> tuple[LaneSpec, ...]:
+    """The lanes of a request's `attention` and `adapter`, on the model of that name.
 
     "both" with the plain adapter races it, dense, against the span adapter, sparse.
     """
-    names = ("dense", "sparse") if attention == "both" else (attention,)
+    names: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse") if attention == "both" else (attention,)
     specs = []
     for name in names:
-        own = adapter if name == "dense" else "span"
+        own: Literal["span", "plain"] = adapter if name == "dense" else "span"
         label = f"{LABELS[name]}, {own} adapter"
-        specs.append(LaneSpec(name, label, name, own))
+        specs.append(LaneSpec(name, label, name, own, model))
     return tuple(specs)
 
 

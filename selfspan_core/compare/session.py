@@ -19,6 +19,7 @@ from selfspan_core.engine.events import Event
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import InputError
+from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import Request, whole_number
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.base import Problem, Task
@@ -34,6 +35,11 @@ class PreparedLane:
     spec: LaneSpec
     engine: Engine
     prompt: Rendered
+
+    @property
+    def tokenizer(self) -> SpanTokenizer:
+        """Of the lane's own model: another model has other ids."""
+        return self.engine.model.tokenizer
 
 
 @dataclass(frozen=True)
@@ -101,10 +107,11 @@ class Session:
             raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
         problem = task.parse(request.text)
         impl = self._models.impl_under_rules() if task.rules_text else self._models.impl
+        model = self._models.spec(request.model).name
         lanes = []
-        for spec in lane_specs(request.attention, request.adapter):
-            engine = self._models.engine(task.name, spec.adapter)
-            prompt = task.render(problem, self._models.tokenizer, annotated=spec.annotated)
+        for spec in lane_specs(request.attention, request.adapter, model):
+            engine = self._models.engine(task.name, spec.adapter, spec.model)
+            prompt = task.render(problem, engine.model.tokenizer, annotated=spec.annotated)
             lanes.append(PreparedLane(spec, engine, prompt))
         context = min(lane.engine.model.max_context for lane in lanes)
         most = request.sampling.max_new_tokens
@@ -119,9 +126,9 @@ class Session:
     def stream(self, run: PreparedRun, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
         """The dicts of a prepared run. Closing the iterator frees its lanes."""
         yield self._start(run)
-        tokenizer = self._models.tokenizer
         views = {
-            lane.spec.id: LaneView(lane.spec, tokenizer, lane.prompt.prompt.num_tokens, run.load) for lane in run.lanes
+            lane.spec.id: LaneView(lane.spec, lane.tokenizer, lane.prompt.prompt.num_tokens, run.load)
+            for lane in run.lanes
         }
         self._warm(run)
         with Race({lane.spec.id: self._events(run, lane) for lane in run.lanes}) as race:
@@ -143,30 +150,28 @@ class Session:
         1.031 without, 1.005 to 1.018 with.
         """
         for lane in run.lanes if len(run.lanes) > 1 else ():
-            if run.load > 1:
-                # Many prefills at once, of which the first is one: it is enough that the engines are made.
-                self._events(run, lane).close()
-                continue
             with Race({lane.spec.id: self._events(run, lane)}) as race:
-                next(race, None)
+                # Of several requests, many prefills come at once: it is enough that the engines are made.
+                if run.load == 1:
+                    next(race, None)
 
     def _events(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Event]:
         sampling = replace(run.request.sampling, max_new_tokens=run.most_tokens)
         request = PromptRequest(lane.prompt, lane.spec.annotated, sampling)
         if run.load > 1:
             return lane.engine.generate_among(request, self._others(run, lane), run.load, lane.spec.attention)
-        rules = run.task.rules(lane.prompt, self._models.tokenizer, lane.spec.annotated)
+        rules = run.task.rules(lane.prompt, lane.tokenizer, lane.spec.annotated)
         return lane.engine.generate(replace(request, rules=rules), lane.spec.attention, run.impl)
 
     def _others(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Rendered]:
         """What a lane answers beside the user's input, without end."""
         for problem in run.task.similar(run.problem, run.request.sampling.seed):
-            yield run.task.render(problem, self._models.tokenizer, annotated=lane.spec.annotated)
+            yield run.task.render(problem, lane.tokenizer, annotated=lane.spec.annotated)
 
     def _start(self, run: PreparedRun) -> dict[str, Any]:
         specs = [lane.spec for lane in run.lanes]
-        longest = max(lane.prompt.prompt.num_tokens for lane in run.lanes)
-        caution = run.task.caution(run.problem, longest, self._models.tokenizer)
+        longest = max(run.lanes, key=lambda lane: lane.prompt.prompt.num_tokens)
+        caution = run.task.caution(run.problem, longest.prompt.prompt.num_tokens, longest.tokenizer)
         return {
             "kind": "start",
             "view": asdict(run.task.view),
@@ -177,16 +182,18 @@ class Session:
             "prompt": [
                 {"text": text, "name": None if name is None else f"a{name}"} for text, name in run.problem.display
             ],
-            "lanes": [
-                {"id": spec.id, "label": spec.label, "attention": spec.attention, "adapter": spec.adapter}
-                for spec in specs
-            ],
+            "lanes": [self._described(spec) for spec in specs],
             "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_with(run.impl),
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({"caution": caution._asdict()} if caution else {}),
             **({} if run.load == 1 else {"load": run.load}),
         }
+
+    def _described(self, spec: LaneSpec) -> dict[str, str]:
+        """A lane at the start; its model is named where it is not the one of requests that name none."""
+        described = {"id": spec.id, "label": spec.label, "attention": spec.attention, "adapter": spec.adapter}
+        return described if spec.model == self._models.default.name else {**described, "model": spec.model}
 
     def _end(self, run: PreparedRun, views: dict[str, LaneView]) -> dict[str, Any]:
         results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}

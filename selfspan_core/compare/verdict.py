@@ -105,8 +105,9 @@ def load_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
     """
     first = next(iter(results.values()))
     load = first.get("load", 1)
-    totals = {lane: result.get("total_tokens_per_second") for lane, result in results.items()}
-    if load == 1 or not all(totals.values()):
+    named = ((lane, result.get("total_tokens_per_second")) for lane, result in results.items())
+    totals = {lane: total for lane, total in named if total}
+    if load == 1 or len(totals) < len(results):
         return ""
     if len(totals) == 1:
         return f"; at {load} requests at once {round_speed(*totals.values())} tokens/s in all"

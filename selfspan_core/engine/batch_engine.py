@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 
 from selfspan_core.engine.batch_step import BatchStep, First, Stepped
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.events import Account, Event, Failed, Prefilled
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import EngineLost, PromptError
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers
 
 NUM_AHEAD = 4

@@ -18,8 +18,9 @@ from cuda_kernels.tracker import Grammar, SpanTracker
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.engine import sampling
-from selfspan_core.engine.decoder import DecodeWeights, StepOps, TorchOps
+from selfspan_core.engine.decoder import StepOps, TorchOps
 from selfspan_core.errors import ImplUnavailable
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Tracker
 
@@ -101,7 +102,7 @@ class CudaParts:
     def __init__(self, weights: DecodeWeights, markers: Markers, cache: KVCache, is_dense: bool) -> None:
         model, batch = weights.model, cache.keys[0].shape[0]
         try:
-            self.ops = DecodeOps(model.dtype, model.device, batch, weights.products)
+            self.ops = DecodeOps(model.dtype, model.device, batch, weights.shapes)
             self._tracker = SpanTracker(grammar_of(markers, model.vocab_size), batch, model.device)
             shape = AttentionShape(
                 batch=batch,

@@ -10,11 +10,11 @@ from contextlib import closing
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.events import Event, Failed, Finished, OtherRows, Prefilled, Token
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ImplUnavailable
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers
 
 

@@ -17,8 +17,9 @@ from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import DenseReader
 from selfspan_core.engine.batch_parts import MAX_SPANS, CudaParts, TorchParts
-from selfspan_core.engine.decoder import Attend, Decoder, DecodeWeights
+from selfspan_core.engine.decoder import Attend, Decoder
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers
 
 NUM_SLOTS = 16

@@ -7,7 +7,6 @@ Values are rounded where transformers rounds them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,7 +14,12 @@ import torch.nn.functional as F
 
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights, Layer, Matrix
 
+Apply = Callable[[torch.Tensor], torch.Tensor]
+"""`[B, depth]` -> `[B, num_out]`."""
+ApplyGated = Callable[[torch.Tensor, torch.Tensor], None]
+"""`[B, depth]`, and where the result goes, `[B, num_out / 2]`."""
 Attend = Callable[[int, torch.Tensor], torch.Tensor]
 """(layer, query `[B, H, D]`) -> attention's output `[B, H, D]`, over what each row sees of the cache."""
 
@@ -23,8 +27,13 @@ Attend = Callable[[int, torch.Tensor], torch.Tensor]
 class StepOps(Protocol):
     """A step's operations beside attention; see `cuda_kernels.layers.DecodeOps` for shapes."""
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """`x weight^T + bias`."""
+    def bind(self, matrix: Matrix) -> Apply:
+        """What `matrix.apply` computes, by the best that this device has for it."""
+        ...
+
+    def bind_gated(self, matrix: Matrix) -> ApplyGated:
+        """`silu(gate) * up` of what `matrix.apply` computes; the first half of the matrix's rows are the gate's."""
+        ...
 
     def add_rms_norm(
         self,
@@ -47,16 +56,22 @@ class StepOps(Protocol):
     ) -> None:
         """Turn queries and keys by their positions; keys and values to the cache."""
 
-    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-        """`silu(gate) * up` of `x weight^T` to `out`; the first half of the weight's rows are the gate's."""
-
 
 class TorchOps:
     """The same by PyTorch's operations, on any device: what the kernels have to compute."""
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def bind(self, matrix: Matrix) -> Apply:
         """See StepOps."""
-        return F.linear(x, weight, bias)
+        return matrix.apply
+
+    def bind_gated(self, matrix: Matrix) -> ApplyGated:
+        """See StepOps."""
+
+        def apply(x: torch.Tensor, out: torch.Tensor) -> None:
+            gate, up = matrix.apply(x).chunk(2, -1)
+            out.copy_(F.silu(gate) * up)
+
+        return apply
 
     def add_rms_norm(
         self,
@@ -92,68 +107,12 @@ class TorchOps:
         keys[rows, :, at] = turned[:, num_heads:]
         values[rows, :, at] = value
 
-    def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-        """See StepOps."""
-        gate, up = F.linear(x, weight).chunk(2, -1)
-        out.copy_(F.silu(gate) * up)
-
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Root mean square norm over the last dimension, in float32, rounded before the weight as in transformers."""
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return weight * wide.to(x.dtype)
-
-
-@dataclass
-class Layer:
-    """One layer's weights; `qkv` and `gate_up` are several of the model's, as one product."""
-
-    input_norm: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
-    query_norm: torch.Tensor | None
-    key_norm: torch.Tensor | None
-    out: torch.Tensor
-    mlp_norm: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
-
-
-class DecodeWeights:
-    """A model's weights as its decode steps take them; made once, for any number of decoders.
-
-    The fused weights are the model's own from now on: its modules become views of them, and no memory is taken twice.
-
-    Args:
-        model: a Llama, Mistral, Qwen2 or Qwen3 model.
-
-    Raises:
-        ValueError: the model has something that the decode step does not know.
-    """
-
-    def __init__(self, model: SpanModel) -> None:
-        config, body = model.hf.config, model.hf.get_decoder()
-        if config.hidden_act != "silu":
-            raise ValueError(f"the decode step knows the activation 'silu', not {config.hidden_act!r}")
-        self.model = model
-        self.num_heads, self.num_kv_heads = config.num_attention_heads, model.num_kv_heads
-        self.epsilon, self.hidden_size = config.rms_norm_eps, config.hidden_size
-        self.embedding, self.head = body.embed_tokens.weight, model.hf.get_output_embeddings()
-        self.layers = [_layer_of(module) for module in body.layers]
-        self.norm = body.norm.weight
-
-    @property
-    def products(self) -> set[tuple[int, int]]:
-        """`(num_out, depth)` of all weights that a step multiplies with."""
-        matrices = [matrix for layer in self.layers for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        return {tuple(matrix.shape) for matrix in (*matrices, self.head.weight)}
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that a step reads of the weights, whatever the batch; of the embedding it reads a few rows only."""
-        layers = (tensor for layer in self.layers for tensor in vars(layer).values() if tensor is not None)
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*layers, self.norm, self.head.weight))
 
 
 class Decoder:
@@ -174,6 +133,11 @@ class Decoder:
         self._hidden = make(weights.hidden_size)
         self._queries = torch.zeros(batch, weights.num_heads, model.head_dim, dtype=dtype, device=device)
         self._gated = make(weights.layers[0].down.shape[1])
+        self._layers = [
+            (layer, ops.bind(layer.qkv), ops.bind(layer.out), ops.bind_gated(layer.gate_up), ops.bind(layer.down))
+            for layer in weights.layers
+        ]
+        self._head = ops.bind(weights.head)
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
         """One token per row.
@@ -189,18 +153,18 @@ class Decoder:
         weights, hidden, batch = self._weights, self._hidden, len(ids)
         epsilon = weights.epsilon
         residual, delta = weights.embedding[ids], None
-        for number, layer in enumerate(weights.layers):
+        for number, (layer, qkv_of, out_of, gate_up_into, down_of) in enumerate(self._layers):
             self._ops.add_rms_norm(residual, delta, layer.input_norm, epsilon, hidden)
-            qkv = self._ops.linear(hidden, layer.qkv, layer.qkv_bias).view(batch, -1, self._queries.shape[-1])
+            qkv = qkv_of(hidden).view(batch, -1, self._queries.shape[-1])
             self._norm_heads(qkv, layer)
             keys, values = self._cache.keys[number], self._cache.values[number]
             self._ops.rotary_write(qkv, self._rotary, positions, self._queries, keys, values)
-            delta = self._ops.linear(attend(number, self._queries).flatten(1), layer.out)
+            delta = out_of(attend(number, self._queries).flatten(1))
             self._ops.add_rms_norm(residual, delta, layer.mlp_norm, epsilon, hidden)
-            self._ops.gated_linear(hidden, layer.gate_up, self._gated)
-            delta = self._ops.linear(self._gated, layer.down)
+            gate_up_into(hidden, self._gated)
+            delta = down_of(self._gated)
         self._ops.add_rms_norm(residual, delta, weights.norm, epsilon, hidden)
-        return self._ops.linear(hidden, weights.head.weight, weights.head.bias)
+        return self._head(hidden)
 
     def _norm_heads(self, qkv: torch.Tensor, layer: Layer) -> None:
         """Qwen3 norms every head of queries and keys."""
@@ -219,31 +183,3 @@ def rotary_table(model: SpanModel, capacity: int) -> torch.Tensor:
     cosine, sine = model.hf.get_decoder().rotary_emb(like, positions)
     half = model.head_dim // 2
     return torch.stack([cosine[0, :, :half], sine[0, :, :half]], 1).contiguous()
-
-
-def _layer_of(module: torch.nn.Module) -> Layer:
-    attention, mlp = module.self_attn, module.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    biases = [projection.bias for projection in projections]
-    if attention.o_proj.bias is not None or any(part.bias is not None for part in (mlp.gate_proj, mlp.down_proj)):
-        raise ValueError("the decode step knows biases of queries, keys and values only")
-    return Layer(
-        module.input_layernorm.weight,
-        _fused(projections),
-        None if biases[0] is None else torch.cat(biases),
-        getattr(getattr(attention, "q_norm", None), "weight", None),
-        getattr(getattr(attention, "k_norm", None), "weight", None),
-        attention.o_proj.weight,
-        module.post_attention_layernorm.weight,
-        _fused((mlp.gate_proj, mlp.up_proj)),
-        mlp.down_proj.weight,
-    )
-
-
-def _fused(modules: tuple[torch.nn.Linear, ...]) -> torch.Tensor:
-    """Their weights below one another, which the modules share from now on."""
-    fused = torch.cat([module.weight for module in modules])
-    sizes = [module.out_features for module in modules]
-    for module, part in zip(modules, fused.split(sizes), strict=True):
-        module.weight.data = part
-    return fused

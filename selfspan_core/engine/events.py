@@ -149,6 +149,11 @@ class Account:
         """Whether the last token ends the sequence."""
         return self._last is not None and self._last.id == self._eos
 
+    def _followed(self) -> State:
+        if self._state is None:
+            raise RuntimeError("no id has been followed yet")
+        return self._state
+
     def follow(self, token: int) -> State:
         """Account for the next id; its event is made by `token`."""
         last = self._last
@@ -161,7 +166,7 @@ class Account:
 
     def token(self, token: int, seconds: float, logits: "torch.Tensor | None" = None) -> Token:
         """The event of the id just followed; `seconds` is what it took."""
-        state, self.seconds = self._state, self.seconds + seconds
+        state, self.seconds = self._followed(), self.seconds + seconds
         context = state.position + 1
         visible = ((0, context),) if self._is_dense else state.visible
         num_visible = context if self._is_dense else state.num_visible
@@ -182,7 +187,7 @@ class Account:
     def news(self) -> Iterator[HeaderClosed | StepEnded]:
         """What the tracker has to say about the last token."""
         steps = self._tracker.steps
-        if self._state.header_closed:
+        if self._followed().header_closed:
             yield HeaderClosed(len(steps) - 1, steps[-1])
         while self._num_ended < len(steps) and steps[self._num_ended].end is not None:
             self._num_ended += 1

@@ -1,4 +1,4 @@
-"""Which models there are and where: loads a base with an adapter once, when it is first needed, and keeps it.
+"""The loaded models: a base with an adapter is loaded once, when it is first needed, and kept, by (model, adapter).
 
 An explicit object, one per process that wants one: nothing here is global, and nothing is loaded by importing it.
 """
@@ -11,13 +11,11 @@ import torch
 from selfspan_core.attention.backends import CAPTURED, default_impl, require_impl
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.errors import ImplUnavailable, ModelError
+from selfspan_core.errors import ImplUnavailable, ModelError, SettingError, brief
+from selfspan_core.models.loading import require_base
 from selfspan_core.models.model import SpanModel
-from selfspan_core.models.model_names import why_not_found
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, loaded_from, resolve_model
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.params import ADAPTERS
-from selfspan_core.paths import ADAPTERS as DEFAULT_ADAPTERS
-from selfspan_core.paths import BASE as DEFAULT_BASE
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import Rendered
 
@@ -47,40 +45,43 @@ def pick_dtype(device: torch.device) -> torch.dtype:
 
 
 class ModelStore:
-    """Engines by task and adapter, on one device.
+    """Engines by model, task and adapter, on one device.
 
     Args:
-        base: folder or hub id of the base model.
-        adapters: folder that holds an adapter `<task>-<adapter>` for each.
-        folders: adapter ("span" or "plain") -> its folder, where it is not that one.
+        base: the model of whoever names none: a registered name, a folder or a hub id (see `registry.resolve_model`),
+            or a ModelSpec.
+        adapters: folder that holds an adapter `<task>-<adapter>` of that model for each; None: see `resolve_model`.
+        folders: adapter ("span" or "plain") -> its folder, where that model has another one for every task.
         device: "auto" (CUDA if there is any), "cpu" or "cuda".
         dtype: None picks by device and its capability.
         impl: how engines run, one of `backends.ENGINE_IMPLS`; None: by device, captured on CUDA and gather on a CPU.
 
+    Attributes:
+        default: the model of whoever names none.
+
     Raises:
-        ModelError: the device is not there.
+        ModelError: there is no such model, or the device is not there.
         ValueError, ImplUnavailable: the implementation is unknown, or cannot run on the device.
     """
 
     def __init__(
         self,
-        base: str | Path = DEFAULT_BASE,
-        adapters: str | Path = DEFAULT_ADAPTERS,
+        base: str | Path | ModelSpec = DEFAULT_MODEL,
+        adapters: str | Path | None = None,
         folders: dict[str, str | Path] | None = None,
         device: str = "auto",
         dtype: torch.dtype | None = None,
         impl: str | None = None,
     ) -> None:
-        self.base = base
+        self.default = resolve_model(base, adapters)
         self.device = pick_device(device)
         self.dtype = dtype or pick_dtype(self.device)
         self.impl = default_impl(self.device) if impl is None else impl
         self._is_impl_named = impl is not None
         require_impl(self.impl, self.device)
-        self._adapters = Path(adapters)
-        self._folders = dict(folders or {})
-        self._tokenizer: SpanTokenizer | None = None
-        self._engines: dict[Path, Engine] = {}
+        self._folders = {adapter: Path(folder) for adapter, folder in (folders or {}).items()}
+        self._tokenizers: dict[str, SpanTokenizer] = {}
+        self._engines: dict[tuple[str, Path], Engine] = {}
         # Two requests that want the same model at once must not load it twice.
         self._lock = threading.Lock()
 
@@ -116,62 +117,74 @@ class ModelStore:
         """Whether lanes can answer several requests at once."""
         return self.impl == CAPTURED
 
-    def adapter_folder(self, task: str, adapter: str) -> Path:
-        """Where a task's adapter lies.
+    def spec(self, model: str | None = None) -> ModelSpec:
+        """The model that a request names; None: the default.
 
         Raises:
-            ModelError: it is not there; the message says which command makes it.
+            SettingError: neither the default nor a registered model is called so. A folder or a hub id will not do:
+                requests come from anybody.
         """
-        if adapter not in ADAPTERS:
-            raise ModelError(f"there is no adapter {adapter!r}; there are {', '.join(ADAPTERS)}")
-        own = self._folders.get(adapter)
-        folder = Path(own) if own is not None else self._adapters / f"{task}-{adapter}"
-        if not folder.is_dir():
-            how = (
-                ""
-                if own is not None
-                else f"; make it with: python -m training.finetune --config training/configs/{task}-{adapter}.yaml"
-            )
-            raise ModelError(f"there is no adapter folder {str(folder)!r}{how}")
-        return folder
+        if model is None or model == self.default.name:
+            return self.default
+        if model not in MODELS:
+            known = ", ".join(dict.fromkeys((self.default.name, *MODELS)))
+            raise SettingError(f"There is no model {brief(model)}; known models: {known}.")
+        return MODELS[model]
 
-    def engine(self, task: str, adapter: str) -> Engine:
-        """The engine of the base with a task's adapter, ready to be timed. Loads it the first time.
+    def adapter_folder(self, task: str, adapter: str, model: str | None = None) -> Path:
+        """Where a task's adapter for a model lies.
 
         Raises:
+            SettingError: there is no such model.
+            ModelError: the adapter is not there; the message says which command makes it.
+        """
+        spec = self.spec(model)
+        own = self._folders.get(adapter) if spec is self.default else None
+        if own is None:
+            return spec.adapter_folder(task, adapter)
+        if not own.is_dir():
+            raise ModelError(f"there is no adapter folder {str(own)!r}")
+        return own
+
+    def engine(self, task: str, adapter: str, model: str | None = None) -> Engine:
+        """The engine of a model with a task's adapter, ready to be timed. Loads it the first time.
+
+        Raises:
+            SettingError: there is no such model.
             ModelError: base or adapter is missing or cannot be used.
             ImplUnavailable: the implementation does not take this model.
         """
-        folder = self.adapter_folder(task, adapter)
+        spec, folder = self.spec(model), self.adapter_folder(task, adapter, model)
         with self._lock:
-            if folder not in self._engines:
-                tokenizer = self._load_tokenizer()
-                model = SpanModel.load(self.base, folder, str(self.device), self.dtype, tokenizer)
-                engine = Engine(model, tokenizer.markers)
+            key = (spec.name, folder)
+            if key not in self._engines:
+                tokenizer = self._tokenizer_of(spec)
+                loaded = SpanModel.load(loaded_from(spec.source), folder, str(self.device), self.dtype, tokenizer)
+                engine = Engine(loaded, tokenizer.markers)
                 self._warm_up(engine, tokenizer)
-                self._engines[folder] = engine
-            return self._engines[folder]
+                self._engines[key] = engine
+            return self._engines[key]
 
     @property
     def tokenizer(self) -> SpanTokenizer:
-        """The base's tokenizer.
+        """The default model's tokenizer.
 
         Raises:
             ModelError: the base is missing or has none.
         """
         with self._lock:
-            return self._load_tokenizer()
+            return self._tokenizer_of(self.default)
 
-    def _load_tokenizer(self) -> SpanTokenizer:
-        if self._tokenizer is None:
-            reason = why_not_found(self.base)
-            if reason is not None:
-                raise ModelError(reason)
+    def _tokenizer_of(self, spec: ModelSpec) -> SpanTokenizer:
+        """A model's tokenizer, loaded once; with the lock held."""
+        if spec.name not in self._tokenizers:
+            place = loaded_from(spec.tokenizer or spec.source)
+            require_base(place)
             try:
-                self._tokenizer = SpanTokenizer.load(self.base)
+                self._tokenizers[spec.name] = SpanTokenizer.load(place)
             except (OSError, ValueError) as error:
-                raise ModelError(f"cannot load the tokenizer of {str(self.base)!r}: {error}") from error
-        return self._tokenizer
+                raise ModelError(f"cannot load the tokenizer of {str(place)!r}: {error}") from error
+        return self._tokenizers[spec.name]
 
     def _warm_up(self, engine: Engine, tokenizer: SpanTokenizer) -> None:
         """Run a few tokens in each attention.

@@ -1,13 +1,17 @@
 """A model's name: a folder or a hub id. Which of them is decided here, without asking the network. No torch."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 
-def why_not_found(name: str | Path) -> str | None:
+def why_not_found(name: str | Path, known: Collection[str] = ()) -> str | None:
     """Why a name is neither a folder that exists nor a possible hub id (`owner/name`), or None if it is one of them.
 
     `assets/nope` could be a hub id by its form; where a folder `assets` exists, it is a mistyped path.
+
+    Args:
+        known: names that would have done besides; the reason lists them, and says how the others are written.
     """
     text = str(name)
     if Path(text).expanduser().is_dir():
@@ -17,4 +21,6 @@ def why_not_found(name: str | Path) -> str | None:
     if not is_path and slash and owner and rest:
         return None
     hint = "" if is_path else "; a model of the hub is called owner/name"
+    if known:
+        hint = f"; known models: {', '.join(known)}; a folder is written as its path, a model of the hub as owner/name"
     return f"there is no model folder {text!r}{hint}"

@@ -1,60 +1,93 @@
 """The HTTP API: one endpoint, whose arguments are the settings of a request and the options of all tasks."""
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from inspect import Parameter, Signature
+from typing import Any
 
 import gradio as gr
 
 from selfspan_core.errors import InputError, NotReady
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, choices
 from selfspan_core.params import MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.lazy_session import SharedDevice, public, without_lists
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
 
+SETTINGS: dict[str, tuple[type, Any]] = {
+    "task": (str, Parameter.empty),
+    "text": (str, Parameter.empty),
+    "adapter": (str, "span"),
+    "max_new_tokens": (int, MAX_NEW_TOKENS),
+    "load": (int, 1),
+    "temperature": (float, 0.0),
+    "top_p": (float, 1.0),
+    "seed": (int, 0),
+}
+"""The endpoint's arguments in order: type and default of each. The options of the tasks follow."""
 
-def compare_endpoint(device: SharedDevice) -> Callable[..., Iterator[dict]]:
-    """The function behind the endpoint `compare`."""
 
-    def compare(
-        task: str,
-        text: str,
-        adapter: str = "span",
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        load: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        *options: str,
-    ) -> Iterator[dict]:
-        named = dict(zip([option.name for option in task_options()], options, strict=False))
+def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL]) -> Callable[..., Iterator[dict]]:
+    """The function behind the endpoint `compare`.
+
+    Args:
+        device: where runs go.
+        own: the model of requests that name none; where others can run a task, too, there is an argument `model`.
+    """
+    options = [*task_options(), *_model_option(own)]
+    signature = _signature(options)
+
+    def compare(*values: Any) -> Iterator[dict]:
         try:
-            own = {option.name for option in TASKS[task].options} if task in TASKS else set()
-            sampling = SamplingParams(max_new_tokens, temperature, top_p, seed)
-            given = {name: value for name, value in named.items() if name in own}
-            request = Request(task, text, given, adapter=adapter, load=load, sampling=sampling)
-            with closing(device.compare(request)) as ticks:
+            with closing(device.compare(_request(signature, values))) as ticks:
                 yield from map(without_lists, ticks)
         except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error
         except Exception as error:
             raise gr.Error(f"The run failed: {public(error)}") from error
 
-    return _with_options(compare, task_options())
-
-
-def _with_options(compare: Callable[..., Iterator[dict]], options: list[Option]) -> Callable[..., Iterator[dict]]:
-    """The function with an argument for every option of the tasks, and its documentation."""
-    signature = inspect.signature(compare)
-    fixed = [one for one in signature.parameters.values() if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
-    added = [
-        inspect.Parameter(option.name, fixed[0].kind, default=option.default, annotation=str) for option in options
-    ]
-    compare.__signature__ = signature.replace(parameters=[*fixed, *added])
-    compare.__annotations__ |= dict.fromkeys((option.name for option in options), str)
-    lines = [f"    {option.name}: {option.help}" for option in options]
-    compare.__doc__ = "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines])
+    compare.__signature__ = signature
+    compare.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
+    compare.__doc__ = _documentation(options)
     return compare
+
+
+def _model_option(own: ModelSpec) -> list[Option]:
+    """The argument that names a model, where there is a choice; it comes last: values in order keep their meaning."""
+    if all(len(choices(task, own)) < 2 for task in TASKS):
+        return []
+    models = list(dict.fromkeys(name for task in TASKS for name in choices(task, own)))
+    return [
+        Option("model", {name: name for name in models}, "", "Model", f"{' or '.join(models)}; empty: {models[0]}.")
+    ]
+
+
+def _signature(options: Sequence[Option]) -> Signature:
+    """The settings of a request and the options of the tasks, as gradio looks for them."""
+    given = {**SETTINGS, **{option.name: (str, option.default) for option in options}}
+    kind = Parameter.POSITIONAL_OR_KEYWORD
+    named = [Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in given.items()]
+    return Signature(named, return_annotation=Iterator[dict])
+
+
+def _request(signature: Signature, values: Sequence[Any]) -> Request:
+    """What is asked. An option of another task, which every caller gives, is left out. Raises InputError."""
+    bound = signature.bind(*values)
+    bound.apply_defaults()
+    given = bound.arguments
+    task = TASKS.get(given["task"]) if isinstance(given["task"], str) else None
+    own = {option.name for option in task.options} if task else set()
+    options = {name: value for name, value in given.items() if name in own}
+    drawn = ("max_new_tokens", "temperature", "top_p", "seed")
+    sampling = SamplingParams(**{name: given[name] for name in drawn})
+    name, text, adapter, load = (given[setting] for setting in ("task", "text", "adapter", "load"))
+    model = given.get("model") or None
+    return Request(name, text, options, adapter=adapter, load=load, sampling=sampling, model=model)
+
+
+def _documentation(options: Sequence[Option]) -> str:
+    lines = [f"    {option.name}: {option.help}" for option in options]
+    return "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines])
 
 
 _DOCUMENTATION = """Answer one input in both lanes. Streams one object per tick and ends with how they compare.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfspan_core.errors import ImplUnavailable, InputError, LaneError, ModelError, SettingError
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, resolve_model
 from selfspan_core.params import MAX_LOAD, Request, SamplingParams
 from selfspan_core.serve.lazy_session import silence_libraries
 from selfspan_core.tasks.registry import TASKS, get_task, task_options
@@ -27,7 +28,8 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 MAX_REASONS = 50
-MAX_INPUT_BYTES = 16 * 10**6
+MAX_INPUT_BYTES = 4 * 10**6
+MAX_LINES = 10_000
 
 EPILOG = """examples:
   echo '79*36+63' | python -m selfspan_core run
@@ -91,7 +93,11 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"requests that each lane answers at once, 1 (default) to {MAX_LOAD}: this one and random others of about "
         "its size; more than 1 needs a CUDA GPU",
     )
-    run.add_argument("--model", metavar="DIR", help="base model, a folder or hub id (default: the shipped one)")
+    run.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"model: a registered one ({', '.join(MODELS)}), a folder or a hub id (default: {DEFAULT_MODEL})",
+    )
     run.add_argument("--span-adapter", metavar="DIR", help="span adapter (default: the task's shipped one)")
     run.add_argument("--plain-adapter", metavar="DIR", help="plain adapter (default: the task's shipped one)")
     return parser
@@ -231,7 +237,10 @@ def decoded_text(data: bytes) -> str:
 def decoded_lines(data: bytes) -> list[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1. Raises BadInput if there are none, or on bytes not UTF-8."""
     lines, reasons = [], []
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+    every = data.removeprefix(b"\xef\xbb\xbf").splitlines()
+    if len(every) > MAX_LINES:
+        raise BadInput(f"the input has {len(every):,} lines; give at most {MAX_LINES:,} at a time")
+    for number, line in enumerate(every, start=1):
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
@@ -251,14 +260,18 @@ def decoded_lines(data: bytes) -> list[tuple[int, str]]:
 
 def make_session(arguments: argparse.Namespace) -> "Session":
     """The session on the chosen models and device. Raises BadInput if they cannot be had."""
+    try:
+        model = resolve_model(arguments.model or DEFAULT_MODEL)
+    except ModelError as error:
+        raise BadInput(str(error)) from None
     silence_libraries()
     from selfspan_core.compare.session import Session
-    from selfspan_core.engine.model_store import DEFAULT_BASE, ModelStore
+    from selfspan_core.engine.model_store import ModelStore
 
     own = {"span": arguments.span_adapter, "plain": arguments.plain_adapter}
     try:
         store = ModelStore(
-            base=arguments.model or DEFAULT_BASE,
+            base=model,
             folders={adapter: folder for adapter, folder in own.items() if folder},
             device=arguments.device,
             impl=arguments.impl,

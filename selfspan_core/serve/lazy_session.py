@@ -6,11 +6,10 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from selfspan_core.errors import Busy, ImplUnavailable, ModelError, NotReady
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec
 from selfspan_core.params import ADAPTERS, Request
-from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
 from selfspan_core.paths import ROOT
 from selfspan_core.tasks.registry import TASKS
 
@@ -23,9 +22,9 @@ def public(error: Exception) -> str:
     return str(error).replace(f"{ROOT}/", "")
 
 
-def shipped_tasks(adapters: Path = SHIPPED_ADAPTERS) -> tuple[str, ...]:
-    """Tasks whose adapters are there, which an app can offer; at least the first, whose runs say what is missing."""
-    found = tuple(task for task in TASKS if all((adapters / f"{task}-{name}").is_dir() for name in ADAPTERS))
+def shipped_tasks(model: ModelSpec = MODELS[DEFAULT_MODEL]) -> tuple[str, ...]:
+    """Tasks whose adapters a model has, which an app can offer; at least the first, whose runs say what is missing."""
+    found = tuple(task for task in TASKS if model.has_both_adapters(task))
     return found or (next(iter(TASKS)),)
 
 
@@ -45,10 +44,11 @@ class LazySession:
 
     Args:
         impl: how its lanes run, one of `backends.ENGINE_IMPLS`; None: by the device.
+        model: of requests that name none.
     """
 
-    def __init__(self, impl: str | None = None) -> None:
-        self._impl = impl
+    def __init__(self, impl: str | None = None, model: ModelSpec = MODELS[DEFAULT_MODEL]) -> None:
+        self._impl, self._model = impl, model
         self._models = self._session = None
         self._lock = threading.Lock()
 
@@ -83,7 +83,7 @@ class LazySession:
 
     def _store(self, make):
         try:
-            return make(impl=self._impl)
+            return make(base=self._model, impl=self._impl)
         except ValueError as error:  # no such implementation, or no such device
             raise NotReady(f"The model cannot run here: {public(error)}") from error
 
@@ -95,11 +95,11 @@ class LazySession:
             return False
 
     def warm(self) -> None:
-        """Load the models of all tasks' adapters, so that the first run need not."""
+        """Load the session's own model with its tasks' adapters, so that the first run need not."""
         try:
             self._load()
             with reasons():
-                for task in shipped_tasks():
+                for task in shipped_tasks(self._model):
                     for adapter in ADAPTERS:
                         self._models.engine(task, adapter)
         except NotReady as error:  # what is missing, and the command that makes it: no traceback would add to that

@@ -103,6 +103,8 @@ class Tracker:
         self._scaffold: Interval = (0, prompt.scaffold_end)
         self._phase = Phase.BETWEEN
         self._named: list[int] = []
+        # Of the open body.
+        self._body_start = self._body_name = 0
         self._annotated = annotated
         self.segments: dict[int, Interval] = dict(prompt.segments)
         self.steps: list[StepRecord] = []
@@ -177,7 +179,8 @@ class Tracker:
             return self._break(f"a header takes a name that is taken (id {name})")
         visible = merge([self._scaffold, *(self.segments[read] for read in reads)])
         record.intervals = visible
-        record.body_start = self._position + 1
+        record.body_start = self._body_start = self._position + 1
+        self._body_name = name
         self._phase = Phase.BODY
         # <|go|> is the header's last token: it still sees everything.
         return State(Phase.HEADER, self._position, (), 0, len(self.steps) - 1, header_closed=True)
@@ -186,7 +189,7 @@ class Tracker:
         record = self.steps[-1]
         if token == self._markers.end:
             return self._close_step(record)
-        if self._position - record.body_start >= MAX_BODY_TOKENS:
+        if self._position - self._body_start >= MAX_BODY_TOKENS:
             return self._break(f"a body is longer than {MAX_BODY_TOKENS} tokens")
         if token == self._markers.res and record.result_start is None:
             record.result_start = self._position
@@ -199,11 +202,11 @@ class Tracker:
         record.end = self._position + 1
         self._phase = Phase.BETWEEN
         has_result = record.result_start is not None
-        citable_start = record.result_start if has_result else record.body_start
+        citable_start = self._body_start if record.result_start is None else record.result_start
         if self._position - citable_start <= has_result:
             self._flag("a step has nothing to cite")
             return self._state(Phase.BETWEEN, malformed=True)
-        self.segments[record.name] = (citable_start, self._position)
+        self.segments[self._body_name] = (citable_start, self._position)
         return self._state(Phase.BETWEEN)
 
     def _in_broken(self, token: int) -> State:

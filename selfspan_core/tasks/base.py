@@ -1,9 +1,9 @@
 """Tasks: what a user may type, how it becomes a prompt and worked steps, how an answer is checked. No torch here."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from selfspan_core.engine.rules import Rules
 from selfspan_core.params import MAX_NEW_TOKENS
@@ -19,8 +19,26 @@ class Tokenizer(Protocol):
         """Ids of the protocol's markers."""
         ...
 
+    @property
+    def pad_id(self) -> int:
+        """Id that rows are padded with."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; every id is below it."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: never a marker, `<bos>` or `<eos>`."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; markers, `<bos>`, `<eos>` and padding are dropped."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """What one id looks like on its own."""
         ...
 
 
@@ -38,6 +56,10 @@ class Problem:
     text: str
     expected: str
     display: tuple[tuple[str, int | None], ...]
+
+
+ProblemT = TypeVar("ProblemT", bound=Problem)
+"""The kind of problem that a task understands."""
 
 
 @dataclass(frozen=True)
@@ -137,18 +159,27 @@ class Generator(Protocol):
 
 
 class WorkedProblem(Protocol):
-    """A problem whose worked steps are known.
+    """A problem whose worked steps are known."""
 
-    Attributes:
-        text, expected: see Problem.
-        num_tokens: most tokens of the worked example.
-        num_steps: steps of it.
-    """
+    @property
+    def text(self) -> str:
+        """See Problem."""
+        ...
 
-    text: str
-    expected: str
-    num_tokens: int
-    num_steps: int
+    @property
+    def expected(self) -> str:
+        """See Problem."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Most tokens of the worked example."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the worked example."""
+        ...
 
 
 class Caution(NamedTuple):
@@ -158,7 +189,7 @@ class Caution(NamedTuple):
     beginning: str
 
 
-class Task(Protocol):
+class Task(Protocol[ProblemT]):
     """A kind of problem.
 
     Attributes:
@@ -188,16 +219,16 @@ class Task(Protocol):
     is_line: bool
     rules_text: str
 
-    def parse(self, text: str) -> Problem:
+    def parse(self, text: str) -> ProblemT:
         """Understand what a user typed. Raises InputError."""
         ...
 
-    def example(self, problem: Problem, tokenizer: Tokenizer, offset: int = 0, with_steps: bool = False) -> Example:
+    def example(self, problem: ProblemT, tokenizer: Tokenizer, offset: int = 0, with_steps: bool = False) -> Example:
         """The prompt, and the worked steps where asked for, as ids; names start at anchor `offset`."""
         ...
 
     def render(
-        self, problem: Problem, tokenizer: Tokenizer, annotated: bool, offset: int = 0, with_steps: bool = False
+        self, problem: ProblemT, tokenizer: Tokenizer, annotated: bool, offset: int = 0, with_steps: bool = False
     ) -> Rendered:
         """The example laid out with markers (`annotated`) or as the same text without a single one."""
         ...
@@ -206,7 +237,7 @@ class Task(Protocol):
         """What decoding is held to in one run of a prompt; None where it is not."""
         ...
 
-    def caution(self, problem: Problem, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
+    def caution(self, problem: ProblemT, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
         """What a user should know of answers to a prompt of that length; None if there is nothing to say."""
         ...
 
@@ -214,7 +245,7 @@ class Task(Protocol):
         """The answer in a model's output, markers dropped and each step on its own line; None if there is none."""
         ...
 
-    def check(self, problem: Problem, answer: str | None) -> bool:
+    def check(self, problem: ProblemT, answer: str | None) -> bool:
         """Whether an answer is right."""
         ...
 
@@ -222,6 +253,6 @@ class Task(Protocol):
         """An input made up from `seed`."""
         ...
 
-    def similar(self, problem: Problem, seed: int) -> Iterator[Problem]:
+    def similar(self, problem: ProblemT, seed: int) -> Iterator[ProblemT]:
         """Other problems of about the same size, without end; the same ones for the same seed."""
         ...

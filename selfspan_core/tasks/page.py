@@ -18,8 +18,8 @@ COMPARISONS = [
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
-HIDDEN = {"api_visibility": "private", "show_progress": "hidden"}
-ALERT = {
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+ALERT: dict[str, Any] = {
     "html_template": '<p class="ss-alert" role="alert"></p>',
     "js_on_load": (PAGE / "alert.js").read_text(encoding="utf-8"),
     "apply_default_css": False,
@@ -35,7 +35,8 @@ class Controls:
         task: the task.
         box, alert, stop: where the input is typed, what is wrong with it, and the button that ends a run.
         begins: events that begin a run.
-        settings: the controls of `request`'s values by name, in order: "adapter", "load", "max_new_tokens", options.
+        settings: the controls of `request`'s values by name, in order: "adapter", "model" (if several), options,
+            "load", "max_new_tokens".
     """
 
     task: Task
@@ -53,7 +54,8 @@ class Controls:
     @property
     def load(self) -> gr.Slider | None:
         """The slider of simultaneous requests, where the task answers several at once."""
-        return self.settings.get("load")
+        slider = self.settings.get("load")
+        return slider if isinstance(slider, gr.Slider) else None
 
     def request(self, text: str, values: Sequence[Any]) -> Request:
         """What is asked, from the values of `inputs`. Raises InputError."""
@@ -67,11 +69,16 @@ class Controls:
             adapter=given["adapter"],
             load=given.get("load", 1),
             sampling=SamplingParams(limit),
+            model=given.get("model"),
         )
 
 
-def controls(task: Task) -> Controls:
-    """The controls of a task; inside a gradio context."""
+def controls(task: Task, models: Sequence[str] = ()) -> Controls:
+    """The controls of a task; inside a gradio context.
+
+    Args:
+        models: names of the models that it can be run on, the usual one first; of several, one is chosen on the page.
+    """
     page, suffix = task.page, task.page.suffix
     with gr.Column(elem_id=f"ask{suffix}"):
         box = gr.Textbox(
@@ -96,14 +103,20 @@ def controls(task: Task) -> Controls:
                 examples, labels = [[text] for text in task.examples], [page.example(text) for text in task.examples]
                 gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
         with gr.Row(elem_classes="ss-options"):
-            settings = _settings(task)
+            settings = _settings(task, models)
     begins = [run.click, box.submit] if task.is_line else [run.click]
     return Controls(task, box, alert, stop, begins, settings)
 
 
-def _settings(task: Task) -> dict[str, gr.components.Component]:
+def _settings(task: Task, models: Sequence[str]) -> dict[str, gr.components.Component]:
     """Controls of everything but the text."""
-    settings = {"adapter": gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)}
+    settings: dict[str, gr.components.Component] = {
+        "adapter": gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
+    }
+    if len(models) > 1:
+        settings["model"] = gr.Radio(
+            list(models), value=models[0], label="Model", elem_id=f"model{task.page.suffix}", scale=2
+        )
     for option in task.options:
         choices = [(label, value) for value, label in option.choices.items()]
         settings[option.name] = gr.Radio(choices, value=option.default, label=option.label, scale=2)

@@ -7,10 +7,10 @@ from selfspan_core.tasks.arithmetic.task import Arithmetic
 from selfspan_core.tasks.base import Option, Task
 from selfspan_core.tasks.summarize.task import Summarize
 
-TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "summarize": Summarize}
+TASKS: dict[str, type[Task[Any]]] = {"arithmetic": Arithmetic, "summarize": Summarize}
 
 
-def get_task(name: str, **options: Any) -> Task:
+def get_task(name: str, **options: Any) -> Task[Any]:
     """The task called `name`.
 
     Args:

@@ -2,10 +2,10 @@
 
 import torch
 
-from selfspan_core.engine.decoder import DecodeWeights
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Finished, Token
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.render import render
 from tests.support.engine_tools import tiny_hf
 from tests.support.span_examples import MARKERS, worked_example

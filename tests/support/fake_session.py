@@ -185,6 +185,7 @@ class FakeSession:
         self.ticks: list[dict] = []
         self.hold_at: int | None = None  # tokens that no lane goes beyond, until a test says otherwise
         self.sampling: tuple[float, float, int] | None = None  # of the last run
+        self.model: str | None = None  # of the last run
 
     def can_load(self) -> bool:
         return self.options["can_load"]
@@ -193,6 +194,7 @@ class FakeSession:
         problem = get_task(request.task, **request.options).parse(request.text)
         if self.options["beginning"] and self.options["beginning"] != request.text:
             raise TooLongError("The article is too long.", self.options["beginning"])
+        self.model = request.model
         self.sampling = (request.sampling.temperature, request.sampling.top_p, request.sampling.seed)
         require_load(request.load, self.can_load(), "fake, float32")
         return self._stream(request.task, problem, request.adapter, request.load)

@@ -94,7 +94,7 @@ class ScriptedEngine:
     """Stands in for engine.Engine: writes `ids`, cut at `max_new_tokens`, at `step_ms[attention]` per token."""
 
     def __init__(self, tokenizer, ids, step_ms, max_context=4096):
-        self.model = SimpleNamespace(max_context=max_context)
+        self.model = SimpleNamespace(max_context=max_context, tokenizer=tokenizer)
         self.tokenizer, self.ids, self.step_ms = tokenizer, ids, step_ms
         self.calls = []
         self.others = []
@@ -127,6 +127,7 @@ class ScriptedEngine:
 class ScriptedStore:
     """Stands in for model_store.ModelStore: adapter -> engine."""
 
+    default = SimpleNamespace(name="script")
     device_name = "script, float32"
     impl = "gather"
 
@@ -138,7 +139,10 @@ class ScriptedStore:
     def device_with(self, impl):
         return self.device_name
 
-    def engine(self, task, adapter):
+    def spec(self, model=None):
+        return self.default
+
+    def engine(self, task, adapter, model=None):
         return self.engines[adapter]
 
 

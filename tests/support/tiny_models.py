@@ -1,22 +1,46 @@
-"""A random Llama with the shipped tokenizer and two random adapters: real files, senseless output."""
+"""A random Llama with the shipped tokenizer or another, and two random adapters: real files, senseless output."""
 
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from selfspan_core.models.loading import resize_for_tokenizer
 from selfspan_core.models.tokenizer import SpanTokenizer
 from tests.support.paths import SHIPPED
 
 
-def save_tiny(folder: Path, max_context: int = 512, task: str = "arithmetic") -> tuple[Path, Path]:
-    """Write `base` and `adapters/TASK-{span,plain}` below a folder; returns the two folders."""
+def save_byte_tokenizer(folder: Path) -> None:
+    """A fast tokenizer of single bytes, <s> and </s>: 258 ids and no markers, as a hub model's has none."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate(["<s>", "</s>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+
+
+def save_tiny(
+    folder: Path, max_context: int = 512, task: str = "arithmetic", is_byte_level: bool = False
+) -> tuple[Path, Path]:
+    """Write `base` and `adapters/TASK-{span,plain}` below a folder; returns the two folders.
+
+    Args:
+        is_byte_level: a tokenizer of bytes, without markers, in place of the shipped one.
+    """
     base, adapters = folder / "base", folder / "adapters"
-    tokenizer = SpanTokenizer.load(SHIPPED)
+    base.mkdir(parents=True)
+    if is_byte_level:
+        save_byte_tokenizer(base)
+    else:
+        for file in SHIPPED.glob("tokenizer*"):
+            (base / file.name).write_bytes(file.read_bytes())
+    tokenizer = SpanTokenizer.load(base)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size - tokenizer.num_added,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -29,8 +53,6 @@ def save_tiny(folder: Path, max_context: int = 512, task: str = "arithmetic") ->
         pad_token_id=tokenizer.pad_id,
     )
     LlamaForCausalLM(config).save_pretrained(base)
-    for file in SHIPPED.glob("tokenizer*"):
-        (base / file.name).write_bytes(file.read_bytes())
     for adapter in ("span", "plain"):
         lora = LoraConfig(
             r=2,
@@ -39,6 +61,8 @@ def save_tiny(folder: Path, max_context: int = 512, task: str = "arithmetic") ->
             trainable_token_indices={"embed_tokens": list(tokenizer.markers.ids)} if adapter == "span" else None,
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(LlamaForCausalLM.from_pretrained(base), lora)
+        hf = LlamaForCausalLM.from_pretrained(base)
+        resize_for_tokenizer(hf, tokenizer)
+        model = get_peft_model(hf, lora)
         model.save_pretrained(adapters / f"{task}-{adapter}", save_embedding_layers=False)
     return base, adapters

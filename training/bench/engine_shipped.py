@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.decoder import DecodeWeights
-from selfspan_core.engine.model_store import DEFAULT_ADAPTERS, DEFAULT_BASE
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.weights import DecodeWeights
+from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
+from selfspan_core.paths import BASE
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Tracker
 from selfspan_core.tasks.registry import get_task
@@ -26,7 +27,7 @@ MIXED_OPERANDS = (4, 8, 16, 24, 48)
 def shipped_weights(adapter: str, device: torch.device) -> DecodeWeights:
     """The shipped base with a shipped adapter, in 16 bits on CUDA."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return DecodeWeights(SpanModel.load(DEFAULT_BASE, DEFAULT_ADAPTERS / ADAPTERS[adapter], str(device), dtype))
+    return DecodeWeights(SpanModel.load(BASE, SHIPPED_ADAPTERS / ADAPTERS[adapter], str(device), dtype))
 
 
 def record_all(
@@ -73,7 +74,7 @@ def ties(weights: DecodeWeights, markers: Markers, recordings: Sequence[Recordin
             use_cache=False,
             reader=DraftReader(mask),
         ).last_hidden_state
-        logits = weights.head(hidden[0, start - 1 : -1]).float()
+        logits = weights.head.apply(hidden[0, start - 1 : -1]).float()
         written = on_device[0, start:]
         best, own = logits.max(-1).values, logits.gather(1, written[:, None])[:, 0]
         tokens += len(written)

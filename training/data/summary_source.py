@@ -99,6 +99,7 @@ class Layout:
 
     Attributes:
         separator: the id that opens a plain layout's steps.
+        num_names: names that there are.
     """
 
     def __init__(self, tokenizer: SpanTokenizer, annotated: bool) -> None:
@@ -106,6 +107,7 @@ class Layout:
         self._scaffolds = {length: scaffold_of(tokenizer, length) for length in MAX_STEPS}
         self._cue = tuple(tokenizer.encode(CUE))
         self.separator = tokenizer.encode(STEP_SEPARATOR)[-1]
+        self.num_names = len(tokenizer.markers.anchors)
 
     def render(self, summary: Summary, offset: int = 0, length: Length | None = None) -> Rendered:
         """Prompt and steps; the prompt alone where there are none."""
@@ -134,8 +136,7 @@ def without_some(summary: Summary, share: float, rng: np.random.Generator) -> Su
 def summary_examples(
     packed: PackedSummaries,
     kind: str,
-    tokenizer: SpanTokenizer,
-    annotated: bool,
+    layout: Layout,
     seed: int,
     worker: int = 0,
     num_workers: int = 1,
@@ -143,7 +144,8 @@ def summary_examples(
 ) -> Iterator[Rendered]:
     """Rendered examples of a kind without end, shuffled anew each epoch; names start at a random anchor.
 
-    The same arguments give the same summaries whether `annotated` or not; the workers' shares of an epoch are disjoint.
+    The same arguments give the same summaries whether `layout` is annotated or not; the workers' shares of an epoch are
+    disjoint.
 
     Raises:
         ValueError: there are fewer summaries of this kind than workers.
@@ -151,12 +153,11 @@ def summary_examples(
     numbers = packed.of_kind(kind)
     if len(numbers) < num_workers:
         raise ValueError(f"there are {len(numbers)} summaries of kind '{kind}' for {num_workers} workers")
-    layout, num_names = Layout(tokenizer, annotated), len(tokenizer.markers.anchors)
     rng = np.random.default_rng((seed, worker, 1))
     epoch = 0
     while True:
         order = np.random.default_rng((seed, epoch)).permutation(numbers)
         for number in order[worker::num_workers].tolist():
             summary = without_some(packed.summary(number), sentence_dropout, rng)
-            yield layout.render(summary, int(rng.integers(num_names)))
+            yield layout.render(summary, int(rng.integers(layout.num_names)))
         epoch += 1

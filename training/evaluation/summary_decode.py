@@ -93,33 +93,46 @@ def decode_lane(
     return found
 
 
+@dataclass(frozen=True)
+class Material:
+    """What is decoded, and how it is run.
+
+    Attributes:
+        base: folder or hub id of the base model. adapters: folder that holds the lanes' adapters.
+        data: folder of the packed articles. sets: names of those that are decoded.
+        device, dtype: where and in which number format the models run.
+        batch: articles at once.
+    """
+
+    base: str
+    adapters: str
+    data: str
+    sets: Sequence[str]
+    device: str
+    dtype: str
+    batch: int
+
+
 def decode_all(
-    base: str,
-    adapters: str,
-    data: str,
-    sets: Sequence[str],
-    lanes: Sequence[EvaluationLane],
-    settings: Sequence[Setting],
-    device: str,
-    dtype: str,
-    batch: int,
+    material: Material, lanes: Sequence[EvaluationLane], settings: Sequence[Setting]
 ) -> dict[str, dict[str, dict]]:
     """Every lane under every setting: lane -> setting -> article -> what was written.
 
     Raises:
         OSError, ValueError: a model or the packed articles are missing.
     """
-    tokenizer = SpanTokenizer.load(base)
-    articles = articles_of(PackedSummaries(data, tokenizer, EVALUATION), sets)
+    tokenizer = SpanTokenizer.load(material.base)
+    articles = articles_of(PackedSummaries(material.data, tokenizer, EVALUATION), material.sets)
     if not articles:
-        raise ValueError(f"{data} holds no articles of {', '.join(sets)}")
+        raise ValueError(f"{material.data} holds no articles of {', '.join(material.sets)}")
     outputs: dict[str, dict[str, dict]] = {}
     for lane in lanes:
-        model = SpanModel.load(base, Path(adapters) / lane.adapter, device, getattr(torch, dtype), tokenizer)
+        folder, dtype = Path(material.adapters) / lane.adapter, getattr(torch, material.dtype)
+        model = SpanModel.load(material.base, folder, material.device, dtype, tokenizer)
         for setting in settings:
             started = time.perf_counter()
             outputs.setdefault(lane.name, {})[setting.name] = decode_lane(
-                model, tokenizer, lane, setting, articles, batch
+                model, tokenizer, lane, setting, articles, material.batch
             )
             print(f"{lane.name}, {setting.name}: {time.perf_counter() - started:.0f} s", flush=True)
     return outputs

@@ -140,18 +140,21 @@ def origin_of(arguments: argparse.Namespace) -> dict:
 
 def decode(arguments: argparse.Namespace) -> dict:
     """Everything asked for, decoded: lane -> setting -> article."""
-    from training.evaluation.summary_decode import LANES, SETTINGS, decode_all
+    from training.evaluation.summary_decode import LANES, SETTINGS, Material, decode_all
 
-    return decode_all(
+    material = Material(
         arguments.base,
         arguments.adapters,
         arguments.data,
         arguments.sets,
-        [lane for lane in LANES if lane.name in arguments.lanes],
-        [setting for setting in SETTINGS if setting.name in arguments.settings],
         arguments.device,
         arguments.dtype,
         arguments.batch,
+    )
+    return decode_all(
+        material,
+        [lane for lane in LANES if lane.name in arguments.lanes],
+        [setting for setting in SETTINGS if setting.name in arguments.settings],
     )
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +60,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         rows = ("rows_per_step", "micro_rows", "row_tokens", "max_intervals")
-        for name in ("steps", *rows, "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
-        for name in ("warmup_steps", "seed", "workers", "evaluate_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is 0 or more, not {getattr(self, name)}")
+        self._require_least(1, ("steps", *rows, "log_every", "checkpoint_every"))
+        self._require_least(0, ("warmup_steps", "seed", "workers", "evaluate_every"))
         if not 0 <= self.decay_from <= 1:
             raise ValueError(f"decay_from is a fraction from 0 to 1, not {self.decay_from}")
         require_positive("max_grad_norm", self.max_grad_norm)
@@ -79,6 +75,11 @@ class LoopConfig:
             raise ValueError(f"row_tokens ({self.row_tokens}) is no multiple of 128")
         if self.row_tokens > MAX_ROW_TOKENS:
             raise ValueError(f"row_tokens is at most {MAX_ROW_TOKENS}, not {self.row_tokens}")
+
+    def _require_least(self, least: int, names: Sequence[str]) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {least} or more, not {getattr(self, name)}")
 
     def lr_scale(self, step: int) -> float:
         """Factor on every learning rate at a step."""

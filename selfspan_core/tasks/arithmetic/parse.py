@@ -188,8 +188,9 @@ def _walk(node: ast.expr) -> Node:
         return _walk(node.operand)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         operand = _walk(node.operand)
-        is_plain_number = isinstance(operand, Literal) and operand.value >= 0
-        return Literal(-operand.value) if is_plain_number else Negation(operand)
+        if isinstance(operand, Literal) and operand.value >= 0:
+            return Literal(-operand.value)
+        return Negation(operand)
     raise InputError(f"This is not an expression of {_ALLOWED}.")
 
 

@@ -74,9 +74,10 @@ class Grower:
         if shape is None:
             value = self._signed(self._number())
             return Literal(value), value
+        left: Grown | None = None
+        right: Grown | None = None
         if shape.right is None:
             left = self.grow(shape.left)
-            right = None
         else:
             left = None if shape.left is None else self.grow(shape.left)
             right = self.grow(shape.right)
@@ -132,7 +133,7 @@ class Grower:
 
     def _product(self, left: Grown | None, right: Grown | None) -> Grown | None:
         if left is None or right is None:
-            known = (left or right)[1]
+            known = (left or right or self._draw())[1]
             most = min(MAX_LITERAL, MAX_VALUE // abs(known)) if known else MAX_LITERAL
             if most < 2:
                 return None
@@ -144,7 +145,7 @@ class Grower:
 
     def _quotient(self, left: Grown | None, right: Grown | None) -> Grown | None:
         if right is None:
-            return self._by_number(left)
+            return self._by_number(left or self._draw())
         divisor = abs(right[1])
         if left is None:
             if not 1 <= divisor <= MAX_LITERAL:
@@ -195,12 +196,12 @@ class Grower:
         if divisor < 2 or not isinstance(node, Operation) or not isinstance(node.right, Literal) or node.op == "/":
             return None
         if node.op == "*":
-            return self._fit_product(left[1], node, divisor)
-        return self._fit_sum(left[1], node, divisor)
+            return self._fit_product(left[1], node, node.right.value, divisor)
+        return self._fit_sum(left[1], node, node.right.value, divisor)
 
-    def _fit_sum(self, old_value: int, node: Operation, divisor: int) -> Grown | None:
+    def _fit_sum(self, old_value: int, node: Operation, last: int, divisor: int) -> Grown | None:
         sign = 1 if node.op == "+" else -1
-        base = old_value - sign * node.right.value
+        base = old_value - sign * last
         number = -sign * base % divisor
         if number <= MAX_LITERAL:
             number += divisor * self.rng.randint(0, (MAX_LITERAL - number) // divisor)
@@ -211,10 +212,10 @@ class Grower:
             return None
         return Operation(node.op, node.left, Literal(number)), value
 
-    def _fit_product(self, old_value: int, node: Operation, divisor: int) -> Grown | None:
+    def _fit_product(self, old_value: int, node: Operation, last: int, divisor: int) -> Grown | None:
         if old_value == 0:
             return None
-        base = old_value // node.right.value
+        base = old_value // last
         step = divisor // gcd(base, divisor)
         most = min(MAX_LITERAL, MAX_VALUE // abs(base)) // step
         if most == 0:
@@ -261,9 +262,9 @@ class Grower:
     def _last_resort(self, left: Grown | None, right: Grown | None, ops: str) -> Grown:
         """What always fits: a factor or divisor 1, or the one of sum and difference that stays in range."""
         one = (Literal(1), 1)
-        if ops == PRODUCT and right is None:
+        if ops == PRODUCT and left is not None and right is None:
             return Operation(self.rng.choice(PRODUCT), left[0], one[0]), left[1]
-        if ops == PRODUCT and left is None:
+        if ops == PRODUCT and left is None and right is not None:
             return Operation("*", one[0], right[0]), right[1]
         left, right = left or self._draw(), right or self._draw()
         op = "+" if abs(left[1] + right[1]) <= MAX_VALUE else "-"

@@ -70,7 +70,8 @@ def reductions(tree: Node, num_literals: int) -> tuple[Reduction, ...]:
             return node.value, next_literal - 1
         if isinstance(node, Negation):
             operand, operand_name = reduce(node.operand)
-            reads, work, value = (operand_name,), f"-({operand})=", -operand
+            reads: tuple[int, ...] = (operand_name,)
+            work, value = f"-({operand})=", -operand
         else:
             left, left_name = reduce(node.left)
             right, right_name = reduce(node.right)

@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from selfspan_core.errors import InputError
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
@@ -16,7 +17,7 @@ from selfspan_core.tasks.arithmetic.parse import parse_expression
 from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS, Node, canonical, evaluate, pieces
-from selfspan_core.tasks.base import PageText, Problem, Tokenizer, View
+from selfspan_core.tasks.base import Generator, Option, PageText, Problem, Tokenizer, View
 
 INSTRUCTION = "Calculate: "
 STEP_SEPARATOR = "\n"
@@ -132,9 +133,9 @@ class ExpressionGenerator:
     """
 
     size_name = "operands"
-    sizes = (8, 24, 48, 64)
+    sizes: tuple[int, ...] = (8, 24, 48, 64)
     least, most = 2, MAX_OPERANDS
-    variants = ("differences",)
+    variants: tuple[str, ...] = ("differences",)
 
     def __init__(self, lengths: Lengths | None = None) -> None:
         self._lengths = lengths or Lengths()
@@ -151,11 +152,11 @@ class ExpressionGenerator:
 class Arithmetic:
     """Expressions of 2 to 64 numbers with `+ - * /`, parentheses and unary minus. See `tasks.base.Task`."""
 
-    name = "arithmetic"
-    answers = "results"
-    options = ()
-    view = View(typeset=True)
-    page = PageText(
+    name: ClassVar[str] = "arithmetic"
+    answers: ClassVar[str] = "results"
+    options: ClassVar[tuple[Option, ...]] = ()
+    view: ClassVar[View] = View(typeset=True)
+    page: ClassVar[PageText] = PageText(
         tab="Arithmetic",
         pitch="solve a sum",
         pitch_alone="solve the same sum both ways",
@@ -167,13 +168,13 @@ class Arithmetic:
         prompt="Type one expression per line, then Ctrl-D.",
         can_surprise=True,
     )
-    generator = ExpressionGenerator()
+    generator: ClassVar[Generator | None] = ExpressionGenerator()
     max_reads_intervals = 4
     max_tokens = MAX_TOKENS
     has_right_answer = True
     is_line = True
     rules_text = ""
-    examples = EXAMPLES
+    examples: tuple[str, ...] = EXAMPLES
 
     def __init__(self) -> None:
         self._encoder: _Encoder | None = None
@@ -190,14 +191,12 @@ class Arithmetic:
         self, problem: ArithmeticProblem, tokenizer: Tokenizer, offset: int = 0, with_steps: bool = False
     ) -> Example:
         """The prompt, and the worked steps where asked for, as ids; names start at anchor `offset`."""
-        if self._encoder is None or self._encoder.tokenizer is not tokenizer:
-            self._encoder = _Encoder(tokenizer)
-        encoder = self._encoder
+        encoder = self._encoder_of(tokenizer)
         names = encoder.names(offset)
         parts = tuple(
             Part(encoder.encode(text), None if name is None else names[name]) for text, name in problem.display
         )
-        steps = ()
+        steps: tuple[Step, ...] = ()
         if with_steps:
             steps = tuple(
                 Step(
@@ -222,7 +221,12 @@ class Arithmetic:
         example = self.example(problem, tokenizer, offset, with_steps)
         if annotated:
             return render(example, tokenizer.markers)
-        return render_plain(example, tokenizer.markers, self._encoder.encode(STEP_SEPARATOR))
+        return render_plain(example, tokenizer.markers, self._encoder_of(tokenizer).encode(STEP_SEPARATOR))
+
+    def _encoder_of(self, tokenizer: Tokenizer) -> "_Encoder":
+        if self._encoder is None or self._encoder.tokenizer is not tokenizer:
+            self._encoder = _Encoder(tokenizer)
+        return self._encoder
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
         """None: the model writes what it likes."""

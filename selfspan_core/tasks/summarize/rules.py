@@ -24,8 +24,8 @@ import re
 from collections.abc import Sequence
 
 from selfspan_core.engine.rules import Limits
-from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.protocol import PromptLayout
+from selfspan_core.tasks.base import Tokenizer
 from selfspan_core.tasks.summarize.form import MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
 
 MIN_BODY, MAX_BODY = 5, 160
@@ -61,10 +61,12 @@ class RuleTables:
         separator: what opens a plain lane's step.
     """
 
-    def __init__(self, tokenizer: SpanTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.markers = markers = tokenizer.markers
-        structural = {markers.eos, tokenizer.pad_id, *markers.ids} | ({markers.bos} - {None})
+        structural = {markers.eos, tokenizer.pad_id, *markers.ids}
+        if markers.bos is not None:
+            structural.add(markers.bos)
         pieces = {i: tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i not in structural}
         self.ends = frozenset(i for i, piece in pieces.items() if _ENDING.search(piece))
         self.closes = frozenset(i for i, piece in pieces.items() if _CLOSING.fullmatch(piece))
@@ -123,9 +125,9 @@ class SummaryRules:
     def limits(self) -> Limits:
         """What the next id may be."""
         if self._body is not None:
-            return self._in_body()
+            return self._in_body(self._body)
         if self._header is not None:
-            return Limits(self._in_header(), ())
+            return Limits(self._in_header(self._header), ())
         return Limits(self._between(len(self._bodies)), ())
 
     def push(self, token: int) -> None:
@@ -169,8 +171,7 @@ class SummaryRules:
             return (self._tables.markers.eos,)
         return (another,) if num_done < self._fewest else (another, self._tables.markers.eos)
 
-    def _in_header(self) -> tuple[int, ...]:
-        header = self._header
+    def _in_header(self, header: Sequence[int]) -> tuple[int, ...]:
         if header and header[-1] not in self._segments:
             return (self._tables.markers.go,)
         if not header:
@@ -192,15 +193,14 @@ class SummaryRules:
                 left.append(name)
         self._new = tuple(left)
 
-    def _in_body(self) -> Limits:
-        tables, body = self._tables, self._body
-        markers = tables.markers
+    def _in_body(self, body: Sequence[int]) -> Limits:
+        tables, markers = self._tables, self._tables.markers
         ending = (markers.end,) if self._annotated else self._between(len(self._bodies) + 1)
         if len(body) >= MAX_BODY:
             return Limits(ending, ())
         num_said = sum(token not in tables.ends and token not in tables.closes for token in body)
-        is_whole = num_said >= MIN_BODY and (self._is_ended(body) or self._is_at_open_end())
-        banned = (*tables.body_banned, *self._repeated())
+        is_whole = num_said >= MIN_BODY and (self._is_ended(body) or self._is_at_open_end(body))
+        banned = (*tables.body_banned, *self._repeated(body))
         if self._copy is not None:
             self._copy.may_end = num_said >= MIN_BODY
             allowed = self._copy.allowed() - set(banned)
@@ -216,14 +216,13 @@ class SummaryRules:
         last = next((token for token in reversed(ids) if token not in self._tables.closes), None)
         return bool(ids) and (ids[-1] in self._tables.ends or last in self._tables.ends)
 
-    def _is_at_open_end(self) -> bool:
+    def _is_at_open_end(self, body: Sequence[int]) -> bool:
         """Whether the body has come to the end of a segment that it reads and that has no full stop."""
-        last = self._body[-MIN_BODY:]
+        last = list(body[-MIN_BODY:])
         return any(list(ids[-MIN_BODY:]) == last and not self._is_ended(ids) for ids in self._read)
 
-    def _repeated(self) -> list[int]:
+    def _repeated(self, body: Sequence[int]) -> list[int]:
         """Ids that would make a run of tokens come twice."""
-        body = self._body
         window = body[len(body) - NGRAM + 1 :]
         banned = []
         if len(body) >= NGRAM:
@@ -241,6 +240,10 @@ class SummaryRules:
         return [anchors[(last + 1 + number) % len(anchors)] for number in range(self._most)]
 
 
+_Place = tuple[int, int, tuple[int, ...]]
+"""(source, position of the last id taken, ids still to come of a word made large)"""
+
+
 class _Copy:
     """In-order choices of whole words out of sources; follows every way in which a body may have been copied.
 
@@ -252,8 +255,7 @@ class _Copy:
         self._tables = tables
         self._sources = [list(source) for source in sources]
         self.may_end = False
-        # A place is (source, position of the last id taken, ids still to come of a word made large).
-        self._places: set[tuple[int, int, tuple[int, ...]]] | None = None
+        self._places: set[_Place] | None = None
 
     def allowed(self) -> set[int]:
         """Ids that some way of copying goes on with."""
@@ -263,10 +265,10 @@ class _Copy:
         """Take an id."""
         self._places = {place for moved, place in self._moves() if moved == token}
 
-    def _moves(self) -> list[tuple[int, tuple[int, int, tuple[int, ...]]]]:
+    def _moves(self) -> list[tuple[int, _Place]]:
         if self._places is None:
             return [move for source in range(len(self._sources)) for move in self._first(source)]
-        moves = []
+        moves: list[tuple[int, _Place]] = []
         earliest: dict[int, int] = {}
         for source, at, rest in self._places:
             ids = self._sources[source]
@@ -291,10 +293,10 @@ class _Copy:
             if (q == 0 or token in self._tables.starts) and (self.may_end or not self._is_mark(token))
         ]
 
-    def _first(self, source: int) -> list[tuple[int, tuple[int, int, tuple[int, ...]]]]:
+    def _first(self, source: int) -> list[tuple[int, _Place]]:
         """The first id: any word's, as it is or with a large first letter."""
         ids, starts = self._sources[source], self._starts(source)
-        moves = []
+        moves: list[tuple[int, _Place]] = []
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             moves.append((ids[start], (source, start, ())))
             text = self._tables.tokenizer.decode(ids[start:end])

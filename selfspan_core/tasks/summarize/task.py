@@ -14,12 +14,12 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
-from selfspan_core.tasks.base import Caution, Option, PageText, Problem, Tokenizer, View
+from selfspan_core.tasks.base import Caution, Generator, Option, PageText, Problem, Tokenizer, View
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import (
     CUE,
@@ -32,11 +32,7 @@ from selfspan_core.tasks.summarize.form import (
     STEP_SEPARATOR,
     Length,
 )
-
-if TYPE_CHECKING:
-    from selfspan_core.models.tokenizer import SpanTokenizer
-    from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
-
+from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
 
 LENGTH = Option(
     "length",
@@ -104,11 +100,11 @@ class Summarize:
         max_context: positions of the model; a base with a longer context takes longer articles.
     """
 
-    name = "summarize"
-    answers = "summaries"
-    options = (LENGTH,)
-    view = View("document", "summary", "sentence")
-    page = PageText(
+    name: ClassVar[str] = "summarize"
+    answers: ClassVar[str] = "summaries"
+    options: ClassVar[tuple[Option, ...]] = (LENGTH,)
+    view: ClassVar[View] = View("document", "summary", "sentence")
+    page: ClassVar[PageText] = PageText(
         tab="Articles",
         pitch="summarize an article in sentences that name their sources",
         pitch_alone="summarize the same article both ways, in sentences that name their sources",
@@ -124,9 +120,9 @@ class Summarize:
         max_lines=10,
         max_new_tokens=MAX_SUMMARY_TOKENS,
     )
-    generator = None
+    generator: ClassVar[Generator | None] = None
     max_reads_intervals = 2 + MAX_READS
-    examples = EXAMPLES
+    examples: tuple[str, ...] = EXAMPLES
     has_right_answer = False
     is_line = False
     rules_text = (
@@ -222,10 +218,8 @@ class Summarize:
         example = self.example(problem, tokenizer, offset, with_steps)
         return render_example(example, tokenizer, annotated)
 
-    def rules(self, prompt: Rendered, tokenizer: "SpanTokenizer", annotated: bool) -> "SummaryRules":
+    def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> SummaryRules:
         """See `rules`; of one run of a prompt."""
-        from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
-
         ids = prompt.ids[: prompt.prompt.num_tokens]
         # Lanes and warming up share what follows from the tokenizer alone.
         if self._tables is None or self._tables.tokenizer is not tokenizer:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.tracker import Tracker
+from selfspan_core.tasks.base import Tokenizer
 from selfspan_core.tasks.summarize.form import MAX_READS, STEP_SEPARATOR
 from selfspan_core.tasks.summarize.text import is_sentence
 
@@ -27,7 +27,7 @@ class WrittenStep:
     is_cut: bool
 
 
-def read_steps(ids: Sequence[int], layout: PromptLayout, tokenizer: SpanTokenizer) -> list[WrittenStep]:
+def read_steps(ids: Sequence[int], layout: PromptLayout, tokenizer: Tokenizer) -> list[WrittenStep]:
     """Steps of a span lane.
 
     Args:
@@ -51,7 +51,7 @@ def read_steps(ids: Sequence[int], layout: PromptLayout, tokenizer: SpanTokenize
     return steps
 
 
-def read_lines(ids: Sequence[int], tokenizer: SpanTokenizer) -> list[WrittenStep]:
+def read_lines(ids: Sequence[int], tokenizer: Tokenizer) -> list[WrittenStep]:
     """Steps of a plain lane: a line each. An empty line is malformed, and so are markers."""
     markers = set(tokenizer.markers.ids)
     text = tokenizer.decode([token for token in ids if token not in markers])

@@ -1,0 +1,208 @@
+"""Weights from files: a base model and an adapter merged into it, every file and tensor checked before it is used.
+
+Weights are read from safetensors only. A pickle runs code when it is loaded, and transformers has several ways to one
+(an index, a line of `config.json`, an adapter beside the base): each is refused here in one line.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import cached_file
+
+from selfspan_core.errors import ModelError
+from selfspan_core.models.model_names import why_not_found
+
+if TYPE_CHECKING:
+    from selfspan_core.models.tokenizer import SpanTokenizer
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+INDEX = "model.safetensors.index.json"
+
+
+def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """A base model from a folder or by hub id, safetensors only, with a named transformers attention.
+
+    Raises:
+        ModelError: not found, incomplete, or of an architecture that is not supported.
+    """
+    require_base(base)
+    try:
+        config = AutoConfig.from_pretrained(base)
+        if config.model_type not in FAMILIES:
+            raise ModelError(
+                f"{base}: models of type {config.model_type!r} are not supported; {', '.join(FAMILIES)} are"
+            )
+        _require_safetensors(base, getattr(config, "transformers_weights", None))
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
+    except ModelError:
+        raise
+    except RuntimeError as error:
+        raise ModelError(f"{_do_not_fit(base)}: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"cannot load the base model {str(base)!r}: {error}") from error
+    _require_all_tensors(base, config, found)
+    return model
+
+
+def _do_not_fit(base: str | Path) -> str:
+    return f"the weights of the base model {str(base)!r} do not fit its config.json"
+
+
+def _require_all_tensors(base: str | Path, config: object, found: Mapping[str, Collection]) -> None:
+    """Refuse a base whose files do not hold what its configuration asks for, no more and no less.
+
+    Transformers would make up the tensors that are missing or of another shape, at random, and only warn.
+    """
+    shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in found["mismatched_keys"])
+    if shapes:
+        name, stored, asked = shapes[0]
+        raise ModelError(
+            f"{_do_not_fit(base)}: {len(shapes)} of the tensors have another shape, {name} among them, "
+            f"which is {stored} and not {asked}"
+        )
+    harmless = ("rotary_emb.inv_freq", *(("lm_head.weight",) if config.tie_word_embeddings else ()))
+    left_over = [name for name in found["unexpected_keys"] if not name.endswith(harmless)]
+    for names, what in ((found["missing_keys"], "missing"), (left_over, "too many")):
+        if names:
+            raise ModelError(f"{_do_not_fit(base)}: {len(names)} of the tensors are {what}, {min(names)} among them")
+
+
+def _require_safetensors(base: str | Path, named: object) -> None:
+    """Refuse a base by which transformers would come to a pickle, or to a file elsewhere.
+
+    Args:
+        named: `transformers_weights` of its config.json, the file that is read in place of the usual one; or None.
+
+    Raises:
+        ModelError: such a name, an index that names such a file, or an adapter beside the base, which would be loaded.
+    """
+    if named is not None:
+        is_weights = isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json"))
+        if not is_weights or not _is_plain(named):
+            raise ModelError(
+                f"the config.json of {str(base)!r} names the weights {str(named)[:80]!r}: weights are read from "
+                "safetensors files beside it only"
+            )
+    if _file_of(base, "adapter_config.json") is not None:
+        raise ModelError(f"{str(base)!r} holds an adapter (adapter_config.json), and is no base model")
+    index = _file_of(base, named if isinstance(named, str) and named.endswith(".index.json") else INDEX)
+    if index is not None:
+        _require_index(index, Path(base).expanduser().is_dir())
+
+
+def _require_index(index: Path, is_here: bool) -> None:
+    """Refuse an index that names anything but safetensors files beside it; `is_here`: they have to be there already."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        shards = set(content["weight_map"].values())
+        if not isinstance(content["metadata"], dict):
+            raise TypeError("metadata is no object")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is no index of weights: {error!r}") from error
+    for shard in sorted(map(str, shards)):
+        if not _is_plain(shard) or not shard.endswith(".safetensors"):
+            raise ModelError(f"{index} names {shard[:80]!r}: weights are read from safetensors files beside it only")
+        if is_here and not (index.parent / shard).is_file():
+            raise ModelError(f"{index} names {shard!r}, which is not there")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the same folder."""
+    return Path(name).name == name and "\\" not in name
+
+
+def _file_of(base: str | Path, name: str) -> Path | None:
+    """A file of a base, fetched where the base is the hub's; None where it has none."""
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    try:
+        found = cached_file(str(base), name)
+    except OSError:  # the hub has no such file, or cannot be asked: then the weights cannot be fetched from it either
+        return None
+    return None if found is None else Path(found)
+
+
+def resize_for_tokenizer(hf: PreTrainedModel, tokenizer: "SpanTokenizer") -> None:
+    """Give every id of the tokenizer an embedding row; a base that has enough rows (or spare ones) is left alone.
+
+    New rows are random but always the same ones: training and each serving process must start from one model.
+    """
+    if tokenizer.vocab_size <= hf.get_input_embeddings().weight.shape[0]:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf.resize_token_embeddings(tokenizer.vocab_size)
+
+
+def require_base(base: str | Path) -> None:
+    """Say plainly that a folder is missing, instead of asking the hub for a model of that name."""
+    reason = why_not_found(base)
+    if reason is not None:
+        raise ModelError(reason)
+
+
+def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreTrainedModel:
+    """The model with a LoRA adapter merged into its weights, whose dtype it keeps.
+
+    Args:
+        hf: the base, resized for its tokenizer; changed in place.
+        adapter: folder of the adapter.
+        base: what messages call the base.
+
+    Raises:
+        ModelError: the adapter is incomplete, damaged, or made for another base.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    weights, config_file = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    for file in (weights, config_file):
+        if not file.is_file():
+            raise ModelError(f"the adapter {str(adapter)!r} has no {file.name}")
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        rows = _trained_rows(config)
+        with safe_open(weights, framework="pt") as stored:
+            stored_names = set(stored.keys())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"the adapter {str(adapter)!r} is damaged: {error}") from error
+    made_for_another = f"the adapter {str(adapter)!r} was made for another base model than {str(base)!r}"
+    if rows and max(rows) >= hf.get_input_embeddings().weight.shape[0]:
+        raise ModelError(f"{made_for_another}: it trains token {max(rows)} of a larger vocabulary")
+    try:
+        wrapped = PeftModel.from_pretrained(hf, adapter)
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{made_for_another}: {error}") from error
+    # Peft only warns about weights that are missing, and drops those that nothing asks for.
+    expected_names = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    for name in sorted(expected_names ^ stored_names):
+        raise ModelError(f"{made_for_another}: {'it lacks' if name in expected_names else 'nothing takes'} {name}")
+    return wrapped.merge_and_unload(safe_merge=True)
+
+
+def _trained_rows(adapter_config: object) -> list[int]:
+    """Token ids whose embeddings an adapter replaces (a list, or lists by layer name).
+
+    Raises:
+        ValueError: this is no configuration of a LoRA adapter.
+    """
+    if not isinstance(adapter_config, dict) or adapter_config.get("peft_type") != "LORA":
+        raise ValueError("its configuration is not that of a LoRA adapter")
+    indices = adapter_config.get("trainable_token_indices") or []
+    lists = list(indices.values()) if isinstance(indices, dict) else [indices]
+    if not all(isinstance(rows, list) and all(isinstance(row, int) for row in rows) for rows in lists):
+        raise ValueError("trainable_token_indices holds something other than token ids")
+    return [row for rows in lists for row in rows]

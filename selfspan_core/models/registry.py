@@ -1,0 +1,156 @@
+"""The models by name: where weights, tokenizer and adapters of each come from. No torch, and nothing is loaded here.
+
+A new model is an entry of MODELS. What a user gives, on the command line or in the environment, may also be a folder or
+a hub id; a request of a page or the API names a registered model only, since it comes from anybody.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from selfspan_core.errors import ModelError
+from selfspan_core.models.model_names import why_not_found
+from selfspan_core.params import ADAPTERS
+from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
+from selfspan_core.paths import ASSETS, BASE
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files in a folder: config.json, safetensors, tokenizer."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """The same files in a repository of the hub, called `owner/name`."""
+
+    id: str
+
+
+Source = Folder | HubModel
+"""Where files come from. A new kind is a class here, and a case wherever a source is matched."""
+
+
+@dataclass(frozen=True)
+class AdaptersIn(Mapping[str, Mapping[str, Path]]):
+    """Task -> adapter -> folder, of what lies in a folder as `<task>-<adapter>`: as it is when looked at."""
+
+    folder: Path
+
+    def __getitem__(self, task: str) -> dict[str, Path]:
+        found = {adapter: self.folder / f"{task}-{adapter}" for adapter in ADAPTERS}
+        found = {adapter: folder for adapter, folder in found.items() if folder.is_dir()}
+        if not found:
+            raise KeyError(task)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        names = (folder.name.rpartition("-") for folder in sorted(self.folder.glob("*-*")) if folder.is_dir())
+        return iter(dict.fromkeys(task for task, _, adapter in names if adapter in ADAPTERS))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model, by what it is made of.
+
+    Attributes:
+        name: what users, requests and messages call it.
+        source: of the base model.
+        adapters: task -> {"span": folder, "plain": folder}.
+        tokenizer: its source where it does not lie with the base.
+        license: of the weights, in words; empty where it is not known.
+        card: the model card; None where there is none here.
+    """
+
+    name: str
+    source: Source
+    adapters: Mapping[str, Mapping[str, Path]] = field(hash=False)
+    tokenizer: Source | None = None
+    license: str = ""
+    card: Path | None = None
+
+    def has_both_adapters(self, task: str) -> bool:
+        """Whether a task can be run in full: its span and its plain adapter are there."""
+        own = self.adapters.get(task, {})
+        return all(adapter in own and own[adapter].is_dir() for adapter in ADAPTERS)
+
+    def adapter_folder(self, task: str, adapter: str) -> Path:
+        """Where a task's adapter lies.
+
+        Raises:
+            ModelError: it is not there; for the shipped kind of folder, the message says which command makes it.
+        """
+        if adapter not in ADAPTERS:
+            raise ModelError(f"there is no adapter {adapter!r}; there are {', '.join(ADAPTERS)}")
+        folder = self.adapters.get(task, {}).get(adapter)
+        if folder is not None and folder.is_dir():
+            return folder
+        if isinstance(self.adapters, AdaptersIn):
+            missing = str(self.adapters.folder / f"{task}-{adapter}")
+            how = f"python -m training.finetune --config training/configs/{task}-{adapter}.yaml"
+            raise ModelError(f"there is no adapter folder {missing!r}; make it with: {how}")
+        if folder is None:
+            raise ModelError(f"the model {self.name!r} has no {adapter} adapter for the task {task}")
+        raise ModelError(f"there is no adapter folder {str(folder)!r}")
+
+
+MODELS: dict[str, ModelSpec] = {
+    "selfspan-17m": ModelSpec(
+        name="selfspan-17m",
+        source=Folder(BASE),
+        adapters=AdaptersIn(SHIPPED_ADAPTERS),
+        license="see the model card for what it was trained on",
+        card=ASSETS / "MODEL_CARD.md",
+    ),
+}
+DEFAULT_MODEL = "selfspan-17m"
+
+
+def resolve_model(name: str | Path | ModelSpec, adapters: str | Path | None = None) -> ModelSpec:
+    """The model that a user means by a registered name, a folder or a hub id, in this order.
+
+    A folder that is called like a registered model is written as a path, `./name`; a `Path` is always a folder. A
+    ModelSpec is what it is.
+
+    Args:
+        adapters: folder of its adapters (`<task>-<adapter>`); None: those of the registered model, and for any other
+            model the shipped ones, which fit bases that are copies of the shipped one.
+
+    Raises:
+        ModelError: it is none of them; one line that lists the registered names and says how the others are written.
+    """
+    spec = name if isinstance(name, ModelSpec) else MODELS.get(name) if isinstance(name, str) else None
+    if spec is not None:
+        return spec if adapters is None else replace(spec, adapters=AdaptersIn(Path(adapters)))
+    reason = why_not_found(name, MODELS)
+    if reason is not None:
+        raise ModelError(reason)
+    folder = Path(name).expanduser()
+    source = Folder(folder) if folder.is_dir() else HubModel(str(name))
+    text = str(name) if str(name) not in MODELS else f"./{name}"
+    return ModelSpec(text, source, AdaptersIn(Path(adapters or SHIPPED_ADAPTERS)))
+
+
+def loaded_from(source: Source) -> Path | str:
+    """What transformers loads a source by: the path of a folder, or a hub id."""
+    match source:
+        case Folder(path):
+            return path
+        case HubModel(hub_id):
+            return hub_id
+
+
+def choices(task: str, own: ModelSpec) -> list[str]:
+    """The names of registered models that can run a task in full, `own` first: what a page or the API offers.
+
+    Where `own` is not registered, or cannot run the task, it is the only one: whoever serves a model of a folder wants
+    that one.
+    """
+    if MODELS.get(own.name) is not own or not own.has_both_adapters(task):
+        return [own.name]
+    return [own.name, *(name for name, spec in MODELS.items() if spec is not own and spec.has_both_adapters(task))]

@@ -1,0 +1,166 @@
+"""What a decode step reads of a model: its weights, in the form and the order of the step's GEMMs.
+
+A step multiplies with objects (`Matrix`), not with tensors: how a matrix is stored, in 16 bits today, is its own
+business.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from selfspan_core.models.model import SpanModel
+
+
+class Matrix(Protocol):
+    """What a decode step multiplies with.
+
+    Attributes:
+        shape: `(num_out, depth)`.
+        num_bytes: what one multiplication reads of it.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(num_out, depth)`."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that one multiplication reads of it, bias included."""
+        ...
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """`x W^T + bias`: `[B, depth]` in, `[B, num_out]` out, in the type of `x`."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseMatrix:
+    """A matrix of plain floats; what it is applied by is PyTorch, unless a step's operations bind it to a kernel.
+
+    Attributes:
+        weight: `[num_out, depth]`.
+        bias: `[num_out]`, or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """See Matrix."""
+        num_out, depth = self.weight.shape
+        return num_out, depth
+
+    @property
+    def num_bytes(self) -> int:
+        """See Matrix."""
+        return bytes_of(self.weight) + (0 if self.bias is None else bytes_of(self.bias))
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """See Matrix."""
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights; `qkv` and `gate_up` are several of the model's as one matrix, the gate's rows first."""
+
+    input_norm: torch.Tensor
+    qkv: Matrix
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    out: Matrix
+    mlp_norm: torch.Tensor
+    gate_up: Matrix
+    down: Matrix
+
+    @property
+    def matrices(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
+        """All matrices, in the order in which a step multiplies with them."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+    @property
+    def norms(self) -> tuple[torch.Tensor, ...]:
+        """The weights of its norms."""
+        every = (self.input_norm, self.query_norm, self.key_norm, self.mlp_norm)
+        return tuple(norm for norm in every if norm is not None)
+
+
+class DecodeWeights:
+    """A model's weights as its decode steps take them; made once, for any number of decoders.
+
+    The fused weights are the model's own from now on: its modules become views of them, and no memory is taken twice.
+
+    Args:
+        model: a Llama, Mistral, Qwen2 or Qwen3 model.
+
+    Raises:
+        ValueError: the model has something that the decode step does not know.
+    """
+
+    def __init__(self, model: SpanModel) -> None:
+        config, body = model.hf.config, model.hf.get_decoder()
+        if config.hidden_act != "silu":
+            raise ValueError(f"the decode step knows the activation 'silu', not {config.hidden_act!r}")
+        self.model = model
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, model.num_kv_heads
+        self.epsilon, self.hidden_size = config.rms_norm_eps, config.hidden_size
+        self.embedding = body.embed_tokens.weight
+        head = model.hf.get_output_embeddings()
+        self.head: Matrix = DenseMatrix(head.weight, head.bias)
+        self.layers = [_layer_of(module) for module in body.layers]
+        self.norm = body.norm.weight
+
+    @property
+    def matrices(self) -> Iterator[Matrix]:
+        """All matrices that a step multiplies with."""
+        for layer in self.layers:
+            yield from layer.matrices
+        yield self.head
+
+    @property
+    def shapes(self) -> set[tuple[int, int]]:
+        """`(num_out, depth)` of all of them."""
+        return {matrix.shape for matrix in self.matrices}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a step reads of the weights, whatever the batch; of the embedding it reads a few rows only."""
+        norms = [norm for layer in self.layers for norm in layer.norms]
+        return sum(matrix.num_bytes for matrix in self.matrices) + sum(map(bytes_of, [*norms, self.norm]))
+
+
+def bytes_of(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def _layer_of(module: torch.nn.Module) -> Layer:
+    attention, mlp = module.self_attn, module.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    biases = [projection.bias for projection in projections]
+    if attention.o_proj.bias is not None or any(part.bias is not None for part in (mlp.gate_proj, mlp.down_proj)):
+        raise ValueError("the decode step knows biases of queries, keys and values only")
+    return Layer(
+        module.input_layernorm.weight,
+        DenseMatrix(_fused(projections), None if biases[0] is None else torch.cat(biases)),
+        getattr(getattr(attention, "q_norm", None), "weight", None),
+        getattr(getattr(attention, "k_norm", None), "weight", None),
+        DenseMatrix(attention.o_proj.weight),
+        module.post_attention_layernorm.weight,
+        DenseMatrix(_fused((mlp.gate_proj, mlp.up_proj))),
+        DenseMatrix(mlp.down_proj.weight),
+    )
+
+
+def _fused(modules: tuple[torch.nn.Linear, ...]) -> torch.Tensor:
+    """Their weights below one another, which the modules share from now on."""
+    fused = torch.cat([module.weight for module in modules])
+    sizes = [module.out_features for module in modules]
+    for module, part in zip(modules, fused.split(sizes), strict=True):
+        module.weight.data = part
+    return fused
