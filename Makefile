@@ -4,19 +4,36 @@ PORT ?= 7860
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help app test lint chromium clean
+# Workers of the tests, with one thread each.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+
+# Spans, tasks, parameters, sampling's rules, readers and the race: no browser, compiler, training or server.
+QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_cache arithmetic arithmetic_steps \
+  summarize summarize_text session session_text session_load session_line race feed rules replay cli cli_summaries \
+  config packing engine engine_events decoder summary_annotation kernel_arguments tokenizer))
+
+.PHONY: help app test quick test-all lint tools chromium clean
 
 help:
-	@echo "make app    install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
-	@echo "make test   install what tests need and run them all"
-	@echo "make lint   ruff (check and format check) and mypy"
-	@echo "make clean  remove $(VENV) and caches"
+	@echo "make app        install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
+	@echo "make test       install what tests need and run them, long sweeps by sample (JOBS=4 for more than two workers)"
+	@echo "make quick      spans, tasks, parameters, readers and the race: no browser, no compiler, no training"
+	@echo "make test-all   as make test, with every sweep whole"
+	@echo "make lint       ruff (check and format check) and mypy"
+	@echo "make clean      remove $(VENV) and caches"
 
 app: $(VENV)/.app
 	PORT=$(PORT) $(BIN)/python app.py
 
-test: $(VENV)/.test chromium
-	$(BIN)/python -m pytest
+test: $(VENV)/.test tools
+	$(PYTEST)
+
+quick: $(VENV)/.test
+	$(PYTEST) $(QUICK)
+
+test-all: $(VENV)/.test tools
+	SELFSPAN_SLOW=1 $(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -31,17 +48,18 @@ $(VENV)/.app: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.test: requirements-test.txt requirements.txt | $(BIN)/python
+$(VENV)/.test: requirements-test.txt requirements-train.txt requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-test.txt
 	@touch $@ $(VENV)/.app
 
-# Without a browser, and without the rights to install one, the browser tests are skipped and say why.
-chromium:
-	@command -v chromium >/dev/null || { \
+# Without a browser or g++, and without the rights to install them, the tests that need them are skipped and say why;
+# SELFSPAN_REQUIRE=browser,compiler makes them fail.
+tools chromium:
+	@{ command -v chromium && command -v g++; } >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
-	  echo "installing Debian's chromium for the browser tests"; \
+	  echo "installing Debian's chromium and g++ for the tests"; \
 	  { $$as apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$as apt-get install -y -qq --no-install-recommends \
-	    chromium chromium-driver; } >/dev/null 2>&1 || echo "could not install it: the browser tests will be skipped"; }
+	    chromium chromium-driver g++; } >/dev/null 2>&1 || echo "could not install them: tests that need them are skipped"; }
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Fixtures of the app's tests: an app served in this process, and Debian's Chromium to drive it."""
+"""Which tests run where, an app served in the tests' process, and Debian's Chromium to drive it."""
 
 import os
 import shutil
@@ -7,11 +7,41 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support import required
 from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS, Tab
+from tests.support.fake_session import FakeSession
+from tests.support.slow import SLOW
 
 # Before torch is loaded, here and in processes that tests start: its threads spin for a third of a millisecond while
 # they wait for each other, not for ten, which is what other processes on the same cores need.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# Each waits for servers and browsers, and is disturbed by another of its kind.
+ONE_AT_A_TIME = {"test_api", "test_serving"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items: list) -> None:
+    """Leave out slow sweeps, mark tests that need a browser, and tell workers what stays together."""
+    if not SLOW:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    for item in items:
+        module = item.path.stem
+        if "chromium" in item.fixturenames:
+            item.add_marker("browser")
+        is_served = "chromium" in item.fixturenames or module in ONE_AT_A_TIME
+        item.add_marker(pytest.mark.xdist_group("served" if is_served else module))
+    if hasattr(config, "workerinput"):
+        # The longest group first: the other worker takes what is left.
+        items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "served")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where a browser or a compiler is required, a test that is skipped for want of it fails."""
+    report = yield
+    return required.failed_if_required(report)
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +96,18 @@ def stage(serve) -> Callable:
     return start
 
 
+@pytest.fixture
+def url(stage) -> str:
+    """The app around a session whose lanes write 150 and 220 tokens a second."""
+    return stage(FakeSession(dense=150, sparse=220))
+
+
 @pytest.fixture(scope="session")
 def chromium():
     """A window of a running browser; its tabs share the browser's cache, so that the page's code is loaded once."""
     if shutil.which(CHROMIUM) is None:
-        pytest.skip(f"no browser at {CHROMIUM}: install Debian's packages chromium and chromium-driver")
-    playwright = pytest.importorskip("playwright.sync_api")
+        pytest.skip(f"needs a browser at {CHROMIUM}: install Debian's packages chromium and chromium-driver")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver, playwright")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield browser.new_context()

@@ -19,6 +19,7 @@ from selfspan_core.errors import ImplUnavailable
 from selfspan_core.spans import intervals
 from selfspan_core.spans.tracker import Phase, Tracker
 from tests.support import interval_tools
+from tests.support.slow import examples
 from tests.support.span_examples import MARKERS, PROMPT, STREAMS, VOCAB
 
 HEAD_DIM = 8
@@ -89,7 +90,7 @@ def test_the_oracle_by_hand(num_heads, num_kv_heads):
     torch.testing.assert_close(read_once(ReferenceReader, query, keys, values, visible), out)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(60, 150), deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 70), st.integers(1, 30)), min_size=1, max_size=6),
     st.sampled_from([(1, 1), (6, 6), (4, 2), (8, 1)]),
@@ -254,7 +255,7 @@ def new_cache(ids, num_kv_heads):
     return cache
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(60, 120), deadline=None)
 @given(STREAMS, st.sampled_from([(2, 2), (4, 2)]), st.booleans())
 def test_gather_reader_agrees_with_the_oracle_on_any_ids(ids, heads, annotated):
     """Whole decodes over any ids: steps that end, break mid-body, are cut off or never close.

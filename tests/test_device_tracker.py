@@ -13,6 +13,7 @@ from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import render
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Tracker
 from tests.support.kernel_on_cpu import COMPILER
+from tests.support.slow import examples
 from tests.support.span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, worked_example
 from tests.support.tracker_on_cpu import advance, push, stream
 
@@ -52,7 +53,7 @@ def assert_same(layout, ids, annotated=True):
 
 @needs_compiler
 @pytest.mark.parametrize("annotated", [True, False])
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(200, 500), deadline=None)
 @given(STREAMS)
 def test_same_as_python_near_the_grammar(annotated, ids):
     """Would catch any difference in how a step breaks: what is flagged, what is citable, what is seen."""

@@ -31,7 +31,6 @@ from selfspan_core.models.model_names import why_not_found
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.render import Example, Part, Step, render
 from tests.support.asking import generate
-from tests.support.paths import ROOT
 from tests.support.span_examples import MARKERS as SMALL_MARKERS
 from tests.support.span_examples import worked_example
 from tests.support.tiny_models import save_byte_tokenizer
@@ -256,7 +255,7 @@ def test_missing_and_incomplete_folders(tmp_path):
 @pytest.mark.parametrize("name", ["nope", "no/such/folder", "tests/nope", "./nope", "~/nope-nope"])
 def test_names_that_can_be_no_hub_id_are_not_looked_up(name, monkeypatch):
     """Would catch a minute of retries and a hint at the internet connection, where a folder's name is mistyped."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(Path(__file__).parent.parent)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_: pytest.fail("asked the hub"))
     with pytest.raises(OSError, match="there is no model folder"):
         SpanTokenizer.load(name)

@@ -13,6 +13,7 @@ from cuda_kernels.layers import DecodeOps
 from tests.support.attention_problem import needs_compiler, needs_cuda
 from tests.support.gemm_problem import DTYPES, assert_gemm, problem
 from tests.support.kernel_on_cpu import compiled, pointer
+from tests.support.slow import examples
 
 
 @functools.cache
@@ -22,7 +23,7 @@ def library(is_bf16: int) -> ctypes.CDLL:
 
 
 @needs_compiler
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(15, 40), deadline=None)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(list(DTYPES)),

@@ -27,7 +27,9 @@ from cuda_kernels.layers import DecodeOps
 from tests.support.attention_problem import needs_compiler, needs_cuda
 from tests.support.gemm_problem import DTYPES, assert_gemm, problem
 from tests.support.kernel_on_cpu import compiled, pointer
-from training import report
+from tests.support.slow import examples, sampled
+from training.reports.markdown import ROOT
+from training.reports.products import products_on
 
 needs_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs a Hopper GPU"
@@ -95,7 +97,7 @@ def launches(draw):
 
 
 @needs_compiler
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(12, 40), deadline=None)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(list(DTYPES)),
@@ -117,7 +119,7 @@ def test_any_shape(seed, dtype, batch, warp_tiles, k_tiles, kind, launch):
 
 
 @needs_compiler
-@pytest.mark.parametrize("cluster_size", CLUSTER_SIZES)
+@pytest.mark.parametrize("cluster_size", sampled(CLUSTER_SIZES, CLUSTER_SIZES[-1:]))
 @pytest.mark.parametrize("batch", [64, 65, 97, 128])
 def test_large_batches(batch, cluster_size):
     """Would catch a part of the batch that another block of the cluster has, of tiles with 64 to 128 rows."""
@@ -125,10 +127,24 @@ def test_large_batches(batch, cluster_size):
     assert_gemm(run(x, weight, bias, False, Launch(cluster_size, 1, 3)), x, weight, bias)
 
 
+SLOW_WARPS = [
+    (*shape, warp)
+    for shape in [(4, 4, 5), (2, 8, 5), (2, 8, 3), (2, 9, 3), (4, 20, 3)]
+    for warp in (0, 5, 7, 9, 11, 14, 20, 24, 40)
+]
+# Every shape and every warp at least once.
+SLOW_WARPS_SAMPLE = {
+    *((4, 4, 5, warp) for warp in (0, 11)),
+    *((2, 8, 5, warp) for warp in (7, 40)),
+    *((2, 8, 3, warp) for warp in (5, 20)),
+    *((2, 9, 3, warp) for warp in (14, 24)),
+    *((4, 20, 3, warp) for warp in (9, 11)),
+}
+
+
 @needs_compiler
-@pytest.mark.parametrize("starved_warp", [0, 5, 7, 9, 11, 14, 20, 24, 40])
 @pytest.mark.parametrize(
-    ("cluster_size", "k_tiles", "num_stages"), [(4, 4, 5), (2, 8, 5), (2, 8, 3), (2, 9, 3), (4, 20, 3)]
+    ("cluster_size", "k_tiles", "num_stages", "starved_warp"), sampled(SLOW_WARPS, SLOW_WARPS_SAMPLE)
 )
 def test_a_slow_warp_among_fast_ones(cluster_size, k_tiles, num_stages, starved_warp):
     """Would catch a warp without a tile (7, 11, 20 and 24 are some) that reports the next pass before one with a tile
@@ -165,7 +181,7 @@ def test_everything_is_divided(tile, warp_tiles, cluster_size, max_clusters):
 
 def measured_clusters():
     """What bench_products measured of every size of clusters: weight, rows, depth, tile, and figures by size."""
-    for path in sorted((report.ROOT / "assets/results").glob("products_*.json")):
+    for path in sorted((ROOT / "assets/results").glob("products_*.json")):
         for weight in json.loads(path.read_text(encoding="utf-8"))["weights"]:
             for line in weight["measured"]:
                 if found := {int(number): one for number, one in line.get("clusters", {}).items() if one}:
@@ -196,7 +212,7 @@ def test_the_table_of_gemms():
     """Would catch a table that takes the slower of cuBLAS's two ways."""
     line = {"rows": 64, "us": 40.0, "cublas_us": {"x W^T": 60.0, "W x^T": 50.0}, "floor_us": 32.0}
     origin = {"command": "python -m x", "machine": {"gpu": "G"}, "commit": "abc", "dirty": False}
-    text = report.products_on({"weights": [{"name": "down", "measured": [line]}], **origin}, "x.json")
+    text = products_on({"weights": [{"name": "down", "measured": [line]}], **origin}, "x.json")
     assert "64 rows |" in text and "| down | 32.0 | 40.0 (1.25x) |" in text
 
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from cuda_kernels.compile import KernelConfig
 from tests.support.attention_problem import BF16, CONFIGS, assert_close, make_problem, needs_compiler, random_rows
 from tests.support.kernel_on_cpu import attend, ranges
+from tests.support.slow import examples
 
 
 @needs_compiler
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(5, 20), deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 5), st.integers(1, 300), st.integers(1, 3), st.integers(1, 9))
 def test_agrees_with_float64_on_any_table(config, seed, batch, capacity, num_kv_heads, num_blocks):
     """Would catch a token read twice, left out or from outside the intervals; a lost split; a wrong merge."""

@@ -13,10 +13,11 @@ from cuda_kernels.checks import MAX_BATCH, AttentionShape
 from cuda_kernels.compile import KernelConfig
 from tests.support.attention_problem import CONFIGS, needs_compiler, random_rows
 from tests.support.kernel_on_cpu import plan, ranges, table_of
+from tests.support.slow import examples
 
 
 @needs_compiler
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30, 60), deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 4), st.integers(1, 4000), st.sampled_from([None, (1, 32), (1, 96)]))
 def test_plan_lists_the_visible_tokens(seed, batch, capacity, grid):
     """Would catch a prefix sum that is off at the edge of a warp, or of the 1,024 spans that are added at a time."""
@@ -59,7 +60,7 @@ def test_plan_finds_bad_intervals_and_keeps_within_the_cache(spans, count, code,
 
 
 @needs_compiler
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(80, 200), deadline=None)
 @given(st.lists(st.integers(0, 3000), min_size=1, max_size=40), st.integers(1, 8), st.integers(1, 50))
 def test_work_ranges_are_nearly_equal(num_visible, num_kv_heads, num_blocks):
     """Would catch a range that is lost, out of order, or much longer than the others: one warp would hold up all."""

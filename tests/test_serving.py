@@ -135,3 +135,27 @@ def test_visitors_of_the_first_moment_are_served():
             server.terminate()
             reader.join(10)
     assert "Traceback" not in "".join(log), "".join(log)
+
+
+def test_importing_the_app_loads_no_torch():
+    """An import of torch in app.py or in what it imports would delay every start and break CUDA-on-demand Spaces."""
+    code = "import sys, app; sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'cupy')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_serving_asks_no_other_host():
+    """A look-up of a font, a version or a statistics host fails on a closed network and tells on users elsewhere."""
+    code = """
+import socket, sys, time
+asked, look_up = [], socket.getaddrinfo
+socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or look_up(host, *rest, **more)
+import app
+from tests.support.fake_session import FakeSession
+demo = app.build_app(FakeSession())
+app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+time.sleep(2)
+others = {str(host) for host in asked} - {"127.0.0.1", "localhost", "0.0.0.0", "None"}
+sys.exit(f"asked {others}" if others else 0)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

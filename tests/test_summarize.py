@@ -15,6 +15,7 @@ from selfspan_core.tasks.summarize.form import CUE, MAX_SEGMENTS, MAX_STEPS, MIN
 from selfspan_core.tasks.summarize.rules import MAX_BODY, NGRAM, RuleTables, SummaryRules
 from selfspan_core.tasks.summarize.task import Summarize, SummaryStep, problem_of, segments_of
 from selfspan_core.tasks.summarize.written import read_lines, read_steps
+from tests.support.slow import examples
 
 SENTENCES = (
     "The town council voted on Tuesday to close the old heating plant, which burns coal.",
@@ -162,7 +163,7 @@ def test_whatever_a_model_wants_its_summary_is_well_formed(tables, length, annot
     """Would catch rules that leave nothing to choose, or a way to write what they forbid."""
     tokenizer, markers = tables.tokenizer, tables.markers
     problem = problem_of(SENTENCES * 2)
-    for seed in range(12):
+    for seed in range(examples(4, 12)):
         rng = random.Random(seed)
         rendered, rules = rules_of(tables, problem, length, annotated, copies_only)
         written = []

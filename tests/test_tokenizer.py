@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from selfspan_core.models.tokenizer import SpanTokenizer, TextCodec
 from selfspan_core.spans.protocol import ANCHORS, MARKER_PIECES
 from tests.support.paths import SHIPPED
+from tests.support.slow import examples
 from training import train_tokenizer
 
 # Text → ids of the shipped tokenizer. The shipped model is worthless with any other ids.
@@ -130,7 +131,7 @@ def test_round_trip_and_no_marker_whatever_the_text(base):
         assert forbidden(base).isdisjoint(ids), text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(120, 300), deadline=None)
 @given(st.lists(st.one_of(st.text(), st.sampled_from(TYPED)), max_size=6).map("".join))
 def test_round_trip_property(text):
     """Catches a character somewhere in Unicode that does not come back."""

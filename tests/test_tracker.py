@@ -10,6 +10,7 @@ from selfspan_core.spans import protocol
 from selfspan_core.spans.render import Example, Part, Step, render, render_plain
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Phase, Tracker
 from tests.support import interval_tools
+from tests.support.slow import examples
 from tests.support.span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, text, worked_example
 
 REF, GO, RES, END, EOS = MARKERS.ref, MARKERS.go, MARKERS.res, MARKERS.end, MARKERS.eos
@@ -214,7 +215,7 @@ def test_nothing_comes_after_the_end():
 # ---- any ids whatsoever
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(200, 400), deadline=None)
 @given(STREAMS)
 def test_any_ids(stream):
     """Never raises; intervals sorted, disjoint, in the context; the token itself, scaffold and own step visible."""

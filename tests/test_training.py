@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,17 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from cuda_kernels.bench import provenance
 from selfspan_core.models.loading import load_base
 from selfspan_core.models.model import SpanModel
-from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
-from tests.support.paths import ROOT
-from training import evaluate, finetune, pretrain
+from tests.support.training_tools import train, write_config
 from training.data.generated import evaluation_set
 from training.data.sources import generated_source, mix
 from training.evaluation.batch_decode import decode_greedily
@@ -28,98 +24,9 @@ from training.finetune import FinetuneConfig, LoraShape, add_adapter
 from training.loop.folded_lora import fold_lora
 from training.loop.heldout import exact_answers, heldout_loss
 from training.loop.packing import pack, plain_sample
-from training.loop.trainer import LanguageModelLoss, LoopConfig, Trainer, share_of_step
+from training.loop.trainer import LanguageModelLoss, LoopConfig, share_of_step
 
-TOKENIZER = ROOT / "assets" / "base"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return SpanTokenizer.load(TOKENIZER)
-
-
-@pytest.fixture(scope="module")
-def tiny_base(tmp_path_factory, tokenizer):
-    """A random Llama of two small layers with the shipped tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=64,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.markers.bos,
-        eos_token_id=tokenizer.markers.eos,
-        pad_token_id=tokenizer.pad_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for file in TOKENIZER.glob("tokenizer*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
-
-
-def write_config(folder: Path, base: Path, steps: int, annotated: bool = True) -> Path:
-    config = {
-        "base": str(base),
-        "task": "arithmetic",
-        "annotated": annotated,
-        "output": str(folder / "adapter"),
-        "run": str(folder / "run"),
-        "lora": {"rank": 2, "alpha": 4},
-        "learning_rate": 0.001,
-        "mask_off_share": 0.25 if annotated else 0.0,
-        "heldout_operands": [2],
-        "heldout_problems": 2,
-        "loop": {
-            "steps": steps,
-            "rows_per_step": 2,
-            "micro_rows": 1,
-            "row_tokens": 1024,
-            "warmup_steps": 1,
-            "workers": 1,
-            "log_every": 1,
-            "checkpoint_every": 2,
-        },
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def train(*arguments: str, launcher: tuple[str, ...] = ()) -> str:
-    command = [sys.executable, "-m", *launcher, "training.finetune", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """A function that makes accelerate forget, so that training in this process begins as in one of its own."""
-
-    def forget() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    yield forget
-    forget()
-
-
-@pytest.fixture
-def train_here(monkeypatch, capsys, fresh_accelerate):
-    """As `train`, in this process: seconds quicker, for what several processes could not show better."""
-
-    def run(*arguments: str) -> str:
-        fresh_accelerate()
-        monkeypatch.setattr(sys, "argv", ["finetune", *arguments])
-        finetune.main()
-        return capsys.readouterr().out
-
-    return run
+pytest_plugins = ["tests.support.training_fixtures"]
 
 
 def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer):
@@ -202,166 +109,6 @@ def test_folded_lora_is_lora(tiny_base, tokenizer, annotated):
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-3)
 
 
-def test_unknown_key_stops_training_with_its_name(tmp_path, tiny_base, monkeypatch, capsys):
-    """Would catch a typo that only shows after hours."""
-    path = write_config(tmp_path, tiny_base, steps=1)
-    path.write_text(path.read_text().replace("learning_rate", "learning_rat"))
-    monkeypatch.setattr(sys, "argv", ["finetune", "--config", str(path)])
-    with pytest.raises(SystemExit) as caught:
-        finetune.main()
-    assert_one_line_error(caught.value, "unknown key 'learning_rat'", capsys)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"base": "/nowhere/at-all"}, "nowhere"),
-        ({"mask_off_share": 1.5}, "mask_off_share is a share from 0 to 1"),
-        ({"mask_off_share": 0.5, "annotated": False}, "mask_off_share is for span adapters"),
-        ({"task": "poetry"}, "poetry"),
-        ({"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 0}}, "micro_rows is 1 or more"),
-        ({"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 1, "mixed_precision": "b16"}}, "mixed_precision is"),
-        ({"lora": {"target_modules": ["q_proj", "nope"]}}, "lora.target_modules: the base has no linear layer"),
-        ({"lora": {"target_modules": ["mlp"]}}, "no linear layer called 'mlp'"),
-        (
-            {"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 1, "row_tokens": 256}, "heldout_operands": [2, 24]},
-            "loop.row_tokens is 256, but the held-out expressions of 24 operands",
-        ),
-        ({"heldout_operands": [2], "heldout_problems": 100_000}, "different expressions of 2 operands"),
-    ],
-)
-def test_bad_settings_stop_training_in_one_line(tmp_path, tiny_base, monkeypatch, capsys, change, message):
-    """Would catch a stack trace where a setting is wrong."""
-    path = write_config(tmp_path, tiny_base, steps=1)
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
-    monkeypatch.setattr(sys, "argv", ["finetune", "--config", str(path)])
-    with pytest.raises(SystemExit) as caught:
-        finetune.main()
-    assert_one_line_error(caught.value, message, capsys)
-
-
-def assert_one_line_error(caught: SystemExit, message: str, capsys) -> None:
-    """Exit status 2 and one last line that says what is wrong."""
-    lines = capsys.readouterr().err.splitlines()
-    assert caught.code == 2 and ": error: " in lines[-1] and message in lines[-1], lines
-
-
-@pytest.fixture
-def trainer_of(tiny_base, fresh_accelerate):
-    """A function that makes a small trainer in this process: (run folder, steps, evaluation) -> Trainer."""
-
-    def stream(seed, shard, num_shards):
-        while True:
-            yield plain_sample(np.arange(300, 400))
-
-    def make(folder: Path, steps: int, evaluate=None) -> Trainer:
-        config = LoopConfig(steps=steps, rows_per_step=1, micro_rows=1, row_tokens=128, max_intervals=1, workers=0)
-        model = LlamaForCausalLM.from_pretrained(tiny_base)
-        return Trainer(model, lambda m: [torch.optim.SGD(m.parameters(), 0.1)], stream, config, folder, 0, evaluate)
-
-    return make
-
-
-def checkpoints_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "checkpoints").iterdir())
-
-
-def test_training_survives_an_evaluation_that_fails(tmp_path, trainer_of):
-    """Would catch hours of training lost because the evaluation behind the last step raises."""
-
-    def fail(*_):
-        raise ValueError("no figures")
-
-    trainer = trainer_of(tmp_path, 2, fail)
-    with pytest.raises(ValueError, match="no figures"):
-        trainer.run()
-    assert checkpoints_in(tmp_path) == ["step-00000002"]
-    resumed = trainer_of(tmp_path, 2)
-    resumed.start(resume=True)
-    assert resumed.step == 2
-    trained = dict(trainer._loss.named_parameters())
-    assert all(torch.equal(p, trained[name]) for name, p in resumed._loss.named_parameters())
-
-
-def test_the_checkpoint_just_written_is_the_one_that_stays(tmp_path, trainer_of):
-    """Would catch a shorter run that deletes its own checkpoints and keeps an older run's, with higher numbers."""
-    (tmp_path / "checkpoints" / "step-00000009").mkdir(parents=True)
-    trainer_of(tmp_path, 2).run()
-    assert checkpoints_in(tmp_path) == ["step-00000002"]
-
-
-def test_start_refuses_checkpoints_that_do_not_belong(tmp_path, trainer_of, capsys):
-    """Would catch a new run over an old one, weights from beyond the last step, and a silent start from nothing."""
-    trainer = trainer_of(tmp_path / "new", 2)
-    trainer.start(resume=True)
-    assert capsys.readouterr().out == f"no checkpoint in {tmp_path / 'new'}: starting from the beginning\n"
-    trainer.run()
-    with pytest.raises(ValueError, match=r"pass --resume .* or remove the folder"):
-        trainer_of(tmp_path / "new", 2).start(resume=False)
-    with pytest.raises(ValueError, match=r"step-00000002 is beyond the last step: loop.steps is 1"):
-        trainer_of(tmp_path / "new", 1).start(resume=True)
-    trainer_of(tmp_path / "new", 3).start(resume=True)
-    trainer_of(tmp_path / "unused", 1).start(resume=False)
-
-
-def write_base_config(folder: Path) -> Path:
-    config = {
-        "text": str(folder / "no-text"),
-        "tokenizer": str(TOKENIZER),
-        "output": str(folder / "base"),
-        "run": str(folder / "run"),
-        "mixture": {"arithmetic-plain": 1},
-        "model": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "intermediate_size": 32},
-        "loop": {"steps": 1, "rows_per_step": 1, "micro_rows": 1, "max_intervals": 1},
-    }
-    path = folder / "base.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-@pytest.mark.parametrize("module", [finetune, pretrain])
-@pytest.mark.parametrize(
-    ("arguments", "step", "message"),
-    [([], 1, "pass --resume"), (["--resume"], 9, "beyond the last step: loop.steps is 1")],
-)
-def test_used_run_folders_stop_training_in_one_line(
-    tmp_path, tiny_base, trainer_of, monkeypatch, capsys, module, arguments, step, message
-):
-    """Would catch an entry point that does not ask, or that answers with a stack trace."""
-    path = write_config(tmp_path, tiny_base, steps=1) if module is finetune else write_base_config(tmp_path)
-    monkeypatch.setattr(pretrain, "HELDOUT_PROBLEMS", 1)
-    (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    monkeypatch.setattr(sys, "argv", ["train", "--config", str(path), *arguments])
-    with pytest.raises(SystemExit) as caught:
-        module.main()
-    assert_one_line_error(caught.value, message, capsys)
-
-
-def test_base_with_rows_too_short_for_its_evaluation(tmp_path, monkeypatch, capsys):
-    """Would catch a base that is trained to the end and lost in the evaluation."""
-    path = write_base_config(tmp_path)
-    config = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump(config | {"loop": config["loop"] | {"row_tokens": 128}}))
-    monkeypatch.setattr(sys, "argv", ["train", "--config", str(path)])
-    with pytest.raises(SystemExit) as caught:
-        pretrain.main()
-    assert_one_line_error(caught.value, "loop.row_tokens is 128, but the held-out expressions of", capsys)
-
-
-def test_entry_points_run_as_files(tmp_path):
-    """Would catch `python training/finetune.py` (and `accelerate launch` with it) that finds no package."""
-    running = {}
-    for name in ("finetune", "pretrain", "evaluate"):  # all at once: each spends its time on imports
-        command = [sys.executable, str(ROOT / "training" / f"{name}.py"), "--help"]
-        running[name] = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    done = {name: (*process.communicate(timeout=120), process.returncode) for name, process in running.items()}
-    for name, (out, complaints, status) in done.items():
-        assert status == 0, complaints
-        assert f"usage: {name}.py" in out
-
-
 def test_time_limit_and_cut_off_checkpoints(tmp_path, tiny_base, train_here):
     """Would catch a limit without a checkpoint to go on from, and a resume from one that was never finished."""
     path = write_config(tmp_path, tiny_base, steps=4)
@@ -396,15 +143,6 @@ def test_weights_have_a_digest_of_their_own(tmp_path):
     assert digest(tmp_path) == before
     (tmp_path / "a.safetensors").write_bytes(b"two")
     assert digest(tmp_path) != before
-
-
-@pytest.mark.parametrize("operands", ["1", "65"])
-def test_evaluation_refuses_operand_counts_that_do_not_exist(monkeypatch, capsys, operands):
-    """Would catch a search without end for expressions that no prompt holds."""
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--operands", "8", operands])
-    with pytest.raises(SystemExit) as caught:
-        evaluate.parse_arguments()
-    assert caught.value.code == 2 and f"not {operands}" in capsys.readouterr().err
 
 
 def test_exact_answers_is_what_greedy_decoding_writes(tiny_base, tokenizer):

@@ -18,7 +18,7 @@ from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.errors import InputError
+from selfspan_core.errors import InputError, ModelError
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import Request, whole_number
 from selfspan_core.spans.render import Rendered
@@ -26,6 +26,13 @@ from selfspan_core.tasks.base import Problem, Task
 from selfspan_core.tasks.registry import get_task
 
 TICK_SECONDS = 1 / 15
+
+
+def _tokenizer(engine: Engine) -> SpanTokenizer:
+    tokenizer = engine.model.tokenizer
+    if tokenizer is None:
+        raise ModelError("the engine's model was made without its tokenizer")
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class PreparedLane:
     @property
     def tokenizer(self) -> SpanTokenizer:
         """Of the lane's own model: another model has other ids."""
-        return self.engine.model.tokenizer
+        return _tokenizer(self.engine)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class Session:
         lanes = []
         for spec in lane_specs(request.attention, request.adapter, model):
             engine = self._models.engine(task.name, spec.adapter, spec.model)
-            prompt = task.render(problem, engine.model.tokenizer, annotated=spec.annotated)
+            prompt = task.render(problem, _tokenizer(engine), annotated=spec.annotated)
             lanes.append(PreparedLane(spec, engine, prompt))
         context = min(lane.engine.model.max_context for lane in lanes)
         most = request.sampling.max_new_tokens

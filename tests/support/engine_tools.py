@@ -1,10 +1,14 @@
 """A tiny random Llama, its lanes, and what is read off their events."""
 
+import functools
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfspan_core.attention.reference import visibility_mask
+from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
+from selfspan_core.models.model import SpanModel
 from selfspan_core.spans import protocol
 from selfspan_core.spans.render import Rendered, VisibleRun, render
 from tests.support.asking import generate
@@ -69,3 +73,13 @@ def whole_sequence_logits(hf, ids, visibility, attention) -> torch.Tensor:
 def text_prompt(num_tokens) -> Rendered:
     ids = [FIRST_TEXT + i % 20 for i in range(num_tokens)]
     return Rendered(ids, protocol.PromptLayout(num_tokens, 1, {}), [0] * num_tokens, [VisibleRun(0, (), 0)])
+
+
+def drawn(engine, prompt, **options) -> list[int]:
+    return [token.id for token in tokens(generate(engine, prompt, max_new_tokens=30, **options))]
+
+
+@functools.cache
+def tiny_engine() -> Engine:
+    """An engine of the tiny Llama; made once per process."""
+    return Engine(SpanModel(tiny_hf()), MARKERS)

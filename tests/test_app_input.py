@@ -1,0 +1,137 @@
+"""What is typed into the page, and several tabs of it."""
+
+import time
+
+import pytest
+
+from selfspan_core.tasks.registry import get_task
+from tests.support.app_tools import BAD_INPUTS, EXPRESSION, SHORT, count, right_lines
+from tests.support.browser import SIGNS
+from tests.support.fake_session import FakeSession
+
+
+@pytest.mark.browser
+class TestTabs:
+    def test_two_tabs_queue_and_both_finish(self, serve, open_tab):
+        """Two runs at once on one device would spoil both clocks; a queued tab that says nothing looks broken."""
+        session = FakeSession(dense=150, sparse=200)
+        url = serve(session)
+        first, second = open_tab(url), open_tab(url)
+        first.run(EXPRESSION)
+        first.wait("running")
+        second.run(SHORT)
+        second.wait("waiting")
+        second.page.wait_for_function("document.querySelector('.ss-status').textContent.startsWith('Waiting')")
+        first.wait("done")
+        second.wait("done")
+        assert first.lines("dense") == right_lines(EXPRESSION)
+        assert second.lines("dense") == right_lines(SHORT)
+        assert session.most_running == 1
+
+    def test_a_waiting_tab_can_be_stopped(self, serve, open_tab):
+        """Stop that only knows running generators would leave the run in the queue."""
+        session = FakeSession(dense=60, sparse=60)
+        url = serve(session)
+        first, second = open_tab(url), open_tab(url)
+        first.run(EXPRESSION)
+        first.wait("running")
+        second.run(SHORT)
+        second.wait("waiting")
+        second.page.click("#stop")
+        second.wait("stopped", timeout=2000)
+        first.page.click("#stop")
+        first.wait("stopped")
+        time.sleep(0.5)
+        assert [event for event, _ in session.events] == ["started", "closed"]
+
+    def test_run_again_while_waiting_replaces_the_waiting_run(self, serve, open_tab):
+        """A run that was given up would still take its turn, or its late ticks would mix with the new one's."""
+        session = FakeSession(dense=150, sparse=150)
+        url = serve(session)
+        first, second = open_tab(url), open_tab(url)
+        first.run(EXPRESSION)
+        first.wait("running")
+        second.run("11*12")
+        second.wait("waiting")
+        second.run(SHORT)
+        second.wait("done")
+        assert second.lines("dense") == second.lines("sparse") == right_lines(SHORT)
+        assert [event for event, _ in session.events].count("started") == 2
+
+    def test_closing_a_tab_frees_the_lane(self, serve, open_tab):
+        """A run that nobody watches any more would hold the device for minutes."""
+        session = FakeSession(dense=10, sparse=10)
+        url = serve(session)
+        first, second = open_tab(url), open_tab(url)
+        first.run(EXPRESSION)
+        first.wait("running")
+        first.page.close()
+        session.rates = {"dense": 300, "sparse": 300}
+        second.run(SHORT)
+        second.wait("done", timeout=20_000)
+
+
+@pytest.mark.browser
+class TestInput:
+    def test_bad_input_gets_a_message_beside_the_box_and_changes_nothing_else(self, stage, open_tab):
+        """An input that crashes, runs anyway, wipes the last result or only raises a toast shows here."""
+        session = FakeSession()
+        tab = open_tab(stage(session))
+        tab.run(SHORT)
+        tab.wait("done")
+        screen, num_events, number = tab.text("#race"), len(session.events), ""
+        for name, text in BAD_INPUTS.items():
+            tab.run(text)
+            tab.page.wait_for_function(
+                "old => (document.querySelector('.ss-alert').dataset.run ?? '') !== old", arg=number
+            )
+            number = tab.page.get_attribute(".ss-alert", "data-run")
+            assert 10 < len(tab.alert) < 400, name
+            assert tab.page.is_visible(".ss-alert"), name
+            assert tab.page.get_attribute("#expression textarea", "aria-invalid") == "true"
+            assert (tab.text("#race"), len(session.events)) == (screen, num_events), name
+        box = tab.page.locator("#expression").bounding_box()
+        alert = tab.page.locator(".ss-alert").bounding_box()
+        assert 0 <= alert["y"] - (box["y"] + box["height"]) < 40
+        tab.page.fill("#expression textarea", SHORT)
+        tab.page.wait_for_function("!document.querySelector('.ss-alert').textContent")
+        tab.run("1+2")  # other steps: until the server answers, the page still shows that the last run is done
+        tab.page.wait_for_function("document.querySelectorAll('.ss-step').length === 2")
+        tab.wait("done")
+        assert tab.lines("sparse") == right_lines("1+2")
+
+    def test_unicode_operators_and_thousands_of_spaces_are_understood(self, url, open_tab):
+        """What a phone keyboard or a copied formula holds must work."""
+        tab = open_tab(url)
+        tab.run("79 × 36" + " " * 3000 + "− 84 ÷ 12")
+        tab.wait("done")
+        assert tab.lines("dense") == right_lines("79*36-84/12")
+
+    def test_text_is_never_a_template_nor_markup(self, stage, open_tab):
+        """`{{value}}` and `${value}` execute in a gr.HTML template; markup in innerHTML does too."""
+        hostile = "{{7*7}}${7*7}<img src=x onerror='window.pwned=1'><script>window.pwned=1</script>&amp;"
+        tab = open_tab(stage(FakeSession(dense=2000, sparse=2000, extra_text=hostile)))
+        tab.run(SHORT)
+        tab.wait("done")
+        assert all(hostile.translate(SIGNS) in tab.lines(lane)[0] for lane in ("dense", "sparse"))
+        assert tab.page.evaluate("window.pwned") is None
+
+    def test_surprise_fills_the_box(self, url, open_tab):
+        """A surprise that the task itself rejects would be embarrassing."""
+        tab = open_tab(url)
+        before = tab.page.input_value("#expression textarea")
+        tab.page.click("#surprise")
+        tab.page.wait_for_function("old => document.querySelector('#expression textarea').value !== old", arg=before)
+        assert get_task("arithmetic").parse(tab.page.input_value("#expression textarea"))
+
+    def test_examples_fill_the_box(self, url, open_tab):
+        """Examples are labelled by their number of operands, 4 to 48."""
+        tab = open_tab(url)
+        labels = tab.page.locator("button.gallery-item").all_text_contents()
+        assert [int(label.split()[0]) for label in labels] == sorted(int(label.split()[0]) for label in labels)
+        assert labels and labels[0].strip() == "4 numbers" and labels[-1].strip() == "48 numbers"
+        for button, label in enumerate(labels):
+            tab.page.locator("button.gallery-item").nth(button).click()
+            wanted = next(text for text in get_task("arithmetic").examples if label.startswith(f"{count(text)} "))
+            script = "text => document.querySelector('#expression textarea').value === text"
+            tab.page.wait_for_function(script, arg=wanted)

@@ -1,0 +1,66 @@
+"""The page with the shipped model."""
+
+import time
+
+import pytest
+
+from selfspan_core.tasks.registry import get_task
+from tests.support.app_tools import SHORT
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def shipped(serve) -> str:
+    """The app around the shipped weights."""
+    return serve()
+
+
+def weights() -> bool:
+    base = any((ROOT / "assets" / "base").glob("model*.safetensors"))
+    adapters = [ROOT / "assets" / "adapters" / f"arithmetic-{kind}" for kind in ("span", "plain")]
+    return base and all(folder.is_dir() for folder in adapters)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not weights(), reason="the shipped base and adapters are not in assets/")
+class TestShippedModel:
+    def example(self, operands: int) -> str:
+        task = get_task("arithmetic")
+        return next(text for text in task.examples if task.parse(text).num_operands == operands)
+
+    def test_24_operands_stream_and_highlights_follow(self, shipped, open_tab):
+        """The whole chain: weights, engine, session, page."""
+        tab = open_tab(shipped)
+        tab.run(self.example(24))
+        tab.wait("running", timeout=120_000)
+        readings = set()
+        while tab.state == "running":
+            lit, reading, tokens = tab.page.evaluate("""() => {
+                const [dense, sparse] = document.querySelectorAll('.ss-pane');
+                const lit = [...sparse.querySelectorAll('.lit')].map(node => node.dataset.name);
+                return [lit, sparse.dataset.reading ?? '', [dense.dataset.tokens, sparse.dataset.tokens].map(Number)];
+            }""")
+            assert set(lit) == set(reading.split())
+            if reading and min(tokens) > 0:
+                readings.add(reading)
+            time.sleep(0.05)
+        assert len(readings) >= 5
+        assert tab.state == "done"
+        for lane in ("dense", "sparse"):
+            assert len(tab.lines(lane)) >= 20 and tab.text(f"{tab.pane(lane)} .ss-badge").strip()
+        assert tab.text(".ss-line")
+
+    def test_stop_then_a_second_run(self, shipped, open_tab):
+        """Stop in the middle of a real run, and the lane is free."""
+        tab = open_tab(shipped)
+        tab.run(self.example(48))
+        tab.wait("running", timeout=120_000)
+        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 20")
+        clicked = time.monotonic()
+        tab.page.click("#stop")
+        tab.wait("stopped")
+        assert time.monotonic() - clicked < 1
+        tab.page.click("text=Plain adapter against span adapter")
+        tab.run(SHORT)
+        tab.wait("done")
+        assert tab.text(f"{tab.pane('sparse')} .ss-answer") == "2907"
