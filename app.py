@@ -1,4 +1,4 @@
-"""The app: layout and wiring. It knows ticks and payloads, neither torch nor models.
+"""The app: layout and wiring. It knows ticks, payloads and the names of models; no torch.
 
 One generator feeds both panes. The lane (one device) is one lock and one gradio concurrency id, shared by the page
 and the API; whoever comes second waits in gradio's queue.

@@ -36,7 +36,7 @@ BELOW_TASKS = {"cuda_kernels", "errors", "paths", "params", "spans", "attention"
 OPEN_TO = {
     "spans": {"errors"},
     "tasks": {"errors", "paths", "params", "spans", "engine.rules"},
-    "app": {"paths", "serve", "tasks"},
+    "app": {"errors", "paths", "models.registry", "serve", "tasks"},
     "bench_cpu": BELOW_TASKS,
     "training": BELOW_TASKS,
 }
