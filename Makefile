@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 # Workers of the tests, with one thread each.
 JOBS ?= 2
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 # Spans, tasks, parameters, sampling's rules, readers and the race: no browser, compiler, training or server.
 QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_cache arithmetic arithmetic_steps \

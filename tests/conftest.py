@@ -16,25 +16,31 @@ from tests.support.slow import SLOW
 # they wait for each other, not for ten, which is what other processes on the same cores need.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-# Each waits for servers and browsers, and is disturbed by another of its kind.
-ONE_AT_A_TIME = {"test_api", "test_serving"}
-
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items: list) -> None:
-    """Leave out slow sweeps, mark tests that need a browser, and tell workers what stays together."""
+    """Leave out slow sweeps, mark tests that need a browser, and put first what takes longest."""
     if not SLOW:
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
     for item in items:
-        module = item.path.stem
         if "chromium" in item.fixturenames:
             item.add_marker("browser")
-        is_served = "chromium" in item.fixturenames or module in ONE_AT_A_TIME
-        item.add_marker(pytest.mark.xdist_group("served" if is_served else module))
     if hasattr(config, "workerinput"):
-        # The longest group first: the other worker takes what is left.
-        items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] != "served")
+        from tests.support.groups import SERVED, place
+
+        for item in items:
+            if item.path.stem not in SERVED and not {"chromium", "serve"}.isdisjoint(item.fixturenames):
+                raise pytest.UsageError(f"{item.nodeid} needs a server: name its module in tests/support/groups.py")
+        items.sort(key=lambda item: place(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Two workers disturb each other less, and do less twice, if what belongs together stays in one."""
+    from tests.support.groups import ByModule
+
+    return ByModule(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

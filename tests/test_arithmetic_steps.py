@@ -103,9 +103,9 @@ def test_generated_text_parses_to_the_same_problem(problem):
     assert TASK.parse(problem.text) == problem
 
 
-def test_steps_are_in_post_order(task):
+def test_steps_are_in_post_order():
     """Catches a change of the reduction order: left operand, right operand, operation."""
-    steps = task.parse("1+2*(3-4)-(5+6)").reductions
+    steps = TASK.parse("1+2*(3-4)-(5+6)").reductions
     assert [step.work.split("=")[0] for step in steps] == ["3-4", "2*(-1)", "1+(-2)", "5+6", "-1-11"]
     assert [step.reads for step in steps] == [(2, 3), (1, 6), (0, 7), (4, 5), (8, 9)]
     assert [step.name for step in steps] == [6, 7, 8, 9, 10]

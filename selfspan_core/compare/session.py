@@ -28,10 +28,11 @@ from selfspan_core.tasks.registry import get_task
 TICK_SECONDS = 1 / 15
 
 
-def _tokenizer(engine: Engine) -> SpanTokenizer:
+def tokenizer_of(engine: Engine) -> SpanTokenizer:
+    """The tokenizer of an engine's model. Raises ModelError where the model was made without one."""
     tokenizer = engine.model.tokenizer
     if tokenizer is None:
-        raise ModelError("the engine's model was made without its tokenizer")
+        raise ModelError("the model was made without its tokenizer")
     return tokenizer
 
 
@@ -46,7 +47,7 @@ class PreparedLane:
     @property
     def tokenizer(self) -> SpanTokenizer:
         """Of the lane's own model: another model has other ids."""
-        return _tokenizer(self.engine)
+        return tokenizer_of(self.engine)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Session:
         lanes = []
         for spec in lane_specs(request.attention, request.adapter, model):
             engine = self._models.engine(task.name, spec.adapter, spec.model)
-            prompt = task.render(problem, _tokenizer(engine), annotated=spec.annotated)
+            prompt = task.render(problem, tokenizer_of(engine), annotated=spec.annotated)
             lanes.append(PreparedLane(spec, engine, prompt))
         context = min(lane.engine.model.max_context for lane in lanes)
         most = request.sampling.max_new_tokens

@@ -7,7 +7,7 @@ Weights are read from safetensors only. A pickle runs code when it is loaded, an
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,7 +38,7 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
                 f"{base}: models of type {config.model_type!r} are not supported; {', '.join(FAMILIES)} are"
             )
         _require_safetensors(base, getattr(config, "transformers_weights", None))
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base,
             config=config,
             dtype=dtype,
@@ -53,6 +53,7 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
         raise ModelError(f"{_do_not_fit(base)}: {error}") from error
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"cannot load the base model {str(base)!r}: {error}") from error
+    model, found = loaded  # because of `output_loading_info`
     _require_all_tensors(base, config, found)
     return model
 
@@ -61,7 +62,7 @@ def _do_not_fit(base: str | Path) -> str:
     return f"the weights of the base model {str(base)!r} do not fit its config.json"
 
 
-def _require_all_tensors(base: str | Path, config: object, found: Mapping[str, Collection]) -> None:
+def _require_all_tensors(base: str | Path, config: Any, found: Mapping[str, Collection]) -> None:
     """Refuse a base whose files do not hold what its configuration asks for, no more and no less.
 
     Transformers would make up the tensors that are missing or of another shape, at random, and only warn.
@@ -90,8 +91,8 @@ def _require_safetensors(base: str | Path, named: object) -> None:
         ModelError: such a name, an index that names such a file, or an adapter beside the base, which would be loaded.
     """
     if named is not None:
-        is_weights = isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json"))
-        if not is_weights or not _is_plain(named):
+        endings = (".safetensors", ".safetensors.index.json")
+        if not isinstance(named, str) or not named.endswith(endings) or not _is_plain(named):
             raise ModelError(
                 f"the config.json of {str(base)!r} names the weights {str(named)[:80]!r}: weights are read from "
                 "safetensors files beside it only"
@@ -136,12 +137,18 @@ def _file_of(base: str | Path, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
+def _num_rows(hf: PreTrainedModel) -> int:
+    """Rows of a model's embedding."""
+    embedding: Any = hf.get_input_embeddings()
+    return embedding.weight.shape[0]
+
+
 def resize_for_tokenizer(hf: PreTrainedModel, tokenizer: "SpanTokenizer") -> None:
     """Give every id of the tokenizer an embedding row; a base that has enough rows (or spare ones) is left alone.
 
     New rows are random but always the same ones: training and each serving process must start from one model.
     """
-    if tokenizer.vocab_size <= hf.get_input_embeddings().weight.shape[0]:
+    if tokenizer.vocab_size <= _num_rows(hf):
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -180,7 +187,7 @@ def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreTr
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"the adapter {str(adapter)!r} is damaged: {error}") from error
     made_for_another = f"the adapter {str(adapter)!r} was made for another base model than {str(base)!r}"
-    if rows and max(rows) >= hf.get_input_embeddings().weight.shape[0]:
+    if rows and max(rows) >= _num_rows(hf):
         raise ModelError(f"{made_for_another}: it trains token {max(rows)} of a larger vocabulary")
     try:
         wrapped = PeftModel.from_pretrained(hf, adapter)

@@ -124,9 +124,10 @@ def resolve_model(name: str | Path | ModelSpec, adapters: str | Path | None = No
     Raises:
         ModelError: it is none of them; one line that lists the registered names and says how the others are written.
     """
-    spec = name if isinstance(name, ModelSpec) else MODELS.get(name) if isinstance(name, str) else None
-    if spec is not None:
-        return spec if adapters is None else replace(spec, adapters=AdaptersIn(Path(adapters)))
+    if not isinstance(name, ModelSpec):
+        name = MODELS.get(str(name), name) if isinstance(name, str) else name
+    if isinstance(name, ModelSpec):
+        return name if adapters is None else replace(name, adapters=AdaptersIn(Path(adapters)))
     reason = why_not_found(name, MODELS)
     if reason is not None:
         raise ModelError(reason)

@@ -6,7 +6,7 @@ business.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -103,14 +103,15 @@ class DecodeWeights:
     """
 
     def __init__(self, model: SpanModel) -> None:
-        config, body = model.hf.config, model.hf.get_decoder()
+        config = model.hf.config
+        body: Any = model.hf.get_decoder()  # transformers' modules say nothing of their parts' types
         if config.hidden_act != "silu":
             raise ValueError(f"the decode step knows the activation 'silu', not {config.hidden_act!r}")
         self.model = model
         self.num_heads, self.num_kv_heads = config.num_attention_heads, model.num_kv_heads
         self.epsilon, self.hidden_size = config.rms_norm_eps, config.hidden_size
         self.embedding = body.embed_tokens.weight
-        head = model.hf.get_output_embeddings()
+        head: Any = model.hf.get_output_embeddings()
         self.head: Matrix = DenseMatrix(head.weight, head.bias)
         self.layers = [_layer_of(module) for module in body.layers]
         self.norm = body.norm.weight
@@ -139,7 +140,7 @@ def bytes_of(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _layer_of(module: torch.nn.Module) -> Layer:
+def _layer_of(module: Any) -> Layer:
     attention, mlp = module.self_attn, module.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     biases = [projection.bias for projection in projections]
