@@ -37,9 +37,9 @@ def test_unknown_key_stops_training_with_its_name(tmp_path, tiny_base, monkeypat
         ({"lora": {"target_modules": ["mlp"]}}, "no linear layer called 'mlp'"),
         (
             {"loop": {"steps": 1, "rows_per_step": 2, "micro_rows": 1, "row_tokens": 256}, "heldout_operands": [2, 24]},
-            "loop.row_tokens is 256, but the held-out expressions of 24 operands",
+            "loop.row_tokens is 256, but the held-out problems of 24 operands",
         ),
-        ({"heldout_operands": [2], "heldout_problems": 100_000}, "different expressions of 2 operands"),
+        ({"heldout_operands": [2], "heldout_problems": 100_000}, "different problems of 2 operands"),
     ],
 )
 def test_bad_settings_stop_training_in_one_line(tmp_path, tiny_base, monkeypatch, capsys, change, message):
