@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-re
 # Spans, tasks, parameters, sampling's rules, readers and the race: no browser, compiler, training or server.
 QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_cache arithmetic arithmetic_steps \
   summarize summarize_text session session_text session_load session_line race feed rules replay cli cli_summaries \
-  config packing engine engine_events decoder summary_annotation kernel_arguments tokenizer))
+  config packing safety_line engine engine_events decoder summary_annotation kernel_arguments tokenizer))
 
 .PHONY: help app test quick test-all lint tools chromium clean
 
