@@ -1,4 +1,4 @@
-"""The shipped models write what they wrote before the house was rebuilt, to the last id."""
+"""The shipped models write what they wrote before the code was rearranged, to the last id."""
 
 import pytest
 

@@ -1,1 +1,1 @@
-"""The exact ids that the shipped models wrote before the house was rebuilt: every later step is held to them."""
+"""The exact ids that the shipped models wrote before the code was rearranged: every later step is held to them."""
