@@ -1,12 +1,9 @@
 """Many requests through a few rows, on the CPU: every row as if it were alone."""
 
 import itertools
-import random
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
@@ -20,7 +17,7 @@ from selfspan_core.spans import protocol
 from selfspan_core.spans.render import Rendered
 from tests.support.asking import asked
 from tests.support.attention_problem import needs_cuda
-from tests.support.batch_tools import CAPACITY, alone, by_request, example, on_cuda, shorn
+from tests.support.batch_tools import CAPACITY, alone, by_request, example, on_cuda
 from tests.support.engine_tools import tiny_hf
 from tests.support.span_examples import MARKERS, VOCAB
 
@@ -46,30 +43,6 @@ def test_every_request_as_if_it_were_alone(weights, attention, batch):
         assert events[number] == alone(weights, request, attention), number
     # And again: nothing is left of the first time.
     assert by_request(engine.generate(requests[:2])) == {0: events[0], 1: events[1]}
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 9))
-def test_cancelled_rows_are_free_at_once_and_disturb_nobody(seed, batch, num_requests):
-    """Would catch a cancelled request whose late ids go to the next one in its row."""
-    weights = DecodeWeights(SpanModel(tiny_hf()))
-    rng = random.Random(seed)
-    requests = [asked(example(rng.randrange(50))[0], max_new_tokens=rng.randint(1, 12)) for _ in range(num_requests)]
-    expected = [alone(weights, request, "sparse") for request in requests]
-    engine = BatchEngine(weights, MARKERS, batch, CAPACITY)
-    seen, cancelled = {}, set()
-    for number, event in engine.generate(requests):
-        assert number not in cancelled
-        seen.setdefault(number, []).append(shorn(event))
-        if rng.random() < 0.1:
-            engine.cancel(number)
-            if len(seen[number]) < len(expected[number]):
-                cancelled.add(number)
-    for number, events in enumerate(expected):
-        if number in cancelled:
-            assert seen[number] == events[: len(seen[number])]
-        else:
-            assert seen[number] == events
 
 
 def test_a_request_that_does_not_fit_fails_alone(weights):

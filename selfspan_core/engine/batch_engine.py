@@ -34,7 +34,7 @@ class _Active:
 
 
 class BatchEngine:
-    """Answers requests in so many rows at a time. For one thread: the one that iterates is the one that cancels.
+    """Answers requests in so many rows at a time.
 
     Args:
         weights: the model's.
@@ -103,12 +103,6 @@ class BatchEngine:
     def _require_free(self) -> None:
         if self._is_busy:
             raise RuntimeError("this engine answers other requests already: close their iterator first")
-
-    def cancel(self, number: int) -> None:
-        """Give up a request of the running `generate`; its row is free at once. Nothing happens if it is over."""
-        for row, active in list(self._active.items()):
-            if active.number == number:
-                self._free(row)
 
     def _run(self, requests: Iterator[PromptRequest]) -> Iterator[tuple[int, Event]]:
         self._require_free()
@@ -208,21 +202,13 @@ class BatchEngine:
         if isinstance(outcome, First):
             active = self._active.get(outcome.row)
             if active is not None and active.begun == outcome.begun:
-                yield from self._until_cancelled(outcome.row, self._begun(active, outcome))
+                yield from _of(active, self._begun(active, outcome))
             return
         self.num_step_tokens += sum(outcome.number > active.begun for active in self._active.values())
         for row, token in enumerate(outcome.ids):
             active = self._active.get(row)
             if active is not None and outcome.number > active.begun:
-                yield from self._until_cancelled(row, self._token(row, active, token, outcome.seconds))
-
-    def _until_cancelled(self, row: int, events: Iterator[Event]) -> Iterator[tuple[int, Event]]:
-        """The consumer may cancel a request at any of its events."""
-        active = self._active[row]
-        for event in events:
-            yield active.number, event
-            if self._active.get(row) is not active:
-                return
+                yield from _of(active, self._token(row, active, token, outcome.seconds))
 
     def _begun(self, active: _Active, outcome: First) -> Iterator[Event]:
         active.account.seconds = outcome.seconds
@@ -248,6 +234,12 @@ class BatchEngine:
         active, self._active = self._active, {}
         for one in active.values():
             yield one.number, Failed(self._lost)
+
+
+def _of(active: _Active, events: Iterator[Event]) -> Iterator[tuple[int, Event]]:
+    """Events with the number of their request."""
+    for event in events:
+        yield active.number, event
 
 
 def _lost(error: RuntimeError) -> EngineLost:
