@@ -1,6 +1,7 @@
 """Many requests through a few rows, on the CPU: every row as if it were alone."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,14 +54,14 @@ def test_a_request_that_does_not_fit_fails_alone(weights):
     requests = [
         asked(good, max_new_tokens=5),
         asked(too_long),
-        asked(good, with_logits=True),
+        asked(good, rules=SimpleNamespace()),
         asked(good),
     ]
     engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
     last = dict(engine.generate(requests))
     assert [type(last[number]) for number in range(4)] == [Finished, Failed, Failed, Finished]
     assert isinstance(last[1].error, PromptError) and "a row holds 160" in str(last[1].error)
-    assert "neither rules nor logits" in str(last[2].error)
+    assert "rules: this batch was made without" in str(last[2].error)
     # Up to the end of the row.
     assert last[3].reason == "eos" or last[3].num_tokens == CAPACITY - good.prompt.num_tokens
 

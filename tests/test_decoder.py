@@ -63,8 +63,12 @@ def make(name):
 
 def attend_to_all_before(cache, positions, model):
     """Attention of every row over its own past, by the reference; zeros for rows without a token."""
+    rotary = DecodeWeights(model).rotary(cache.capacity)
+    num_heads = model.hf.config.num_attention_heads
 
-    def attend(layer, query):
+    def attend(layer, qkv):
+        query = torch.zeros(len(qkv), num_heads, model.head_dim)
+        TorchOps().rotary_write(qkv, rotary, positions, query, cache.keys[layer], cache.values[layer])
         out = torch.zeros_like(query)
         for row, position in enumerate(positions.tolist()):
             if position < 0:
@@ -97,12 +101,12 @@ def test_same_logits_as_the_models_own_forward(name):
     begins = (0, 0, 3)
     expected = [whole(model, ids) for ids in streams]
     cache = model.new_cache(CAPACITY, batch=3)
-    decoder = Decoder(DecodeWeights(model), cache, TorchOps())
+    decoder = Decoder(DecodeWeights(model), 3, TorchOps())
     for step in range(12):
         at = [step - begin if 0 <= step - begin < len(ids) else -1 for ids, begin in zip(streams, begins, strict=True)]
         ids = torch.tensor([ids[place] if place >= 0 else 0 for ids, place in zip(streams, at, strict=True)])
         positions = torch.tensor(at, dtype=torch.int32)
-        logits = decoder(ids, positions, attend_to_all_before(cache, positions, model))
+        logits = decoder(ids, attend_to_all_before(cache, positions, model))
         for row, (stream, place) in enumerate(zip(streams, at, strict=True)):
             if place == len(stream) - 1:
                 torch.testing.assert_close(logits[row], expected[row], atol=2e-4, rtol=1e-4)
@@ -115,7 +119,7 @@ def test_the_model_still_works_and_shares_its_weights():
     ids = [5, 6, 7, 8]
     before = whole(model, ids)
     weights = DecodeWeights(model)
-    assert torch.equal(whole(model, ids), before)
+    torch.testing.assert_close(whole(model, ids), before)
     fused = weights.layers[0].qkv.weight
     projection = model.hf.get_decoder().layers[0].self_attn.k_proj
     assert projection.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
@@ -149,12 +153,8 @@ def test_matrices_apply_themselves():
     ]
     other.head = Halved(other.head)
     assert other.shapes == plain.shapes and other.num_bytes > plain.num_bytes
-    ids, positions = torch.tensor([3, 5]), torch.tensor([0, 0], dtype=torch.int32)
-    logits = []
-    for weights in (plain, other):
-        cache = model.new_cache(4, 2)
-        attend = lambda layer, queries, cache=cache: cache.values[layer][:, :, 0].repeat_interleave(  # noqa: E731
-            queries.shape[1] // cache.values[layer].shape[1], 1
-        )
-        logits.append(Decoder(weights, cache, TorchOps())(ids, positions, attend))
+    ids, num_kv_heads = torch.tensor([3, 5]), model.num_kv_heads
+    # Attention of a first token is its own value.
+    attention = lambda layer, qkv: qkv[:, -num_kv_heads:].repeat_interleave(plain.num_heads // num_kv_heads, 1)  # noqa: E731
+    logits = [Decoder(weights, 2, TorchOps())(ids, attention) for weights in (plain, other)]
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
+from selfspan_core.engine.decoder import Decoder
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
 from selfspan_core.errors import ModelError
@@ -156,9 +157,10 @@ def test_every_forward_pass_leaves_out_kernels_compiled_per_length(monkeypatch, 
     """Would catch decoding on CUDA at five times its time: cuDNN's attention makes a plan for every new length."""
     opened, forwards = [], []
     open_context = lambda device: nullcontext(opened.append(device))  # noqa: E731
-    monkeypatch.setattr("selfspan_core.engine.engine.length_free_kernels", open_context)
-    forward = engine.model.forward_logits
+    monkeypatch.setattr("selfspan_core.engine.host_step.length_free_kernels", open_context)
+    forward, step = engine.model.forward_logits, Decoder.__call__
     monkeypatch.setattr(engine.model, "forward_logits", lambda *a: (forwards.append(len(opened)), forward(*a))[1])
+    monkeypatch.setattr(Decoder, "__call__", lambda *a: (forwards.append(len(opened)), step(*a))[1])
     prompt, forced = example_run(0)
     run(engine, prompt, lane, forced)
     assert forwards == list(range(1, len(forced) + 1)) and opened == [engine.model.device] * len(forced)
@@ -169,6 +171,7 @@ def test_weights_laid_out_for_one_row_are_the_same_model():
     hf = tiny_hf(tie_word_embeddings=True)
     before = {name: weight.clone() for name, weight in hf.state_dict().items()}
     model = SpanModel(hf)
+    assert model.weights.head.weight.t().is_contiguous() or not torch.backends.mkl.is_available()
     for name, weight in model.hf.state_dict().items():
         assert torch.equal(weight, before[name])
     assert model.hf.get_input_embeddings().weight is model.hf.get_output_embeddings().weight

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from selfspan_core.attention import backends
 from selfspan_core.compare.session import Session
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.rules import Limits
 from selfspan_core.engine.sampling import narrow
-from selfspan_core.errors import ImplUnavailable, InputError
+from selfspan_core.errors import InputError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
@@ -93,28 +92,21 @@ def test_settings_of_other_tasks(folders):
         compare(session, "summarize", ARTICLE, length="long")
 
 
-def test_rules_and_graphs(folders):
-    """Would catch a summary that a captured graph is asked for, which draws ids before the host knows the last."""
+def test_rules_whatever_the_implementation(folders):
+    """Would catch an implementation that was asked for by name and silently replaced where a task has rules."""
     store = ModelStore(folders / "base", folders / "adapters", device="cpu")
     session = Session(store)
     asked = []
     engine = store.engine("summarize", "span")
     engine.generate = lambda request, attention, impl: asked.append((impl, request.rules)) or iter(())
-    for impl, used in (("gather", "gather"), ("reference", "reference"), ("captured", "cuda")):
+    for impl in ("gather", "reference", "captured"):
         store.impl = impl
         run = prepare(session, "summarize", ARTICLE, "sparse", max_new_tokens=5)
         session._events(run, run.lanes[0])
-        assert asked[-1][0] == used and asked[-1][1].num_steps == 0
+        assert asked[-1][0] == impl and asked[-1][1].num_steps == 0
         start = next(session.stream(run))
-        assert "captured" not in start["device"] and start["rules"] == get_task("summarize").rules_text
-
-
-def test_a_graph_that_was_asked_for_by_name(folders, monkeypatch):
-    """Would catch `--impl captured` that silently runs something else where rules keep the step on the host."""
-    monkeypatch.setattr(backends, "why_no_kernels", lambda impl, device: None)
-    store = ModelStore(folders / "base", folders / "adapters", device="cpu", impl="captured")
-    with pytest.raises(ImplUnavailable, match=r"impl 'captured': a task that is held to rules.* use impl 'cuda'"):
-        prepare(Session(store), "summarize", ARTICLE)
+        assert ("captured" in start["device"]) == (impl == "captured")
+        assert start["rules"] == get_task("summarize").rules_text
 
 
 def test_longer_than_learned(folders):

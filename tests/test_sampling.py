@@ -11,12 +11,9 @@ import torch
 
 from cuda_kernels import compile as loader
 from cuda_kernels.layers import DecodeOps
-from selfspan_core.engine import engine
+from selfspan_core.engine import sampling
 from selfspan_core.engine.batch_parts import TorchParts
 from selfspan_core.params import SamplingParams
-from selfspan_core.spans.protocol import PromptLayout
-from selfspan_core.spans.render import Rendered
-from tests.support.asking import asked
 from tests.support.kernel_on_cpu import COMPILER, compiled, pointer
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernel for the CPU")
@@ -114,18 +111,15 @@ def drawn_by_the_batch(logits, temperature, share, count):
     return ids.tolist()
 
 
-def drawn_by_the_engine(logits, temperature, share, count):
-    """What the engine of one sequence draws."""
-    draw = engine._Draw(
-        logits.device, asked(Rendered([0], PromptLayout(1, 0, {}), [], []), temperature=temperature, top_p=share)
-    )
-    return [draw(logits)[0] for _ in range(count)]
+def drawn_on_the_host(logits, temperature, share, count):
+    """What a step draws that the host decides."""
+    return [sampling.draw(logits, temperature, share, 0, position) for position in range(count)]
 
 
 WAYS = [
     pytest.param(drawn_by_the_kernel, marks=needs_compiler),
     drawn_by_the_batch,
-    drawn_by_the_engine,
+    drawn_on_the_host,
 ]
 
 

@@ -20,22 +20,41 @@ def length_free_kernels(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(LENGTH_FREE_BACKENDS) if device.type == "cuda" else nullcontext()
 
 
-def fused_one_query(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
-    """PyTorch's fused attention of one query over all the keys that it is given.
+class LastQueries:
+    """PyTorch's fused attention of the last T tokens, each over all keys up to its own; one object for the layers of a
+    pass, which share its mask.
 
-    Heads that share a key/value head become queries of that head: without a mask they all see the same keys, and
-    each key and value is then read once per group and never repeated in memory.
-
-    Args:
-        query: `[1, num_heads, 1, head_dim]`.
-        keys, values: `[1, num_kv_heads, S, head_dim]`.
-        scale: multiplies the scores.
-
-    Returns:
-        `[1, num_heads, 1, head_dim]`.
+    Heads that share a key/value head become queries of that head, so that each key and value is read once per group
+    and never repeated in memory.
     """
-    num_kv_heads = keys.shape[1]
-    grouped = query.view(1, num_kv_heads, query.shape[1] // num_kv_heads, query.shape[3])
-    attended = F.scaled_dot_product_attention(grouped, keys, values, scale=scale)
-    # On CUDA the result may be laid out otherwise than the query.
-    return attended.reshape(query.shape)
+
+    def __init__(self) -> None:
+        self._mask: torch.Tensor | None = None
+
+    def __call__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: `[1, num_heads, T, head_dim]`; its tokens are the last T of the keys.
+            keys, values: `[1, num_kv_heads, S, head_dim]`; T and S are the same at every call.
+            scale: multiplies the scores.
+
+        Returns:
+            `[1, num_heads, T, head_dim]`.
+        """
+        num_heads, num_queries, head_dim = query.shape[1:]
+        group = num_heads // keys.shape[1]
+        grouped = query.reshape(1, keys.shape[1], group * num_queries, head_dim)
+        if num_queries > 1 and self._mask is None:
+            self._mask = _mask_of_last(num_queries, keys).repeat(group, 1)
+        attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask, scale=scale)
+        # On CUDA the result may be laid out otherwise than the query.
+        return attended.reshape(query.shape)
+
+
+def _mask_of_last(num_queries: int, keys: torch.Tensor) -> torch.Tensor:
+    """What is added to the scores of the last queries, `[T, S]`: minus infinity at keys behind the one that asks."""
+    mask = torch.zeros(num_queries, keys.shape[2], dtype=keys.dtype, device=keys.device)
+    later = torch.ones(num_queries, num_queries, dtype=torch.bool, device=keys.device).triu(1)
+    mask[:, -num_queries:].masked_fill_(later, -torch.inf)
+    return mask

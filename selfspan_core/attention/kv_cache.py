@@ -62,6 +62,10 @@ class KVCache:
         self.keys[layer].narrow(2, start, key.shape[2]).copy_(key)
         self.values[layer].narrow(2, start, value.shape[2]).copy_(value)
 
+    def first(self, layer: int, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of one layer's keys and values at the first positions, `[batch, num_kv_heads, positions, head_dim]`."""
+        return self.keys[layer].narrow(2, 0, num_positions), self.values[layer].narrow(2, 0, num_positions)
+
     def copy_from(self, source: "KVCache", intervals: Sequence[Interval], start: int = 0) -> int:
         """Copy positions of another cache, all layers at once, one after the other from `start` on.
 

@@ -1,10 +1,13 @@
-"""Attention with a memory, for decoding: what the tokens of a step share is prepared once.
+"""Attention with a memory, for decoding: what the tokens of a pass share is prepared once.
 
-A reader is planned once per token on the host (`plan`) and run once per layer (`attend`). It owns where new keys and
-values go and what queries read.
+A reader is planned once per forward pass on the host (`plan`) and run once per layer (`attend`). It owns where new keys
+and values go and what queries read. A pass holds the prompt, or one or several tokens at consecutive positions: the
+token that was drawn last, and drafts behind it that are to be verified. The cache always holds every position that a
+reader has met; a pass that starts at an earlier position than the end of the one before overwrites what was rejected.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,7 +17,7 @@ from cuda_kernels.attention import SpanAttention
 from cuda_kernels.checks import AttentionShape
 from cuda_kernels.device import CudaUnavailable
 from selfspan_core.attention.backends import IMPLS, require_impl
-from selfspan_core.attention.fused import fused_one_query
+from selfspan_core.attention.fused import LastQueries
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.errors import ImplUnavailable
@@ -25,11 +28,14 @@ from selfspan_core.spans.tracker import MAX_BODY_TOKENS, Phase, State
 class Reader(Protocol):
     """What a forward pass calls for attention: owns where new keys and values go and what queries read."""
 
-    def plan(self, start: int, state: State | None) -> None:
-        """Prepare for a forward of tokens from position `start` on.
+    def plan(self, start: int, states: Sequence[State] | None) -> None:
+        """Prepare for a forward pass of tokens from position `start` on.
 
-        `state` is the tracker's word on a single token, or None for the prompt (all of it at once, from position 0,
-        every token seeing everything before it).
+        Args:
+            start: position of the first token.
+            states: the tracker's word on every token, or None for the prompt (all of it at once, from position 0,
+                every token seeing everything before it). No token but those of a body's own step may see a segment
+                that ends behind `start`.
         """
 
     def attend(
@@ -54,36 +60,37 @@ class DenseReader:
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
         self._start = 0
+        self._is_prompt = True
+        self._attention = LastQueries()
 
-    def plan(self, start: int, state: State | None) -> None:
+    def plan(self, start: int, states: Sequence[State] | None) -> None:
         """See Reader."""
-        self._start = start
+        self._start, self._is_prompt = start, states is None
+        self._attention = LastQueries()
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """See Reader."""
-        cache, start = self._cache, self._start
-        cache.write(layer, start, key, value)
-        if query.shape[2] == 1:
-            keys = cache.keys[layer].narrow(2, 0, start + 1)
-            values = cache.values[layer].narrow(2, 0, start + 1)
-            return fused_one_query(query, keys, values, scale)
-        grouped = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        self._cache.write(layer, self._start, key, value)
+        if self._is_prompt:
+            grouped = query.shape[1] != key.shape[1]
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+        keys, values = self._cache.first(layer, self._start + query.shape[2])
+        return self._attention(query, keys, values, scale)
 
 
 class ReferenceReader:
-    """The oracle: a mask over everything, in float32. Says what the other readers must compute."""
+    """The oracle: a mask over everything, in float32. The other readers must compute what it computes."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
         self._start = 0
-        self._state: State | None = None
+        self._states: Sequence[State] | None = None
 
-    def plan(self, start: int, state: State | None) -> None:
+    def plan(self, start: int, states: Sequence[State] | None) -> None:
         """See Reader."""
-        self._start, self._state = start, state
+        self._start, self._states = start, states
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
@@ -91,107 +98,177 @@ class ReferenceReader:
         """See Reader."""
         self._cache.write(layer, self._start, key, value)
         end = self._start + query.shape[2]
-        visibility = [((0, p + 1),) for p in range(self._start, end)] if self._state is None else [self._state.visible]
-        keys, values = self._cache.keys[layer][:, :, :end], self._cache.values[layer][:, :, :end]
+        if self._states is None:
+            visibility: list[Sequence[Interval]] = [((0, p + 1),) for p in range(self._start, end)]
+        else:
+            visibility = [state.visible for state in self._states]
+        keys, values = self._cache.first(layer, end)
         return masked_attention(query, keys, values, visibility_mask(visibility, end), scale)
 
 
 class CudaReader:
-    """The CUDA kernel reads the visible intervals in the cache itself, for headers and bodies alike."""
+    """The CUDA kernel reads the visible intervals in the cache itself, for headers and bodies alike.
 
-    def __init__(self, cache: KVCache) -> None:
-        self._cache = cache
-        self._dense = DenseReader(cache)
-        self._start = 0
-        self._visible: Sequence[Interval] | None = None
-        self._kernel: SpanAttention | None = None
-        self._is_planned = False
-
-    def plan(self, start: int, state: State | None) -> None:
-        """See Reader."""
-        self._start, self._visible, self._is_planned = start, None if state is None else state.visible, False
-        self._dense.plan(start, state)
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """See Reader."""
-        if self._visible is None:
-            return self._dense.attend(layer, query, key, value, scale)
-        cache = self._cache
-        cache.write(layer, self._start, key, value)
-        # By the first layer for all: how many heads ask is known only here.
-        kernel = self._kernel
-        if kernel is None or not self._is_planned:
-            kernel = self._kernel = self._with_room(query.shape[1], len(self._visible))
-            plan_visible(kernel, self._visible, cache.capacity)
-            self._is_planned = True
-        return kernel(query[:, :, 0], cache.keys[layer], cache.values[layer], scale)[:, :, None]
-
-    def _with_room(self, num_heads: int, num_spans: int) -> SpanAttention:
-        if self._kernel is not None and num_spans <= self._kernel.shape.max_spans:
-            return self._kernel
-        return cuda_attention(num_heads, self._cache.keys[0], max(16, 2 * num_spans))
-
-
-class GatherReader:
-    """Body tokens read only what their step may see, from a small contiguous workspace.
-
-    The first body token of a step gathers the visible pieces, the step's own header included, into the workspace.
-    Body tokens append there and read nothing else. As soon as a token sees everything again (the step ended, broke,
-    or the sequence ended), the body's keys and values go to the cache, in one copy: until then nothing reads them
-    from there. So a body token writes as often as a dense one, and reads less.
+    It takes one query; the queries of a pass of several tokens are launched one after the other.
     """
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
         self._dense = DenseReader(cache)
-        self._workspace: KVCache | None = None
-        self._used = 0
-        # The workspace while a body is open.
-        self._open: KVCache | None = None
-        # Where the open body starts, in the cache and in the workspace.
-        self._body_start = 0
-        self._body_offset = 0
+        self._start = 0
+        self._states: Sequence[State] | None = None
+        self._kernels: list[SpanAttention] = []
+        self._is_planned = False
 
-    def plan(self, start: int, state: State | None) -> None:
+    def plan(self, start: int, states: Sequence[State] | None) -> None:
         """See Reader."""
-        if state is not None and state.phase is Phase.BODY:
-            if self._open is None:
-                self._gather(start, state)
-            else:
-                self._used += 1
-            return
-        if self._open is not None:
-            self._write_back(self._open)
-        self._dense.plan(start, state)
-
-    def _gather(self, start: int, state: State) -> None:
-        *before, (own_start, _) = state.visible
-        needed = min(state.num_visible + MAX_BODY_TOKENS + 1, self._cache.capacity)
-        if self._workspace is None or self._workspace.capacity < needed:
-            # Doubling: the workspace is sized by what steps read, not by the context, and seldom grows.
-            grown = 2 * self._workspace.capacity if self._workspace is not None else 0
-            self._workspace = self._cache.like(min(max(needed, grown), self._cache.capacity))
-        # The token at `start` itself is not in the cache yet: its layers append it.
-        self._used = self._workspace.copy_from(self._cache, [*before, (own_start, start)])
-        self._body_start, self._body_offset, self._open = start, self._used, self._workspace
-
-    def _write_back(self, workspace: KVCache) -> None:
-        body = (self._body_offset, self._used + 1)
-        self._cache.copy_from(workspace, [body], self._body_start)
-        self._open = None
+        self._start, self._states, self._is_planned = start, states, False
+        self._dense.plan(start, states)
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """See Reader."""
-        workspace, used = self._open, self._used
-        if workspace is None:
+        if self._states is None:
             return self._dense.attend(layer, query, key, value, scale)
-        workspace.write(layer, used, key, value)
-        keys, values = workspace.keys[layer].narrow(2, 0, used + 1), workspace.values[layer].narrow(2, 0, used + 1)
-        return fused_one_query(query, keys, values, scale)
+        cache = self._cache
+        cache.write(layer, self._start, key, value)
+        if not self._is_planned:  # by the first layer for all: how many heads ask is known only here
+            self._plan_kernels(query.shape[1], self._states)
+        keys, values = cache.keys[layer], cache.values[layer]
+        out = [
+            kernel(query[:, :, place].contiguous(), keys, values, scale)[:, :, None]
+            for place, kernel in enumerate(self._kernels[: query.shape[2]])
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out, 2)
+
+    def _plan_kernels(self, num_heads: int, states: Sequence[State]) -> None:
+        for place, state in enumerate(states):
+            num_spans = len(state.visible)
+            if place == len(self._kernels):
+                self._kernels.append(cuda_attention(num_heads, self._cache.keys[0], max(16, 2 * num_spans)))
+            elif num_spans > self._kernels[place].shape.max_spans:
+                self._kernels[place] = cuda_attention(num_heads, self._cache.keys[0], 2 * num_spans)
+            plan_visible(self._kernels[place], state.visible, self._cache.capacity)
+        self._is_planned = True
+
+
+class GatherReader:
+    """Body tokens read only what their step may see, from a small contiguous workspace.
+
+    The first body token of a step gathers what its body may see, the step's own header included, into a workspace. The
+    tokens of the step are appended there as they come, and bodies read nothing else. Headers, and whatever else sees
+    everything, read the cache.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._start = 0
+        self._dense = DenseReader(cache)
+        self._bodies: list[_Body] = []
+        self._groups: list[_Group] | None = None
+
+    def plan(self, start: int, states: Sequence[State] | None) -> None:
+        """See Reader."""
+        self._start = start
+        self._dense.plan(start, states)
+        self._groups = None
+        if states is None or all(state.phase is not Phase.BODY for state in states):
+            return
+        used: list[_Body] = []
+        groups: list[_Group] = []
+        for place, state in enumerate(states):
+            key = (state.context, state.own_start) if state.phase is Phase.BODY else None
+            if groups and groups[-1].key == key:
+                groups[-1].last = place + 1
+                continue
+            body = None if key is None else self._body_of(state, start, used)
+            groups.append(_Group(key, place, place + 1, body))
+        self._groups, self._bodies = groups, used or self._bodies
+
+    def _body_of(self, state: State, start: int, used: "list[_Body]") -> "_Body":
+        """The workspace of a body, gathered unless it is open already; `used` holds those of this pass."""
+        free = [body for body in self._bodies if body not in used]
+        body = next((body for body in free if body.is_of(state)), None)
+        if body is None:
+            body = free[0] if free else _Body(self._cache)
+            body.gather(state, start)
+        used.append(body)
+        return body
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """See Reader."""
+        if self._groups is None:
+            return self._dense.attend(layer, query, key, value, scale)
+        self._cache.write(layer, self._start, key, value)
+        out = [self._attend_group(group, layer, query, key, value, scale) for group in self._groups]
+        return out[0] if len(out) == 1 else torch.cat(out, 2)
+
+    def _attend_group(
+        self, group: "_Group", layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        if len(self._groups or ()) > 1:
+            query = query[:, :, group.first : group.last]
+        if group.body is None:
+            keys, values = self._cache.first(layer, self._start + group.last)
+        else:
+            keys, values = group.body.append(layer, self._start, key[:, :, : group.last], value[:, :, : group.last])
+        return group.attention(query, keys, values, scale)
+
+
+@dataclass
+class _Group:
+    """Tokens `[first, last)` of a pass that read one thing: a body's workspace, or (None) the cache."""
+
+    key: tuple[tuple[Interval, ...], int] | None
+    first: int
+    last: int
+    body: "_Body | None"
+    attention: LastQueries = field(default_factory=LastQueries)
+
+
+class _Body:
+    """A step's workspace: what its body sees before its own step, then the step itself."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._key: tuple[tuple[Interval, ...], int] | None = None
+        self._workspace: KVCache | None = None
+        # Where the step starts, in the cache and in the workspace.
+        self._own_start = self._offset = 0
+
+    def is_of(self, state: State) -> bool:
+        """Whether it holds what this body sees."""
+        return self._key == (state.context, state.own_start)
+
+    def gather(self, state: State, start: int) -> None:
+        """Take in what a body sees of the cache, up to the pass that starts at `start`."""
+        if state.context and state.context[-1][1] > start:
+            raise RuntimeError("a body reads a segment that is written in the same forward pass")
+        capacity = self._cache.capacity
+        needed = min(state.num_visible + MAX_BODY_TOKENS + 1, capacity)
+        if self._workspace is None or self._workspace.capacity < needed:
+            # By doubling: the workspace is sized by what steps read, not by the context, and seldom grows.
+            grown = 0 if self._workspace is None else 2 * self._workspace.capacity
+            self._workspace = self._cache.like(min(max(needed, grown), capacity))
+        self._key, self._own_start = (state.context, state.own_start), state.own_start
+        self._offset = self._workspace.copy_from(self._cache, state.context)
+        if state.own_start < start:
+            self._workspace.copy_from(self._cache, [(state.own_start, start)], self._offset)
+
+    def append(
+        self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a pass's tokens, those of the step among them; keys and values of all that the last of them sees."""
+        assert self._workspace is not None
+        before = max(0, self._own_start - start)  # tokens of the pass that are not the step's
+        if before:
+            key, value = key[:, :, before:], value[:, :, before:]
+        at = self._offset + max(start, self._own_start) - self._own_start
+        self._workspace.write(layer, at, key, value)
+        return self._workspace.first(layer, at + key.shape[2])
 
 
 def make_reader(attention: str, impl: str, cache: KVCache, device: torch.device | str) -> Reader:

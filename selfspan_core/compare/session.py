@@ -100,7 +100,7 @@ class Session:
         Raises:
             InputError: the input cannot be used; the message is meant for the user.
             ModelError: a model is missing.
-            ImplUnavailable: the store's implementation does not take this model, or not this task.
+            ImplUnavailable: the store's implementation does not take this model.
         """
         return self.stream(self.prepare(request), tick_seconds)
 
@@ -114,7 +114,6 @@ class Session:
         if request.load > 1 and task.rules_text:
             raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
         problem = task.parse(request.text)
-        impl = self._models.impl_under_rules() if task.rules_text else self._models.impl
         model = self._models.spec(request.model).name
         lanes = []
         for spec in lane_specs(request.attention, request.adapter, model):
@@ -129,7 +128,9 @@ class Session:
         if longest >= context:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
         # A hub model's whole context would be gigabytes of keys and values; no worked example is that long.
-        return PreparedRun(request, task, problem, tuple(lanes), impl, task.max_tokens if most is None else most)
+        return PreparedRun(
+            request, task, problem, tuple(lanes), self._models.impl, task.max_tokens if most is None else most
+        )
 
     def stream(self, run: PreparedRun, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
         """The dicts of a prepared run. Closing the iterator frees its lanes."""

@@ -141,13 +141,29 @@ class CudaParts:
         """See Parts."""
         return self._attention(queries, self._cache.keys[layer], self._cache.values[layer], out=self._out)
 
-    def sample(self, *tensors: torch.Tensor) -> None:
+    def sample(
+        self,
+        logits: torch.Tensor,
+        temperatures: torch.Tensor,
+        top_ps: torch.Tensor,
+        seeds: torch.Tensor,
+        positions: torch.Tensor,
+        ids: torch.Tensor,
+    ) -> None:
         """See Parts."""
-        self.ops.sample(*tensors)
+        self.ops.sample(logits, temperatures, top_ps, seeds, positions, ids)
 
-    def advance(self, *tensors: torch.Tensor, row: int | None = None) -> None:
+    def advance(
+        self,
+        ids: torch.Tensor,
+        scripts: torch.Tensor,
+        limits: torch.Tensor,
+        ring: torch.Tensor,
+        step: torch.Tensor,
+        row: int | None = None,
+    ) -> None:
         """See Parts."""
-        self._tracker.advance(*tensors, row=row)
+        self._tracker.advance(ids, scripts, limits, ring, step, row=row)
 
 
 class TorchParts:
@@ -159,7 +175,7 @@ class TorchParts:
         self._scale = weights.model.head_dim**-0.5
         self._trackers: dict[int, Tracker] = {}
         self._positions: dict[int, int] = {}
-        self._visible: list[list[list[int]]] = []
+        self._visible: list[list[tuple[int, int]]] = []
 
     def begin(self, row: int, layout: PromptLayout, annotated: bool) -> None:
         """See Parts."""
@@ -183,7 +199,10 @@ class TorchParts:
 
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor) -> None:
         """See Parts."""
-        self._visible = [spans[:count] for spans, count in zip(intervals.tolist(), counts.tolist(), strict=True)]
+        self._visible = [
+            [(start, end) for start, end in spans[:count]]
+            for spans, count in zip(intervals.tolist(), counts.tolist(), strict=True)
+        ]
 
     def attend(self, layer: int, queries: torch.Tensor) -> torch.Tensor:
         """See Parts."""
@@ -207,8 +226,9 @@ class TorchParts:
     ) -> None:
         """See Parts. Other numbers are drawn than by the kernel, but they, too, depend on seed and position alone."""
         settings = zip(temperatures.tolist(), top_ps.tolist(), seeds.tolist(), positions.tolist(), strict=True)
-        for row, (temperature, share, seed, position) in enumerate(settings):
-            ids[row] = _drawn(logits[row], temperature, share, seed, position)
+        for row, (temperature, top_p, seed, position) in enumerate(settings):
+            if position >= 0:
+                ids[row] = sampling.draw(logits[row], temperature, top_p, seed, position)
 
     def advance(
         self,
@@ -233,11 +253,3 @@ class TorchParts:
             slot[column] = ids[number]
             if ids[number] == self._markers.eos or following >= limits[number]:
                 self.clear(number)
-
-
-def _drawn(logits: torch.Tensor, temperature: float, share: float, seed: int, position: int) -> int:
-    if sampling.is_greedy(temperature):
-        return int(logits.argmax())
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + position) % 2**63)
-    ordered, order = sampling.probabilities(logits.cpu(), temperature, share).sort(descending=True)
-    return int(order[torch.multinomial(ordered, 1, generator=generator)])

@@ -6,55 +6,54 @@ is for tests: whether a device can capture is asked in `attention.backends`, not
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from typing import Literal
 
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
+from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.events import Event, Failed, Finished, OtherRows, Prefilled, Token
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ImplUnavailable
-from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers
+
+Attention = Literal["dense", "sparse"]
 
 
 class BatchEngines:
     """The batch engines of one model, kept between runs: making one takes longer than many an answer.
 
-    Of each attention it keeps one of a single row and one of several, no more: each has a cache of its own.
+    Of each attention it keeps one of a single row and one of several, with rules and without, no more: each has a cache
+    of its own.
 
     Args:
-        model: the model.
+        weights: the model's.
         markers: its tokenizer's marker ids.
     """
 
-    def __init__(self, model: SpanModel, markers: Markers) -> None:
-        self._model, self._markers = model, markers
-        self._weights: DecodeWeights | None = None
-        self._engines: dict[tuple[str, bool], BatchEngine] = {}
+    def __init__(self, weights: DecodeWeights, markers: Markers) -> None:
+        self._weights, self._markers = weights, markers
+        self._engines: dict[tuple[str, bool, bool], BatchEngine] = {}
 
-    def get(self, attention: str, batch: int, num_positions: int) -> BatchEngine:
-        """The engine of `batch` rows of at least `num_positions`; made anew where what there is does not do.
+    def get(self, attention: Attention, batch: int, num_positions: int, with_rules: bool = False) -> BatchEngine:
+        """The engine of `batch` rows of at least `num_positions`; a new one if the one that is kept does not serve.
 
         Raises:
             ImplUnavailable: the step does not take this model, or the rows do not fit the device's memory.
         """
-        key = (attention, batch > 1)
-        if not self._does(key, batch, num_positions):
+        key = (attention, batch > 1, with_rules)
+        kept = self._engines.get(key)
+        # A device that failed once may serve again: a lost engine is not asked a second time.
+        if kept is None or kept.is_lost or kept.batch != batch or kept.capacity < num_positions:
             self._engines.pop(key, None)  # before the new one takes its memory
-            self._engines[key] = self._make(attention, batch, row_capacity(num_positions, self._model.max_context))
+            capacity = row_capacity(num_positions, self._weights.model.max_context)
+            self._engines[key] = self._make(attention, batch, capacity, with_rules)
         return self._engines[key]
 
-    def _does(self, key: tuple[str, bool], batch: int, num_positions: int) -> bool:
-        kept = self._engines.get(key)
-        # A device that failed once may serve again: a lost engine is made anew.
-        return kept is not None and not kept.is_lost and kept.batch == batch and kept.capacity >= num_positions
-
-    def _make(self, attention: str, batch: int, capacity: int) -> BatchEngine:
+    def _make(self, attention: Attention, batch: int, capacity: int, with_rules: bool) -> BatchEngine:
         try:
-            if self._weights is None:
-                self._weights = DecodeWeights(self._model)
-            return BatchEngine(self._weights, self._markers, batch, capacity, attention)
+            return BatchEngine(self._weights, self._markers, batch, capacity, attention, with_rules)
         except ValueError as error:
             raise ImplUnavailable(f"decoding in a captured graph: {error}") from error
         except torch.OutOfMemoryError as error:
@@ -69,17 +68,17 @@ def row_capacity(num_positions: int, max_context: int) -> int:
     return min(1 << (num_positions - 1).bit_length(), max_context)
 
 
-def events_of_first(engine: BatchEngine, requests: Iterable[PromptRequest]) -> Iterator[Event]:
+def events_of_first(loop: DecodeLoop, requests: Iterable[PromptRequest]) -> Iterator[Event]:
     """The events of the first request, and what the others cost meanwhile; ends with the first, whatever is left.
 
-    A step is one Token of the first request, whose `step_ms` is the step's, so the lane's clock advances once per step
-    and not once per row. Ids that the other rows drew in it, and their prefills, are reported as OtherRows.
+    The Tokens of the first request carry the step's time, so the lane's clock advances once per step and not once per
+    row. Ids that the other rows drew in it, and their prefills, are reported as OtherRows.
 
     Raises:
         Exception: what a request failed of, be it the first or another: with a row less it would be another load.
     """
-    num_tokens = num_told = 0  # ids of the first request; ids reported of the others
-    with closing(engine.generate(requests)) as events:
+    num_told = 0  # ids reported of the others
+    with closing(loop.generate(requests)) as events:
         for number, event in events:
             if isinstance(event, Failed):
                 raise event.error
@@ -88,9 +87,7 @@ def events_of_first(engine: BatchEngine, requests: Iterable[PromptRequest]) -> I
                     yield OtherRows(0, event.seconds)
                 continue
             if isinstance(event, Token):
-                num_tokens += 1
-                # The first id is the prefill's, no step's.
-                num_others = engine.num_step_tokens - (num_tokens - 1)
+                num_others = loop.num_step_tokens - loop.num_row_tokens[0]
                 if num_others > num_told:
                     yield OtherRows(num_others - num_told, 0.0)
                     num_told = num_others

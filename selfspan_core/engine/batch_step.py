@@ -6,7 +6,6 @@ ids are drawn and written to a ring in host memory, and rows that are at their e
 a step to launch the next: it reads the ring behind the device.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,36 +16,33 @@ from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import DenseReader
 from selfspan_core.engine.batch_parts import MAX_SPANS, CudaParts, TorchParts
-from selfspan_core.engine.decoder import Attend, Decoder
+from selfspan_core.engine.decoder import Decoder
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.engine.row_rules import RowRules
+from selfspan_core.engine.step import Clock, First, Stepped, Timer
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers
 
 NUM_SLOTS = 16
 """Steps whose ids the ring holds; so many may be on their way at most."""
+NUM_AHEAD = 4
+"""Steps that the host launches ahead of the one whose ids it reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class First:
-    """A row's prompt is processed, and its first id drawn; `seconds` of the device. `begun`: what `begin` returned."""
-
-    row: int
-    begun: int
-    id: int
-    seconds: float
+Attend = Callable[[int, torch.Tensor], torch.Tensor]
+"""(layer, queries `[B, H, D]`) -> attention's output `[B, H, D]`, over what each row sees of the cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """Step `number` is done: every row's next id, -1 in rows without a sequence; `seconds` of the device."""
+@dataclass
+class _Followed:
+    """A row whose ids the host has to see one by one."""
 
-    number: int
-    ids: list[int]
-    seconds: float
+    num_left: int
+    with_logits: bool
 
 
 class BatchStep:
-    """Rows of one model in one attention.
+    """Rows of one model in one attention; see `step.Step`.
 
     Args:
         weights: the model's.
@@ -57,17 +53,18 @@ class BatchStep:
         parts: what the step is made of; None: by the device, the kernels on CUDA, PyTorch's operations elsewhere.
         cache: keys and values, where they are not to be the step's own.
         attend: the attention, where it is not to be the parts'.
+        with_rules: whether requests may have rules; a step then narrows its logits to what each row may write.
 
     Attributes:
-        batch, capacity: as given.
         num_launched: steps launched so far.
-        num_outstanding: what is launched and not collected.
         logits: `[batch, vocab_size]` of the last step that is done.
 
     Raises:
         ImplUnavailable: the kernels cannot serve this model on its CUDA device.
         torch.OutOfMemoryError: the cache does not fit.
     """
+
+    clock: Clock = "device"
 
     def __init__(
         self,
@@ -79,45 +76,62 @@ class BatchStep:
         parts: type[CudaParts] | type[TorchParts] | None = None,
         cache: KVCache | None = None,
         attend: Attend | None = None,
+        with_rules: bool = False,
     ) -> None:
-        self.batch, self.capacity = batch, capacity
-        self.model = weights.model
+        self.batch, self.capacity, self.is_dense = batch, capacity, is_dense
+        self.model, self.markers = weights.model, markers
         device = self.model.device
         if parts is None:
             parts = CudaParts if device.type == "cuda" else TorchParts
         self.cache = self.model.new_cache(capacity, batch) if cache is None else cache
         self._parts = parts(weights, markers, self.cache, is_dense)
-        self._decoder = Decoder(weights, self.cache, self._parts.ops)
+        self._decoder = Decoder(weights, batch, self._parts.ops)
         self._attend = self._parts.attend if attend is None else attend
+        self._rotary = weights.rotary(capacity)
         self._make_state(device)
-        self._outstanding: deque = deque()
+        self._queries = torch.zeros(
+            batch, weights.num_heads, self.model.head_dim, dtype=self.model.dtype, device=device
+        )
+        self._rules = RowRules(batch, self.model.vocab_size, device) if with_rules else None
+        self._followed: dict[int, _Followed] = {}
+        self._outstanding: deque[tuple[Timer, Callable[[float], First | Stepped]]] = deque()
         self.num_launched = self._num_numbered = 0
         self._graph = self.capture(self._one_step) if parts is CudaParts else None
 
     def _make_state(self, device: torch.device) -> None:
         batch = self.batch
         zeros = lambda *shape, dtype: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
-        self._settings = [zeros(batch, dtype=dtype) for dtype in (torch.float32, torch.float32, torch.int64)]
+        temperatures, top_ps = (zeros(batch, dtype=torch.float32) for _ in range(2))
+        self._settings = (temperatures, top_ps, zeros(batch, dtype=torch.int64))
         self._positions, self._counts, self._limits = (zeros(batch, dtype=torch.int32) for _ in range(3))
         self._intervals = zeros(batch, MAX_SPANS, 2, dtype=torch.int32)
         self._ids, self._step = zeros(batch, dtype=torch.int64), zeros(1, dtype=torch.int32)
         # The id behind a row's last place is drawn, too.
         self._scripts = torch.full((batch, self.capacity + 1), -1, dtype=torch.int32, device=device)
         # Of a row that begins.
-        self._first_settings = [torch.empty_like(setting[:1]) for setting in self._settings]
+        self._first_settings = tuple(torch.empty_like(setting[:1]) for setting in self._settings)
         self._first_position, self._first_step = zeros(1, dtype=torch.int32), zeros(1, dtype=torch.int32)
         self._first_id = zeros(1, dtype=torch.int64)
-        on_host = {"dtype": torch.int64, "pin_memory": device.type == "cuda"}
-        self._ring = torch.full((NUM_SLOTS, batch), -1, **on_host)
-        self._firsts = torch.full((batch, 1, 1), -1, **on_host)
+        is_pinned = device.type == "cuda"
+        self._ring = torch.full((NUM_SLOTS, batch), -1, dtype=torch.int64, pin_memory=is_pinned)
+        self._firsts = torch.full((batch, 1, 1), -1, dtype=torch.int64, pin_memory=is_pinned)
 
     def _one_step(self) -> None:
         parts = self._parts
         parts.push(self._ids, self._intervals, self._counts, self._positions)
         parts.plan(self._intervals, self._counts)
-        self.logits = self._decoder(self._ids, self._positions, self._attend)
-        parts.sample(self.logits, *self._settings, self._positions, self._ids)
+        self.logits = self._decoder(self._ids, self._attention)
+        if self._rules is not None:
+            self.logits = self._rules.narrowed(self.logits)
+        temperatures, top_ps, seeds = self._settings
+        parts.sample(self.logits, temperatures, top_ps, seeds, self._positions, self._ids)
         parts.advance(self._ids, self._scripts, self._limits, self._ring, self._step)
+
+    def _attention(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """See `decoder.Attention`; rows without a token have a negative position, and their results mean nothing."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        self._parts.ops.rotary_write(qkv, self._rotary, self._positions, self._queries, keys, values)
+        return self._attend(layer, self._queries)
 
     @torch.inference_mode()
     def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -136,28 +150,23 @@ class BatchStep:
         return graph
 
     @property
+    def num_ahead(self) -> int:
+        """See Step: the host has to see every id before the next step while a row has rules or asks for logits."""
+        return 1 if self._followed else NUM_AHEAD
+
+    @property
     def num_outstanding(self) -> int:
-        """What is launched and not collected."""
+        """See Step."""
         return len(self._outstanding)
 
     @torch.inference_mode()
     def begin(self, row: int, request: PromptRequest, max_new_tokens: int) -> int:
-        """Process a prompt and draw the first id; the row takes part in steps launched from now on.
-
-        Args:
-            row: without a sequence.
-            request: what it answers.
-            max_new_tokens: most ids to draw, however many the request allows.
-
-        Returns:
-            The number of this beginning; beginnings and steps are numbered in one sequence.
-
-        Raises:
-            torch.OutOfMemoryError: the prompt's forward pass does not fit; the row has no sequence then.
-        """
+        """See Step."""
+        if request.rules is not None and self._rules is None:
+            raise ValueError("rules: this batch was made without")
         num_prompt, device, drawn = request.prompt.prompt.num_tokens, self.model.device, request.sampling
         timer = Timer(device)
-        logits = self._prefill(row, request.prompt_ids)
+        logits = self._prefill(row, request.prompt_ids)[None]
         first_settings = (drawn.temperature, drawn.top_p, drawn.seed)
         for all_rows, first, value in zip(self._settings, self._first_settings, first_settings, strict=True):
             all_rows[row].fill_(value)
@@ -169,14 +178,37 @@ class BatchStep:
             self._scripts[row, num_prompt : num_prompt + len(script)].copy_(_to(script, device))
         self._first_position.fill_(num_prompt - 1)
         self._parts.begin(row, request.prompt.prompt, request.annotated)
-        self._parts.sample(logits[None], *self._first_settings, self._first_position, self._first_id)
+        rules = None if request.forced_tokens else request.rules
+        if rules is not None and self._rules is not None:
+            logits = self._rules.begin(row, rules, logits)
+        temperatures, top_ps, seeds = self._first_settings
+        self._parts.sample(logits, temperatures, top_ps, seeds, self._first_position, self._first_id)
         self._ids[row].copy_(self._first_id[0])
-        first = self._firsts[row]
-        self._parts.advance(self._ids, self._scripts, self._limits, first, self._first_step, row=row)
+        slot = self._firsts[row]
+        self._parts.advance(self._ids, self._scripts, self._limits, slot, self._first_step, row=row)
         timer.stop()
+        if request.with_logits or rules is not None:
+            self._followed[row] = _Followed(max_new_tokens, request.with_logits)
+        kept = logits[0] if request.with_logits else None
         number = self._next_number()
-        self._outstanding.append((timer, lambda seconds: First(row, number, int(first), seconds)))
+        self._outstanding.append((timer, lambda seconds: self._first(First(row, number, int(slot), seconds, kept))))
         return number
+
+    def _first(self, first: First) -> First:
+        """A row's first id is in host memory."""
+        self._follow(first.row, first.id)
+        return first
+
+    def _follow(self, row: int, token: int) -> None:
+        """Tell the row's rules of its next id, and forget what the host keeps of a row that is at its end."""
+        followed = self._followed.get(row)
+        if followed is None or token < 0:
+            return
+        if self._rules is not None:
+            self._rules.push(row, token)
+        followed.num_left -= 1
+        if token == self.markers.eos or followed.num_left == 0:
+            self._forget(row)
 
     def _next_number(self) -> int:
         self._num_numbered += 1
@@ -190,21 +222,40 @@ class BatchStep:
             return self.model.forward_logits(on_device, 0, reader)
 
     def clear(self, row: int) -> None:
-        """A row ends: it takes no part in steps launched from now on."""
+        """See Step."""
         self._parts.clear(row)
+        self._forget(row)
+
+    def _forget(self, row: int) -> None:
+        """What the host keeps of a row that is at its end."""
+        self._followed.pop(row, None)
+        if self._rules is not None:
+            self._rules.end(row)
 
     @torch.inference_mode()
     def launch(self) -> int:
-        """One step of all rows; its number. Does not wait for it."""
+        """See Step; does not wait for it."""
         if len(self._outstanding) >= NUM_SLOTS:
             raise RuntimeError(f"at most {NUM_SLOTS} steps can be on their way: collect some first")
         number, slot = self._next_number(), self._ring[self.num_launched % NUM_SLOTS]
         self.num_launched += 1
+        if self._rules is not None:
+            self._rules.write()
         timer = Timer(self.model.device)
         self.replay()
         timer.stop()
-        self._outstanding.append((timer, lambda seconds: Stepped(number, slot.tolist(), seconds)))
+        self._outstanding.append((timer, lambda seconds: self._stepped(number, slot.tolist(), seconds)))
         return number
+
+    @torch.inference_mode()
+    def _stepped(self, number: int, ids: list[int], seconds: float) -> Stepped:
+        """A step's ids are in host memory: -1 in rows without a sequence."""
+        kept: list[list[torch.Tensor]] = [[] for _ in ids]
+        for row in list(self._followed):
+            if self._followed[row].with_logits and ids[row] >= 0:
+                kept[row] = [self.logits[row].clone()]
+            self._follow(row, ids[row])
+        return Stepped(number, [[token] if token >= 0 else [] for token in ids], seconds, kept)
 
     def replay(self) -> None:
         """One step, of which nobody keeps account."""
@@ -214,34 +265,9 @@ class BatchStep:
             self._graph.replay()
 
     def collect(self) -> First | Stepped:
-        """The oldest of what is on its way; waits for it."""
+        """See Step."""
         timer, outcome = self._outstanding.popleft()
         return outcome(timer.seconds())
-
-
-class Timer:
-    """Seconds that the device spends between its making and `stop`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._events = None
-        if device.type == "cuda":
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-            self._events[0].record()
-        self._begin = self._end = time.perf_counter()
-
-    def stop(self) -> None:
-        """The end of what is timed."""
-        if self._events is not None:
-            self._events[1].record()
-        self._end = time.perf_counter()
-
-    def seconds(self) -> float:
-        """Waits for the device."""
-        if self._events is None:
-            return self._end - self._begin
-        begin, end = self._events
-        end.synchronize()
-        return begin.elapsed_time(end) / 1000
 
 
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

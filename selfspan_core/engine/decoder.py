@@ -1,9 +1,9 @@
-"""One decode step of a Llama-family model, written out: one token per row, nothing decided on the host.
+"""One decode step of a Llama-family model, written out: a few tokens, nothing decided on the host.
 
-Transformers' own forward takes some thirty small operations a layer, and its shapes change from token to token. Here
-shapes are fixed, everything that changes lies in tensors, and what lies between the matrix products is a handful of
-operations (`StepOps`): CUDA kernels on a GPU, PyTorch's own elsewhere. So a step can be captured in a CUDA graph.
-Values are rounded where transformers rounds them.
+Transformers' own forward takes some thirty small operations a layer. Here a handful of operations (`StepOps`) lies
+between the GEMMs: CUDA kernels on a GPU, PyTorch's own elsewhere. Attention and the KV cache are not the decoder's: it
+hands each layer's queries, keys and values to whoever calls it (`Attention`). With a fixed number of tokens all shapes
+are fixed, so a step can be captured in a CUDA graph. Values are rounded where transformers rounds them.
 """
 
 from collections.abc import Callable
@@ -12,16 +12,15 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from selfspan_core.attention.kv_cache import KVCache
-from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights, Layer, Matrix
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
-"""`[B, depth]` -> `[B, num_out]`."""
+"""`[T, depth]` -> `[T, num_out]`."""
 ApplyGated = Callable[[torch.Tensor, torch.Tensor], None]
-"""`[B, depth]`, and where the result goes, `[B, num_out / 2]`."""
-Attend = Callable[[int, torch.Tensor], torch.Tensor]
-"""(layer, query `[B, H, D]`) -> attention's output `[B, H, D]`, over what each row sees of the cache."""
+"""`[T, depth]`, and where the result goes, `[T, num_out / 2]`."""
+Attention = Callable[[int, torch.Tensor], torch.Tensor]
+"""(layer, `[T, num_heads + 2 num_kv_heads, head_dim]`: queries, keys, values, not rotated yet) -> the output of
+attention, `[T, num_heads, head_dim]`, over what each token sees; keys and values are in the cache then."""
 
 
 class StepOps(Protocol):
@@ -110,28 +109,27 @@ class TorchOps:
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Root mean square norm over the last dimension, in float32, rounded before the weight as in transformers."""
+    if x.dtype is torch.float32:
+        return F.rms_norm(x, weight.shape, weight, epsilon)
     wide = x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
     return weight * wide.to(x.dtype)
 
 
 class Decoder:
-    """A model's decode step for a batch of rows.
+    """A model's decode step.
 
     Args:
         weights: the model's.
-        cache: of `batch` rows.
-        ops: operations between the products.
+        max_tokens: most tokens of one step.
+        ops: operations between the GEMMs.
     """
 
-    def __init__(self, weights: DecodeWeights, cache: KVCache, ops: StepOps) -> None:
+    def __init__(self, weights: DecodeWeights, max_tokens: int, ops: StepOps) -> None:
+        self._weights, self._ops = weights, ops
         model = weights.model
-        self._weights, self._cache, self._ops = weights, cache, ops
-        batch, dtype, device = cache.keys[0].shape[0], model.dtype, model.device
-        self._rotary = rotary_table(model, cache.capacity)
-        make = lambda *shape: torch.empty(batch, *shape, dtype=dtype, device=device)  # noqa: E731
+        make = lambda width: torch.empty(max_tokens, width, dtype=model.dtype, device=model.device)  # noqa: E731
         self._hidden = make(weights.hidden_size)
-        self._queries = torch.zeros(batch, weights.num_heads, model.head_dim, dtype=dtype, device=device)
         self._gated = make(weights.layers[0].down.shape[1])
         self._layers = [
             (layer, ops.bind(layer.qkv), ops.bind(layer.out), ops.bind_gated(layer.gate_up), ops.bind(layer.down))
@@ -139,47 +137,35 @@ class Decoder:
         ]
         self._head = ops.bind(weights.head)
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """One token per row.
+    def __call__(self, ids: torch.Tensor, attention: Attention) -> torch.Tensor:
+        """Feed a few tokens, of one row or of several.
 
         Args:
-            ids: int64 `[B]`.
-            positions: int32 `[B]`, where they stand; negative in rows without a token.
-            attend: the attention over what each row sees, the new token included.
+            ids: int64 `[T]`.
+            attention: stores every layer's keys and values, and attends.
 
         Returns:
-            Logits `[B, vocab_size]`; those of rows without a token mean nothing.
+            Logits `[T, vocab_size]`.
         """
-        weights, hidden, batch = self._weights, self._hidden, len(ids)
-        epsilon = weights.epsilon
+        weights, num_tokens = self._weights, len(ids)
+        hidden, gated, epsilon = self._hidden[:num_tokens], self._gated[:num_tokens], weights.epsilon
         residual, delta = weights.embedding[ids], None
         for number, (layer, qkv_of, out_of, gate_up_into, down_of) in enumerate(self._layers):
             self._ops.add_rms_norm(residual, delta, layer.input_norm, epsilon, hidden)
-            qkv = qkv_of(hidden).view(batch, -1, self._queries.shape[-1])
+            qkv = qkv_of(hidden).view(num_tokens, -1, weights.model.head_dim)
             self._norm_heads(qkv, layer)
-            keys, values = self._cache.keys[number], self._cache.values[number]
-            self._ops.rotary_write(qkv, self._rotary, positions, self._queries, keys, values)
-            delta = out_of(attend(number, self._queries).flatten(1))
+            delta = out_of(attention(number, qkv).flatten(1))
             self._ops.add_rms_norm(residual, delta, layer.mlp_norm, epsilon, hidden)
-            gate_up_into(hidden, self._gated)
-            delta = down_of(self._gated)
+            gate_up_into(hidden, gated)
+            delta = down_of(gated)
         self._ops.add_rms_norm(residual, delta, weights.norm, epsilon, hidden)
         return self._head(hidden)
 
     def _norm_heads(self, qkv: torch.Tensor, layer: Layer) -> None:
         """Qwen3 norms every head of queries and keys."""
-        if layer.query_norm is None:
+        if layer.query_norm is None or layer.key_norm is None:
             return
         num_kv_heads = self._weights.num_kv_heads
         queries, keys, _ = qkv.split([self._weights.num_heads, num_kv_heads, num_kv_heads], 1)
         queries.copy_(rms_norm(queries, layer.query_norm, self._weights.epsilon))
         keys.copy_(rms_norm(keys, layer.key_norm, self._weights.epsilon))
-
-
-def rotary_table(model: SpanModel, capacity: int) -> torch.Tensor:
-    """Cosines and sines of positions `[0, capacity)`, `[capacity, 2, head_dim / 2]`, as the model itself makes them."""
-    positions = torch.arange(capacity, device=model.device)[None]
-    like = torch.empty(0, dtype=model.dtype, device=model.device)
-    cosine, sine = model.hf.get_decoder().rotary_emb(like, positions)
-    half = model.head_dim // 2
-    return torch.stack([cosine[0, :, :half], sine[0, :, :half]], 1).contiguous()

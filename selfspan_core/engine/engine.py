@@ -1,23 +1,19 @@
-"""The engine: prefill once, then one token per step; yields typed events; knows ids, not text.
+"""The engine of one model: a prompt in, typed events out; knows ids, not text.
 
-A run token by token reads top to bottom in `_Generation.events`; a captured one is the batch engine's. A run's clock
-covers its own work only (forward, gather, drawing the token, tracker); time that the consumer spends between events is
-in nobody's figures. Closing the generator frees everything that is not kept for the next run.
+Whatever the implementation, the events are those of the decode loop (`decode_loop`): over a step that the host decides
+(`host_step`), or over one that is captured in a CUDA graph (`batch_step`). Closing the generator frees everything that
+is not kept for the next run.
 """
 
 import itertools
-import time
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-import torch
-
 from selfspan_core.attention.backends import CAPTURED, require_impl
-from selfspan_core.attention.fused import length_free_kernels
-from selfspan_core.attention.readers import make_reader
-from selfspan_core.engine import sampling
 from selfspan_core.engine.batch_pool import BatchEngines, events_of_first
-from selfspan_core.engine.events import Account, Event, Prefilled, Token
+from selfspan_core.engine.decode_loop import DecodeLoop
+from selfspan_core.engine.events import Event
+from selfspan_core.engine.host_step import HostStep
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import PromptError
 from selfspan_core.models.model import SpanModel
@@ -34,12 +30,15 @@ class Engine:
     Args:
         model: the model; never changed.
         markers: its tokenizer's marker ids.
+
+    Raises:
+        ModelError: the model has something that the decode step does not know.
     """
 
     def __init__(self, model: SpanModel, markers: Markers) -> None:
         self.model = model
         self.markers = markers
-        self._batch_engines = BatchEngines(model, markers)
+        self._batch_engines = BatchEngines(model.weights, markers)
 
     def generate(
         self, request: PromptRequest, attention: Literal["dense", "sparse"] = "dense", impl: str = "gather"
@@ -47,7 +46,7 @@ class Engine:
         """Answer a prompt, one event at a time.
 
         Args:
-            request: what is asked; logits and rules not where `impl` is "captured".
+            request: what is asked.
             attention: "dense" reads everything, and uses the tracker for reporting only; "sparse" reads what the
                 tracker says.
             impl: one of `backends.ENGINE_IMPLS`: "captured" for either lane; the others are implementations of the
@@ -65,16 +64,12 @@ class Engine:
         """
         self._check(attention, impl)
         room = self._room(request)
+        num_positions = request.prompt.prompt.num_tokens + room
         if impl == CAPTURED:
-            if request.with_logits:
-                raise ValueError("with_logits: a captured step keeps no logits")
-            if request.rules is not None:
-                raise ValueError("rules: a captured step draws on the device, several ids ahead of the host")
-            rows = self._batch_engines.get(attention, 1, request.prompt.prompt.num_tokens + room)
-            return events_of_first(rows, [request])
-        account = Account(self.markers, request.prompt.prompt, request.annotated, attention == "dense")
-        run = _Generation(self.model, account, attention, impl, request)
-        return run.events(room)
+            has_rules = request.rules is not None
+            return events_of_first(self._batch_engines.get(attention, 1, num_positions, has_rules), [request])
+        step = HostStep(self.model.weights, self.markers, 1, num_positions, attention == "dense", impl)
+        return events_of_first(DecodeLoop(step), [request])
 
     def generate_among(
         self,
@@ -101,7 +96,7 @@ class Engine:
         self._check(attention, CAPTURED)
         num_prompt, room = request.prompt.prompt.num_tokens, self._room(request)
         longest = min(max(num_prompt, MAX_OTHER_PROMPT) + room, self.model.max_context)
-        rows = self._batch_engines.get(attention, num_rows, longest)
+        rows = self._batch_engines.get(attention, num_rows, longest, request.rules is not None)
         beside = (request.beside(number, other) for number, other in enumerate(others, start=1))
         return events_of_first(rows, itertools.chain([request], beside))
 
@@ -120,85 +115,3 @@ class Engine:
             raise PromptError(f"the prompt has {num_prompt} tokens, and the model's context holds {limit}")
         most = request.most_tokens
         return limit - num_prompt if most is None else min(limit - num_prompt, most)
-
-
-class _Draw:
-    """Logits to the next id: greedy, sampled from an own random generator, or replayed; within rules, if any."""
-
-    def __init__(self, device: torch.device, request: PromptRequest) -> None:
-        self._device = device
-        self._sampling, self._rules = request.sampling, request.rules
-        self._forced = iter(request.forced_tokens) if request.forced_tokens is not None else None
-        is_greedy = sampling.is_greedy(request.sampling.temperature)
-        self._generator = None if is_greedy else torch.Generator(device).manual_seed(request.sampling.seed)
-
-    def __call__(self, logits: torch.Tensor) -> tuple[int, torch.Tensor]:
-        """The next id, for the tracker and, int64 `[1, 1]` on the device, for the model. Waits for the device."""
-        if self._forced is not None:
-            token = next(self._forced)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            return token, torch.tensor([[token]], device=self._device)
-        if self._rules is not None:
-            logits = sampling.narrow(logits, self._rules.limits())
-        if self._generator is None:
-            ids = logits.argmax().view(1, 1)
-        else:
-            probabilities = sampling.probabilities(logits, self._sampling.temperature, self._sampling.top_p)
-            ids = torch.multinomial(probabilities, 1, generator=self._generator).view(1, 1)
-        token = ids.item()
-        if self._rules is not None:
-            self._rules.push(token)
-        return token, ids
-
-
-class _Generation:
-    """One generation: cache, account, and the token that is the next query."""
-
-    def __init__(self, model: SpanModel, account: Account, attention: str, impl: str, request: PromptRequest) -> None:
-        self._model = model
-        self._account = account
-        self._attention, self._impl = attention, impl
-        self._request = request
-        self._draw = _Draw(model.device, request)
-
-    def events(self, room: int) -> Iterator[Event]:
-        """See Engine.generate. `room`: most tokens to write."""
-        prompt_ids = self._request.prompt_ids
-        self._prefill(prompt_ids, room)
-        account = self._account
-        yield Prefilled(len(prompt_ids), account.seconds)
-        while account.num_tokens < room and not account.is_at_end:
-            yield self._step()
-            yield from account.news()
-        yield account.finished("eos" if account.is_at_end else "length")
-
-    @torch.inference_mode()
-    def _prefill(self, prompt_ids: list[int], room: int) -> None:
-        started = time.perf_counter()
-        model = self._model
-        cache = model.new_cache(len(prompt_ids) + room)
-        self._reader = make_reader(self._attention, self._impl, cache, model.device)
-        self._reader.plan(0, None)
-        ids = torch.tensor([prompt_ids], device=model.device)
-        self._forward(ids, 0)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)
-        self._account.seconds += time.perf_counter() - started
-
-    @torch.inference_mode()
-    def _step(self) -> Token:
-        """Feed the last token, if there is one, and draw the next."""
-        started = time.perf_counter()
-        state = self._account.state
-        if state is not None:
-            self._reader.plan(state.position, state)
-            self._forward(self._ids, state.position)
-        token, self._ids = self._draw(self._logits)
-        self._account.follow(token)
-        seconds = time.perf_counter() - started
-        return self._account.token(token, seconds, self._logits if self._request.with_logits else None)
-
-    def _forward(self, ids: torch.Tensor, start: int) -> None:
-        with length_free_kernels(self._model.device):
-            self._logits = self._model.forward_logits(ids, start, self._reader)

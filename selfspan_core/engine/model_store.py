@@ -11,7 +11,7 @@ import torch
 from selfspan_core.attention.backends import CAPTURED, default_impl, require_impl
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.errors import ImplUnavailable, ModelError, SettingError, brief
+from selfspan_core.errors import ModelError, SettingError, brief
 from selfspan_core.models.loading import require_base
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, loaded_from, resolve_model
@@ -77,7 +77,6 @@ class ModelStore:
         self.device = pick_device(device)
         self.dtype = dtype or pick_dtype(self.device)
         self.impl = default_impl(self.device) if impl is None else impl
-        self._is_impl_named = impl is not None
         require_impl(self.impl, self.device)
         self._folders = {adapter: Path(folder) for adapter, folder in (folders or {}).items()}
         self._tokenizers: dict[str, SpanTokenizer] = {}
@@ -96,21 +95,6 @@ class ModelStore:
         how = "captured graph" if impl == CAPTURED else f"impl {impl}"
         is_usual = self.device.type == "cpu" and impl == default_impl(self.device)
         return f"{name}, {str(self.dtype).removeprefix('torch.')}" + ("" if is_usual else f", {how}")
-
-    def impl_under_rules(self) -> str:
-        """How runs decode that are held to rules: the host has to see every id before the next, so no graph can wait.
-
-        Raises:
-            ImplUnavailable: "captured" was asked for by name.
-        """
-        if self.impl != CAPTURED:
-            return self.impl
-        if self._is_impl_named:
-            raise ImplUnavailable(
-                f"impl '{CAPTURED}': a task that is held to rules cannot run in a captured graph, since the host keeps "
-                "the rules, id by id; use impl 'cuda', or name none"
-            )
-        return "cuda"
 
     @property
     def can_load(self) -> bool:

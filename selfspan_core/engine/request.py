@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from selfspan_core.engine.drafts import Drafter
 from selfspan_core.engine.rules import Rules
 from selfspan_core.params import MAX_SEED, SamplingParams
 from selfspan_core.spans.render import Rendered
@@ -17,6 +18,7 @@ class PromptRequest:
         annotated: whether the model is to write steps (a plain adapter does not: its text is not malformed).
         sampling: how tokens are drawn, and how many at most.
         rules: what may be written next, id by id; of this run alone.
+        drafter: what proposes drafts, for steps that verify them; of this run alone. Nothing but the time changes.
         forced_tokens: write these ids instead of drawing, for tests and measurements.
         with_logits: attach to each Token the logits that it was drawn from.
 
@@ -28,6 +30,7 @@ class PromptRequest:
     annotated: bool = True
     sampling: SamplingParams = field(default_factory=SamplingParams)
     rules: Rules | None = None
+    drafter: Drafter | None = None
     forced_tokens: Sequence[int] | None = None
     with_logits: bool = False
 
@@ -47,6 +50,9 @@ class PromptRequest:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def beside(self, number: int, prompt: Rendered) -> "PromptRequest":
-        """The same asked of another prompt, the `number`-th beside this one, drawn with a seed of its own."""
+        """The same asked of another prompt, the `number`-th beside this one, drawn with a seed of its own.
+
+        Rules and drafter are of one run alone, so the other has none.
+        """
         seed = (self.sampling.seed + number) % (MAX_SEED + 1)
-        return replace(self, prompt=prompt, sampling=replace(self.sampling, seed=seed))
+        return replace(self, prompt=prompt, rules=None, drafter=None, sampling=replace(self.sampling, seed=seed))

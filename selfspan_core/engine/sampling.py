@@ -40,6 +40,22 @@ def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> tor
     return every.where(scores >= ordered.gather(0, last), 0.0)
 
 
+def draw(logits: torch.Tensor, temperature: float, top_p: float, seed: int, position: int) -> int:
+    """The next id. It depends on these arguments alone: not on what other rows or earlier steps drew.
+
+    Args:
+        logits: `[V]`, on any device.
+        temperature: a greedy one takes the likeliest id.
+        top_p: see `probabilities`.
+        seed: of the request.
+        position: of the token whose logits they are.
+    """
+    if is_greedy(temperature):
+        return int(logits.argmax())
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + position) % 2**63)
+    return int(torch.multinomial(probabilities(logits.cpu(), temperature, top_p), 1, generator=generator))
+
+
 def narrow(logits: torch.Tensor, limits: Limits) -> torch.Tensor:
     """Logits `[V]` with minus infinity at every id that may not come next; the same tensor where all may.
 

@@ -5,6 +5,7 @@ Transformers computes everything except attention and its cache. Attention goes 
 global state: two lanes, two models, two calls never see each other's reader.
 """
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import Reader
 from selfspan_core.errors import ModelError
 from selfspan_core.models.loading import FAMILIES, load_base, merge_adapter, require_base, resize_for_tokenizer
+from selfspan_core.models.weights import DecodeWeights
 
 if TYPE_CHECKING:
     from selfspan_core.models.tokenizer import SpanTokenizer
@@ -72,8 +74,6 @@ class SpanModel:
         self._body, self._head = hf.get_decoder(), hf.get_output_embeddings()
         self.vocab_size = self._head.weight.shape[0]
         self._positions = torch.arange(self.max_context, device=self.device)[None]
-        if self.device.type == "cpu" and self.dtype is torch.float32 and torch.backends.mkl.is_available():
-            _lay_out_for_one_row(hf)
 
     @classmethod
     def load(
@@ -117,6 +117,15 @@ class SpanModel:
                 parameter.data = parameter.data.to(dtype)
         return cls(hf.to(device), tokenizer)
 
+    @functools.cached_property
+    def weights(self) -> DecodeWeights:
+        """What this model's decode steps read of it.
+
+        Raises:
+            ModelError: the model has something that the decode step does not know.
+        """
+        return DecodeWeights(self)
+
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """A key/value cache of this model's shape."""
         return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, self.dtype, self.device, batch)
@@ -136,24 +145,6 @@ class SpanModel:
         out = self._body(input_ids=ids, position_ids=positions, use_cache=False, reader=reader)
         return self._head(out.last_hidden_state[0, -1])
 
-    def forward_rows(
-        self, ids: torch.Tensor, positions: torch.Tensor, last: torch.Tensor, reader: Reader
-    ) -> torch.Tensor:
-        """One forward pass over a batch; one position per row goes through the output layer.
-
-        Args:
-            ids: int64 `[B, T]` on the model's device.
-            positions: int64 `[B, T]`, their positions.
-            last: int64 `[B]`, index of each row's token whose logits are wanted.
-            reader: planned for these tokens; its `attend` takes batches.
-
-        Returns:
-            Logits `[B, vocab_size]`.
-        """
-        out = self._body(input_ids=ids, position_ids=positions, use_cache=False, reader=reader)
-        rows = torch.arange(len(last), device=last.device)
-        return self._head(out.last_hidden_state[rows, last])
-
     def forward_argmax(self, ids: torch.Tensor, positions: torch.Tensor, reader: Reader) -> torch.Tensor:
         """One forward pass over a batch; the likeliest next token at every position.
 
@@ -168,18 +159,6 @@ class SpanModel:
         out = self._body(input_ids=ids, position_ids=positions, use_cache=False, reader=reader)
         # Row by row: the logits of all of them at once can take more memory than everything else.
         return torch.stack([self._head(hidden).argmax(-1) for hidden in out.last_hidden_state])
-
-
-def _lay_out_for_one_row(hf: PreTrainedModel) -> None:
-    """Store the weights of widening linear layers input-major.
-
-    One row times a `[out, in]` matrix reads the whole matrix from memory once, and MKL does that about twice as fast
-    from the transposed layout where `out > in` (measured: output layer 1.3 to 0.5 ms at 8192 x 384). Values, shapes
-    and tied weights stay as they are.
-    """
-    for module in hf.modules():
-        if isinstance(module, torch.nn.Linear) and module.out_features > module.in_features:
-            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 def _max_context(config: object) -> int:

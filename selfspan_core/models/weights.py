@@ -4,14 +4,17 @@ A step multiplies with objects (`Matrix`), not with tensors: how a matrix is sto
 business.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from selfspan_core.models.model import SpanModel
+from selfspan_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from selfspan_core.models.model import SpanModel
 
 
 class Matrix(Protocol):
@@ -99,22 +102,36 @@ class DecodeWeights:
         model: a Llama, Mistral, Qwen2 or Qwen3 model.
 
     Raises:
-        ValueError: the model has something that the decode step does not know.
+        ModelError: the model has something that the decode step does not know.
     """
 
-    def __init__(self, model: SpanModel) -> None:
+    def __init__(self, model: "SpanModel") -> None:
         config = model.hf.config
         body: Any = model.hf.get_decoder()  # transformers' modules say nothing of their parts' types
         if config.hidden_act != "silu":
-            raise ValueError(f"the decode step knows the activation 'silu', not {config.hidden_act!r}")
+            raise ModelError(f"the decode step knows the activation 'silu', not {config.hidden_act!r}")
         self.model = model
         self.num_heads, self.num_kv_heads = config.num_attention_heads, model.num_kv_heads
         self.epsilon, self.hidden_size = config.rms_norm_eps, config.hidden_size
-        self.embedding = body.embed_tokens.weight
         head: Any = model.hf.get_output_embeddings()
-        self.head: Matrix = DenseMatrix(head.weight, head.bias)
+        self.head: Matrix = DenseMatrix(_fused((head,)), head.bias)
+        self.embedding = body.embed_tokens.weight
         self.layers = [_layer_of(module) for module in body.layers]
         self.norm = body.norm.weight
+        self._rotary = torch.empty(0)
+
+    def rotary(self, num_positions: int) -> torch.Tensor:
+        """Cosines and sines of the first positions, `[num_positions, 2, head_dim / 2]`, as the model makes them."""
+        if len(self._rotary) < num_positions:
+            model = self.model
+            # By doubling: every run asks for as many as it may need.
+            size = min(max(num_positions, 2 * len(self._rotary)), max(num_positions, model.max_context))
+            like = torch.empty(0, dtype=model.dtype, device=model.device)
+            body: Any = model.hf.get_decoder()
+            cosine, sine = body.rotary_emb(like, torch.arange(size, device=model.device)[None])
+            half = model.head_dim // 2
+            self._rotary = torch.stack([cosine[0, :, :half], sine[0, :, :half]], 1).contiguous()
+        return self._rotary[:num_positions]
 
     @property
     def matrices(self) -> Iterator[Matrix]:
@@ -145,22 +162,31 @@ def _layer_of(module: Any) -> Layer:
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     biases = [projection.bias for projection in projections]
     if attention.o_proj.bias is not None or any(part.bias is not None for part in (mlp.gate_proj, mlp.down_proj)):
-        raise ValueError("the decode step knows biases of queries, keys and values only")
+        raise ModelError("the decode step knows biases of queries, keys and values only")
     return Layer(
         module.input_layernorm.weight,
         DenseMatrix(_fused(projections), None if biases[0] is None else torch.cat(biases)),
         getattr(getattr(attention, "q_norm", None), "weight", None),
         getattr(getattr(attention, "k_norm", None), "weight", None),
-        DenseMatrix(attention.o_proj.weight),
+        DenseMatrix(_fused((attention.o_proj,))),
         module.post_attention_layernorm.weight,
         DenseMatrix(_fused((mlp.gate_proj, mlp.up_proj))),
-        DenseMatrix(mlp.down_proj.weight),
+        DenseMatrix(_fused((mlp.down_proj,))),
     )
 
 
-def _fused(modules: tuple[torch.nn.Linear, ...]) -> torch.Tensor:
-    """Their weights below one another, which the modules share from now on."""
-    fused = torch.cat([module.weight for module in modules])
+def _fused(modules: Sequence[torch.nn.Linear]) -> torch.Tensor:
+    """The weights of linear layers below one another, `[num_out, depth]`, which the layers share from now on.
+
+    For a few tokens in float32 on a CPU they are stored input-major: one row times a matrix reads all of it from memory
+    once, and MKL does that faster from this layout, up to twice as fast where `num_out > depth` and, with eight rows,
+    at every shape of the shipped model (measured: 8192 x 384, one row 1.3 to 0.5 ms, eight rows 0.72 to 0.34 ms).
+    """
+    weights = [module.weight.data for module in modules]
+    if weights[0].device.type == "cpu" and weights[0].dtype is torch.float32 and torch.backends.mkl.is_available():
+        fused = torch.cat([weight.t() for weight in weights], 1).t()
+    else:
+        fused = torch.cat(weights) if len(weights) > 1 else weights[0]
     sizes = [module.out_features for module in modules]
     for module, part in zip(modules, fused.split(sizes), strict=True):
         module.weight.data = part

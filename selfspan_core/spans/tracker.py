@@ -13,7 +13,8 @@ raises on bad ids; a step that breaks the grammar is flagged, sees everything, a
 has a length bound: past it a header or body is broken, and a broken step is closed.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -87,6 +88,11 @@ class StepRecord:
     intervals: tuple[Interval, ...] = ()
     malformed: bool = False
 
+    def become(self, other: "StepRecord") -> None:
+        """Take over what another record says; whoever holds this one sees it."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(other, name))
+
 
 class Tracker:
     """Follows the ids that a model writes after a prompt.
@@ -125,6 +131,23 @@ class Tracker:
         if self._phase is Phase.BROKEN:
             return self._in_broken(token)
         return self._in_between(token)
+
+    def preview(self, tokens: Sequence[int]) -> list[State]:
+        """What `push` would say of these ids, one after the other; the tracker is as before."""
+        before = (self._position, self._phase, self._named, self._body_start, self._body_name)
+        problem, num_malformed = self.problem, self.num_malformed
+        num_segments, num_steps = len(self.segments), len(self.steps)
+        last = replace(self.steps[-1]) if self.steps else None
+        self._named = list(self._named)
+        states = [self.push(token) for token in tokens]
+        self._position, self._phase, self._named, self._body_start, self._body_name = before
+        self.problem, self.num_malformed = problem, num_malformed
+        while len(self.segments) > num_segments:  # a name that is taken is never given again: new ones are the last
+            self.segments.popitem()
+        del self.steps[num_steps:]
+        if last is not None:
+            self.steps[-1].become(last)
+        return states
 
     def _state(self, phase: Phase, **flags: bool) -> State:
         in_step = phase in (Phase.HEADER, Phase.BODY, Phase.BROKEN)

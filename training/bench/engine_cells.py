@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfspan_core.attention.kv_cache import KVCache
-from selfspan_core.engine.decoder import Attend
+from selfspan_core.engine.batch_step import Attend
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers, PromptLayout

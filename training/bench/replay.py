@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.batch_step import BatchStep, Timer
+from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.events import Failed, Finished, Token
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.engine.step import Timer
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.render import Rendered
 from selfspan_core.spans.tracker import Tracker

@@ -1,0 +1,238 @@
+"""The decode loop over both kinds of steps: rows, rules, logits, drafts."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfspan_core.engine.batch_engine import BatchEngine
+from selfspan_core.engine.decode_loop import DecodeLoop
+from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Failed, Finished, Token
+from selfspan_core.engine.host_step import MAX_DRAFTS, HostStep
+from selfspan_core.engine.rules import Limits
+from selfspan_core.models.model import SpanModel
+from tests.support.asking import asked
+from tests.support.batch_tools import CAPACITY, by_request, example, shorn
+from tests.support.engine_tools import TOLERANCE, tiny_hf
+from tests.support.slow import examples
+from tests.support.span_examples import FIRST_TEXT, MARKERS, VOCAB
+
+ATTENTIONS = ("dense", "sparse")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return SpanModel(tiny_hf())
+
+
+class Alternating:
+    """Rules: an even id behind an odd one and the other way round; two ids are never written."""
+
+    def __init__(self) -> None:
+        self.written: list[int] = []
+
+    def limits(self) -> Limits:
+        wanted = (self.written[-1] + 1) % 2 if self.written else 0
+        only = range(wanted, VOCAB, 2) if len(self.written) % 3 else None
+        return Limits(only, (FIRST_TEXT, FIRST_TEXT + 1))
+
+    def push(self, token: int) -> None:
+        self.written.append(token)
+
+
+class Proposes:
+    """A drafter by a function of the ids so far."""
+
+    def __init__(self, propose) -> None:
+        self._propose = propose
+        self.num_asked = 0
+
+    def propose(self, state, most):
+        self.num_asked += 1
+        assert list(state.ids)[state.num_prompt :] and most >= 1
+        assert state.state.position == len(state.ids) - 1
+        return self._propose(list(state.ids), most)
+
+
+def host(model, batch, attention, impl="gather"):
+    return DecodeLoop(HostStep(model.weights, MARKERS, batch, CAPACITY, attention == "dense", impl))
+
+
+def device(model, batch, attention, with_rules=False):
+    return BatchEngine(model.weights, MARKERS, batch, CAPACITY, attention, with_rules)
+
+
+def answer(loop, request):
+    """Ids and logits of one request."""
+    events = [event for _, event in loop.generate([request])]
+    assert not any(isinstance(event, Failed) for event in events), events
+    tokens = [event for event in events if isinstance(event, Token)]
+    return [token.id for token in tokens], [token.logits for token in tokens], events
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_rows_on_the_host_are_each_what_the_reference_computes(model, attention):
+    """Would catch rows that mix in the decoder or in attention, a row's end that disturbs others, logits of another."""
+    pairs = [example(seed, num_steps=2 + seed % 3) for seed in range(5)]
+    requests = [asked(prompt, forced_tokens=forced, with_logits=True) for prompt, forced in pairs]
+    found: dict[int, list] = {number: [] for number in range(5)}
+    for number, event in host(model, 2, attention).generate(requests):
+        found[number].append(event)
+    for number, request in enumerate(requests):
+        expected = list(Engine(model, MARKERS).generate(request, attention, "reference"))
+        assert [shorn(event) for event in found[number]] == [shorn(event) for event in expected]
+        own, other = ([e.logits for e in events if isinstance(e, Token)] for events in (found[number], expected))
+        torch.testing.assert_close(torch.stack(own), torch.stack(other), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.3, "top_p": 0.9, "seed": 5}])
+def test_both_kinds_of_steps_write_the_same_under_rules(model, attention, drawn):
+    """Would catch rules that reach the wrong row or come a token late, and a draw that differs by the kind of step."""
+    prompts = [example(seed)[0] for seed in range(4)]
+    with_rules = (True, False, True, True)
+
+    def requests():
+        rules = [Alternating() if has else None for has in with_rules]
+        return rules, [
+            asked(prompt, rules=rule, max_new_tokens=20 + n, **drawn)
+            for n, (prompt, rule) in enumerate(zip(prompts, rules, strict=True))
+        ]
+
+    rules, wanted = requests()
+    expected = by_request(host(model, 1, attention).generate(wanted))
+    for rule in filter(None, rules):
+        ids = rule.written
+        assert all((a + b) % 2 for n, (a, b) in enumerate(itertools.pairwise(ids), 1) if n % 3)
+        assert not {FIRST_TEXT, FIRST_TEXT + 1} & set(ids) and len(ids) > 1
+    for loop in (host(model, 3, attention), device(model, 3, attention, with_rules=True)):
+        for _ in range(2):  # nothing of the first time is left the second
+            rules, wanted = requests()
+            assert by_request(loop.generate(wanted)) == expected
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_logits_of_a_step_on_the_device(model, attention):
+    """Would catch logits of the next step, of another row, or a row that is looked at for ever."""
+    loop = device(model, 2, attention)
+    requests = [asked(example(seed)[0], max_new_tokens=9, with_logits=seed == 1) for seed in range(3)]
+    found: dict[int, list] = {number: [] for number in range(3)}
+    for number, event in loop.generate(requests):
+        if isinstance(event, Token):
+            found[number].append(event)
+    assert all(token.logits is None for number in (0, 2) for token in found[number])
+    assert [int(token.logits.argmax()) for token in found[1]] == [token.id for token in found[1]]
+    _, expected, _ = answer(host(model, 1, attention), requests[1])
+    own = torch.stack([token.logits for token in found[1]])
+    torch.testing.assert_close(own, torch.stack(expected), atol=TOLERANCE, rtol=0)
+    assert loop._step.num_ahead > 1
+
+
+def test_rules_that_leave_nothing(model):
+    """Would catch a forbidden id written in silence where rules forbid all."""
+
+    class Nothing(Alternating):
+        def limits(self):
+            return Limits((5,), (5,)) if len(self.written) == 3 else Limits(None, ())
+
+    for loop in (host(model, 1, "sparse"), device(model, 1, "sparse", with_rules=True)):
+        with pytest.raises(ValueError, match="the rules leave nothing to write"):
+            list(loop.generate([asked(example(1)[0], rules=Nothing())]))
+
+
+# ---- drafts
+
+
+def two_tokens(ids, most):
+    """A stub: always the same two tokens."""
+    return [FIRST_TEXT, FIRST_TEXT + 1][:most]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("drawn", [{}, {"temperature": 1.5, "seed": 3}])
+def test_right_drafts_save_steps_and_change_nothing(model, attention, drawn):
+    """Would catch drafts that are not verified together, a token lost or doubled at their end, other logits."""
+    prompt, _ = example(2)
+    plain = asked(prompt, max_new_tokens=40, with_logits=True, **drawn)
+    ids, logits, events = answer(host(model, 1, attention), plain)
+    start = prompt.prompt.num_tokens
+    for size in (1, 3, MAX_DRAFTS, 99):
+        drafter = Proposes(lambda so_far, most, n=size: ids[len(so_far) - start :][:n])
+        drafted = asked(prompt, max_new_tokens=40, with_logits=True, drafter=drafter, **drawn)
+        own_ids, own_logits, own_events = answer(host(model, 1, attention), drafted)
+        assert own_ids == ids and [shorn(e) for e in own_events] == [shorn(e) for e in events]
+        torch.testing.assert_close(torch.stack(own_logits), torch.stack(logits), atol=TOLERANCE, rtol=0)
+        if attention == "dense":
+            assert drafter.num_asked <= 1 + len(ids) // (1 + min(size, MAX_DRAFTS))
+
+
+def test_a_stub_that_proposes_two_tokens(model):
+    """Would catch a drafter that needs more than to be given to a request."""
+    prompt, _ = example(4)
+    expected, _, _ = answer(host(model, 1, "sparse"), asked(prompt, max_new_tokens=30))
+    drafted = asked(prompt, max_new_tokens=30, drafter=Proposes(two_tokens))
+    assert answer(host(model, 1, "sparse"), drafted)[0] == expected
+
+
+WEIRD = st.lists(st.sampled_from([*MARKERS.ids[:14], MARKERS.eos, FIRST_TEXT, VOCAB - 1]), max_size=2 * MAX_DRAFTS)
+
+
+@settings(max_examples=examples(25, 150), deadline=None)
+@given(st.integers(0, 50), st.sampled_from(ATTENTIONS), st.booleans(), st.lists(WEIRD, min_size=1), st.integers(0, 99))
+def test_any_drafts_change_nothing(seed, attention, annotated, drafts, share):
+    """Any drafts, right ones among them: markers, `<eos>`, more than there is room for, across the ends of steps.
+
+    Would catch a draft that is kept though it would not have been drawn, or that leaves something behind in tracker,
+    cache, workspace or rules.
+    """
+    model = SpanModel(tiny_hf(seed))
+    prompt, forced = example(seed)
+    rng = random.Random(seed)
+
+    def propose(ids, most):
+        written = ids[prompt.prompt.num_tokens :]
+        right = script[len(written) :][: rng.randint(0, 8)] if rng.randrange(100) < share else []
+        return [*right, *drafts[len(ids) % len(drafts)]]
+
+    for options in ({"max_new_tokens": 25}, {"forced_tokens": forced}, {"max_new_tokens": 25, "temperature": 2.0}):
+        script = forced
+        expected = answer(host(model, 1, attention), asked(prompt, annotated=annotated, **options))
+        script = expected[0]
+        asked_for = asked(prompt, annotated=annotated, drafter=Proposes(propose), **options)
+        found = answer(host(model, 1, attention), asked_for)
+        assert found[0] == expected[0]
+        assert [shorn(event) for event in found[2]] == [shorn(event) for event in expected[2]]
+
+
+def test_drafts_under_rules(model):
+    """Would catch a draft that rules forbid being kept, and rules that are told of a draft that was not."""
+    prompt, _ = example(3)
+    plain = Alternating()
+    expected, _, _ = answer(host(model, 1, "sparse"), asked(prompt, max_new_tokens=30, rules=plain))
+    for drafts in (two_tokens, lambda ids, most: expected[len(ids) - prompt.prompt.num_tokens :]):
+        rules = Alternating()
+        request = asked(prompt, max_new_tokens=30, rules=rules, drafter=Proposes(drafts))
+        assert answer(host(model, 1, "sparse"), request)[0] == expected and rules.written == plain.written
+
+
+def test_rows_with_and_without_drafts(model):
+    """Would catch rows that mix where they bring different numbers of tokens, and ids of others counted wrongly."""
+    prompts = [example(seed)[0] for seed in range(3)]
+    alone = [answer(host(model, 1, "sparse"), asked(prompt, max_new_tokens=24))[0] for prompt in prompts]
+    starts = [prompt.prompt.num_tokens for prompt in prompts]
+    right = lambda n: lambda ids, most: alone[n][len(ids) - starts[n] :][:4]  # noqa: E731
+    drafters = [Proposes(right(0)), None, Proposes(right(2))]
+    requests = [asked(p, max_new_tokens=24, drafter=d) for p, d in zip(prompts, drafters, strict=True)]
+    loop = host(model, 3, "sparse")
+    written: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for number, event in loop.generate(requests):
+        if isinstance(event, Token):
+            written[number].append(event.id)
+            drawn_in_steps = sum(len(ids) - 1 for ids in written.values() if ids)
+            assert loop.num_step_tokens >= drawn_in_steps
+        assert not isinstance(event, Finished) or event.num_tokens == len(written[number])
+    assert list(written.values()) == alone
