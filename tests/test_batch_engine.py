@@ -9,8 +9,9 @@ import torch
 from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_parts import CudaParts, TorchParts
-from selfspan_core.engine.batch_step import BatchStep, First
+from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.events import Failed, Finished, Prefilled
+from selfspan_core.engine.step import First
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
@@ -219,10 +220,10 @@ def test_gpu_same_logits_as_pytorchs_operations(is_dense, num_kv_heads, vocab_si
         for step, seen in zip(steps, ids, strict=True):
             while step.num_outstanding:
                 outcome = step.collect()
-                seen.append(outcome.id if isinstance(outcome, First) else outcome.ids)
+                seen.append(outcome.id if isinstance(outcome, First) else outcome.tokens)
         if ids[0] != ids[1]:
             break  # a tie that rounding decided otherwise: from here on they write different texts
-        active = [row for row, token in enumerate(ids[0][-1]) if token >= 0]
+        active = [row for row, tokens in enumerate(ids[0][-1]) if tokens]
         wanted = steps[1].logits[active].float()
         largest = max(largest, wanted.abs().max().item())
         assert (steps[0].logits[active].float() - wanted).abs().max() < 0.05 * largest
@@ -248,9 +249,9 @@ def test_gpu_same_logits_with_large_products(batch):
         ids = []
         for step in steps:
             step.launch()
-            ids.append(step.collect().ids)
+            ids.append(step.collect().tokens)
         assert ids[0] == ids[1]
-        logits = [step.logits[[token >= 0 for token in ids[0]]].float() for step in steps]
+        logits = [step.logits[[bool(tokens) for tokens in ids[0]]].float() for step in steps]
         assert (logits[0] - logits[1]).abs().max() < 0.05 * logits[1].abs().max()
 
 
