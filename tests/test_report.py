@@ -37,6 +37,11 @@ def test_documents_hold_what_the_results_files_say(name):
     assert report.filled(text_of(name), name) == text_of(name), "run: python -m training.report"
 
 
+def measured_blocks() -> set[str]:
+    """Names of blocks that there are figures for: those of a new task come with its first results file."""
+    return {name for name, block in report.blocks().items() if not block().endswith(" yet.\n")}
+
+
 def test_every_block_is_known_closed_and_shown():
     """Would catch a misspelt block, which would stay as it is for good, and a table that no document shows."""
     shown = set()
@@ -44,15 +49,16 @@ def test_every_block_is_known_closed_and_shown():
         opened = [block[1] for block in report.BLOCK.findall(text_of(name))]
         assert opened and text_of(name).count("<!-- results:") == len(opened)
         shown |= set(opened)
-    assert shown == set(report.BLOCKS)
+    assert measured_blocks() <= shown <= set(report.blocks())
 
 
 def test_results_are_complete_and_the_readme_is_short():
     """Would catch full tables that move back into the README, and a full table that docs/results.md lacks."""
     blocks = {name: {block[1] for block in report.BLOCK.findall(text_of(name))} for name in report.DOCUMENTS}
-    brief = {name for name in report.BLOCKS if name.endswith("_brief")}
-    assert blocks["README.md"] == brief
-    assert blocks["docs/results.md"] == set(report.BLOCKS) - brief
+    known, measured = set(report.blocks()), measured_blocks()
+    brief = {name for name in known if name.endswith("_brief")}
+    assert brief & measured <= blocks["README.md"] <= brief
+    assert measured - brief <= blocks["docs/results.md"] <= known - brief
     readme = text_of("README.md")
     assert len(readme.splitlines()) <= MAX_README_LINES
     for block in report.BLOCK.finditer(readme):

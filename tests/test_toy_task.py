@@ -1,31 +1,40 @@
 """What a new task costs: its own file and a line in the registry. Everywhere else it shows up by itself."""
 
+import inspect
 import io
 import json
 import sys
 from itertools import islice
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
 from gradio_client import Client
 
+from cuda_kernels.bench.provenance import provenance
 from selfspan_core.compare.session import Session
 from selfspan_core.errors import InputError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.serve import cli
+from selfspan_core.tasks.base import EvaluationKind
 from selfspan_core.tasks.registry import TASKS, get_task
+from selfspan_core.tasks.summarize.task import Summarize
 from tests.support.asking import compare
 from tests.support.fake_session import FakeSession
 from tests.support.paths import ROOT
 from tests.support.scripted import CharacterTokenizer, FakeClock, ScriptedEngine, ScriptedStore
 from tests.support.tiny_models import save_tiny
 from tests.support.toy.reverse import Reverse
-from training import evaluate
+from training import evaluate, report
 from training.data.generated import evaluation_set, examples, problems
+from training.evaluation import problem_evaluate, summary_evaluate
+from training.evaluation.lanes import lanes_of
+from training.evaluation.results import results_path
 from training.finetune import FinetuneConfig
 from training.loop.trainer import LoopConfig
 from training.materials import training_material
+from training.reports import markdown
 
 TOKENIZER = CharacterTokenizer()
 
@@ -90,8 +99,8 @@ def test_in_the_api_and_in_a_tab_of_the_page(serve, open_tab):
     tab.page.get_by_text("Type 2 to 8 words.").wait_for()
 
 
-def test_in_training_and_evaluation(tmp_path, monkeypatch):
-    """Would catch training data, held-out figures or an evaluation that only arithmetic has."""
+def test_in_training_evaluation_and_report(tmp_path, monkeypatch):
+    """Would catch training data, held-out figures, an evaluation or a table that only arithmetic has."""
     base, adapters = save_tiny(tmp_path, task="reverse")
     model = SpanModel.load(base, adapters / "reverse-span", "cpu", torch.float32)
     task = get_task("reverse")
@@ -104,12 +113,43 @@ def test_in_training_and_evaluation(tmp_path, monkeypatch):
     config = FinetuneConfig(str(base), "reverse", True, "out", "run", loop, 1e-3, **held_out)
     stream, heldout = training_material(config, model.tokenizer)
     assert len(next(stream(0, 0, 1)).ids) and list(heldout._samples) == ["exact/2"]
-    out = tmp_path / "reverse.json"
+    monkeypatch.setattr(markdown, "ROOT", tmp_path)
+    assert report.blocks()["reverse"]() == "Reversals of the task reverse: not measured yet.\n"
+    out = tmp_path / results_path("reverse")
     words = ["--task", "reverse", "--words", "2", "--n", "2", "--base", str(base), "--adapters", str(adapters)]
+    asked: list[tuple] = []
+    monkeypatch.setitem(evaluate.EVALUATIONS, "problems", lambda *given: asked.append(given))
     monkeypatch.setattr(sys, "argv", ["evaluate", *words, "--out", str(out), "--device", "cpu"])
-    arguments = evaluate.parse_arguments()
-    figures, _, _ = evaluate.run_job(arguments, evaluate.lanes_of("reverse")[2], 2, "cpu")
+    evaluate.main()  # itself it would decode in processes of its own, where nobody has registered the task
+    arguments = problem_evaluate.parse_arguments(*asked[0])
+    lane = lanes_of("reverse")[2]
+    figures, wrong, _ = problem_evaluate.run_job(arguments, lane, 2, "cpu")
     assert figures["n"] == 2 and figures["exact_percent"] == 0
+    problem_evaluate.write_results(arguments, {2: {lane.name: figures}}, {2: {lane.name: wrong}}, provenance())
+    made = {name: block() for name, block in report.blocks().items() if name in ("reverse", "reverse_brief")}
+    for text in made.values():
+        assert text.startswith("Share of exact answers to 2 fresh lists per row") and "\n| words | exact: " in text
+        assert "\n| 2 | – | – | 0.0 % | " in text
+    assert "malformed" in made["reverse"] and "malformed" not in made["reverse_brief"]
+
+
+def test_every_kind_of_evaluation_has_all_that_it_needs():
+    """Would catch a kind that nothing evaluates or reports, and a task measured by problems that nothing generates."""
+    kinds = set(get_args(EvaluationKind))
+    assert set(evaluate.EVALUATIONS) == set(report.TASK_BLOCKS) == kinds
+    for name, task in TASKS.items():
+        assert task.evaluation in kinds and (task.evaluation != "problems" or task.generator), name
+
+
+def test_summaries_of_another_task_have_lanes_and_results_of_their_own(monkeypatch):
+    """Would catch an evaluation of summaries that measures the shipped task's adapters, or overwrites its results."""
+    monkeypatch.setitem(TASKS, "headlines", Summarize)
+    arguments = summary_evaluate.parse_arguments(
+        "headlines", ["--task", "headlines", "--baselines-only", "--pairs", "x"]
+    )
+    assert arguments.out.as_posix() == results_path("headlines") == "assets/results/headlines.json"
+    adapters = [lane.adapter for lane in summary_evaluate.asked_lanes(arguments)]
+    assert adapters == ["headlines-plain", "headlines-span", "headlines-span"]
 
 
 def test_nothing_else_knows_the_task():
@@ -121,4 +161,7 @@ def test_nothing_else_knows_the_task():
         if "tasks" not in path.parts and '"arithmetic"' in path.read_text(encoding="utf-8")
     ]
     # Measurements and the base's own training are of arithmetic by choice.
-    assert {path.name for path in named} <= {"bench_cpu.py", "pretrain.py", "engine_shipped.py", "report.py"}, named
+    assert {path.name for path in named} <= {"bench_cpu.py", "pretrain.py", "engine_shipped.py"}, named
+    for module in (evaluate, report, problem_evaluate, summary_evaluate):
+        text = inspect.getsource(module)
+        assert not [name for name in TASKS if f'"{name}"' in text or f'"{name}_brief"' in text], module.__name__

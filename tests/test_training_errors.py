@@ -144,5 +144,5 @@ def test_evaluation_refuses_operand_counts_that_do_not_exist(monkeypatch, capsys
     """Would catch a search without end for expressions that no prompt holds."""
     monkeypatch.setattr(sys, "argv", ["evaluate", "--operands", "8", operands])
     with pytest.raises(SystemExit) as caught:
-        evaluate.parse_arguments()
+        evaluate.main()
     assert caught.value.code == 2 and f"not {operands}" in capsys.readouterr().err

@@ -1,19 +1,12 @@
-"""Measure answers: `python -m training.evaluate --task arithmetic --operands 8 24 48 64 --n 500`.
+"""Measure a task's answers: `python -m training.evaluate --task TASK`.
 
-Fresh expressions that no training stream yields, greedy decoding (by drafts, see `evaluation.drafts`), three lanes: the
-plain adapter with dense attention, the span adapter with the mask off, and with the mask on. Writes
-`assets/results/<task>.json`. With `--task summarize`: see `evaluation.summary_evaluate`.
+What follows is the business of the kind of evaluation that the task names; `--task TASK --help` shows its options. See
+`evaluation.problem_evaluate` and `evaluation.summary_evaluate`.
 """
 
 import argparse
-import itertools
-import json
-import multiprocessing
-import statistics
 import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 if not __package__:
@@ -22,185 +15,29 @@ if not __package__:
     _FOLDER = Path(__file__).resolve().parent
     sys.path[:] = [str(_FOLDER.parent), *(entry for entry in sys.path if Path(entry).resolve() != _FOLDER)]
 
-import torch
+from selfspan_core.tasks.base import EvaluationKind
+from selfspan_core.tasks.registry import TASKS
+from training.evaluation import problem_evaluate, summary_evaluate
 
-from cuda_kernels.bench.provenance import provenance, weights_digest
-from selfspan_core.models.model import SpanModel
-from selfspan_core.tasks.registry import TASKS, get_task
-from training.data.generated import evaluation_set
-from training.evaluation.batch_decode import Decoded
-from training.evaluation.drafts import decode_by_drafts
-from training.evaluation.lanes import EvaluationLane, lanes_of
-
-
-def summarize(decoded: Sequence[Decoded], right: Sequence[bool], num_steps: int) -> dict:
-    """Figures of one lane at one operand count; `num_steps` steps were needed for all of it."""
-    attended = sum(row.attended_tokens for row in decoded)
-    dense = sum(row.dense_tokens for row in decoded)
-    malformed = sum(row.num_malformed for row in decoded)
-    return {
-        "exact_percent": round(100 * sum(right) / len(right), 2),
-        "right": sum(right),
-        "n": len(right),
-        "mean_tokens": round(statistics.fmean(len(row.ids) for row in decoded), 1),
-        "attended_percent_of_dense": round(100 * attended / dense, 2),
-        "malformed_steps": malformed,
-        "malformed_percent_of_steps": round(100 * malformed / num_steps, 4),
-    }
-
-
-def evaluate_lane(model: SpanModel, lane: EvaluationLane, task, problems: list, batch: int) -> tuple[dict, list[dict]]:
-    """Decode all problems in one lane; figures, and what went wrong where an answer is wrong."""
-    tokenizer = model.tokenizer
-    decoded: list[Decoded] = []
-    num_by_token = 0
-    for first in range(0, len(problems), batch):
-        chosen = problems[first : first + batch]
-        drafts = [task.render(p, tokenizer, lane.annotated, with_steps=True) for p in chosen]
-        # Whoever writes more than the longest worked solution has lost its way; without a limit a few such rows would
-        # take most of the time.
-        limit = max(p.num_tokens for p in chosen)
-        draft_batch = 16 if model.device.type == "cuda" else 1
-        rows, num_left = decode_by_drafts(
-            model, tokenizer.markers, drafts, lane.sparse, lane.annotated, limit, draft_batch
-        )
-        decoded += rows
-        num_by_token += num_left
-    answers = [task.answer(output_text(row.ids, tokenizer)) for row in decoded]
-    right = [task.check(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
-    wrong = [
-        {"input": p.text, "expected": p.expected, "answer": a, "malformed_steps": d.num_malformed}
-        for p, a, d, ok in zip(problems, answers, decoded, right, strict=True)
-        if not ok
-    ]
-    figures = summarize(decoded, right, sum(p.num_steps for p in problems))
-    return figures | {"decoded_token_by_token": num_by_token}, wrong
-
-
-def run_job(
-    arguments: argparse.Namespace, lane: EvaluationLane, operands: int, device: str
-) -> tuple[dict, list[dict], float]:
-    """One lane at one operand count, in a process of its own; figures, failures, seconds."""
-    started = time.perf_counter()
-    adapter = Path(arguments.adapters) / lane.adapter
-    model = SpanModel.load(arguments.base, adapter, device, getattr(torch, arguments.dtype))
-    task = get_task(arguments.task)
-    problems = evaluation_set(task, operands, arguments.n, arguments.seed)
-    figures, wrong = evaluate_lane(model, lane, task, problems, arguments.batch)
-    return figures, wrong, time.perf_counter() - started
-
-
-def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, origin: dict) -> None:
-    """Write what is known so far: a long evaluation that is cut off leaves its finished parts.
-
-    `origin` is the provenance as it was at the start, when code and weights were loaded.
-    """
-    results = {
-        TASKS[arguments.task].generator.size_name: {
-            str(n): {k: figures[n][k] for k in arguments.lanes if k in figures[n]} for n in arguments.operands
-        },
-        "first_wrong_answers": {str(n): wrong[n] for n in arguments.operands},
-        "seed": arguments.seed,
-        "dtype": arguments.dtype,
-    }
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results | origin, indent=2) + "\n", encoding="utf-8")
+EVALUATIONS: dict[EvaluationKind, Callable[[str, Sequence[str]], None]] = {
+    "problems": problem_evaluate.main,
+    "summaries": summary_evaluate.main,
+}
+"""What evaluates a task of each kind (`Task.evaluation`), called with the task's name and the command line."""
 
 
 def main() -> None:
     """Entry point."""
-    task = asked_task(sys.argv[1:])
-    if task in TASKS and TASKS[task].generator is None:
-        from training.evaluation import summary_evaluate
-
-        summary_evaluate.main(sys.argv[1:])
-        return
-    arguments = parse_arguments()
-    lanes = [lane for lane in lanes_of(arguments.task) if lane.name in arguments.lanes]
-    folders = [arguments.base, *dict.fromkeys(f"{arguments.adapters}/{lane.adapter}" for lane in lanes)]
-    origin = {"weights_sha256": {folder: weights_digest(folder) for folder in folders}} | provenance()
-    named = TASKS[arguments.task].generator.size_name
-    figures: dict = {operands: {} for operands in arguments.operands}
-    wrong: dict = {operands: {} for operands in arguments.operands}
-    # A small model's decoding waits for the host: several processes share one GPU well. The longest go first.
-    work = [(lane, operands) for operands in sorted(arguments.operands, reverse=True) for lane in lanes]
-    devices = itertools.cycle(devices_of(arguments.device))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
-        jobs = {pool.submit(run_job, arguments, *job, device): job for job, device in zip(work, devices, strict=False)}
-        for done, job in enumerate(as_completed(jobs), start=1):
-            lane, operands = jobs[job]
-            try:
-                figures[operands][lane.name], failures, seconds = job.result()
-            except ValueError as error:  # a model that is missing, or more expressions than there are
-                pool.shutdown(cancel_futures=True)
-                sys.exit(f"{operands} {named}, {lane.name}: {error}")
-            wrong[operands][lane.name] = failures[:10]
-            write_results(arguments, figures, wrong, origin)
-            line = f"{operands:3d} {named}  {lane.name:12s} {figures[operands][lane.name]}"
-            print(f"[{done}/{len(jobs)}] {line}  {seconds:.0f} s", flush=True)
-    print(f"wrote {arguments.out}", file=sys.stderr)
+    words = sys.argv[1:]
+    task = asked_task(words)
+    EVALUATIONS[TASKS[task].evaluation](task, words)
 
 
 def asked_task(words: Sequence[str]) -> str:
-    """The task named on a command line; each has options of its own."""
+    """The task named on a command line, by default the first one; each kind of evaluation has options of its own."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--task", default=next(iter(TASKS)))
-    return parser.parse_known_args(words)[0].task
-
-
-def devices_of(device: str) -> list[str]:
-    """`cuda` means every GPU of the machine; any other name means what it says."""
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if device == "cuda" else [device]
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    on_gpu = torch.cuda.is_available()
-    task = asked_task(sys.argv[1:])
-    generator, lanes = TASKS.get(task, next(iter(TASKS.values()))).generator, [lane.name for lane in lanes_of(task)]
     parser.add_argument("--task", default=next(iter(TASKS)), choices=list(TASKS))
-    parser.add_argument(
-        f"--{generator.size_name}", "--sizes", dest="operands", type=int, nargs="+", default=list(generator.sizes)
-    )
-    parser.add_argument("--n", type=int, default=500, help=f"problems per number of {generator.size_name}")
-    parser.add_argument("--seed", type=int, default=2024)
-    parser.add_argument("--base", default="assets/base")
-    parser.add_argument("--adapters", default="assets/adapters", help="folder that holds the adapters")
-    parser.add_argument("--lanes", nargs="+", default=lanes)
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu", help="cuda uses every GPU of the machine")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--batch", type=int, default=128 if on_gpu else 32, help="rows decoded at once")
-    num_jobs = 4 * torch.cuda.device_count() or 1  # of the longest, four at a time fit the memory of a large GPU
-    parser.add_argument("--jobs", type=int, default=num_jobs, help="lanes decoded at the same time")
-    parser.add_argument("--out", default=f"assets/results/{task}.json")
-    arguments = parser.parse_args()
-    unknown = set(arguments.lanes) - set(lanes)
-    if unknown:
-        parser.error(f"no lane is called {', '.join(sorted(unknown))}; there are {', '.join(lanes)}")
-    for size in arguments.operands:
-        if not generator.least <= size <= generator.most:
-            bounds = f"{generator.least} to {generator.most} {generator.size_name}"
-            parser.error(f"a problem of the task {task} has {bounds}, not {size}")
-    for name in ("n", "batch", "jobs"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} is 1 or more")
-    return arguments
-
-
-def output_text(ids: Sequence[int], tokenizer) -> str:
-    """What a lane wrote, as `Task.answer` takes it: markers dropped, each step on a line of its own."""
-    pieces, run = [], []
-    for token in ids:
-        if tokenizer.marker_kind(token) == "end":
-            pieces.append(tokenizer.decode(run))
-            run = []
-        else:
-            run.append(token)
-    pieces.append(tokenizer.decode(run))
-    return "\n".join(pieces)
+    return parser.parse_known_args(words)[0].task
 
 
 if __name__ == "__main__":

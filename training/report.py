@@ -1,31 +1,34 @@
 """Put figures from the results files into README, docs/results.md and the model card: `python -m training.report`.
 
 A block `<!-- results:NAME -->` ... `<!-- /results:NAME -->` holds what this script makes of the files; with `--check`
-nothing is written, and the exit status is 1 if a document is out of date. Each block is a function of
-`training.reports`; one whose name ends in `_brief` is the small table of the README.
+nothing is written, and the exit status is 1 if a document is out of date. Each block is made by a function of
+`training.reports`; one whose name ends in `_brief` is the small table of the README. A task's blocks, NAME and
+NAME_brief, have the task's name, and the look of its kind of evaluation.
 """
 
 import argparse
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from training.reports.arithmetic import arithmetic, arithmetic_brief
+from selfspan_core.tasks.base import EvaluationKind, Task
+from selfspan_core.tasks.registry import TASKS
 from training.reports.base_model import base
 from training.reports.cpu import cpu, cpu_brief
 from training.reports.engine import engine, engine_brief
 from training.reports.kernel import kernel, kernel_brief, kernel_on, kernel_remarks
 from training.reports.markdown import ROOT, from_document
+from training.reports.problems import problems, problems_brief
 from training.reports.products import products
-from training.reports.summary import summarize, summarize_brief
+from training.reports.summary import summaries, summaries_brief
 
-__all__ = ["BLOCK", "BLOCKS", "DOCUMENTS", "filled", "kernel_on", "kernel_remarks", "main"]
+__all__ = ["BLOCK", "DOCUMENTS", "blocks", "filled", "kernel_on", "kernel_remarks", "main"]
 
 DOCUMENTS = ("README.md", "docs/results.md", "assets/MODEL_CARD.md")
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
-BLOCKS: dict[str, Callable[[], str]] = {
-    "arithmetic": arithmetic,
-    "arithmetic_brief": arithmetic_brief,
+COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "base": base,
     "cpu": cpu,
     "cpu_brief": cpu_brief,
@@ -34,9 +37,23 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "kernel": kernel,
     "kernel_brief": kernel_brief,
     "products": products,
-    "summarize": summarize,
-    "summarize_brief": summarize_brief,
 }
+"""Blocks of the base model and of the machine's speed, which belong to no task."""
+TASK_BLOCKS: dict[EvaluationKind, dict[str, Callable[[type[Task[Any]]], str]]] = {
+    "problems": {"": problems, "_brief": problems_brief},
+    "summaries": {"": summaries, "_brief": summaries_brief},
+}
+"""What a task's results become, by its kind of evaluation (`Task.evaluation`), and by what its blocks' names end in."""
+
+
+def blocks() -> dict[str, Callable[[], str]]:
+    """Every block by its name: two of each task, made of its results file, and those that belong to no task."""
+    of_tasks = {
+        f"{name}{end}": partial(block, task)
+        for name, task in TASKS.items()
+        for end, block in TASK_BLOCKS[task.evaluation].items()
+    }
+    return of_tasks | COMMON_BLOCKS
 
 
 def filled(text: str, document: str) -> str:
@@ -46,7 +63,8 @@ def filled(text: str, document: str) -> str:
         text: the document as it is.
         document: its path from the project's root, which its links start from.
     """
-    return BLOCK.sub(lambda block: block[1] + from_document(BLOCKS[block[2]](), document) + block[3], text)
+    known = blocks()
+    return BLOCK.sub(lambda block: block[1] + from_document(known[block[2]](), document) + block[3], text)
 
 
 def main() -> None:

@@ -133,16 +133,23 @@ class View:
     typeset: bool = False
 
 
+EvaluationKind = Literal["problems", "summaries"]
+"""How answers are measured. "problems": fresh ones of the task's generator, each answered right or wrong. "summaries":
+of prepared articles, by ROUGE against references and by what their words are drawn from."""
+
+
 class Generator(Protocol):
     """Problems without end, for training and for evaluation.
 
     Attributes:
+        problems_name: what the problems are called, in the plural: "expressions".
         size_name: what the size of a problem counts, in the plural: "operands".
         sizes: those that an evaluation asks for by default.
         least, most: bounds of a size.
         variants: names of kinds of problems for training besides the usual one, "".
     """
 
+    problems_name: str
     size_name: str
     sizes: tuple[int, ...]
     least: int
@@ -198,6 +205,8 @@ class Task(Protocol[ProblemT]):
         options: what it can be asked for besides an input; arguments of its class.
         page, view: what the page and the command line say, and how runs are shown.
         generator: where problems for training and evaluation come from; None where they are prepared files.
+        evaluation: how its answers are measured; it decides what evaluates the task and what its results file, called
+            like the task, looks like in the report. "problems" needs a generator.
         examples: inputs to offer to a user.
         max_reads_intervals: the most intervals that any query of a worked step sees (scaffold, reads, own step).
         max_tokens: the most tokens that a worked example takes, prompt included.
@@ -212,6 +221,7 @@ class Task(Protocol[ProblemT]):
     page: ClassVar[PageText]
     view: ClassVar[View]
     generator: ClassVar[Generator | None]
+    evaluation: ClassVar[EvaluationKind]
     examples: tuple[str, ...]
     max_reads_intervals: int
     max_tokens: int

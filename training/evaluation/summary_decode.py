@@ -17,10 +17,8 @@ from selfspan_core.tasks.summarize.form import MAX_SUMMARY_TOKENS, Length
 from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
 from training.data.summary_source import Layout, PackedSummaries, Summary
 from training.evaluation.batch_decode import decode_greedily
-from training.evaluation.lanes import EvaluationLane, lanes_of
+from training.evaluation.lanes import EvaluationLane
 from training.summary_data import EVALUATION
-
-LANES = lanes_of("summarize")
 
 
 @dataclass(frozen=True)

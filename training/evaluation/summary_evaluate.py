@@ -3,7 +3,7 @@
 Greedy decoding of the articles in the files dev_* and test_* of `--pairs`, three lanes: the plain adapter with dense
 attention, the span adapter with the mask off, and with the mask on; each length with the decoding rules, without them,
 and held to words of what is read. Beside them first sentences, random ones, and the oracle. Writes
-`assets/results/summarize.json` and, for readers, a file of samples: of articles that may not be copied the figures
+`assets/results/<task>.json` and, for readers, a file of samples: of articles that may not be copied the figures
 alone, of the project's own examples the text. `--readings` writes a file with all texts, for the machine it is made on.
 
 Where the GPU is on a machine that has packed data only: there `--decode-only FILE`, here `--decoded FILE`.
@@ -17,16 +17,16 @@ from pathlib import Path
 
 from cuda_kernels.bench.provenance import provenance, weights_digest
 from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.registry import TASKS
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from training.data.summary_source import Layout, PackedSummaries, Summary
+from training.evaluation.lanes import EvaluationLane, lanes_of
+from training.evaluation.results import results_path
 from training.summary_data import EVALUATION, EVALUATION_SETS, EXAMPLES_SET
 
-LANE_NAMES = ("plain-dense", "span-dense", "span-sparse")
-OUT = "assets/results/summarize.json"
 
-
-def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
+    """The command line of one task's evaluation, checked."""
     import torch
 
     from training.evaluation.summary_decode import SETTINGS
@@ -35,8 +35,8 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     on_gpu = torch.cuda.is_available()
-    names = [setting.name for setting in SETTINGS]
-    parser.add_argument("--task", default="summarize", choices=["summarize"])
+    names, lanes = [setting.name for setting in SETTINGS], [lane.name for lane in lanes_of(task)]
+    parser.add_argument("--task", default=task, choices=list(TASKS))
     parser.add_argument("--data", default="data/summarize", help="what training.summary_data wrote")
     parser.add_argument(
         "--pairs", type=Path, help="folder of dev_* and test_* files (id, article, summary, references)"
@@ -44,7 +44,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", default=[*EVALUATION_SETS, EXAMPLES_SET])
     parser.add_argument("--base", default="assets/base")
     parser.add_argument("--adapters", default="assets/adapters", help="folder that holds the adapters")
-    parser.add_argument("--lanes", nargs="+", default=list(LANE_NAMES), choices=LANE_NAMES)
+    parser.add_argument("--lanes", nargs="+", default=lanes, choices=lanes)
     parser.add_argument("--settings", nargs="+", default=names, choices=names)
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -61,7 +61,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--readings", type=Path, metavar="FILE", help="write all texts there, to be read and not shared"
     )
-    parser.add_argument("--out", type=Path, default=Path(OUT))
+    parser.add_argument("--out", type=Path, default=Path(results_path(task)))
     arguments = parser.parse_args(words)
     if arguments.batch < 1:
         parser.error("--batch is 1 or more")
@@ -70,9 +70,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    arguments = parse_arguments(words)
+def main(task: str, words: Sequence[str]) -> None:
+    """Evaluate the task of that name as the words of the command line say."""
+    arguments = parse_arguments(task, words)
     try:
         run(arguments)
     except (OSError, ValueError) as error:
@@ -128,11 +128,14 @@ def together(parts: Sequence[dict]) -> dict:
     return whole
 
 
+def asked_lanes(arguments: argparse.Namespace) -> list[EvaluationLane]:
+    """The lanes that are to answer."""
+    return [lane for lane in lanes_of(arguments.task) if lane.name in arguments.lanes]
+
+
 def origin_of(arguments: argparse.Namespace) -> dict:
     """Provenance as it is at the start, when code and weights are loaded."""
-    from training.evaluation.summary_decode import LANES
-
-    adapters = dict.fromkeys(lane.adapter for lane in LANES if lane.name in arguments.lanes)
+    adapters = dict.fromkeys(lane.adapter for lane in asked_lanes(arguments))
     folders = [arguments.base, *(f"{arguments.adapters}/{adapter}" for adapter in adapters)]
     digests = {folder: weights_digest(folder) for folder in folders}
     return {"dtype": arguments.dtype, "weights_sha256": digests} | provenance()
@@ -140,7 +143,7 @@ def origin_of(arguments: argparse.Namespace) -> dict:
 
 def decode(arguments: argparse.Namespace) -> dict:
     """Everything asked for, decoded: lane -> setting -> article."""
-    from training.evaluation.summary_decode import LANES, SETTINGS, Material, decode_all
+    from training.evaluation.summary_decode import SETTINGS, Material, decode_all
 
     material = Material(
         arguments.base,
@@ -153,7 +156,7 @@ def decode(arguments: argparse.Namespace) -> dict:
     )
     return decode_all(
         material,
-        [lane for lane in LANES if lane.name in arguments.lanes],
+        asked_lanes(arguments),
         [setting for setting in SETTINGS if setting.name in arguments.settings],
     )
 

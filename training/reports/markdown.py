@@ -4,6 +4,9 @@ import json
 import posixpath
 import re
 from pathlib import Path
+from typing import Any
+
+from selfspan_core.tasks.base import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 _LINK = re.compile(r"\]\((assets/[^)\s]+)\)")
@@ -19,6 +22,11 @@ def read_all(name: str) -> dict[str, dict]:
     """Path -> contents of every results file whose name begins so: one for each GPU that was measured on."""
     paths = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "assets/results").glob(f"{name}_*.json"))
     return {path: results for path in paths if (results := read(path))}
+
+
+def not_measured(task: type[Task[Any]]) -> str:
+    """What stands where a task has no results file yet."""
+    return f"{task.answers.capitalize()} of the task {task.name}: not measured yet.\n"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,8 +1,11 @@
-"""The summaries' part of the report."""
+"""Summaries as Markdown."""
 
-from training.reports.markdown import origin, read, source, table
+from typing import Any
 
-PATH = "assets/results/summarize.json"
+from selfspan_core.tasks.base import Task
+from training.evaluation.results import results_path
+from training.reports.markdown import not_measured, origin, read, source, table
+
 SETTINGS = ("short", "medium")
 SETS = (("test_cnndm", "CNN/DailyMail"), ("test_summeval", "SummEval, best of its references"))
 LANES = (
@@ -19,24 +22,25 @@ BASELINES = (
     ("oracle shortened", "oracle, shortened"),
 )
 KINDS = (("", "decoding rules"), (" without rules", "no rules"), (" copies only", "rules, words of the source only"))
-MISSING = "Summaries: not measured yet.\n"
 
 
-def summarize() -> str:
+def summaries(task: type[Task[Any]]) -> str:
     """ROUGE per set, and what can be checked without a reference."""
-    results = read(PATH)
+    path = results_path(task.name)
+    results = read(path)
     if results is None:
-        return MISSING
+        return not_measured(task)
     texts = [rouge_table(results["sets"][name], label) for name, label in SETS if name in results["sets"]]
     sets = results["sets"]
-    return "\n".join([*texts, margins_remark(sets), checks_table(sets), reads_remark(sets)]) + source(results, PATH)
+    return "\n".join([*texts, margins_remark(sets), checks_table(sets), reads_remark(sets)]) + source(results, path)
 
 
-def summarize_brief() -> str:
+def summaries_brief(task: type[Task[Any]]) -> str:
     """A few rows of the first set."""
-    results = read(PATH)
+    path = results_path(task.name)
+    results = read(path)
     if results is None:
-        return MISSING
+        return not_measured(task)
     name, label = next(item for item in SETS if item[0] in results["sets"])
     figures = results["sets"][name]
     lanes = figures["lanes"]
@@ -47,7 +51,7 @@ def summarize_brief() -> str:
     intro = (
         "ROUGE F1 of short (two sentences) and medium (three to five) summaries, and the share of their words that "
         "stand in their sources: in the sentences that they name, for the plain adapter in the article "
-        f"({origin(results, PATH)}):\n\n"
+        f"({origin(results, path)}):\n\n"
     )
     return intro + table([*header, "words found in sources", "KV read"], rows)
 

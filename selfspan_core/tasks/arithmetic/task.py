@@ -17,7 +17,7 @@ from selfspan_core.tasks.arithmetic.parse import parse_expression
 from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS, Node, canonical, evaluate, pieces
-from selfspan_core.tasks.base import Generator, Option, PageText, Problem, Tokenizer, View
+from selfspan_core.tasks.base import EvaluationKind, Generator, Option, PageText, Problem, Tokenizer, View
 
 INSTRUCTION = "Calculate: "
 STEP_SEPARATOR = "\n"
@@ -132,6 +132,7 @@ class ExpressionGenerator:
         lengths: of those for training.
     """
 
+    problems_name = "expressions"
     size_name = "operands"
     sizes: tuple[int, ...] = (8, 24, 48, 64)
     least, most = 2, MAX_OPERANDS
@@ -169,6 +170,7 @@ class Arithmetic:
         can_surprise=True,
     )
     generator: ClassVar[Generator | None] = ExpressionGenerator()
+    evaluation: ClassVar[EvaluationKind] = "problems"
     max_reads_intervals = 4
     max_tokens = MAX_TOKENS
     has_right_answer = True

@@ -19,7 +19,7 @@ from typing import ClassVar
 from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
-from selfspan_core.tasks.base import Caution, Generator, Option, PageText, Problem, Tokenizer, View
+from selfspan_core.tasks.base import Caution, EvaluationKind, Generator, Option, PageText, Problem, Tokenizer, View
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import (
     CUE,
@@ -121,6 +121,7 @@ class Summarize:
         max_new_tokens=MAX_SUMMARY_TOKENS,
     )
     generator: ClassVar[Generator | None] = None
+    evaluation: ClassVar[EvaluationKind] = "summaries"
     max_reads_intervals = 2 + MAX_READS
     examples: tuple[str, ...] = EXAMPLES
     has_right_answer = False

@@ -59,6 +59,7 @@ def problem_of(words) -> ReverseProblem:
 class ReverseGenerator:
     """See `tasks.base.Generator`. Held out are lists whose first word comes before their last in the alphabet."""
 
+    problems_name = "lists"
     size_name = "words"
     sizes = (2, 3)
     least, most = 2, 8
@@ -96,6 +97,7 @@ class Reverse:
         suffix="-reverse",
     )
     generator = ReverseGenerator()
+    evaluation = "problems"
     examples = ("ant bee", "ant bee cat dog")
     max_reads_intervals = 3
     max_tokens = 256
