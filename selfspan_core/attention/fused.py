@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# cuDNN's attention is compiled anew for every length that it meets, and decoding meets a new one with every token: tens
-# of milliseconds per token where these need well under one.
+# cuDNN's attention is compiled again for every new length, and in decoding every token has a new length. That costs
+# tens of milliseconds per token, where the backends below need well under one.
 LENGTH_FREE_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def length_free_kernels(device: torch.device) -> AbstractContextManager:
-    """While it is open, PyTorch's fused attention on this device uses kernels that take any length as they are.
+    """Context in which PyTorch's fused attention on this device uses only kernels that need no compilation per length.
 
-    PyTorch keeps that choice per process; what it was before is back when the context closes. Open it around a whole
-    forward pass, not around each layer.
+    PyTorch keeps this choice per process; the previous choice is restored when the context closes. Open the context
+    around a whole forward pass, not around each layer.
     """
     return sdpa_kernel(LENGTH_FREE_BACKENDS) if device.type == "cuda" else nullcontext()
 
@@ -37,5 +37,5 @@ def fused_one_query(query: torch.Tensor, keys: torch.Tensor, values: torch.Tenso
     num_kv_heads = keys.shape[1]
     grouped = query.view(1, num_kv_heads, query.shape[1] // num_kv_heads, query.shape[3])
     attended = F.scaled_dot_product_attention(grouped, keys, values, scale=scale)
-    # On CUDA the result may be laid out otherwise than the query.
+    # On CUDA the result may have another memory layout than the query.
     return attended.reshape(query.shape)

@@ -1,7 +1,7 @@
-"""Attention with a memory, for decoding: what the tokens of a step share is prepared once.
+"""Readers: attention over the KV cache, for decoding. Work that all layers or tokens share is done once.
 
-A reader is planned once per token on the host (`plan`) and run once per layer (`attend`). It owns where new keys and
-values go and what queries read.
+A reader is planned once per token on the host (`plan`) and run once per layer (`attend`). The reader decides where new
+keys and values are stored and which keys a query reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,13 +23,13 @@ from selfspan_core.spans.tracker import MAX_BODY_TOKENS, Phase, State
 
 
 class Reader(Protocol):
-    """What a forward pass calls for attention: owns where new keys and values go and what queries read."""
+    """The attention of a forward pass: decides where new keys and values are stored and which keys a query reads."""
 
     def plan(self, start: int, state: State | None) -> None:
         """Prepare for a forward of tokens from position `start` on.
 
-        `state` is the tracker's word on a single token, or None for the prompt (all of it at once, from position 0,
-        every token seeing everything before it).
+        `state` is the tracker's state for a single token, or None for the prompt (the whole prompt at once, from
+        position 0, every token seeing all tokens before it).
         """
 
     def attend(
@@ -74,7 +74,7 @@ class DenseReader:
 
 
 class ReferenceReader:
-    """The oracle: a mask over everything, in float32. Says what the other readers must compute."""
+    """The reference for the other readers: attention with an explicit mask over all keys, in float32."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
@@ -120,7 +120,7 @@ class CudaReader:
             return self._dense.attend(layer, query, key, value, scale)
         cache = self._cache
         cache.write(layer, self._start, key, value)
-        # By the first layer for all: how many heads ask is known only here.
+        # The first layer plans for all layers: the number of query heads is known only here.
         kernel = self._kernel
         if kernel is None or not self._is_planned:
             kernel = self._kernel = self._with_room(query.shape[1], len(self._visible))
@@ -135,12 +135,12 @@ class CudaReader:
 
 
 class GatherReader:
-    """Body tokens read only what their step may see, from a small contiguous workspace.
+    """Body tokens read only the keys and values that their step may see, from a small contiguous workspace.
 
     The first body token of a step gathers the visible pieces, the step's own header included, into the workspace.
-    Body tokens append there and read nothing else. As soon as a token sees everything again (the step ended, broke,
-    or the sequence ended), the body's keys and values go to the cache, in one copy: until then nothing reads them
-    from there. So a body token writes as often as a dense one, and reads less.
+    Body tokens append to the workspace and read nothing else. As soon as a token sees everything again (the step
+    ended, broke, or the sequence ended), one copy moves the body's keys and values to the cache: until then nothing
+    reads them from there. So a body token writes as often as a dense one, and reads less.
     """
 
     def __init__(self, cache: KVCache) -> None:
@@ -170,7 +170,7 @@ class GatherReader:
         *before, (own_start, _) = state.visible
         needed = min(state.num_visible + MAX_BODY_TOKENS + 1, self._cache.capacity)
         if self._workspace is None or self._workspace.capacity < needed:
-            # Doubling: the workspace is sized by what steps read, not by the context, and seldom grows.
+            # Doubling: the workspace has the size of what steps read, not of the context, and seldom grows.
             grown = 2 * self._workspace.capacity if self._workspace is not None else 0
             self._workspace = self._cache.like(min(max(needed, grown), self._cache.capacity))
         # The token at `start` itself is not in the cache yet: its layers append it.
@@ -198,9 +198,9 @@ def make_reader(attention: str, impl: str, cache: KVCache, device: torch.device 
     """The reader of one lane.
 
     Args:
-        attention: "dense" (everything, fused attention) or "sparse" (what the tracker says, by `impl`).
-        impl: the sparse lane's implementation, one of IMPLS; a dense lane has one only and does not look at it.
-        cache: where keys and values live.
+        attention: "dense" (fused attention over all keys) or "sparse" (only the tracker's intervals, by `impl`).
+        impl: the sparse lane's implementation, one of IMPLS; ignored for a dense lane, which has only one.
+        cache: stores the keys and values.
         device: where the model runs.
 
     Raises:
@@ -231,7 +231,7 @@ def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAt
         max_spans: most intervals of a query.
 
     Raises:
-        ImplUnavailable: the kernel does not take this element type or shape.
+        ImplUnavailable: the kernel does not support this element type or shape.
     """
     try:
         shape = AttentionShape(
@@ -248,7 +248,7 @@ def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAt
 
 
 def plan_visible(kernel: SpanAttention, visible: Sequence[Interval], capacity: int) -> None:
-    """Tell the kernel what one sequence sees. Copies from the host: right for a lane that decodes token by token."""
+    """Plan the kernel for the intervals of one sequence. Copies from the host, which suits token-by-token decoding."""
     table = torch.zeros(1, kernel.shape.max_spans, 2, dtype=torch.int32)
     table[0, : len(visible)] = torch.tensor(visible, dtype=torch.int32)
     counts = torch.tensor([len(visible)], dtype=torch.int32)
