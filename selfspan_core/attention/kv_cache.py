@@ -24,7 +24,8 @@ class KVCache:
         batch: rows.
 
     Attributes:
-        keys, values: per layer, `[batch, num_kv_heads, capacity, head_dim]` views. Positions never written hold garbage.
+        keys, values: per layer, `[batch, num_kv_heads, capacity, head_dim]` views.
+            Positions never written hold garbage.
     """
 
     def __init__(
