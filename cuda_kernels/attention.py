@@ -37,7 +37,7 @@ class SpanAttention:
     Holds the buffers that the kernels share, so one instance serves one stream at a time.
 
     Args:
-        shape: what it serves.
+        shape: the supported shapes.
         device: a CUDA device.
         debug: check intervals on the device in `plan`, which then waits for the device (not for CUDA graphs).
         carveout_percent: share of a multiprocessor's fast memory that launches request as shared memory, the same as
@@ -91,14 +91,14 @@ class SpanAttention:
         self._partials = torch.zeros(num_partials, config.partial_floats, dtype=torch.float32, device=self.device)
 
     def plan(self, intervals: torch.Tensor, counts: torch.Tensor, capacity: int) -> None:
-        """Take in what every sequence sees; once per decode step, for all layers.
+        """Plan for the intervals of every sequence; once per decode step, for all layers.
 
-        Captured in a CUDA graph, it belongs into the same graph as the calls that follow it: the first of them waits
-        until it is done, the later ones rely on that.
+        If captured in a CUDA graph, the plan has to be in the same graph as the calls that follow it: the first call
+        waits until the plan is complete, and the later calls rely on that.
 
         Args:
             intervals: int32 `[batch, max_spans, 2]` on the device, contiguous: half-open `[start, end)`, sorted,
-                disjoint. Entries from the count on do not matter.
+                disjoint. Entries from the count on are ignored.
             counts: int32 `[batch]` on the device; 0 for padding rows.
             capacity: tokens per row of the cache; nothing beyond it is ever read.
 
@@ -207,8 +207,8 @@ class SpanAttention:
 def plan_grid(batch: int, max_spans: int) -> tuple[int, int]:
     """The grid of the plan kernel: its blocks, and threads of each.
 
-    One block with a warp for every row, where that has little to do: of several blocks the last one has to learn that
-    all others are done, which takes a microsecond. Otherwise a block per row, a thread per span.
+    Small plans use one block with a warp per row: with several blocks, the last one has to learn that all others have
+    finished, which takes a microsecond. Larger plans use a block per row and a thread per span.
     """
     if 1 < batch <= MAX_ROWS_PER_PLAN_BLOCK and max_spans <= 32:
         return 1, 32 * min(batch, 32)

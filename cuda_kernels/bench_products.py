@@ -152,7 +152,7 @@ def measure(weight: Weight, rows: int, arguments: argparse.Namespace, tb_per_s: 
     peers = {"x W^T": case.cublas}
     if rows % 2 == 0 or not weight.is_gated:
         peers["W x^T"] = case.cublas_transposed
-    # Twice, in turn: what ran before may slow a figure.
+    # Twice, in turn, because the work before a measurement may slow it.
     ours, cublas = math.inf, dict.fromkeys(peers, math.inf)
     for _ in range(2):
         ours = min(ours, case.microseconds(case.ours, arguments.replays))
@@ -186,7 +186,7 @@ def main() -> None:
             ours, best, floor = lines[-1]["us"], min(lines[-1]["cublas_us"].values()), lines[-1]["floor_us"]
             print(f"{weight.name}, {rows} rows: {ours:.1f} us, cuBLAS {best:.1f}, floor {floor:.1f}", flush=True)
             torch.cuda.empty_cache()
-        # After every matrix: a benchmark that is cut off leaves what it has.
+        # Written after every matrix, so that an interrupted benchmark keeps its finished matrices.
         out.write_text(json.dumps(results | origin, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {out}")
 

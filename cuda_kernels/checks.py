@@ -1,4 +1,4 @@
-"""What the attention kernel can serve: every argument is checked before a launch, and errors name it."""
+"""Checks of the attention kernel's arguments, all before a launch; errors name the argument."""
 
 from dataclasses import dataclass
 

@@ -28,7 +28,7 @@ def schedule_words(batch: int) -> int:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """What the sources are compiled for.
+    """The compile-time parameters of the sources.
 
     Attributes:
         head_dim: 64, 96 or 128.
@@ -63,7 +63,7 @@ class KernelConfig:
         return num_row_heads + num_blocks
 
     def macros(self) -> tuple[str, ...]:
-        """As compiler options."""
+        """The macros, as compiler options."""
         macros = {
             "HEAD_DIM": self.head_dim,
             "GROUP": self.group_size,
@@ -104,7 +104,7 @@ def included_files(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def digest(name: str) -> str:
-    """Of the sources that one kernel file is compiled from, 8 hex digits."""
+    """Digest of the sources that one kernel file is compiled from, 8 hex digits."""
     return hashlib.sha256("".join(map(source, included_files(name))).encode()).hexdigest()[:8]
 
 
@@ -115,7 +115,7 @@ def common_options(name: str) -> tuple[str, ...]:
 
 
 def on_device(device_index: int):
-    """As a context, makes a device CuPy's current one: where kernels are loaded, and asked for their properties."""
+    """Context that makes a device CuPy's current one, to load kernels and query their properties there."""
     import cupy
 
     return cupy.cuda.Device(device_index)
@@ -137,7 +137,7 @@ def load(name: str, function: str, macros: tuple[str, ...], device_index: int):
 def load_for(name: str, function: str, macros: tuple[str, ...], architecture: str, device_index: int):
     """One kernel (`cupy.RawKernel`) with instructions that only one architecture has, like "90a".
 
-    CuPy's compiler does not know such names, so that this is compiled anew in every process; it takes half a second.
+    CuPy's compiler does not know such names, so every process compiles the kernel again; this takes half a second.
     """
     import cupy
 
@@ -146,7 +146,7 @@ def load_for(name: str, function: str, macros: tuple[str, ...], architecture: st
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(machine_code)
         kernel = cupy.RawModule(path=str(path)).get_function(function)
-        # Loaded here, while the file is there.
+        # Loaded here, while the temporary file exists.
         assert kernel.kernel.ptr
     return kernel
 
@@ -161,7 +161,7 @@ def compile_for(macros: tuple[str, ...], architecture: int | str, name: str) -> 
 
     program = nvrtc.createProgram(source(name), name, (), ())
     try:
-        # Without NVRTC's cache: what it has compiled before, it does not report on.
+        # Without NVRTC's cache: there is no report for cached kernels.
         options = (
             *common_options(name),
             *macros,

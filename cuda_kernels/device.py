@@ -22,7 +22,7 @@ def cuda_device(device: torch.device | str) -> torch.device:
     """The device with its index.
 
     Raises:
-        ValueError: `device` says no device.
+        ValueError: `device` is not the name of a device.
         CudaUnavailable: it is no CUDA device, there is none or none of that number, or CuPy is missing.
     """
     if not isinstance(device, torch.device | str):

@@ -1,9 +1,9 @@
 """Launch a kernel so that it begins while the one before it in the stream still runs (programmatic dependent launch).
 
-From sm_90 on. Such a kernel waits on the device for what the one before writes (`wait_for_inputs` in ptx.cuh); what it
-does until then, and the time that its start takes, cost nothing. CuPy has no name for this, so the driver is called
-directly: cuLaunchKernelEx, CUDA driver API 13.0, "Execution Control". Captured in a graph, it becomes an edge of that
-kind.
+From sm_90 on. Such a kernel waits on the device until the previous kernel's results are written (`wait_for_inputs` in
+ptx.cuh); its start and its work before that wait overlap with the previous kernel. CuPy does not expose this, so the
+driver is called directly: cuLaunchKernelEx, CUDA driver API 13.0, "Execution Control". In a captured graph the launch
+becomes a programmatic edge.
 """
 
 import ctypes
@@ -69,7 +69,7 @@ def launch_overlapping(
     Raises:
         RuntimeError: the driver refuses; the message has its error number.
     """
-    values: list[Any] = [  # ctypes has no name for what all its numbers and structures are
+    values: list[Any] = [  # ctypes has no common base type for its numbers and structures
         argument if isinstance(argument, ctypes.Structure) else C_TYPES[argument.dtype](argument.item())
         for argument in arguments
     ]

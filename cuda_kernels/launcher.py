@@ -14,7 +14,7 @@ class Launcher:
     """Launches kernels on torch's current stream of one device.
 
     From sm_90 on a kernel begins while the one before it still runs; all kernels of this package wait on the device for
-    what that one writes.
+    the results of that one.
 
     Args:
         device: a CUDA device with its index.
@@ -37,7 +37,7 @@ class Launcher:
         """Launch one kernel (`cupy.RawKernel`).
 
         Args:
-            kernel: what `compile.load` returns.
+            kernel: as `compile.load` returns it.
             num_blocks: the grid, of one or two dimensions.
             num_threads: of a block.
             arguments: NumPy scalars of the parameters' types, or ctypes structures.

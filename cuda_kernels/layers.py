@@ -79,10 +79,11 @@ class DecodeOps:
         self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count
 
     def bind(self, matrix: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What `matrix.apply` computes: by these kernels where it is plain floats, `weight` and `bias` (see `linear`).
+        """A function that computes `matrix.apply`, with these kernels if the matrix is plain floats (see `linear`).
 
         Args:
-            matrix: an object with `apply(x)`; one without `weight` is stored in another form and applies itself.
+            matrix: an object with `apply(x)`; plain floats are in `weight` and `bias`. A matrix without `weight` is
+                stored in another form, and its own `apply` is used.
         """
         weight = getattr(matrix, "weight", None)
         if weight is None:
@@ -90,7 +91,7 @@ class DecodeOps:
         return lambda x: self.linear(x, weight, matrix.bias)
 
     def bind_gated(self, matrix: Any) -> Callable[[torch.Tensor, torch.Tensor], None]:
-        """`silu(gate) * up` of what `matrix.apply` computes; see `bind` and `gated_linear`."""
+        """A function that computes `silu(gate) * up` of the result of `matrix.apply`; see `bind` and `gated_linear`."""
         weight = getattr(matrix, "weight", None)
         if weight is not None:
             return lambda x, out: self.gated_linear(x, weight, out)
@@ -235,17 +236,17 @@ class DecodeOps:
         positions: torch.Tensor,
         ids: torch.Tensor,
     ) -> None:
-        """The next id of every row; what is drawn depends on the row's logits, seed and position only.
+        """The next id of every row; the drawn id depends on the row's logits, seed and position only.
 
         Args:
             logits: `[B, vocab]`.
             temperatures: float32 `[B]`; 0 for greedy: the most likely id, the first of equals.
             top_ps: float32 `[B]`: draw from the most likely ids that hold so much of the probability; 1 for all ids.
-            seeds: int64 `[B]`. positions: int32 `[B]`, those of the tokens that the logits are of.
+            seeds: int64 `[B]`. positions: int32 `[B]`, those of the tokens whose logits are given.
             ids: int64 `[B]`; is written.
         """
         batch, vocab_size = logits.shape
-        # Read one element at a time: a vocabulary of any size will do.
+        # The kernel reads one element at a time, so a vocabulary may have any size.
         if logits.dtype != self.dtype or logits.device != self.device or not logits.is_contiguous():
             raise ValueError(f"logits is not contiguous in {self.dtype} on {self.device}")
         kinds = (

@@ -1,4 +1,4 @@
-"""How far apart heads lie in a cache: not all on the same stack of the GPU's memory."""
+"""The distance of heads in a cache, chosen so that they do not all lie on the same stack of the GPU's memory."""
 
 GRAIN_BYTES = 4096
 STACKS = (3, 5)
@@ -10,11 +10,11 @@ def spread_capacity(capacity: int, position_bytes: int) -> int:
 
     On an H100 heads that lie a multiple of 5 x 65,536 bytes apart are slow to read: cuDNN's dense attention over 64
     rows of some 750 tokens takes 257 us at a capacity of 2,048, 297 at 1,280 and 322 at 2,560 (head_dim 128, 16 bits;
-    docs/log/2026-11-26-memory-stacks.md). Its memory is five stacks, so the likeliest reason is that all heads queue
-    for the same one; that was not looked into. Other GPUs have three or six stacks, which was not measured.
+    docs/log/2026-11-26-memory-stacks.md). Its memory has five stacks, so the likeliest reason is that all heads
+    queue for the same stack; this was not investigated. Other GPUs have three or six stacks and were not measured.
 
     Args:
-        position_bytes: of one position of one head.
+        position_bytes: bytes of one position of one head.
     """
     stored = -(-capacity // STEP) * STEP
     while any(stored * position_bytes % (stacks * GRAIN_BYTES) == 0 for stacks in STACKS):

@@ -12,14 +12,14 @@ COLUMNS = 4
 
 
 class PictureError(Exception):
-    """No picture can be made; the message, one line, says why."""
+    """The picture cannot be made; the message, one line, gives the reason."""
 
 
 def read_json(path: Path) -> object:
-    """What a file holds.
+    """The content of a JSON file.
 
     Raises:
-        PictureError: there is no such file, or it is no JSON.
+        PictureError: there is no such file, or it is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -30,7 +30,7 @@ def read_json(path: Path) -> object:
 
 
 def is_benchmark(results: object) -> bool:
-    """Whether everything is there that a picture is drawn from."""
+    """Whether the results have all parts of which a picture is drawn."""
     try:
         found = [float(results["read_stream_tb_per_s"]), results["machine"].get("gpu")]
         for measured in results["shapes"]:
@@ -43,10 +43,10 @@ def is_benchmark(results: object) -> bool:
 
 
 def check_target(out: Path) -> None:
-    """See that matplotlib is there and can write such a file.
+    """Check that matplotlib is installed and can write a file of this type.
 
     Raises:
-        PictureError: it is not, or cannot.
+        PictureError: matplotlib is missing or cannot write it.
     """
     try:
         from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def draw_shape(axes, measured: dict, limit_tb_per_s: float) -> None:
 
 
 def draw(results: dict, out: Path) -> None:
-    """All shapes beside each other, in one picture of the kind that the name's end says."""
+    """All shapes beside each other in one picture, whose format follows from the file name's suffix."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -115,7 +115,7 @@ def draw(results: dict, out: Path) -> None:
 
 
 def command_line(description: str, draw_results: Callable[[object, Path], None]) -> None:
-    """RESULTS.json and --out; reads the one and has the other drawn. What is wrong is one line, and status 1."""
+    """Parse RESULTS.json and --out, read the results and draw the picture. An error is one line and exit status 1."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="default: beside the results, as .png")
@@ -136,7 +136,7 @@ def draw_checked(results: object, out: Path) -> None:
     """Draw results of the benchmark.
 
     Raises:
-        PictureError: they are none.
+        PictureError: the file holds no benchmark results.
     """
     if not is_benchmark(results):
         raise PictureError("these are no results of cuda_kernels.bench.attention")

@@ -1,4 +1,4 @@
-"""What the copy engine of a Hopper GPU knows of a tensor: where it is, how large, and in which boxes it is asked for.
+"""Tensor maps: descriptors of a tensor (address, size, box) for TMA, the copy engine of Hopper GPUs.
 
 Made by the driver (cuTensorMapEncodeTiled, CUDA driver API 13.0, "Tensor Map Object Management"), passed to a kernel by
 value.
@@ -44,7 +44,7 @@ def _map(
 ) -> TensorMap:
     dimensions = len(shape)
     sizes = (ctypes.c_uint64 * dimensions)(*reversed(shape))
-    # In bytes; that of the last dimension is not asked for.
+    # In bytes; the driver takes no stride for the last dimension.
     steps = (ctypes.c_uint64 * (dimensions - 1))(*(2 * stride for stride in reversed(strides[:-1])))
     boxes = (ctypes.c_uint32 * dimensions)(*reversed(box))
     element_steps = (ctypes.c_uint32 * dimensions)(*(1 for _ in shape))

@@ -48,23 +48,23 @@ class Grammar:
 
     @property
     def max_intervals(self) -> int:
-        """Most intervals that a query sees: scaffold, what is read, and the step itself."""
+        """Most intervals that a query sees: the scaffold, the segments read, and the step itself."""
         return self.max_reads + 2
 
     @property
     def track_words(self) -> int:
-        """Numbers of 32 bits in a row's state (struct Track in tracker.cu)."""
+        """Length of a row's state in words of 32 bits (struct Track in tracker.cu)."""
         return 10 + 3 * (self.max_reads + 1)
 
     def kinds(self) -> torch.Tensor:
-        """What every id is, int16 `[vocab_size]`: an anchor's index, -1 for text, or a marker's number (tracker.cu)."""
+        """The kind of every id, int16 `[vocab_size]`: an anchor's index, -1 for text, or a marker's number."""
         kinds = torch.full((self.vocab_size,), -1, dtype=torch.int16)
         for number, token in enumerate((*self.anchors, self.ref, self.go, self.res, self.end, self.eos)):
             kinds[token] = number
         return kinds
 
     def macros(self) -> tuple[str, ...]:
-        """What the source takes, as compiler options."""
+        """The source's macros, as compiler options."""
         return (
             f"-DNUM_ANCHORS={len(self.anchors)}",
             f"-DMAX_READS={self.max_reads}",
@@ -121,7 +121,7 @@ class SpanTracker:
             self.tracks[row, 1].fill_(IDLE)
 
     def set(self, row: int, track: torch.Tensor, segments: torch.Tensor) -> None:
-        """Begin a sequence in one row, with what `Grammar.start` made."""
+        """Begin a sequence in one row, with the state made by `Grammar.start`."""
         self.tracks[row].copy_(track, non_blocking=True)
         self.segments[row].copy_(segments, non_blocking=True)
 
@@ -134,15 +134,15 @@ class SpanTracker:
         reports: torch.Tensor,
         is_dense: bool = False,
     ) -> None:
-        """One id per row; what its query sees goes to `intervals` and `counts`, as SpanAttention.plan takes them.
+        """Push one id per row; writes the intervals that its query sees, in the form that SpanAttention.plan takes.
 
         Args:
             ids: int64 `[batch]`.
             intervals: int32 `[batch, max_spans, 2]`, max_spans at least `grammar.max_intervals`; is written.
             counts: int32 `[batch]`; is written; 0 for rows without a sequence.
-            positions: int32 `[batch]`; is written: where the id stands, or -1 in rows without a sequence.
+            positions: int32 `[batch]`; is written: the id's position, or -1 in rows without a sequence.
             reports: int32 `[batch]`; is written: phase in the lower three bits, and flags.
-            is_dense: everything is seen, whatever is declared.
+            is_dense: everything is visible, whatever the headers name.
 
         Raises:
             ValueError: a wrong argument, named.
@@ -177,7 +177,7 @@ class SpanTracker:
         """Record the id that was drawn for every row; rows at their end become idle.
 
         Args:
-            ids: int64 `[batch]`, the next ids; overwritten where a script says otherwise.
+            ids: int64 `[batch]`, the next ids; overwritten where a script forces another id.
             scripts: int32 `[batch, script_length]`: the id that a row has to take at a position, or -1.
             limits: int32 `[batch]`, positions that a row may take.
             ring: int64 `[num_slots, batch]` on the device, or pinned on the host; slot `step % num_slots` is written,

@@ -1,1 +1,1 @@
-"""Tokenizer, base model, adapters and evaluation: everything that makes what `assets/` holds."""
+"""Tokenizer, base model, adapters and evaluation: the programs that make the contents of `assets/`."""

@@ -17,7 +17,7 @@ from training.data.generated import problems
 
 @dataclass
 class Statistics:
-    """What a sample of problems looks like."""
+    """Statistics of a sample of problems."""
 
     num_examples: int = 0
     num_tokens: int = 0

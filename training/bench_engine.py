@@ -1,16 +1,15 @@
 """Decoding at full size: `python -m training.bench_engine` -> assets/results/engine_<gpu>.json.
 
-Physics. A decode step reads every weight once, and the keys and values that its rows may see. At batch 1 the weights
-are nearly all of it; with each row more, attention's share grows, and what self-selection saves with it. The floor of
-a step is those bytes at the rate of a kernel that only reads, measured in the same run; the speedup that the bytes
-predict is the ratio of two floors.
+Physics. A decode step reads every weight once, and the keys and values that its rows may see. At batch 1 nearly all
+bytes are weights; with every additional row, attention's share grows, and with it the gain of self-selection. The floor
+of a step is the time of those bytes at the rate of a kernel that only reads, measured in the same run; the speedup that
+the bytes predict is the ratio of two floors.
 
-Method. The shipped model solves expressions; what it wrote is then forced through models of other shapes, whose
-weights are random: shapes, visibility, lengths and timing are real, the text is not theirs. Dense and self-selected
-steps alternate in one run, over one and the same cache. Of a text, every STRIDE-th step is run and timed (by events on
-the device), and stands for those in between, in which only the trackers move. Where a cache does not fit, pairs of
-layers share one (the results say so): as many bytes are read, from memory that is much larger than any cache on
-the chip.
+Method. The shipped model solves expressions; its output is then forced through models of other shapes with random
+weights: shapes, visibility, lengths and timing are real, but the text is not their own. Dense and self-selected steps
+alternate in one run, over the same cache. Of a text, every STRIDE-th step is run and timed (by events on the device),
+and stands for the steps in between, in which only the trackers advance. If a cache does not fit, pairs of layers share
+one (the results say so): as many bytes are read, from memory that is much larger than any cache on the chip.
 """
 
 import argparse
@@ -45,7 +44,7 @@ from training.bench.engine_cells import (
 from training.bench.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_weights
 
 STRIDE = 16
-# `training.evaluate`'s own: what the reference answers is in the arithmetic table, of the same expressions.
+# The seed of `training.evaluate`: the arithmetic table has the reference's answers to the same expressions.
 SEED = 2024
 FIXED_CONTEXT = 2048
 LEAST_CONTEXT = 200
@@ -62,19 +61,19 @@ TRANSFORMERS_RUNS = ((1, False), (32, False), (1, True))
 
 
 class Results:
-    """The results file, written anew after every part: what is cut off leaves what was done."""
+    """The results file, written again after every part, so that an interrupted run keeps its finished parts."""
 
     def __init__(self, path: Path, head: dict) -> None:
         self._path, self._content = path, head | {"shapes": {}}
         self._started = time.perf_counter()
 
     def add(self, name: str, value: object) -> None:
-        """A part of its own."""
+        """Add a part."""
         self._content[name] = value
         self._write(name, value)
 
     def add_cell(self, shape: str, part: str, cell: dict) -> None:
-        """One more cell of a shape."""
+        """Add a cell of a shape."""
         self._content["shapes"].setdefault(shape, {}).setdefault(part, []).append(cell)
         self._write(f"{shape} {part}", cell)
 
@@ -85,7 +84,7 @@ class Results:
 
 
 def rounded(value: object) -> object:
-    """The same with numbers of six digits."""
+    """The value with all numbers rounded to six digits."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -94,7 +93,7 @@ def rounded(value: object) -> object:
 
 
 def measure_shipped(arguments: argparse.Namespace, results: Results, device: torch.device) -> dict:
-    """The shipped model's own speed and answers; what it wrote is replayed afterwards, per number of operands."""
+    """The shipped model's own speed and answers; its texts, per number of operands, are replayed afterwards."""
     shipped = {adapter: shipped_weights(adapter, device) for adapter in ADAPTERS}
     replays, answers = {}, {}
     for operands in sorted({*arguments.operands, *arguments.answered}):
@@ -146,14 +145,14 @@ def measure_transformers(shape: str, arguments: argparse.Namespace, results: Res
 
 
 def with_peak(cell: dict, machine: Machine) -> dict:
-    """A cell with the most memory that was taken since `free_memory`, weights included."""
+    """A cell with the peak memory since `free_memory`, weights included."""
     if machine.device.type != "cuda" or "unavailable" in cell:
         return cell
     return cell | {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
 def free_memory(machine: Machine) -> None:
-    """Between two cells: what the last one took is there for the next."""
+    """Free the memory of the last cell for the next."""
     gc.collect()
     if machine.device.type == "cuda":
         torch.cuda.synchronize()
@@ -169,10 +168,10 @@ def cells(
     machine: Machine,
     replays: dict,
 ) -> Iterator[Callable[[], tuple[str, dict]]]:
-    """What is measured of a shape, in turn: (part, cell)."""
+    """The cells of a shape in the order of measurement: (part, cell)."""
     for batch in arguments.fixed_batches if "fixed" in arguments.parts else ():
         yield lambda batch=batch: ("fixed", fixed_cell(weights, markers, machine, batch, arguments.fixed_context))
-    # The first shape in full, the others where it matters most.
+    # The first shape in full, the others only in the most important cells.
     is_first = shape == arguments.shapes[0]
     for operands in arguments.operands[0 if is_first else -1 :] if "replay" in arguments.parts else ():
         for batch in arguments.batches[:: 1 if is_first else 2]:
@@ -193,7 +192,7 @@ def cells(
 
 
 def find_machine(device: torch.device) -> Machine:
-    """The device with its limits. A CPU has none here: it only rehearses."""
+    """The device with its limits. A CPU is only for rehearsals and has no limits here."""
     if device.type != "cuda":
         return Machine(device, 1e10, 8e9)
     from cuda_kernels.bench.benchmark import read_stream_tb_per_s
@@ -267,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine = find_machine(device)
     gpu = torch.cuda.get_device_name(device).removeprefix("NVIDIA ") if device.type == "cuda" else "cpu"
     name = "".join(c if c.isalnum() else "_" for c in gpu.lower())
-    # A rehearsal is no result: nothing looks for it there.
+    # A rehearsal is no result, so it is written where no report reads it.
     folder = Path("assets/results" if device.type == "cuda" else "runs")
     out = arguments.out or folder / f"engine_{name}.json"
     head = {"read_stream_tb_per_s": machine.bytes_per_second / 1e12, "seed": arguments.seed, "stride": arguments.stride}

@@ -1,4 +1,4 @@
-"""What an adapter is trained on, and measured by meanwhile: problems of a task's generator, or prepared files."""
+"""An adapter's training data and held-out figures: problems of a task's generator, or prepared files."""
 
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,7 @@ Heldout = GeneratedHeldout | SummaryHeldout
 
 
 def training_material(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> tuple[SampleStream, Heldout]:
-    """What a task's adapter is trained on, and what it is measured by meanwhile.
+    """The training stream of a task's adapter, and its figures on held-out data during training.
 
     Raises:
         OSError, ValueError: data is missing, or does not fit the settings.

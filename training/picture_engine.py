@@ -20,7 +20,7 @@ def cells_of(results: dict) -> tuple[dict[str, list[dict]], str]:
         shapes = results["shapes"].items()
         found = {shape: [cell for cell in parts.get("replay", ()) if cell.keys() >= DRAWN] for shape, parts in shapes}
         gpu = results["machine"]["gpu"]
-        # A single batch is a dot, no curve.
+        # A single batch size would be a dot, not a curve.
         found = {shape: cells for shape, cells in found.items() if len({cell["batch"] for cell in cells}) > 1}
     except (KeyError, TypeError, AttributeError) as error:
         raise PictureError("these are no results of training.bench_engine") from error

@@ -8,7 +8,7 @@ fresh clone has little to do: `--remake base arithmetic-span` makes those stages
 
 A remade training stage, too, goes on from the newest checkpoint in its run folder (`run` in its configuration), so an
 interrupted remake is continued by the same command. Where that checkpoint is the last one of a finished run, nothing
-is left to train: remove the run folder to train from the beginning. The tokenizer is not made anew: its ids are part
+is left to train: remove the run folder to train from the beginning. The tokenizer is never retrained: its ids are part
 of every stored weight (`python -m training.train_tokenizer` makes another).
 """
 
@@ -52,7 +52,7 @@ class Stage:
 
 
 def stages(text: str, pairs: str, workers: int, evaluation: tuple[str, ...]) -> list[Stage]:
-    """What there is to do, in order."""
+    """All stages, in order."""
     shards = ("--text", text, "--pairs", pairs, "--tokenizer", "assets/base", "--out", "data/text")
     adapters = [
         Stage(
@@ -116,7 +116,7 @@ def run(stage: Stage, logs: Path) -> None:
         if status == 0:
             return
         print(f"{stage.name} failed with status {status}, attempt {attempt} of {ATTEMPTS}; see {log}", flush=True)
-        # 2 is a setting that is wrong: it will not be right the next time.
+        # Exit status 2 means a wrong setting: another attempt would fail, too.
         if not stage.is_training or status == 2:
             break
     raise RuntimeError(f"{stage.name} failed; see {log}")

@@ -2,10 +2,10 @@
 
     python -m training.text_data --text DIR [--pairs DIR] --tokenizer assets/base --out DIR [--workers N]
 
-The text is the user's own; nothing is downloaded, and its licence is between the user and whoever owns it. `--text` is
-a folder of `NAME-K.jsonl.xz` files (xz-compressed JSON lines with `id`, `text` and perhaps `title`); files of one NAME
-make one source. `--pairs` is a folder of `train_*.jsonl.xz` files (`id`, `article`, `summary`, perhaps `event`), which
-make the source `summaries`; its other files (dev_*, test_*) are never read.
+The text is the user's own; nothing is downloaded, and its licence is a matter between the user and its owner. `--text`
+is a folder of `NAME-K.jsonl.xz` files (xz-compressed JSON lines with `id`, `text` and perhaps `title`); files of one
+NAME make one source. `--pairs` is a folder of `train_*.jsonl.xz` files (`id`, `article`, `summary`, perhaps `event`),
+which make the source `summaries`; its other files (dev_*, test_*) are never read.
 
 Every document becomes `<bos> tokens <eos>`. One longer than the model's context is cut into pieces of equal length,
 each behind a `<bos>` of its own, the last one alone with `<eos>`. Per source and split two arrays are written,
@@ -238,7 +238,7 @@ def encode_files(
                 if number % 50 == 0:
                     print(f"{source}: {num_bytes / 1e6:.0f} MB of ids, {time.perf_counter() - start:.0f} s", flush=True)
         finally:
-            # After an error the pool waits for its feeding thread, which may be waiting for us.
+            # After an error the pool waits for its feeding thread, which may be waiting for this generator.
             stopped.set()
             ahead.release()
     return result
@@ -344,7 +344,7 @@ def run(
     workers: int,
     heldout_share: float = HELDOUT_SHARE,
 ) -> dict:
-    """Build the shards and print what became of each source; returns the meta data."""
+    """Build the shards and print counts of each source; returns the meta data."""
     start = time.perf_counter()
     files, loaded = source_files(text, pairs), SpanTokenizer.load(tokenizer)
     encoded = encode_files(files, loaded, max(1, workers), heldout_share)

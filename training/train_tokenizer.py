@@ -34,7 +34,7 @@ CONTEXT = 4096
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 OWN_PIECES = ("\n", *"+-*/()=;:")
 REQUIRED_CHARS = "".join(c for c in map(chr, range(33, 127)) if c not in OWN_PIECES) + "“”‘’–—…•£€¥°éèüöäñçáíóú×÷−"
-SPACE = "\u2581"  # what SentencePiece writes for a space
+SPACE = "\u2581"  # SentencePiece's symbol for a space
 
 # Where words are cut before pieces are merged. No learned piece crosses such a cut (`check_cuts` makes sure), so it
 # changes nothing but speed: words repeat, and the tokenizer caches them.

@@ -34,7 +34,7 @@ from cuda_kernels.bench.shapes import DENSITIES, FLEX_SELECTIONS, FLEX_SHAPES, S
 
 
 def cases(selections: Sequence[Selection]) -> Iterator[tuple[Selection, float]]:
-    """What is measured per shape: every selection at every density, and everything kept."""
+    """The cases of a shape: every selection at every density, and the whole context."""
     yield ALL, 1.0
     for density in DENSITIES:
         for selection in selections:
@@ -107,7 +107,7 @@ def main() -> None:
         measured.append(measure_shape(shape, arguments, limit))
         torch.cuda.empty_cache()
         results = {"read_stream_tb_per_s": limit, "shapes": measured, "break_even": break_even(measured)}
-        # After every shape: a benchmark that is cut off leaves what it has.
+        # Written after every shape, so that an interrupted benchmark keeps its finished shapes.
         out.write_text(json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n", encoding="utf-8")
         print(f"  {time.perf_counter() - started:.0f} s, wrote {out}", flush=True)
     if arguments.shapes is None:

@@ -18,7 +18,7 @@ from cuda_kernels.device import CudaUnavailable, cuda_device
 from cuda_kernels.launcher import foreign_stream
 
 READ_STREAM_BYTES = 8 * 10**9
-# Calls in one graph, at least: what a replay costs by itself is shared by them.
+# Fewest calls in one graph: they share the fixed cost of a replay.
 MIN_CALLS = 16
 # Clock cycles for which the device is kept busy while the host hands it a graph: at least, and per kernel in it.
 WAIT_CYCLES = 500_000
@@ -34,7 +34,7 @@ def positive(text: str) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser, kind: str) -> None:
-    """What every benchmark takes: `--replays`, `--seed`, `--out`. kind: as in `begin_benchmark`."""
+    """The options of every benchmark: `--replays`, `--seed`, `--out`. kind: as in `begin_benchmark`."""
     parser.add_argument("--replays", type=positive, default=20, help="per figure, 1 or more (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: %(default)s)")
     parser.add_argument("--out", type=Path, help=f"default: assets/results/{kind}_<gpu>.json")
@@ -79,7 +79,7 @@ def microseconds(calls: Sequence[Callable[[], object]], replays: int) -> float:
     times = []
     for replay in range(replays + 3):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        # The graph is there before the device is free for it: the host's part of a launch is in no figure.
+        # The graph is enqueued before the device is free, so that no figure includes the host's part of a launch.
         torch.cuda._sleep(WAIT_CYCLES + WAIT_CYCLES_PER_CALL * len(calls))
         begin.record()
         graph.replay()
@@ -116,7 +116,7 @@ def read_stream_tb_per_s() -> float:
 
 
 def gpu_versions() -> dict[str, str | int | None]:
-    """Of what is no Python package: cuDNN, and the CUDA version that the driver is made for (13000: 13.0)."""
+    """Versions besides Python packages: cuDNN, and the CUDA version that the driver is made for (13000: 13.0)."""
     import cupy
 
     return {"cudnn": torch.backends.cudnn.version(), "cuda_of_driver": cupy.cuda.runtime.driverGetVersion()}

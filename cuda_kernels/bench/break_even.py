@@ -1,4 +1,4 @@
-"""From where on reading less pays: densities and contexts at which the kernel is as fast as dense attention."""
+"""The break-even points: densities and contexts at which the kernel is as fast as dense attention."""
 
 import argparse
 from collections.abc import Sequence

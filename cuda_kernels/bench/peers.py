@@ -1,4 +1,4 @@
-"""What the kernel is measured against, each as a function of one prepared set of tensors.
+"""The kernel's peers in the benchmark, each as a function of one prepared set of tensors.
 
 A peer that is missing or refuses a case is reported with its reason, never left out in silence.
 """
@@ -43,7 +43,7 @@ def sdpa_dense(tensors: Tensors, backend: SDPBackend) -> Call:
 
 
 def flex(tensors: list[Tensors], kept: list[torch.Tensor], selection: Selection, as_partial: bool) -> list[Call]:
-    """A compiled FlexAttention with a block mask of the same blocks; compiled anew for every shape.
+    """A compiled FlexAttention with a block mask of the same blocks; compiled separately for every shape.
 
     Args:
         kept: per set, the blocks that every row keeps, int64 `[B, num_kept]`.

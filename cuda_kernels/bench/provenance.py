@@ -1,4 +1,4 @@
-"""Where a results file comes from: commit, machine, versions, command. Benchmarks write this beside their figures.
+"""The provenance of a results file: commit, machine, versions, command. Benchmarks write it beside their figures.
 
 It lies here because imports point one way: `selfspan_core` and `training` may import `cuda_kernels`, which imports
 neither.

@@ -1,4 +1,4 @@
-"""Shapes that the attention benchmark measures, and what they take of a GPU's memory."""
+"""Shapes that the attention benchmark measures, and the GPU memory that they need."""
 
 import math
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def gpu_bytes(shape: Shape) -> float:
 
 
 def memory_text() -> str:
-    """What the shapes take of a GPU's memory, for --help."""
+    """The GPU memory that the shapes need, for --help."""
     lines = [f"  {i:2d}  {shape.name:28s} {gpu_bytes(shape) / 1e9:5.1f} GB" for i, shape in enumerate(SHAPES)]
     return "\n".join(
         [

@@ -43,7 +43,7 @@ struct Params {
     int* arrived;     // [num_row_heads] splits that are done, where blocks share a row-head; 0 between launches
 };
 
-// What a slot of a warp holds: a split of which row-head, and which blocks hold its other splits. Row and head are
+// Describes a slot of a warp: the row-head of its split, and the blocks that hold the other splits. Row and head are
 // packed into one number; NO_ROW_HEAD marks an empty slot.
 struct Slot {
     int row_head;
@@ -101,7 +101,7 @@ struct OnlineSoftmax {
         }
     }
 
-    // Scores become exponentials relative to the running maximum; what is accumulated already is rescaled to it.
+    // Scores become exponentials relative to the running maximum; earlier sums are rescaled to the new maximum.
     DEVICE void update(Scores& scores, int num_valid, float scale, Lane lane) {
 #pragma unroll
         for (int tile = 0; tile < HEAD_TILES; tile++) {
@@ -225,7 +225,7 @@ struct OnlineSoftmax {
 
 // Entries [first, last) of the visible list of one row-head, or every `step`-th tile of them. Loads of a tile are
 // issued while the tile before is computed: up to a tile of keys and values per warp is in flight. `overlapped` runs
-// while the first one is. Where the entries lie does not depend on the kernel before; their contents may.
+// while the first tile is loaded. The entries' addresses do not depend on the kernel before; their contents may.
 template <class Overlapped>
 DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv_head, int num_spans, int first,
                    int last, int step, Lane lane, Overlapped overlapped) {
@@ -426,7 +426,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                        const Span* spans, const int* schedule_words, int batch, int max_spans, float scale,
                        float* partials, int* arrived, int is_plan_done) {
     DYNAMIC_SHARED(memory);
-    // The first launch behind a plan waits for it before it lets its own successor start.
+    // The first launch after a plan kernel waits for it before it lets its own successor start.
     if (!is_plan_done) wait_for_prior_grids();
     launch_dependents();
     Params params = {{queries, query_row_stride, query_head_stride},
@@ -441,7 +441,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                      arrived};
     SharedStorage& shared = *reinterpret_cast<SharedStorage*>(memory);
     int warp = uniform(threadIdx.x / 32);
-    // In any other launch the plan is older than the kernel before, whatever that is.
+    // In any other launch the plan is older than the previous kernel and therefore complete.
     copy_schedule(shared.schedule, schedule_words, batch);
     prefetch_table(params, batch);
     __syncthreads();

@@ -117,7 +117,7 @@ struct BlockTiles {
     DEVICE int num_tiles(int group) const { return per_group + (group < num_larger); }
 };
 
-// What a warp takes next: the elements from k on of a group. Warps take turns along K.
+// The next work of a warp: the elements from k on of a group. Warps take turns along K.
 struct WarpStep {
     int group, k;
 

@@ -14,8 +14,8 @@
 
 #include <gated.cuh>
 
-// A warp tile is what one warp multiplies: 16 rows of W; with gates, eight gate rows and the eight up rows that belong
-// to them.
+// A warp tile is the part of W that one warp multiplies: 16 rows; with gates, eight gate rows and the eight up rows
+// that belong to them.
 constexpr int WARP_TILE_ROWS = 16, TILE_K = 64, WARPS_PER_GROUP = 4;
 constexpr int NUM_WARP_GROUPS = 3, GROUP_THREADS = 32 * WARPS_PER_GROUP;
 constexpr int NUM_THREADS = NUM_WARP_GROUPS * GROUP_THREADS + 32;
@@ -25,7 +25,7 @@ constexpr int SLICE_FLOATS = BATCH_TILE / 2 / CLUSTER_SIZE;
 // A tile has 64 columns, 128 bytes a row. wgmma wants it at a multiple of 1,024 bytes and takes 64 rows at a time. A
 // warp group may have fewer: results of the rows behind are never used.
 constexpr int MAX_STAGES = 12, WARP_TILE_BYTES = 2 * WARP_TILE_ROWS * TILE_K, X_TILE_BYTES = 2 * BATCH_TILE * TILE_K;
-// What the other blocks send for a warp tile, in vectors of four floats.
+// Partial sums that the other blocks send for a warp tile, in vectors of four floats.
 constexpr int SLICE_VECTORS = SLICE_FLOATS / 4, WARP_TILE_PARTIALS = (CLUSTER_SIZE - 1) * SLICE_VECTORS * 32;
 
 struct Barriers {
@@ -52,7 +52,8 @@ struct SharedStorage {
         return begin + BARRIER_BYTES + stage * stage_bytes() + warp_tile * WARP_TILE_BYTES;
     }
     DEVICE char* x(int stage) const { return weight(stage, max_warp_tiles); }
-    // Each warp group has its own in all passes, whichever its warp tiles are: groups do not wait for each other.
+    // Each warp group has its own region for partial sums in all passes, whichever its warp tiles are: groups do not
+    // wait for each other.
     DEVICE float4* partials(int group, int warp) const {
         int per_group = (max_warp_tiles + NUM_WARP_GROUPS - 1) / NUM_WARP_GROUPS;
         return reinterpret_cast<float4*>(weight(num_stages, 0)) + (group * per_group + warp) * WARP_TILE_PARTIALS;
@@ -96,7 +97,7 @@ struct BlockWork {
     DEVICE int warp_tile(int pass) const { return first_warp_tile + pass_split.begin(pass); }
 };
 
-// Where a thread is in the sequence of a block's tiles.
+// A thread's position in the sequence of a block's tiles.
 struct PipelineState {
     int pass = 0, k_tile = 0, stage = 0, phase = 0;
 
@@ -202,8 +203,8 @@ struct ClusterReduction {
     DEVICE void run(float (&acc)[BATCH_TILE / 2], const Epilogue& epilogue) const {
         const int warp = threadIdx.x / 32 % WARPS_PER_GROUP, lane = epilogue.lane;
         if (CLUSTER_SIZE > 1) {
-            // The peers have read what was sent in the pass before. A warp that sends nothing must not wait: nobody
-            // waits for it, so the phase could complete twice before it looks, and it would hang.
+            // Wait until the peers have read the sums of the previous pass. A warp that sends nothing must not wait:
+            // nobody waits for it, so the phase could complete twice before the warp looks, and the warp would hang.
             if (pass > 0 && warp < num_warp_tiles) consumed.wait_cluster(pass - 1);
             if (warp == 0 && lane == 0)
                 received.arrive_and_expect((int)sizeof(float4) * WARP_TILE_PARTIALS * num_warp_tiles);
@@ -287,7 +288,7 @@ extern "C" __global__ void CLUSTER(CLUSTER_SIZE) __launch_bounds__(NUM_THREADS, 
     if (is_producer) produce_tiles(shared, work, weight, x);
     __syncwarp();
     cluster_wait();
-    // The results must not be written before. Waiting here costs the warps that are still busy nothing.
+    // Results must not be written before this wait, which costs the warps that are still busy nothing.
     wait_for_prior_grids();
     if (group == NUM_WARP_GROUPS) return;
     PipelineState state;

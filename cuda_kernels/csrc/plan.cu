@@ -57,7 +57,7 @@ struct PlanParams {
     int *arrived, *errors;
 };
 
-// A row's first intervals, one per thread, and its count: loaded before it is known how many of them count.
+// A row's first intervals, one per thread, and its count: loaded before the number of valid intervals is known.
 struct FirstIntervals {
     int2 interval;
     int count;
@@ -74,7 +74,7 @@ DEVICE int check(int2 interval, int previous_end, int capacity) {
     return wrong;
 }
 
-// What the schedule needs to know of a row.
+// The part of a row's plan that the schedule uses.
 struct RowPlan {
     int num_visible, num_spans;
 };
@@ -145,7 +145,7 @@ DEVICE bool plan_by_blocks(const PlanParams& params, int batch, int* row_words, 
         if (is_last) *num_done = 0;
     }
     is_last = uniform(is_last);
-    // What the first thread has seen written is now visible to the whole warp.
+    // The writes that the first thread has seen are now visible to the whole warp.
     __syncwarp();
     return is_last;
 }

@@ -28,7 +28,7 @@ DEVICE uint2 load_stream8(const u16* from) {
     return x;
 }
 
-// This thread's lane. `volatile`: it is read anew wherever it is needed, so that values derived from it take up no
+// This thread's lane. `volatile`: the register is read again at every use, so that values derived from it take up no
 // registers in between.
 DEVICE int lane_index() {
     int lane;
@@ -36,8 +36,8 @@ DEVICE int lane_index() {
     return lane;
 }
 
-// Loads what other blocks of this launch have written, bypassing the first-level cache, which is not coherent. Works
-// for shared memory, too.
+// Loads data that other blocks of this launch have written, bypassing the first-level cache, which is not coherent.
+// Works for shared memory, too.
 DEVICE int load_gpu_scope(const int* from) {
     int x;
     asm volatile("ld.relaxed.gpu.s32 %0, [%1];" : "=r"(x) : "l"(from) : "memory");

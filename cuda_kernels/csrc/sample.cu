@@ -1,5 +1,5 @@
 // The next id of every row: the most likely one, or drawn with a temperature from the top-p set (nucleus sampling,
-// Holtzman et al., arXiv 1904.09751). What is drawn depends on the row's logits, seed and position only, not on the
+// Holtzman et al., arXiv 1904.09751). The drawn id depends on the row's logits, seed and position only, not on the
 // batch. One block per row.
 //
 // Drawing adds Gumbel noise to every score and takes the maximum: no cumulative sum over the vocabulary is needed.

@@ -1,9 +1,9 @@
-// Which warp reads which tokens. Every (row, key/value head) pair, a "row-head", is a sequence of tiles; all of them
-// behind one another make a linear work space, in the manner of stream-K (Osama et al., arXiv 2301.03598). It is cut
-// into equal ranges, one per warp, wherever row-heads end: no mix of lengths leaves a multiprocessor idle. A row-head
-// that spans several ranges is split (split-KV), and its splits are merged. Only where all row-heads are about equally
-// long, and their number suits the number of warps, are they assigned whole: one or more to a warp, or so many splits
-// of each that they all lie in one block.
+// The assignment of tokens to warps. Every (row, key/value head) pair, a "row-head", is a sequence of tiles; all of
+// them behind one another make a linear work space, in the manner of stream-K (Osama et al., arXiv 2301.03598). It is
+// cut into equal ranges, one per warp, wherever row-heads end: no mix of lengths leaves a multiprocessor idle. A
+// row-head that spans several ranges is split (split-KV), and its splits are merged. Only where all row-heads are about
+// equally long, and their number suits the number of warps, are they assigned whole: one or more to a warp, or so many
+// splits of each that they all lie in one block.
 #pragma once
 #include <tile.cuh>
 

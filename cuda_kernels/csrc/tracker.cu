@@ -157,7 +157,7 @@ struct Row {
         return kind == KIND_REF ? in_between(kind) : PHASE_BROKEN;
     }
 
-    // What the query of the id just pushed sees, itself included; returns the number of intervals.
+    // Writes the intervals that the query of the id just pushed sees, itself included; returns their number.
     DEVICE int visible(int2* intervals, bool sees_all) const {
         int end = track.position + 1, count = 0, own_start = 0;
         if (!sees_all) {
@@ -174,7 +174,7 @@ struct Row {
 // One id per row. ids: int64 [batch]; kinds: int16 [vocab]; tracks: [batch]; segments: int32 [batch, NUM_ANCHORS, 2].
 // intervals: int32 [batch, max_spans, 2] with max_spans at least MAX_INTERVALS, and counts: int32 [batch], as the plan
 // kernel takes them. positions: int32 [batch], of the id, or -1 in rows without a sequence. reports: int32 [batch],
-// phase and flags. is_dense: everything is visible, whatever is declared.
+// phase and flags. is_dense: everything is visible, whatever the headers name.
 extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int batch,
                                           int is_dense, int2* intervals, int max_spans, int* counts, int* positions,
                                           int* reports) {

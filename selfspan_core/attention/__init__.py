@@ -1,1 +1,1 @@
-"""Attention over visible intervals: the oracle, readers, the KV cache, and what can run where."""
+"""Attention over visible intervals: the reference, the readers, the KV cache, and which implementation runs where."""

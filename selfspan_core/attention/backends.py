@@ -1,12 +1,12 @@
-"""How a lane can run on a device, and why not: the one place that says so.
+"""The attention implementations, and the reasons why one of them cannot run on a device.
 
     reference  masked, eager, float32, over everything: the oracle
     gather     reads only visible keys and values: gathers them into one contiguous piece, fused attention over it
     cuda       the kernel of `cuda_kernels`, which reads intervals in place
     captured   the whole decode step of either lane as one CUDA graph, with the same kernel
 
-The first three run PyTorch's operations one by one and differ in self-selected attention only. Asked for and
-unavailable is an error that says why, never a silent fallback.
+The first three run PyTorch's operations one by one and differ in self-selected attention only. A request for
+an implementation that is unavailable is an error that says why, never a silent fallback.
 """
 
 import torch
@@ -20,15 +20,15 @@ ENGINE_IMPLS = (*IMPLS, CAPTURED)
 
 
 def default_impl(device: torch.device) -> str:
-    """What a device runs where nobody asks for anything else."""
+    """The implementation that a device uses by default."""
     return CAPTURED if device.type == "cuda" else "gather"
 
 
 def why_unavailable(impl: str, device: torch.device | str) -> str | None:
-    """Why an implementation cannot run on a device, or None if it can; whether it takes a model shows when it is made.
+    """Why an implementation cannot run on a device, or None if it can. Whether it supports a model is checked later.
 
     Raises:
-        ValueError: there is no implementation of that name, or `device` says no device.
+        ValueError: there is no implementation of that name, or `device` is not the name of a device.
     """
     if impl not in ENGINE_IMPLS:
         raise ValueError(f"no implementation is called {impl!r}; there are {', '.join(ENGINE_IMPLS)}")

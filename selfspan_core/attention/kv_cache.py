@@ -18,13 +18,14 @@ class KVCache:
 
     Args:
         num_layers, num_kv_heads, head_dim: shape of the model's attention.
-        capacity: number of positions. Memory is reserved, not touched, until written; a little more than that, so that
-            heads are spread over the GPU's memory.
+        capacity: number of positions. Memory is reserved, but not touched until it is written; a few more
+            positions are reserved, so that heads are spread over the GPU's memory.
         dtype, device: of the stored tensors.
         batch: rows.
 
     Attributes:
-        keys, values: per layer, `[batch, num_kv_heads, capacity, head_dim]` views. What was never written is garbage.
+        keys, values: per layer, `[batch, num_kv_heads, capacity, head_dim]` views.
+            Positions never written hold garbage.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""Attention with a memory, for decoding: what the tokens of a pass share is prepared once.
+"""Readers: attention over the KV cache, for decoding. Work that all layers or tokens share is done once.
 
-A reader is planned once per forward pass on the host (`plan`) and run once per layer (`attend`). It owns where new keys
-and values go and what queries read. A pass holds the prompt, or one or several tokens at consecutive positions: the
+A reader is planned once per forward pass on the host (`plan`) and run once per layer (`attend`). The reader decides
+where new keys and values are stored and which keys a query reads. A pass holds the prompt, or one or several tokens at consecutive positions: the
 token that was drawn last, and drafts behind it that are to be verified. The cache always holds every position that a
 reader has met; a pass that starts at an earlier position than the end of the one before overwrites what was rejected.
 """
@@ -26,16 +26,15 @@ from selfspan_core.spans.tracker import MAX_BODY_TOKENS, Phase, State
 
 
 class Reader(Protocol):
-    """What a forward pass calls for attention: owns where new keys and values go and what queries read."""
+    """The attention of a forward pass: decides where new keys and values are stored and which keys a query reads."""
 
     def plan(self, start: int, states: Sequence[State] | None) -> None:
         """Prepare for a forward pass of tokens from position `start` on.
 
         Args:
             start: position of the first token.
-            states: the tracker's word on every token, or None for the prompt (all of it at once, from position 0,
-                every token seeing everything before it). No token but those of a body's own step may see a segment
-                that ends behind `start`.
+            states: the tracker's state for every token, or None for the prompt (the whole prompt at once, from position
+                0, every token seeing all tokens before it). A body must not read a segment that ends behind `start`.
         """
 
     def attend(
@@ -81,7 +80,7 @@ class DenseReader:
 
 
 class ReferenceReader:
-    """The oracle: a mask over everything, in float32. The other readers must compute what it computes."""
+    """The reference for the other readers: attention with an explicit mask over all keys, in float32."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
@@ -133,7 +132,7 @@ class CudaReader:
             return self._dense.attend(layer, query, key, value, scale)
         cache = self._cache
         cache.write(layer, self._start, key, value)
-        if not self._is_planned:  # by the first layer for all: how many heads ask is known only here
+        if not self._is_planned:  # the first layer plans for all: the number of query heads is known here
             self._plan_kernels(query.shape[1], self._states)
         keys, values = cache.keys[layer], cache.values[layer]
         out = [
@@ -154,7 +153,7 @@ class CudaReader:
 
 
 class GatherReader:
-    """Body tokens read only what their step may see, from a small contiguous workspace.
+    """Body tokens read only the keys and values that their step may see, from a small contiguous workspace.
 
     The first body token of a step gathers what its body may see, the step's own header included, into a workspace. The
     tokens of the step are appended there as they come, and bodies read nothing else. Headers, and whatever else sees
@@ -250,7 +249,7 @@ class _Body:
         capacity = self._cache.capacity
         needed = min(state.num_visible + MAX_BODY_TOKENS + 1, capacity)
         if self._workspace is None or self._workspace.capacity < needed:
-            # By doubling: the workspace is sized by what steps read, not by the context, and seldom grows.
+            # Doubling: the workspace has the size of what steps read, not of the context, and seldom grows.
             grown = 0 if self._workspace is None else 2 * self._workspace.capacity
             self._workspace = self._cache.like(min(max(needed, grown), capacity))
         self._key, self._own_start = (state.context, state.own_start), state.own_start
@@ -275,9 +274,9 @@ def make_reader(attention: str, impl: str, cache: KVCache, device: torch.device 
     """The reader of one lane.
 
     Args:
-        attention: "dense" (everything, fused attention) or "sparse" (what the tracker says, by `impl`).
-        impl: the sparse lane's implementation, one of IMPLS; a dense lane has one only and does not look at it.
-        cache: where keys and values live.
+        attention: "dense" (fused attention over all keys) or "sparse" (only the tracker's intervals, by `impl`).
+        impl: the sparse lane's implementation, one of IMPLS; ignored for a dense lane, which has only one.
+        cache: stores the keys and values.
         device: where the model runs.
 
     Raises:
@@ -308,7 +307,7 @@ def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAt
         max_spans: most intervals of a query.
 
     Raises:
-        ImplUnavailable: the kernel does not take this element type or shape.
+        ImplUnavailable: the kernel does not support this element type or shape.
     """
     try:
         shape = AttentionShape(
@@ -325,7 +324,7 @@ def cuda_attention(num_heads: int, keys: torch.Tensor, max_spans: int) -> SpanAt
 
 
 def plan_visible(kernel: SpanAttention, visible: Sequence[Interval], capacity: int) -> None:
-    """Tell the kernel what one sequence sees. Copies from the host: right for a lane that decodes token by token."""
+    """Plan the kernel for the intervals of one sequence. Copies from the host, which suits token-by-token decoding."""
     table = torch.zeros(1, kernel.shape.max_spans, 2, dtype=torch.int32)
     table[0, : len(visible)] = torch.tensor(visible, dtype=torch.int32)
     counts = torch.tensor([len(visible)], dtype=torch.int32)

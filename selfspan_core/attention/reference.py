@@ -1,6 +1,6 @@
-"""The eager oracle of attention over visible intervals: the specification, imported by tests and `impl="reference"`.
+"""Reference implementation of attention over visible intervals: the specification for tests and `impl="reference"`.
 
-Plain float32 arithmetic with an explicit mask over everything; slow on purpose, obvious on purpose.
+Plain float32 arithmetic with an explicit mask over all keys: slow, but easy to check by reading.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Lanes side by side: the race, what is shown of it, and the verdict."""
+"""Lanes side by side: the race, its display, and the verdict."""

@@ -1,6 +1,7 @@
-"""A lane as a person reads it: engine events (ids, intervals, milliseconds) in; text, steps and figures out.
+"""A lane for display: engine events (ids, intervals, milliseconds) in; text, steps and figures out.
 
-No torch and no clock here: figures are sums of what the engine measured, so drawing them costs no lane anything.
+No torch and no clock here: figures are sums of the times that the engine measured, so displaying them adds nothing to a
+lane's time.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ MAX_TOKENS_PER_CHARACTER = 4
 class TextStream:
     """Ids to text, one id at a time, without ever showing half a character.
 
-    A token's text can depend on the one before it (spaces) and a character can be spread over several byte tokens:
-    what is new is the decoded run minus the part already given out, held back while it ends in a broken character.
+    A token's text can depend on the token before it (spaces) and a character can be spread over several byte tokens.
+    So the recent ids are decoded together, the text already returned is cut off, and the rest is held back while it
+    ends in an incomplete character.
     """
 
     def __init__(self, tokenizer: SpanTokenizer) -> None:
@@ -37,13 +39,13 @@ class TextStream:
         text = self._pending_text()
         if text.endswith("\ufffd") and len(self._ids) - self._num_given < MAX_TOKENS_PER_CHARACTER:
             return ""
-        # Keep what was just given out as the left context of what comes next, and drop what lies before it.
+        # Keep the ids just decoded as the left context of the next ones, and drop the ids before them.
         self._ids = self._ids[self._num_given :]
         self._num_given = len(self._ids)
         return text
 
     def flush(self) -> str:
-        """What is still held back, complete or not; the stream then starts afresh."""
+        """The text still held back, complete or not; the stream is then reset."""
         text = self._pending_text() if len(self._ids) > self._num_given else ""
         self._ids, self._num_given = [], 0
         return text
@@ -55,7 +57,7 @@ class TextStream:
 
 @dataclass
 class StepView:
-    """One step as it is shown; `intervals` is what its body reads outside its own step."""
+    """One step for display; `intervals` are those that its body reads outside its own step."""
 
     index: int
     start: int
@@ -90,13 +92,13 @@ class LaneView:
     """Follows one lane's events.
 
     `items` is the text as pieces for display: markers apart from text, each step closed by a newline. Text comes from
-    a model: it is data, whatever it says.
+    a model and is always treated as data.
 
     Args:
-        spec: what the lane runs.
+        spec: attention, adapter and model of the lane.
         tokenizer: of the lane's model.
         prompt_tokens: length of the prompt.
-        load: requests that the lane answers at once; this is the first of them.
+        load: number of requests that the lane answers at once; this view is of the first of them.
     """
 
     def __init__(self, spec: LaneSpec, tokenizer: SpanTokenizer, prompt_tokens: int, load: int = 1) -> None:
@@ -127,7 +129,7 @@ class LaneView:
 
     @property
     def seconds(self) -> float:
-        """The lane's own clock: prefill, every step so far, and what other requests made this one wait."""
+        """The lane's own clock: prefill, every step so far, and the time that this request waited for others."""
         first_s = self._prefill_s if self.first_token_s is None else self.first_token_s
         return first_s + self.decode_s + self.others_s
 
@@ -182,7 +184,7 @@ class LaneView:
         else:
             self.decode_s += seconds
         self.num_tokens += 1
-        if self._newest is not None:  # a token is a query, and reads, only once it is fed to make the next one
+        if self._newest is not None:  # a token reads keys only once it is fed to predict the next
             self.attended_tokens += self._newest.num_visible
             self.dense_tokens += self._newest.num_context
         self._newest = event
@@ -225,7 +227,7 @@ class LaneView:
         record: StepRecord = event.record
         self._mark(step, closed=True, name=self._name(record.name), reads=self._names(record.reads))
         if record.malformed:
-            # Some of it saw everything, so that is what it read.
+            # A part of the step saw everything, so the step counts as having read everything.
             self._mark(step, malformed=True, intervals=((0, step.start),))
 
     def _finished(self, event: Finished) -> None:
@@ -290,10 +292,10 @@ class LaneView:
         if not self.spec.annotated and self.steps:
             self._mark(self.steps[-1], closed=True)
 
-    # ---- what the session hands out
+    # ---- output for the session
 
     def delta(self) -> dict[str, Any]:
-        """What is new since the last call, and all figures as they stand."""
+        """The pieces added since the last call, and all current figures."""
         start, self._num_items_sent = self._num_items_sent, len(self.items)
         changed, self._changed_steps = self._changed_steps, {}
         return {
@@ -321,9 +323,9 @@ class LaneView:
         return {"load": self.load, "total_tokens_per_second": self.total_tokens_per_second}
 
     def result(self, task: Task, problem: Problem) -> dict[str, Any]:
-        """The lane's outcome. Only a sequence that the model ended itself has an answer; a cut one has none.
+        """The lane's outcome. Only a sequence that the model ended itself has an answer; a truncated one has none.
 
-        Where no answer is the right one, `expected` and `correct` are None.
+        For tasks without a single right answer, `expected` and `correct` are None.
         """
         answer = task.answer(self.output) if self.finish == "eos" else None
         return {

@@ -1,4 +1,4 @@
-"""What a run compares. No torch here."""
+"""The lanes that a run compares. No torch here."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ LABELS = {"dense": "Dense attention", "sparse": "Self-selected attention"}
 
 @dataclass(frozen=True)
 class LaneSpec:
-    """What one lane runs: `attention` is "dense" or "sparse", `adapter` is "span" or "plain", `model` is its name."""
+    """Settings of one lane: `attention` is "dense" or "sparse", `adapter` is "span" or "plain", `model` is its name."""
 
     id: str
     label: str
@@ -29,7 +29,7 @@ class LaneSpec:
 
     @property
     def sparse(self) -> bool:
-        """Whether bodies really read less."""
+        """Whether bodies read only the segments that they name."""
         return self.attention == "sparse"
 
 
@@ -50,7 +50,7 @@ def lane_specs(
 
 
 def require_load(load: int, can_load: bool, device: str) -> None:
-    """Raise SettingError where lanes are to answer several requests at once on a device that can answer one only."""
+    """Raise SettingError if lanes should answer several requests at once on a device that can answer only one."""
     if load > 1 and not can_load:
         raise SettingError(
             f"Simultaneous requests need a CUDA GPU, whose lanes decode in a captured graph; this runs on {device}: "

@@ -1,9 +1,9 @@
 """The race: lanes on one device, in one thread, stepped by each lane's own clock.
 
-A lane is an iterator of engine events. The lane whose own measured time is behind steps next, so that what the viewer
-sees at any moment is what each lane reached after the same time of its own, and the lanes never contend for the
-device. Clocks advance by what the events report (the engine times its own work only): whatever the consumer does
-between two events, drawing above all, is in nobody's clock.
+A lane is an iterator of engine events. The lane with the least measured time steps next, so that the viewer always sees
+the lanes after the same time of their own clocks, and the lanes never contend for the device. Clocks advance by the
+times in the events (the engine times only its own work): the consumer's work between two events, such as drawing,
+counts for no lane.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ class Race:
                 del self._running[lane_id]
                 continue
             except Exception as error:
-                with suppress(Exception):  # the lane's own failure is the news, not what closing the others said
+                with suppress(Exception):  # the lane's own failure is reported, not an error from closing the others
                     self.close()
                 raise LaneError(lane_id, error) from error
             self.clocks[lane_id] += own_seconds(event)

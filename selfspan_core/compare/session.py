@@ -1,8 +1,8 @@
 """A session: text in, a stream of plain dicts out, for the app, the API and the command line alike.
 
-A run is a `start`, any number of `tick`s and an `end`, all JSON-able. Ticks are deltas and figures of every lane: at
-most about one per `tick_seconds`, and nothing is ever dropped, only gathered up. What users type and models write is
-data throughout.
+A run is a `start`, any number of `tick`s and an `end`, all JSON-serializable. A tick holds the deltas and figures of
+every lane. There is at most about one tick per `tick_seconds`; events in between are collected, never dropped. Text
+from users and models is treated as data throughout.
 """
 
 import time
@@ -46,7 +46,7 @@ class PreparedLane:
 
     @property
     def tokenizer(self) -> SpanTokenizer:
-        """Of the lane's own model: another model has other ids."""
+        """The tokenizer of the lane's own model: another model has other ids."""
         return tokenizer_of(self.engine)
 
 
@@ -54,7 +54,7 @@ class PreparedLane:
 class PreparedRun:
     """A checked request with everything that its run needs; see Session.prepare.
 
-    `most_tokens` is what a lane may write at most.
+    `most_tokens` is the most tokens that a lane may write.
     """
 
     request: Request
@@ -66,7 +66,7 @@ class PreparedRun:
 
     @property
     def load(self) -> int:
-        """Requests that each lane answers at once."""
+        """Number of requests that each lane answers at once."""
         return self.request.load
 
 
@@ -74,8 +74,8 @@ class Session:
     """Runs inputs on the models of a store.
 
     Args:
-        models: where engines come from.
-        clock: wall clock in seconds; paces ticks and measures nothing.
+        models: provides the engines.
+        clock: wall clock in seconds; paces the ticks and is not used for measurements.
     """
 
     def __init__(self, models: ModelStore, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,10 +88,10 @@ class Session:
         return self._models.can_load
 
     def compare(self, request: Request, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
-        """Answer one request, its lanes side by side. Closing the iterator frees them.
+        """Answer one request with its lanes side by side. Closing the iterator frees the lanes.
 
         Args:
-            request: what is asked. Above a load of 1, start, ticks, results and end have figures of all requests.
+            request: the request. With a load above 1, start, ticks, results and end have figures of all requests.
             tick_seconds: least time between ticks.
 
         Returns:
@@ -100,7 +100,7 @@ class Session:
         Raises:
             InputError: the input cannot be used; the message is meant for the user.
             ModelError: a model is missing.
-            ImplUnavailable: the store's implementation does not take this model.
+            ImplUnavailable: the store's implementation does not support this model.
         """
         return self.stream(self.prepare(request), tick_seconds)
 
@@ -146,13 +146,13 @@ class Session:
                 views[lane_id].apply(event)
                 if self._clock() - last_tick >= tick_seconds:
                     yield _tick(views)
-                    # From here, not from before: a slow consumer must not leave the lanes one token per tick.
+                    # The pause starts after the consumer's work: else a slow consumer would get one token per tick.
                     last_tick = self._clock()
         yield _tick(views)
         yield self._end(run, views)
 
     def _warm(self, run: PreparedRun) -> None:
-        """Each lane's prefill once, in nobody's clock.
+        """Run each lane's prefill once, outside of all clocks.
 
         The first forward of a new length is a little slower than the next: without this the lane that steps first pays
         for both. Median time to the first token on two quiet CPU cores, dense over sparse, short expressions: 1.015 to
@@ -160,7 +160,7 @@ class Session:
         """
         for lane in run.lanes if len(run.lanes) > 1 else ():
             with Race({lane.spec.id: self._events(run, lane)}) as race:
-                # Of several requests, many prefills come at once: it is enough that the engines are made.
+                # With several requests, many prefills run anyway: it is enough to create the engines.
                 if run.load == 1:
                     next(race, None)
 
@@ -173,7 +173,7 @@ class Session:
         return lane.engine.generate(replace(request, rules=rules), lane.spec.attention, run.impl)
 
     def _others(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Rendered]:
-        """What a lane answers beside the user's input, without end."""
+        """An endless stream of the requests that a lane answers beside the user's input."""
         for problem in run.task.similar(run.problem, run.request.sampling.seed):
             yield run.task.render(problem, lane.tokenizer, annotated=lane.spec.annotated)
 
@@ -200,7 +200,7 @@ class Session:
         }
 
     def _described(self, spec: LaneSpec) -> dict[str, str]:
-        """A lane at the start; its model is named where it is not the one of requests that name none."""
+        """A lane's entry in the `start` dict; its model is named unless it is the default model."""
         described = {"id": spec.id, "label": spec.label, "attention": spec.attention, "adapter": spec.adapter}
         return described if spec.model == self._models.default.name else {**described, "model": spec.model}
 
@@ -216,7 +216,7 @@ def _tick(views: dict[str, LaneView]) -> dict[str, Any]:
 
 
 def _load_figures(run: PreparedRun, views: dict[str, LaneView]) -> dict[str, Any]:
-    """How the lanes compare over all their requests, where they answer several; None where one was not measured."""
+    """How the lanes compare over all their requests, if they answer several; None where a lane was not measured."""
     if run.load == 1:
         return {}
     totals = {lane_id: view.total_tokens_per_second for lane_id, view in views.items()}
@@ -224,10 +224,10 @@ def _load_figures(run: PreparedRun, views: dict[str, LaneView]) -> dict[str, Any
 
 
 def _figures(results: dict[str, Any], views: dict[str, LaneView], run: PreparedRun) -> dict[str, Any]:
-    """Speed-ups and the share read; None where there is nothing to compare or a lane has no answer to be timed to.
+    """Speed-ups and the share of keys read; None where there is nothing to compare, or a lane has no answer to time.
 
-    The share is of what dense attention would have read for the same tokens; against the plain adapter, whose text is
-    another, it is of what the dense lane did read, so that annotations are paid for here too.
+    The share is relative to what dense attention would have read for the same tokens. Against the plain adapter, whose
+    text differs, it is relative to what the dense lane actually read, so that the cost of annotations is included.
     """
     if len(views) < 2:
         (lane_id, view), *_ = views.items()

@@ -1,4 +1,4 @@
-"""What a finished run says about itself, in one honest sentence. No torch here."""
+"""The result of a finished run in one sentence that claims no more than was measured. No torch here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from selfspan_core.tasks.base import View
 
 NAMES = {"dense": "dense", "sparse": "self-selected"}
 EQUAL_WITHIN = 0.02
-"""Two runs of the same thing differ by about this much: below it, no winner is named."""
+"""Two runs with the same settings differ by about this much: below it, no winner is named."""
 
 
 def ratio(slow: float | None, fast: float | None) -> float | None:
-    """How many times as fast the second is; None where either was not measured."""
+    """How many times as fast the second lane is; None if either was not measured."""
     return slow / fast if slow and fast else None
 
 
@@ -30,7 +30,7 @@ def speed_phrase(speedup: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent, without rounding a little to nothing or almost all to all."""
+    """A share in percent; a small share is never rounded to 0 % nor a share below one to 100 %."""
     value = 100 * share
     if 0 < value < 1 or 99 < value < 100:
         return f"{value:.1f} %"
@@ -38,7 +38,7 @@ def percent(share: float) -> str:
 
 
 def has_right_answer(results: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether answers are right or wrong; of summaries none is."""
+    """Whether answers can be right or wrong; those of a summary task cannot."""
     return all(result["correct"] is not None for result in results.values())
 
 
@@ -56,7 +56,7 @@ def plural(word: str) -> str:
 
 
 def lengths(results: Mapping[str, Mapping[str, Any]], view: View) -> str:
-    """What lanes wrote that has no right answer."""
+    """The lengths of lanes' answers, for tasks without a right answer."""
     by_lane = {lane: length_of(result, view) for lane, result in results.items()}
     if len(by_lane) == 1:
         return f"the {view.answer}: {next(iter(by_lane.values()))}"
@@ -66,7 +66,7 @@ def lengths(results: Mapping[str, Mapping[str, Any]], view: View) -> str:
 
 
 def lane_verdict(result: Mapping[str, Any]) -> str:
-    """Right or wrong, and what was wrong."""
+    """Whether a lane's answer is right or wrong, and what was wrong."""
     if result["correct"]:
         return "right"
     if result["answer"] is None:
@@ -99,9 +99,9 @@ def round_speed(tokens_per_second: float) -> str:
 
 
 def load_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """What lanes that answer several requests at once write in all, or nothing where they answer one.
+    """The total speed of lanes that answer several requests at once; empty where they answer one.
 
-    Results are of lanes of one load; see `LaneView.result`.
+    All results are of lanes with the same load; see `LaneView.result`.
     """
     first = next(iter(results.values()))
     load = first.get("load", 1)
@@ -120,13 +120,13 @@ def load_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Compared:
-    """What a comparison of a dense and a sparse lane came to.
+    """The outcome of a comparison of a dense and a sparse lane.
 
     Attributes:
         results: of the lanes; see `LaneView.result`.
         speedup_ms_per_token, speedup_time_to_answer: how many times as fast the sparse lane was; None: not measured.
-        read_share: what it read, as a share.
-        is_paid_for: the share is of what the dense lane read for its own, shorter text.
+        read_share: share of keys that the sparse lane read.
+        is_paid_for: the share is relative to the keys that the dense lane read for its own, shorter text.
     """
 
     results: Mapping[str, Mapping[str, Any]]
@@ -153,7 +153,7 @@ def compare_line(compared: Compared, view: View) -> str:
 
 
 def lane_line(result: Mapping[str, Any], read_share: float, view: View) -> str:
-    """How a single lane went."""
+    """The outcome of a single lane."""
     read = "" if result["attention"] == "dense" else f"; it read {percent(read_share)} of what dense attention reads"
     name = "Dense" if result["attention"] == "dense" else "Self-selected"
     return (

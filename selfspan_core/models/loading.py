@@ -1,7 +1,8 @@
 """Weights from files: a base model and an adapter merged into it, every file and tensor checked before it is used.
 
-Weights are read from safetensors only. A pickle runs code when it is loaded, and transformers has several ways to one
-(an index, a line of `config.json`, an adapter beside the base): each is refused here in one line.
+Weights are read from safetensors only. A pickle runs code when it is loaded, and transformers can be led
+to one in several ways (an index, a line of `config.json`, an adapter beside the base): each is refused here with a
+one-line error.
 """
 
 import json
@@ -63,9 +64,9 @@ def _do_not_fit(base: str | Path) -> str:
 
 
 def _require_all_tensors(base: str | Path, config: Any, found: Mapping[str, Collection]) -> None:
-    """Refuse a base whose files do not hold what its configuration asks for, no more and no less.
+    """Refuse a base whose files do not hold exactly the tensors of its configuration.
 
-    Transformers would make up the tensors that are missing or of another shape, at random, and only warn.
+    Transformers would fill tensors that are missing or of another shape with random values, and only warn.
     """
     shapes = sorted((name, tuple(stored), tuple(asked)) for name, stored, asked in found["mismatched_keys"])
     if shapes:
@@ -82,7 +83,7 @@ def _require_all_tensors(base: str | Path, config: Any, found: Mapping[str, Coll
 
 
 def _require_safetensors(base: str | Path, named: object) -> None:
-    """Refuse a base by which transformers would come to a pickle, or to a file elsewhere.
+    """Refuse a base for which transformers would load a pickle, or a file outside of its folder.
 
     Args:
         named: `transformers_weights` of its config.json, the file that is read in place of the usual one; or None.
@@ -121,18 +122,18 @@ def _require_index(index: Path, is_here: bool) -> None:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name is that of a file in the same folder."""
+    """Whether a name denotes a file in the same folder."""
     return Path(name).name == name and "\\" not in name
 
 
 def _file_of(base: str | Path, name: str) -> Path | None:
-    """A file of a base, fetched where the base is the hub's; None where it has none."""
+    """A file of a base, downloaded if the base is on the hub; None if the base has no such file."""
     folder = Path(base).expanduser()
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
     try:
         found = cached_file(str(base), name)
-    except OSError:  # the hub has no such file, or cannot be asked: then the weights cannot be fetched from it either
+    except OSError:  # the hub has no such file or cannot be reached: then it cannot provide the weights either
         return None
     return None if found is None else Path(found)
 
@@ -156,7 +157,7 @@ def resize_for_tokenizer(hf: PreTrainedModel, tokenizer: "SpanTokenizer") -> Non
 
 
 def require_base(base: str | Path) -> None:
-    """Say plainly that a folder is missing, instead of asking the hub for a model of that name."""
+    """Raise an error for a missing folder, instead of asking the hub for a model of that name."""
     reason = why_not_found(base)
     if reason is not None:
         raise ModelError(reason)
@@ -168,7 +169,7 @@ def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreTr
     Args:
         hf: the base, resized for its tokenizer; changed in place.
         adapter: folder of the adapter.
-        base: what messages call the base.
+        base: name of the base in messages.
 
     Raises:
         ModelError: the adapter is incomplete, damaged, or made for another base.
@@ -193,7 +194,7 @@ def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreTr
         wrapped = PeftModel.from_pretrained(hf, adapter)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{made_for_another}: {error}") from error
-    # Peft only warns about weights that are missing, and drops those that nothing asks for.
+    # PEFT only warns about missing weights, and drops unknown ones.
     expected_names = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     for name in sorted(expected_names ^ stored_names):
         raise ModelError(f"{made_for_another}: {'it lacks' if name in expected_names else 'nothing takes'} {name}")

@@ -1,4 +1,4 @@
-"""A Llama-family base model, with or without an adapter merged in, and the hook that gives us its attention.
+"""A Llama-family base model, with or without an adapter merged in, and the hook that replaces its attention.
 
 Transformers computes everything except attention and its cache. Attention goes through one function, registered under
 `ATTENTION_NAME`; it calls the `Reader` that travels with the forward call as a keyword argument. There is no process-
@@ -34,7 +34,7 @@ def _reader_attention(
     reader: Reader | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls for attention: `[1, heads, T, head_dim]` in, `[1, T, heads, head_dim]` out."""
+    """The attention function for transformers: `[1, heads, T, head_dim]` in, `[1, T, heads, head_dim]` out."""
     if reader is None:
         raise RuntimeError("this model's attention needs a reader: call SpanModel.forward_logits")
     if attention_mask is not None:
@@ -54,7 +54,7 @@ class SpanModel:
         hf: the transformers model, in eval mode, adapter merged.
         tokenizer: the SpanTokenizer that goes with the base.
         device, dtype: where and in what the model computes.
-        max_context: most positions that it can be given.
+        max_context: most positions that the model supports.
         vocab_size: rows of its output layer.
     """
 
@@ -162,7 +162,7 @@ class SpanModel:
 
 
 def _max_context(config: object) -> int:
-    """Positions up to which attending to everything is what the model was built for."""
+    """The most positions for which the model was built to attend to everything before them."""
     limit = config.max_position_embeddings
     uses_window = "sliding_attention" in (getattr(config, "layer_types", None) or ("sliding_attention",))
     window = getattr(config, "sliding_window", None) if uses_window else None

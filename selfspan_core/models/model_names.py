@@ -1,4 +1,4 @@
-"""A model's name: a folder or a hub id. Which of them is decided here, without asking the network. No torch."""
+"""A model's name: a folder or a hub id. This file decides which of the two it is, without network access. No torch."""
 
 import os
 from collections.abc import Collection
@@ -11,7 +11,7 @@ def why_not_found(name: str | Path, known: Collection[str] = ()) -> str | None:
     `assets/nope` could be a hub id by its form; where a folder `assets` exists, it is a mistyped path.
 
     Args:
-        known: names that would have done besides; the reason lists them, and says how the others are written.
+        known: names that are valid, too; the reason lists them, and says how folders and hub ids are written.
     """
     text = str(name)
     if Path(text).expanduser().is_dir():

@@ -35,7 +35,7 @@ Source = Folder | HubModel
 
 @dataclass(frozen=True)
 class AdaptersIn(Mapping[str, Mapping[str, Path]]):
-    """Task -> adapter -> folder, of what lies in a folder as `<task>-<adapter>`: as it is when looked at."""
+    """Task -> adapter -> folder, for the subfolders `<task>-<adapter>` of a folder; read again at every access."""
 
     folder: Path
 
@@ -56,10 +56,10 @@ class AdaptersIn(Mapping[str, Mapping[str, Path]]):
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model, by what it is made of.
+    """A model: where its weights, tokenizer and adapters come from.
 
     Attributes:
-        name: what users, requests and messages call it.
+        name: its name for users, in requests and in messages.
         source: of the base model.
         adapters: task -> {"span": folder, "plain": folder}.
         tokenizer: its source where it does not lie with the base.
@@ -138,7 +138,7 @@ def resolve_model(name: str | Path | ModelSpec, adapters: str | Path | None = No
 
 
 def loaded_from(source: Source) -> Path | str:
-    """What transformers loads a source by: the path of a folder, or a hub id."""
+    """The argument with which transformers loads a source: the path of a folder, or a hub id."""
     match source:
         case Folder(path):
             return path
@@ -147,10 +147,10 @@ def loaded_from(source: Source) -> Path | str:
 
 
 def choices(task: str, own: ModelSpec) -> list[str]:
-    """The names of registered models that can run a task in full, `own` first: what a page or the API offers.
+    """The names of registered models that can run a task in full, `own` first; a page or the API offers them.
 
-    Where `own` is not registered, or cannot run the task, it is the only one: whoever serves a model of a folder wants
-    that one.
+    If `own` is not registered, or cannot run the task, it is the only one: whoever serves a model from a folder wants
+    that model.
     """
     if MODELS.get(own.name) is not own or not own.has_both_adapters(task):
         return [own.name]

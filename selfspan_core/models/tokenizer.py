@@ -1,4 +1,4 @@
-"""Text to ids and back, where no text whatsoever can become a marker.
+"""Text to ids and back; no typed text can become a marker.
 
 `SpanTokenizer` wraps a transformers tokenizer: the shipped one, or that of any Llama-family model, which then gets the
 markers that it lacks. Its `encode` and `decode` are exact inverses and know neither `<bos>` nor `<eos>` nor markers:
@@ -24,7 +24,7 @@ _PROBE = " ".join((*MARKER_PIECES[:5], MARKER_PIECES[-1]))
 
 
 class TextCodec:
-    """Plain text to ids and back, nothing else; small and quick to start, so that worker processes can have one each.
+    """Plain text to ids and back; small and quick to start, so that every worker process can have its own.
 
     Args:
         state: the JSON that `to_json` gives.
@@ -36,7 +36,7 @@ class TextCodec:
         self._tokenizer.encode_special_tokens = True
 
     def to_json(self) -> str:
-        """Everything that is needed to make the same codec in another process."""
+        """JSON from which another process can make the same codec."""
         return self._tokenizer.to_str()
 
     def encode(self, text: str) -> list[int]:
@@ -132,7 +132,7 @@ class SpanTokenizer:
         return self.codec.decode([token for token in ids if token not in self._dropped])
 
     def piece(self, token: int) -> str:
-        """What one id looks like on its own: its text, or the name of a marker or special token."""
+        """The text of a single id, or the name of a marker or special token."""
         if token in self._dropped:
             return self.hf.convert_ids_to_tokens(token)
         return self.codec.decode([token])

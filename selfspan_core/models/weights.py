@@ -1,7 +1,7 @@
-"""What a decode step reads of a model: its weights, in the form and the order of the step's GEMMs.
+"""A model's weights for decode steps, in the form and the order of the step's GEMMs.
 
-A step multiplies with objects (`Matrix`), not with tensors: how a matrix is stored, in 16 bits today, is its own
-business.
+A step multiplies with `Matrix` objects, not with tensors: a matrix alone decides how its weights are stored (as floats
+today).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Matrix(Protocol):
-    """What a decode step multiplies with.
+    """A weight matrix of a decode step.
 
     Attributes:
         shape: `(num_out, depth)`.
-        num_bytes: what one multiplication reads of it.
+        num_bytes: bytes that one multiplication reads of it.
     """
 
     @property
@@ -42,7 +42,7 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True)
 class DenseMatrix:
-    """A matrix of plain floats; what it is applied by is PyTorch, unless a step's operations bind it to a kernel.
+    """A matrix of plain floats; PyTorch multiplies with it, unless a step's operations bind it to a kernel.
 
     Attributes:
         weight: `[num_out, depth]`.
@@ -70,7 +70,7 @@ class DenseMatrix:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's weights; `qkv` and `gate_up` are several of the model's as one matrix, the gate's rows first."""
+    """One layer's weights; `qkv` and `gate_up` each fuse several of the model's matrices, the gate's rows first."""
 
     input_norm: torch.Tensor
     qkv: Matrix
@@ -94,15 +94,15 @@ class Layer:
 
 
 class DecodeWeights:
-    """A model's weights as its decode steps take them; made once, for any number of decoders.
+    """A model's weights in the form that decode steps use; made once, for any number of decoders.
 
-    The fused weights are the model's own from now on: its modules become views of them, and no memory is taken twice.
+    The model's own modules become views of the fused weights, so that no memory is used twice.
 
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 model.
 
     Raises:
-        ModelError: the model has something that the decode step does not know.
+        ModelError: the model has a part that the decode step does not support.
     """
 
     def __init__(self, model: "SpanModel") -> None:

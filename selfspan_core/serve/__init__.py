@@ -1,1 +1,1 @@
-"""What stands between people and a session: lazy loading, the page's feed, the command line."""
+"""Between users and a session: lazy loading, the page's feed, the API, the command line."""

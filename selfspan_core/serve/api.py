@@ -31,8 +31,8 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL
     """The function behind the endpoint `compare`.
 
     Args:
-        device: where runs go.
-        own: the model of requests that name none; where others can run a task, too, there is an argument `model`.
+        device: runs the requests.
+        own: the default model; if other models can run a task, too, the endpoint has an argument `model`.
     """
     options = [*task_options(), *_model_option(own)]
     signature = _signature(options)
@@ -53,7 +53,7 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL
 
 
 def _model_option(own: ModelSpec) -> list[Option]:
-    """The argument that names a model, where there is a choice; it comes last: values in order keep their meaning."""
+    """The argument that names a model, if there is a choice; the last one, so that positional values stay valid."""
     if all(len(choices(task, own)) < 2 for task in TASKS):
         return []
     models = list(dict.fromkeys(name for task in TASKS for name in choices(task, own)))
@@ -63,7 +63,7 @@ def _model_option(own: ModelSpec) -> list[Option]:
 
 
 def _signature(options: Sequence[Option]) -> Signature:
-    """The settings of a request and the options of the tasks, as gradio looks for them."""
+    """The settings of a request and the options of the tasks, in the form that gradio inspects."""
     given = {**SETTINGS, **{option.name: (str, option.default) for option in options}}
     kind = Parameter.POSITIONAL_OR_KEYWORD
     named = [Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in given.items()]
@@ -71,7 +71,7 @@ def _signature(options: Sequence[Option]) -> Signature:
 
 
 def _request(signature: Signature, values: Sequence[Any]) -> Request:
-    """What is asked. An option of another task, which every caller gives, is left out. Raises InputError."""
+    """The request. Options of other tasks, which every caller passes, are left out. Raises InputError."""
     bound = signature.bind(*values)
     bound.apply_defaults()
     given = bound.arguments

@@ -1,6 +1,6 @@
-"""The headless twin of the app: `python -m selfspan_core run`.
+"""The command line: `python -m selfspan_core run`, the same runs as in the app without a browser.
 
-Everything that can be checked without a model is checked first, for all lines, and torch is imported after that.
+All checks that need no model come first, for all lines; torch is imported after that.
 Standard output holds results only; reasons go to standard error.
 """
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read us has enough. Python would complain once more when it flushes standard output at exit.
+        # The reader closed the pipe. Python would report that once more when it flushes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
 
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
         except LaneError as error:
             print(f"error: {place(requests[number][0])}{error}", file=sys.stderr)
             return EXIT_FAILED
-        except ImplUnavailable as error:  # so many rows do not fit, which shows when they are made
+        except ImplUnavailable as error:  # that many rows do not fit, which is known only when they are allocated
             print(f"error: {place(requests[number][0])}{error}", file=sys.stderr)
             return EXIT_BAD_INPUT
     return 0
@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class BadInput(Exception):
-    """Nothing was run; `reasons` says why, one entry per problem."""
+    """The input cannot be run; `reasons` has one entry per problem."""
 
     def __init__(self, *reasons: str) -> None:
         super().__init__(*reasons)
@@ -157,7 +157,7 @@ class BadInput(Exception):
 
 
 def asked(arguments: argparse.Namespace) -> Request:
-    """What is asked of every input, without its text.
+    """The settings shared by all inputs, without their texts.
 
     Raises:
         BadInput: a setting is bad.
@@ -198,15 +198,15 @@ def checked_requests(arguments: argparse.Namespace) -> list[tuple[int, Request]]
 
 
 def place(number: int) -> str:
-    """Where in the input something is: its line, if lines are what is in it (numbers from 1; 0 is all of it)."""
+    """The place of a problem in the input: its line number (from 1), or the whole input (0)."""
     return f"line {number}: " if number else ""
 
 
 def read_input(path: str | None, prompt: str) -> bytes:
-    """All of a file, or of standard input; `prompt` tells who types it what to do.
+    """The whole content of a file or of standard input; `prompt` is shown to a user who types it.
 
     Raises:
-        BadInput: it cannot be read, or is too large to be any input.
+        BadInput: the content cannot be read, or is larger than any valid input.
     """
     if path is not None and path != "-":
         try:
@@ -282,7 +282,7 @@ def make_session(arguments: argparse.Namespace) -> "Session":
 
 
 def prepare_all(session: "Session", requests: list[tuple[int, Request]]) -> list["PreparedRun"]:
-    """Every line made ready to run, models loaded. Raises BadInput, which names every line that cannot be."""
+    """Prepare every line to run and load the models. Raises BadInput, which names every line that cannot run."""
     runs, reasons = [], []
     for number, request in requests:
         try:
@@ -362,7 +362,7 @@ def text_report(
 
 
 def answer_line(result: dict[str, Any], figures: dict[str, Any], word: str) -> str:
-    """The answer, called `word`, and whether it is right; of some tasks no answer is right or wrong."""
+    """The answer, called `word`, and whether it is right; some tasks have no right or wrong answers."""
     is_judged = result["correct"] is not None
     if result["answer"] is None:
         why = "" if figures["finish"] == "eos" else f", cut off after {figures['tokens']} tokens"
@@ -383,5 +383,5 @@ def figures_line(figures: dict[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text with everything that could steer a terminal escaped: what users type and models write is data."""
+    """Text with all terminal control sequences escaped: text from users and models is data."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

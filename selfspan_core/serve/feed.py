@@ -1,4 +1,4 @@
-"""Session ticks in, browser payloads out: a stream that survives a browser that drops some of it.
+"""Session ticks in, browser payloads out: a stream that stays correct when a browser drops some payloads.
 
 A browser keeps only the newest value of a component when two arrive within one frame, and a tab in the background
 draws nothing at all. So a payload never counts on the one before it: it resends the tokens of the last
@@ -18,17 +18,17 @@ FULL_FIRST = 8
 
 
 def dumps(payload: dict) -> str:
-    """JSON whose text is inert wherever it ends up: `<` is escaped, so no tag can be read into it."""
+    """JSON that is safe inside HTML: `<` is escaped, so that it cannot contain a tag."""
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _outcome(result: dict) -> dict:
-    """What the page shows of a lane's result: it has the text already."""
+    """The part of a lane's result that the page shows, without the text, which the page already has."""
     return {key: result[key] for key in ("answer", "expected", "correct", "malformed_steps")}
 
 
 class _LaneFeed:
-    """Everything that one lane has said so far."""
+    """All output of one lane so far."""
 
     def __init__(self) -> None:
         self.items: list[list] = []

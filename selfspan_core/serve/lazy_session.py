@@ -1,4 +1,4 @@
-"""What stands between a server and a session: the models loaded when needed, one run at a time. No torch at import."""
+"""A session for a server: models are loaded when first needed, one run at a time. No torch at import."""
 
 import logging
 import os
@@ -18,19 +18,19 @@ log = logging.getLogger("selfspan")
 
 
 def public(error: Exception) -> str:
-    """An error's message for users: where this copy lies on the server's disk is nobody's business."""
+    """An error's message for users, without the path of this installation on the server's disk."""
     return str(error).replace(f"{ROOT}/", "")
 
 
 def shipped_tasks(model: ModelSpec = MODELS[DEFAULT_MODEL]) -> tuple[str, ...]:
-    """Tasks whose adapters a model has, which an app can offer; at least the first, whose runs say what is missing."""
+    """Tasks whose adapters a model has; at least the first task, whose runs then report what is missing."""
     found = tuple(task for task in TASKS if model.has_both_adapters(task))
     return found or (next(iter(TASKS)),)
 
 
 @contextmanager
 def reasons() -> Iterator[None]:
-    """What keeps the models from being used becomes NotReady."""
+    """Context that converts errors about unusable models into NotReady."""
     try:
         yield
     except ModelError as error:
@@ -43,8 +43,8 @@ class LazySession:
     """The real session, made when it is first needed: importing this module loads neither torch nor weights.
 
     Args:
-        impl: how its lanes run, one of `backends.ENGINE_IMPLS`; None: by the device.
-        model: of requests that name none.
+        impl: implementation of its lanes, one of `backends.ENGINE_IMPLS`; None: the device's default.
+        model: the default model of requests.
     """
 
     def __init__(self, impl: str | None = None, model: ModelSpec = MODELS[DEFAULT_MODEL]) -> None:
@@ -54,7 +54,7 @@ class LazySession:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """While it is open, nothing is imported or loaded; whoever needs the session waits until it closes."""
+        """Context during which nothing is imported or loaded; callers that need the session wait until it closes."""
         with self._lock:
             yield
 
@@ -91,7 +91,7 @@ class LazySession:
         """Whether lanes can answer several requests at once here. Loads torch, and no weights."""
         try:
             return self._load().can_load
-        except NotReady:  # every run will say why
+        except NotReady:  # every run will report the reason
             return False
 
     def warm(self) -> None:
@@ -102,20 +102,20 @@ class LazySession:
                 for task in shipped_tasks(self._model):
                     for adapter in ADAPTERS:
                         self._models.engine(task, adapter)
-        except NotReady as error:  # what is missing, and the command that makes it: no traceback would add to that
+        except NotReady as error:  # the message names the missing part and the command that makes it
             log.error("%s", error)
         except Exception:
             log.exception("could not load the models")
 
 
 class SharedDevice:
-    """The device: one run at a time, freed however a run ends.
+    """Access to the device: one run at a time, released however a run ends.
 
-    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue. Nobody
-    waits for it without end: a thread of the server waits with them.
+    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue. The wait
+    for the lock is limited, because every waiting run blocks a thread of the server.
 
     Args:
-        session: what runs.
+        session: the session whose runs share the device.
         patience_s: seconds that a run waits for the one before it.
     """
 

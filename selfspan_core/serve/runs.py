@@ -18,10 +18,10 @@ log = logging.getLogger("selfspan")
 
 
 class PageRuns:
-    """What the page's controls call.
+    """The callbacks of the page's controls.
 
     Args:
-        device: where runs go.
+        device: runs the requests.
     """
 
     def __init__(self, device: SharedDevice) -> None:
@@ -37,7 +37,7 @@ class PageRuns:
             request = controls.request(text or "", values)
             get_task(request.task, **request.options).parse(request.text)
         except TooLongError:
-            pass  # said by the run, which offers what fits
+            pass  # the run reports this error and offers the part that fits
         except InputError as error:
             return json.dumps({"run": number, "message": str(error)}), gr.skip(), gr.skip()
         self._newest[tab] = number
@@ -85,5 +85,5 @@ class PageRuns:
 
 
 def offered_load(can_load: bool):
-    """The slider of simultaneous requests as this device has it."""
+    """The slider of simultaneous requests, with this device's limits."""
     return gr.update(interactive=can_load, info=LOAD_INFO if can_load else NO_LOAD_INFO)

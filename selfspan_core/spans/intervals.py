@@ -1,7 +1,7 @@
 """Interval sets over cache positions: sorted, disjoint, half-open `[start, end)`.
 
-Everything that says "who sees what" in this project is such a set: the tracker emits it, the attention
-implementations read it, training turns it into a mask. No torch here.
+Visibility is always expressed as such a set: the tracker emits it, the attention implementations read it, and training
+turns it into a mask. No torch here.
 """
 
 from collections.abc import Iterable

@@ -56,7 +56,7 @@ class Markers:
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Where things lie in a rendered prompt; what a tracker starts from.
+    """Positions of scaffold and segments in a rendered prompt; the starting point of a tracker.
 
     Attributes:
         num_tokens: length of the prompt.

@@ -1,6 +1,6 @@
-"""How a worked example becomes ids, loss mask and visibility: one function for training and for serving alike.
+"""Renders a worked example into ids, loss mask and visibility: one function for both training and serving.
 
-It knows token ids only and asks the tracker, the one authority on visibility, who sees what. No torch here.
+It works on token ids only and takes visibility from the tracker, its only source. No torch here.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Step:
 class Example:
     """A prompt and, for training, the steps that answer it.
 
-    `scaffold` is everything that all tokens always see: `<bos>` and the instruction.
+    `scaffold` is the part that all tokens always see: `<bos>` and the instruction.
     """
 
     scaffold: tuple[int, ...]
@@ -60,7 +60,7 @@ class Rendered:
         ids: all token ids, the prompt first.
         prompt: where the prompt's pieces lie.
         loss_mask: 1 where a token is to be learned (as a prediction target), 0 on the prompt.
-        runs: who sees what, one entry wherever it changes; the first starts at position 0.
+        runs: visibility, one entry wherever it changes; the first starts at position 0.
     """
 
     ids: list[int]

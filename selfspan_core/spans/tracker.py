@@ -2,7 +2,7 @@
 
 One id at a time, O(1) per id (a header names at most `MAX_READS` segments). States:
 
-    BETWEEN  after the prompt, after `<|end|>`: decides what comes next, sees everything
+    BETWEEN  after the prompt, after `<|end|>`: the model decides what comes next; sees everything
     HEADER   from `<|ref|>` to `<|go|>`, both included: sees everything
     BODY     up to the token before `<|end|>`: sees the scaffold, the named segments and its own step
     BROKEN   a malformed step up to its `<|end|>`, or text outside any step: sees everything
@@ -26,7 +26,7 @@ MAX_BODY_TOKENS = 512
 
 
 class Phase(Enum):
-    """Where in the grammar the token just pushed stands."""
+    """State of the grammar at the token just pushed."""
 
     BETWEEN = "between"
     HEADER = "header"
@@ -36,12 +36,12 @@ class Phase(Enum):
 
 
 class State(NamedTuple):
-    """What the tracker knows after one id.
+    """The tracker's output after one id.
 
     Attributes:
         phase: state of the token just pushed, as a query.
         position: its cache position.
-        context: what a BODY token sees before its own step, merged; empty in other phases.
+        context: intervals that a BODY token sees before its own step, merged; empty in other phases.
         own_start: first position of the final visible interval, which ends at `position + 1`.
         step: index of the step that the token belongs to, or -1.
         header_closed: True on the `<|go|>` of a well-formed header: `context` of the body is now known.
@@ -76,7 +76,7 @@ class State(NamedTuple):
 class StepRecord:
     """One step as it was written. Positions are cache positions; `end` is None while the step is open.
 
-    `reads` and `name` are anchor ids; `intervals` is what the body sees outside its own step.
+    `reads` and `name` are anchor ids; `intervals` are those that the body sees outside its own step.
     """
 
     start: int
@@ -118,7 +118,7 @@ class Tracker:
         self.problem = ""
 
     def push(self, token: int) -> State:
-        """Account for the next id of the sequence and say what its query sees."""
+        """Process the next id of the sequence; returns the state with its query's visibility."""
         self._position += 1
         if self._phase is Phase.DONE:
             return self._state(Phase.DONE)

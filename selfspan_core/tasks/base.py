@@ -1,4 +1,4 @@
-"""Tasks: what a user may type, how it becomes a prompt and worked steps, how an answer is checked. No torch here."""
+"""The interface of a task: parsing the input, rendering prompt and worked steps, checking an answer. No torch here."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from selfspan_core.spans.render import Example, Rendered
 
 
 class Tokenizer(Protocol):
-    """What a task needs of a tokenizer (`selfspan_core.models.tokenizer.SpanTokenizer` is one)."""
+    """The part of a tokenizer that tasks use (`selfspan_core.models.tokenizer.SpanTokenizer` is one)."""
 
     @property
     def markers(self) -> Markers:
@@ -21,7 +21,7 @@ class Tokenizer(Protocol):
 
     @property
     def pad_id(self) -> int:
-        """Id that rows are padded with."""
+        """Id for padding rows."""
         ...
 
     @property
@@ -38,13 +38,13 @@ class Tokenizer(Protocol):
         ...
 
     def piece(self, token: int) -> str:
-        """What one id looks like on its own."""
+        """The text of a single id, or the name of a marker or special token."""
         ...
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One input, understood.
+    """One parsed input.
 
     Attributes:
         text: its canonical form.
@@ -64,13 +64,13 @@ ProblemT = TypeVar("ProblemT", bound=Problem)
 
 @dataclass(frozen=True)
 class Option:
-    """Something that a task can be asked for besides its input.
+    """A setting of a task besides its input.
 
     Attributes:
         name: in the API, on the command line (`--name`), and as an argument of the task's class.
-        choices: value -> what a page calls it.
-        default: the value where none is given.
-        label: what a page calls the option.
+        choices: value -> its label on a page.
+        default: the value if none is given.
+        label: the option's label on a page.
         help: for the command line.
     """
 
@@ -83,19 +83,19 @@ class Option:
 
 @dataclass(frozen=True)
 class PageText:
-    """What is a task's own on the page and the command line; `tasks.page` builds the controls.
+    """A task's texts for the page and the command line; `tasks.page` builds the controls.
 
     Attributes:
-        tab: its name.
-        pitch: what is done, as in "Watch one model do it both ways: <pitch>."
-        pitch_alone: the same where it is the only task.
-        label, placeholder, info: of the box.
-        box: element id of the box.
-        example: what an example is called.
-        prompt: what a terminal says to who types an input.
-        suffix: of the element ids of its buttons.
-        run: the button that begins.
-        lines, max_lines: of the box.
+        tab: name of its tab.
+        pitch: a phrase for its work, as in "Watch one model do it both ways: <pitch>."
+        pitch_alone: the same if it is the only task.
+        label, placeholder, info: texts of the input box.
+        box: element id of the input box.
+        example: the word for an example.
+        prompt: the prompt for a user who types an input in a terminal.
+        suffix: suffix of the element ids of its buttons.
+        run: label of the button that begins a run.
+        lines, max_lines: height of the input box.
         can_surprise: whether there is a button that makes up an input.
         max_new_tokens: most tokens of an answer; MAX_NEW_TOKENS: the page has a slider for it.
     """
@@ -119,11 +119,11 @@ class PageText:
 
 @dataclass(frozen=True)
 class View:
-    """How a task's runs are shown.
+    """The display of a task's runs.
 
     Attributes:
         pane: "line": the prompt stands in each pane, as a line with names; "document": once, beside both panes.
-        answer, step: what they are called.
+        answer, step: the words for an answer and a step.
         typeset: whether arithmetic signs are set in type.
     """
 
@@ -142,9 +142,9 @@ class Generator(Protocol):
     """Problems without end, for training and for evaluation.
 
     Attributes:
-        problems_name: what the problems are called, in the plural: "expressions".
-        size_name: what the size of a problem counts, in the plural: "operands".
-        sizes: those that an evaluation asks for by default.
+        problems_name: the word for problems, in the plural: "expressions".
+        size_name: unit of a problem's size, in the plural: "operands".
+        sizes: default sizes of an evaluation.
         least, most: bounds of a size.
         variants: names of kinds of problems for training besides the usual one, "".
     """
@@ -161,7 +161,7 @@ class Generator(Protocol):
         ...
 
     def training_size(self, rng: random.Random) -> int:
-        """A size as training wants them."""
+        """A random size from the distribution for training."""
         ...
 
 
@@ -190,7 +190,7 @@ class WorkedProblem(Protocol):
 
 
 class Caution(NamedTuple):
-    """An input whose answer may be poor: why, and the part of it from its beginning that is answered better."""
+    """A warning that an input's answer may be poor: the reason, and the input's beginning that is answered better."""
 
     text: str
     beginning: str
@@ -200,19 +200,19 @@ class Task(Protocol[ProblemT]):
     """A kind of problem.
 
     Attributes:
-        name: what the command line, the API and the configs call it.
-        answers: what it gives, in words and in the plural.
-        options: what it can be asked for besides an input; arguments of its class.
-        page, view: what the page and the command line say, and how runs are shown.
-        generator: where problems for training and evaluation come from; None where they are prepared files.
-        evaluation: how its answers are measured; it decides what evaluates the task and what its results file, called
-            like the task, looks like in the report. "problems" needs a generator.
+        name: its name on the command line, in the API and in the configs.
+        answers: the word for its answers, in the plural.
+        options: its settings besides the input; arguments of its class.
+        page, view: texts for the page and the command line, and the display of runs.
+        generator: source of problems for training and evaluation; None if they are prepared files.
+        evaluation: how its answers are measured: the task's evaluation, and the tables of its results file in the
+            report. "problems" needs a generator.
         examples: inputs to offer to a user.
         max_reads_intervals: the most intervals that any query of a worked step sees (scaffold, reads, own step).
         max_tokens: the most tokens that a worked example takes, prompt included.
-        has_right_answer: whether an answer is right or wrong; of a summary, for example, none is the right one.
-        is_line: whether an input is one line of text; else it is a whole text.
-        rules_text: what decoding is held to, in a sentence for the user; empty where the model writes what it likes.
+        has_right_answer: whether an answer is right or wrong; a summary, for example, is neither.
+        is_line: whether an input is one line of text; otherwise it is a whole text.
+        rules_text: the decoding rules, in a sentence for the user; empty if the model decodes freely.
     """
 
     name: ClassVar[str]
@@ -230,7 +230,7 @@ class Task(Protocol[ProblemT]):
     rules_text: str
 
     def parse(self, text: str) -> ProblemT:
-        """Understand what a user typed. Raises InputError."""
+        """Parse a user's input. Raises InputError."""
         ...
 
     def example(self, problem: ProblemT, tokenizer: Tokenizer, offset: int = 0, with_steps: bool = False) -> Example:
@@ -244,11 +244,11 @@ class Task(Protocol[ProblemT]):
         ...
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> Rules | None:
-        """What decoding is held to in one run of a prompt; None where it is not."""
+        """The decoding rules for one run of a prompt; None if there are none."""
         ...
 
     def caution(self, problem: ProblemT, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
-        """What a user should know of answers to a prompt of that length; None if there is nothing to say."""
+        """A warning about answers to a prompt of that length, or None."""
         ...
 
     def answer(self, output_text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A task's controls on the page: one builder for all tasks, which say in `PageText` what is theirs. Imports gradio."""
+"""A task's controls on the page: one builder for all tasks, with each task's texts from `PageText`. Imports gradio."""
 
 import random
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ ALERT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Controls:
-    """What a task's part of the page is made of.
+    """The controls of a task's part of the page.
 
     Attributes:
         task: the task.
-        box, alert, stop: where the input is typed, what is wrong with it, and the button that ends a run.
+        box, alert, stop: the input box, the message about a bad input, and the button that ends a run.
         begins: events that begin a run.
         settings: the controls of `request`'s values by name, in order: "adapter", "model" (if several), options,
             "load", "max_new_tokens".
@@ -48,7 +48,7 @@ class Controls:
 
     @property
     def inputs(self) -> list[gr.components.Component]:
-        """What a run is made of, the text first."""
+        """The controls whose values make a request, the text first."""
         return [self.box, *self.settings.values()]
 
     @property
@@ -58,7 +58,7 @@ class Controls:
         return slider if isinstance(slider, gr.Slider) else None
 
     def request(self, text: str, values: Sequence[Any]) -> Request:
-        """What is asked, from the values of `inputs`. Raises InputError."""
+        """The request, from the values of `inputs`. Raises InputError."""
         given = dict(zip(self.settings, values, strict=True))
         options = {option.name: given[option.name] for option in self.task.options}
         limit = given.get("max_new_tokens", self.task.page.max_new_tokens)
@@ -77,7 +77,7 @@ def controls(task: Task, models: Sequence[str] = ()) -> Controls:
     """The controls of a task; inside a gradio context.
 
     Args:
-        models: names of the models that it can be run on, the usual one first; of several, one is chosen on the page.
+        models: names of the models that can run the task, the default first; the page offers a choice of several.
     """
     page, suffix = task.page, task.page.suffix
     with gr.Column(elem_id=f"ask{suffix}"):

@@ -14,11 +14,11 @@ def get_task(name: str, **options: Any) -> Task[Any]:
     """The task called `name`.
 
     Args:
-        options: of the task (`Task.options`), by name; one that is None is left to the task.
+        options: of the task (`Task.options`), by name; None means the task's default.
 
     Raises:
-        InputError: there is no such task (the message lists the known ones), the task has no such option, or not such a
-            value of it.
+        InputError: there is no such task (the message lists the known ones), the task has no such option, or the
+            option has no such value.
     """
     if name not in TASKS:
         raise InputError(f'There is no task "{name[:40]}"; known tasks: {", ".join(TASKS)}.')

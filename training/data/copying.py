@@ -33,7 +33,7 @@ from selfspan_core.spans.protocol import Markers
 from training.text_data import META, SUMMARIES, TextShards
 
 MAX_TOKENS = 2048
-MAX_PASSAGE = 1100  # requests fill the rest of an example: answers are what is to be learned
+MAX_PASSAGE = 1100  # requests fill the rest of an example, because their answers are the training targets
 MAX_SENTENCE = 96
 MIN_SENTENCE = 3
 MIN_SEGMENTS, MAX_SEGMENTS = 3, 60
@@ -72,11 +72,11 @@ def copy_examples(
     split: str = "train",
     passage_loss: bool = True,
 ) -> Iterator[CopyExample]:
-    """Examples without end, from all prose of a folder of token shards; the same ones for the same arguments.
+    """Endless examples from all prose of a folder of token shards; the same arguments give the same examples.
 
     Args:
-        folder: what `training.text_data` wrote.
-        tokenizer: the tokenizer that it was written with.
+        folder: output folder of `training.text_data`.
+        tokenizer: the tokenizer with which the folder was written.
         seed, worker, num_workers: workers draw from disjoint documents within an epoch.
         split: "train" or "heldout".
         passage_loss: False for loss on the answers alone.
@@ -133,7 +133,7 @@ class CopyMaker:
 
     Args:
         tokenizer: gives the ids of the fixed words, and says which ids end a sentence.
-        rng: everything random comes from it.
+        rng: the only source of randomness.
         passage_loss: see `copy_examples`.
     """
 
@@ -238,7 +238,7 @@ class CopyMaker:
         return sentences[: int(np.searchsorted(lengths, MAX_PASSAGE, side="right"))]
 
     def _segments(self) -> int:
-        """How many segments: fewer more often, so that answers are a good share of the tokens."""
+        """A number of segments; small numbers are more likely, so that answers are a good share of the tokens."""
         return MIN_SEGMENTS + int((MAX_SEGMENTS - MIN_SEGMENTS + 1) * self._rng.random() ** 1.5)
 
     def _offset(self) -> int:

@@ -1,4 +1,4 @@
-"""Problems without end of any task that has a generator, for training and for evaluation.
+"""Endless problems of any task that has a generator, for training and for evaluation.
 
 Every stream is a function of (task, seed, worker) alone. A fixed part of the problems, chosen by their text, is kept
 for evaluation: `problems` and `examples` never yield one, `evaluation_set` yields nothing else.
@@ -41,7 +41,7 @@ def evaluation_set(task: Task, size: int, n: int, seed: int) -> list[WorkedProbl
     """`n` different problems of a size that no training stream ever yields.
 
     Raises:
-        ValueError: there are not that many different ones (a matter of the smallest sizes).
+        ValueError: there are not that many different ones (happens only at the smallest sizes).
     """
     rng = random.Random(f"evaluation {seed} {size}")
     found: dict[str, WorkedProblem] = {}

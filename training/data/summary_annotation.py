@@ -1,8 +1,8 @@
 """Which sentences of an article does a summary sentence draw on? Oracle alignment by overlap.
 
 For each reference sentence the article sentence that overlaps with it most (ROUGE-1 plus ROUGE-2 F1 on stems), and a
-second one where that adds a good share of what the reference says and the first does not. A reference that its
-sentences do not hold to a good part is unsupported: nothing can be learned from it but making things up.
+second one if it adds a good share of the reference that the first lacks. A reference of which its sentences hold too
+little is unsupported: a model would learn from it to make things up.
 """
 
 import itertools
@@ -19,7 +19,7 @@ SECOND_GAIN = 0.2
 MIN_SHARED = 2
 NUM_CANDIDATES = 16
 TEMPERATURE = 0.03
-"""In ROUGE-1 plus ROUGE-2: what is so much worse is drawn a third as often."""
+"""In ROUGE-1 plus ROUGE-2: a choice that scores lower by this much is drawn about a third as often."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def align(
     places = [i for i in range(len(article.sentences)) if allowed is None or allowed[i]]
     if len(wanted) < MIN_SHARED or not places:
         return None
-    # Of sentences that overlap alike the first: news says what matters early.
+    # Of sentences with equal overlap, the first: news puts important facts early.
     first = max(places, key=lambda place: (article.overlap(place, unigrams, bigrams), -place))
     held = wanted & article.contents[first]
     reads = [first]
@@ -133,9 +133,9 @@ def draw_choices(
 ) -> list[tuple[int, ...]]:
     """So many choices of `size` sentences that together say much of a whole summary, each in the article's order.
 
-    A choice is drawn with a probability that grows with what it says, exp(score / TEMPERATURE), the score being ROUGE-1
-    plus ROUGE-2 F1 on stems: which one is the very best is chance. (Alone that did not teach a small model to choose:
-    docs/log/2026-11-26-summaries-choosing.md.)
+    A choice is drawn with a probability proportional to exp(score / TEMPERATURE), where the score is ROUGE-1 plus
+    ROUGE-2 F1 on stems, because the single best choice is decided by chance. (This alone did not teach a small model
+    to choose: docs/log/2026-11-26-summaries-choosing.md.)
 
     Args:
         references: the summary's sentences.

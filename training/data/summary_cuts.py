@@ -91,7 +91,7 @@ def _begins_clause(tokens: Sequence[Token], at: int, stop: int) -> bool:
 
 
 def _leading(tokens: list[Token], stop: int) -> Iterator[Cut]:
-    """What stands in front of the main clause: a conjunction, a phrase, or who said it."""
+    """Phrases in front of the main clause: a conjunction, a phrase, or an attribution."""
     yield from _leading_conjunction(tokens, stop)
     yield from _leading_phrase(tokens, stop)
     yield from _leading_report(tokens, stop)
@@ -236,7 +236,7 @@ def _behind_comma(tokens: list[Token], stop: int, commas: list[int]) -> Iterator
 
 
 def _bracketed(tokens: list[Token], stop: int) -> Iterator[Cut]:
-    """Brackets, and what stands between dashes or behind one."""
+    """Brackets, and text between dashes or behind one."""
     for start, token in enumerate(tokens):
         if token.text == "(":
             end = next((i for i in range(start + 1, len(tokens)) if tokens[i].text == ")"), None)
@@ -254,7 +254,7 @@ def _bracketed(tokens: list[Token], stop: int) -> Iterator[Cut]:
 
 
 def _times(tokens: list[Token], stop: int) -> Iterator[Cut]:
-    """When it was: "on Monday night", "last week", "earlier this year"."""
+    """Phrases of time: "on Monday night", "last week", "earlier this year"."""
     words = [token.lower for token in tokens]
     for at in range(1, stop):
         end = _end_of_time(words, at)

@@ -1,7 +1,7 @@
 """Articles annotated with summaries: a row of text in, a document with its steps out.
 
 Sentences are split, aligned and shortened here. This needs a sentence splitter and a stemmer, which training itself
-does not: only what prepares data imports this module.
+does not need: only the programs that prepare data import this module.
 """
 
 import random
@@ -48,7 +48,7 @@ class DocumentMaker:
         self.counts: Counter = Counter()
 
     def make(self, source: str, row: dict) -> Document | None:
-        """A document with its summaries; None where there is nothing to learn from it."""
+        """A document with its summaries; None if it has no usable summary."""
         kind = kind_of(source)
         if kind == "leads" and share_of(str(row["id"]), "leads") >= LEADS_SHARE:
             return None
@@ -156,7 +156,7 @@ class DocumentMaker:
         return " ".join(texts)
 
     def _news(self, row: dict, sentences: list[str]) -> Document | None:
-        """What the title draws on, and the sentences that say most of what the others say."""
+        """The sentences that the title draws on, and those with the most content of the others."""
         key = str(row["id"])
         title = clean(str(row.get("title") or "")).replace("\n", " ")
         # Some texts begin with their title, which is no sentence to choose.

@@ -13,10 +13,10 @@ PASSAGE_WORDS, PASSAGE_STRIDE, MAX_PASSAGES = 13, 4, 2
 
 
 def source_files(text: Path | None, pairs: Path | None, form: str) -> tuple[list[tuple[str, Path]], list[Path]]:
-    """(source, file) of what is trained on, and the dev and test files.
+    """(source, file) of the training files, and the dev and test files.
 
     Raises:
-        FileNotFoundError: there is nothing to train on.
+        FileNotFoundError: there are no training files.
     """
     listed = [*(sorted(text.glob("*.jsonl.xz")) if text else []), *(sorted(pairs.glob("*.jsonl.xz")) if pairs else [])]
     named = [(file.name.split(".")[0], file) for file in listed]

@@ -78,7 +78,7 @@ class Packed:
         self.ids.append(document.id)
 
     def arrays(self, dtype: np.dtype) -> dict[str, np.ndarray]:
-        """Everything in the smallest types that hold it."""
+        """All numbers as arrays of the smallest types that hold them."""
         types = {"target_kinds": np.uint8, "target_steps": np.uint8, "target_documents": np.uint32}
         types |= {"tokens": dtype, "step_tokens": dtype}
         arrays = {

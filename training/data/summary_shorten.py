@@ -1,8 +1,8 @@
-"""Sentences made shorter by leaving phrases out: a phrase goes if the reference does not mention it and what is left is
+"""Shortens sentences by leaving out phrases: a phrase is left out if the reference does not mention it and the rest is
 still a sentence.
 
-Words are never changed, moved or added; only a sentence that lost its beginning gets a capital letter. Which phrases
-may go is found by `summary_cuts`. In doubt, nothing is cut.
+Words are never changed, moved or added; only a sentence that lost its beginning gets a capital letter. `summary_cuts`
+finds the phrases that may be left out. In doubt, nothing is cut.
 """
 
 import itertools
@@ -20,8 +20,8 @@ def shorten(sentence: str, reference: str | None) -> str:
     """A sentence with the phrases left out that a reference says nothing of.
 
     Args:
-        reference: what the sentence is cited for; None: leave out only what is never missed (a dateline, a
-            conjunction in front).
+        reference: the reference sentence for which it is cited; None: leave out only phrases that are always optional
+            (a dateline, a conjunction in front).
 
     Returns:
         The shortened sentence, or the sentence as it is.
@@ -53,13 +53,13 @@ def _best_cut(tokens: list[Token], wanted: set[str] | None, kept_kinds: Sequence
 
 
 def _keeps(tokens: list[Token], left: list[Token], cut: Cut, wanted: set[str]) -> bool:
-    """Whether what is left still says all that the whole said of the reference."""
+    """Whether the shortened sentence keeps all content that the whole shares with the reference."""
     lost = content(text_of(tokens[cut.start : cut.end])) - content(text_of(left))
     return not lost & wanted
 
 
 def _without(tokens: list[Token], cut: Cut) -> list[Token] | None:
-    """What is left without a phrase; None where that is no sentence any more."""
+    """The tokens without a phrase; None if the rest is no longer a sentence."""
     left = tokens[: cut.start] + tokens[cut.end :]
     while left and (left[0].text in ",;:" or left[0].text in DASHES):
         left = left[1:]

@@ -1,4 +1,4 @@
-"""Packed summaries (`training.summary_data`) as training examples, laid out as the task lays out what users paste.
+"""Packed summaries (`training.summary_data`) as training examples, laid out as the task lays out a user's text.
 
 Reads ids: no sentence splitter and no text is needed where a model is trained.
 """
@@ -35,7 +35,7 @@ class Summary:
 
     @property
     def length(self) -> Length:
-        """What the prompt asks for."""
+        """The length that the prompt asks for."""
         return "short" if len(self.steps) <= MAX_STEPS["short"] else "medium"
 
 

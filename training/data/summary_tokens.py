@@ -1,4 +1,4 @@
-"""Sentences as words and marks, and back: what shortening works on."""
+"""Sentences as words and marks, and back: the form in which sentences are shortened."""
 
 import re
 from collections.abc import Sequence

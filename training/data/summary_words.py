@@ -1,6 +1,6 @@
-"""Words of English that annotation goes by: which say little, which are verbs, which begin what kind of clause.
+"""Classes of English words for annotation: words with little content, verbs, and words that begin a clause.
 
-Closed classes and frequent irregular verbs; everything else is told by its ending.
+Closed classes and frequent irregular verbs are listed; all other words are classified by their endings.
 """
 
 import re
@@ -81,11 +81,11 @@ def stems(text: str) -> list[str]:
 
 
 def content(text: str) -> set[str]:
-    """Stems of the words that say something."""
+    """Stems of the content words."""
     return {stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS}
 
 
 def is_finite(word: str) -> bool:
-    """Whether a word looks like a verb that a clause can stand on."""
+    """Whether a word looks like a finite verb."""
     word = word.lower().replace("’", "'")
     return word in AUXILIARIES or word in IRREGULAR or (len(word) > 4 and word.endswith("ed")) or word.endswith("n't")

@@ -31,7 +31,7 @@ def documents_of(
     """All documents of some files, some at a time and in order.
 
     Args:
-        files: (source, file) of what is trained on.
+        files: (source, file) of the training files.
         kept_out: dev and test files, whose passages no document may share.
         codec: of the tokenizer.
         form: one of `summary_format.FORMS`.

@@ -1,6 +1,6 @@
 """Interval bounds into an attention mask that transformers takes as it is (4-D masks pass through unchanged).
 
-On CUDA a FlexAttention block mask, whose kernel skips blocks that nobody sees; elsewhere a plain boolean mask for
+On CUDA a FlexAttention block mask, whose kernel skips blocks that no query sees; elsewhere a plain boolean mask for
 scaled_dot_product_attention. Both are made of the same intervals that decoding uses.
 """
 

@@ -1,7 +1,8 @@
 """Muon with matrices of one shape orthogonalised together.
 
-`torch.optim.Muon` takes one matrix at a time: about 23 small kernels each, 1,300 for the shipped base, which is host
-and launch time that a small model's step does not have. Same update here, batched products over stacks of matrices.
+`torch.optim.Muon` takes one matrix at a time: about 23 small kernels each, 1,300 for the shipped base, whose host
+and launch time is too much for a small model's step. Here the update is the same, with batched products over stacks of
+matrices.
 """
 
 from collections import defaultdict

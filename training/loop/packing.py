@@ -23,7 +23,7 @@ class Sample:
     Attributes:
         ids: token ids, uint16 or wider, shape [n].
         loss_mask: shape [n], nonzero where the token is a prediction target.
-        runs: who sees what (`render.VisibleRun`), relative to the example's start.
+        runs: visibility (`render.VisibleRun`), relative to the example's start.
     """
 
     ids: np.ndarray

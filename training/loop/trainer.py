@@ -191,7 +191,7 @@ class Trainer:
     Args:
         model: transformers or PEFT model; its parameters with requires_grad are trained.
         make_optimizers: builds the optimizers from the (prepared) model; learning rates are scaled per step.
-        stream: where samples come from.
+        stream: source of the samples.
         evaluate: called with (loss module, device, rows per forward pass) every `evaluate_every` steps and at the end
             on the main process; returns figures to log.
         pad_id: id for unused positions.
@@ -287,7 +287,7 @@ class Trainer:
         return self.accelerator.unwrap_model(self._loss).model
 
     def report(self) -> dict:
-        """What a trained model's report says of its run: tokens seen, processes, the last held-out figures."""
+        """A run's part of the model's report: tokens seen, processes, the last held-out figures."""
         return {
             "tokens": self.step * self.config.rows_per_step * self.config.row_tokens,
             "num_processes": self.accelerator.num_processes,

@@ -1,8 +1,8 @@
-"""What a user typed becomes a tree: normalise, check in plain words, then a whitelisted walk of Python's own syntax
-tree. Nothing is ever evaluated by Python.
+"""Parses a user's input into a tree: normalise, check with plain error messages, then walk Python's own syntax tree,
+accepting listed nodes only. Python never evaluates the input.
 
-The checks in front of `ast.parse` exist for their messages (and bound what the parser has to swallow): each names
-what is wrong and what is allowed, and quotes at most a few characters of the input.
+The checks in front of `ast.parse` exist for their messages (and limit the length of the parser's input): each message
+names the error and the allowed input, and quotes at most a few characters of the input.
 """
 
 import ast
@@ -33,7 +33,7 @@ _OPERATOR_VARIANTS = {
     "➕": "+",
     "➗": "/",
 }
-# Compatibility forms that differ from the plain character in looks only; superscripts and fractions are none of them.
+# Compatibility forms that only look different from the plain character; superscripts and fractions are excluded.
 _LOOKS_ONLY = ("<wide>", "<narrow>", "<small>", "<font>")
 _TOKEN = re.compile(r"\s+|\d+|[-+*/()=]|[^-+*/()=\d\s]+")
 _AST_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
@@ -142,7 +142,7 @@ def _check_parentheses(tokens: list[str]) -> None:
 
 
 def _check_neighbours(tokens: list[str]) -> None:
-    """Whether operands and operators alternate; what `ast.parse` would reject, in plain words."""
+    """Check that operands and operators alternate, with plainer messages than those of `ast.parse`."""
     num_signs = 0
     previous = "("
     for token in [*tokens, ""]:

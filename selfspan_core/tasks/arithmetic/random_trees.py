@@ -1,9 +1,9 @@
 """Random valid expressions, for training, for evaluation and for the "surprise me" button.
 
-A tree's shape is drawn first, then operators and numbers from the leaves up, every value known on the way. What does
-not fit (a product too large, a division that does not come out whole) is repaired on the spot: another number, a
-number of the left or right operand changed so that it divides, or another operator. Nothing is ever thrown away but
-an expression whose worked steps would not fit the model's context.
+A tree's shape is drawn first, then operators and numbers from the leaves up, with every intermediate value known. An
+operation that is not allowed (a product too large, a division with a remainder) is repaired at once: by another number,
+by a changed number in the left or right operand so that it divides, or by another operator. Only an expression whose
+worked steps would not fit the model's context is discarded.
 """
 
 import random
@@ -16,7 +16,7 @@ from selfspan_core.tasks.arithmetic.tree import MAX_LITERAL, MAX_VALUE, Literal,
 
 @dataclass(frozen=True)
 class Mix:
-    """How random expressions are made up; weights need not sum to one.
+    """The distribution of random expressions; weights need not sum to one.
 
     Attributes:
         shapes: weights of the shapes (`shapes`).
@@ -165,7 +165,7 @@ class Grower:
         return Operation("/", left[0], right[0]), left[1] // right[1]
 
     def _by_number(self, left: Grown) -> Grown | None:
-        """Divide what is known by a number."""
+        """Divide a known operand by a number."""
         rng = self.rng
         if isinstance(left[0], Literal):
             return self._small_quotient()
@@ -260,7 +260,7 @@ class Grower:
         return Operation(node.op, node.left, Literal(number)), value
 
     def _last_resort(self, left: Grown | None, right: Grown | None, ops: str) -> Grown:
-        """What always fits: a factor or divisor 1, or the one of sum and difference that stays in range."""
+        """An operation that is always allowed: a factor or divisor 1, or the sum or difference that stays in range."""
         one = (Literal(1), 1)
         if ops == PRODUCT and left is not None and right is None:
             return Operation(self.rng.choice(PRODUCT), left[0], one[0]), left[1]

@@ -1,7 +1,7 @@
 """Shapes of random expressions: trees of operations without operators or numbers yet.
 
 `flat` (no parentheses, precedence decides), `groups` (short parenthesised groups in a flat chain), `binary` (any
-tree), `chain` (one number at a time joins on the left or the right of what there is), `pairs` (sums of two products
+tree), `chain` (one number at a time joins on the left or the right of the tree so far), `pairs` (sums of two products
 each, summed up).
 """
 

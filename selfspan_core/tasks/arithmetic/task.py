@@ -1,6 +1,6 @@
 """The arithmetic task: expressions of small whole numbers, reduced one operation at a time.
 
-The parts are split up: `parse` (what may be typed), `tree` (canonical text, exact value),
+The parts are split up: `parse` (accepted input), `tree` (canonical text, exact value),
 `steps` (worked steps: order and format), `random_trees` (random expressions).
 """
 
@@ -182,10 +182,10 @@ class Arithmetic:
         self._encoder: _Encoder | None = None
 
     def parse(self, text: str) -> ArithmeticProblem:
-        """Understand what a user typed.
+        """Parse a user's input.
 
         Raises:
-            InputError: it is not an expression, or one that is out of the trained range; the message says why.
+            InputError: it is not an expression, or an expression outside the trained range; the message says why.
         """
         return problem_of(parse_expression(text))
 
@@ -231,10 +231,10 @@ class Arithmetic:
         return self._encoder
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
-        """None: the model writes what it likes."""
+        """None: there are no decoding rules."""
 
     def caution(self, problem: Problem, num_prompt_tokens: int, tokenizer: Tokenizer) -> None:
-        """Nothing: longer expressions than were learned from are refused."""
+        """None: expressions longer than those in training are refused."""
         return None
 
     def answer(self, output_text: str) -> str | None:
@@ -267,7 +267,7 @@ class Arithmetic:
 
 
 class _Encoder:
-    """Text to ids for one tokenizer; character by character through a table where that is the same thing."""
+    """Text to ids for one tokenizer; character by character through a table if that gives the same ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer

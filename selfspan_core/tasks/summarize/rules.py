@@ -1,6 +1,6 @@
-"""What decoding a summary may write next: whole steps, sentences that end, nothing twice, as long as was asked for.
+"""Decoding rules for a summary: whole steps, sentences that end, no repetition, the requested length.
 
-The same rules for both lanes. They never choose; they take ids out of the model's choice:
+The rules are the same for both lanes. They never choose an id; they only remove ids from the model's choice:
 
 * A span lane's headers are well formed: one or two segments of the article, in its order, that no earlier step has
   read, then the next free name. Not named are segments with REPEATED_WORDS words in a row that the summary already has,
@@ -10,14 +10,14 @@ The same rules for both lanes. They never choose; they take ids out of the model
   none; it has at least MIN_BODY tokens beside such marks, and ends after MAX_BODY at the latest.
 * Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
   with: no loops, no sentence twice.
-* A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the length that was asked for; fewer if nothing
-  is left that may be named.
-* Where `copies_only` is set, besides: a body's words are those of the segments it reads (in a plain lane, of one of
+* A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the requested length; fewer if no segment is
+  left that may be named.
+* If `copies_only` is set, in addition: a body's words are those of the segments it reads (in a plain lane, of one of
   the article), in their order; only its first letter may be made large.
 
-Without torch, and made to be served by a captured step later: what a row needs is a handful of numbers, its last
-ids, a bit per name and the ids of the segments read, all of which the device has; and what comes out is a short list of
-ids, allowed or forbidden, once per id.
+No torch here. A captured step could apply these rules, too: a row's state is a handful of numbers, its last ids, a bit
+per name and the ids of the segments read, all of which the device has, and the output is a short list of allowed or
+forbidden ids, once per id.
 """
 
 import re
@@ -51,14 +51,14 @@ def word_runs(text: str) -> list[tuple[str, ...]]:
 
 
 class RuleTables:
-    """What the rules need to know of a tokenizer's ids; one for any number of rows.
+    """The classes of a tokenizer's ids that the rules distinguish; one object for any number of rows.
 
     Attributes:
         ends: ids that end a sentence.
         closes: closing marks, which may stand behind such an id.
-        starts: ids at which a word or a mark begins, so that what stands before them is whole.
-        body_banned: ids that no body holds.
-        separator: what opens a plain lane's step.
+        starts: ids at which a word or a mark begins, so that the word before them is complete.
+        body_banned: ids that no body may hold.
+        separator: the id that opens a plain lane's step.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -82,10 +82,10 @@ class SummaryRules:
     Args:
         tables: of the tokenizer.
         prompt: the row's prompt ids.
-        layout: where its segments lie; without names for a plain lane, whose segments then are `segments`.
+        layout: positions of its segments; without names for a plain lane, whose segments then are `segments`.
         length: of the summary.
         annotated: whether it is a span lane.
-        copies_only: whether words must come from what is read.
+        copies_only: whether words must come from the segments read.
         segments: ids of the article's segments, for a plain lane with `copies_only`.
     """
 
@@ -101,12 +101,12 @@ class SummaryRules:
     ) -> None:
         self._tables, self._annotated = tables, annotated
         self._fewest, self._most = MIN_STEPS[length], MAX_STEPS[length]
-        # Without its name: a body does not copy that.
+        # Without the segment's name, which a body does not copy.
         self._segments = {name: prompt[start + 1 : end] for name, (start, end) in layout.segments.items()}
         self._fresh = self._fresh_names(list(layout.segments))
         self._plain_sources = [list(ids) for ids in segments]
         self._copies_only = copies_only
-        # Whole sentences; in a text without any, what there is.
+        # Whole sentences; in a text without any, all segments.
         whole = [name for name, ids in self._segments.items() if self._is_ended(ids)]
         self._unread = dict.fromkeys(whole or self._segments)
         self._new = tuple(self._unread)
@@ -123,7 +123,7 @@ class SummaryRules:
         return len(self._bodies) + (self._body is not None or self._header is not None)
 
     def limits(self) -> Limits:
-        """What the next id may be."""
+        """The limits on the next id."""
         if self._body is not None:
             return self._in_body(self._body)
         if self._header is not None:
@@ -131,7 +131,7 @@ class SummaryRules:
         return Limits(self._between(len(self._bodies)), ())
 
     def push(self, token: int) -> None:
-        """Account for an id that `limits` allowed."""
+        """Process the id chosen within `limits`."""
         markers = self._tables.markers
         if self._header is not None:
             if token == markers.go:
@@ -182,7 +182,7 @@ class SummaryRules:
         return (*(name for name in behind if name in self._new), self._fresh[len(self._bodies)])
 
     def _leave_out(self, body: Sequence[int]) -> None:
-        """No longer new: segments that are read, and those that repeat what a body says."""
+        """Exclude from later headers the segments read, and segments that repeat words of the body."""
         decode = self._tables.tokenizer.decode
         said = set(word_runs(decode(body)))
         left = []
@@ -258,11 +258,11 @@ class _Copy:
         self._places: set[_Place] | None = None
 
     def allowed(self) -> set[int]:
-        """Ids that some way of copying goes on with."""
+        """The next ids of all possible ways of copying."""
         return {token for token, _ in self._moves()}
 
     def push(self, token: int) -> None:
-        """Take an id."""
+        """Process the chosen id."""
         self._places = {place for moved, place in self._moves() if moved == token}
 
     def _moves(self) -> list[tuple[int, _Place]]:

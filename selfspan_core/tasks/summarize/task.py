@@ -5,9 +5,9 @@
               header: one or two sentences, new name     body: sees only these, and itself
 
 Two forms of one task: *shorten*, whose bodies are the cited sentences with words left out, and *rewrite*, whose bodies
-say the same in other words; they differ in what is trained on (`training.summary_data`) alone. The parts are split up:
-`text` (what may be pasted, sentences), `rules` (what decoding may write), `written` (what a
-model wrote).
+say the same in other words; they differ only in their training data (`training.summary_data`). The parts are split up:
+`text` (accepted input, sentences), `rules` (decoding rules), `written` (reading a model's
+output).
 """
 
 import itertools
@@ -56,7 +56,7 @@ class SummarizeProblem(Problem):
     """An article in segments.
 
     Attributes:
-        segments: what the names stand for: sentences, or several in a row where there are more sentences than names.
+        segments: the named parts: sentences, or several in a row if there are more sentences than names.
         sentences: the article's sentences.
         length: how long the summary is to be.
         steps: a worked summary, where there is one.
@@ -86,7 +86,7 @@ def problem_of(
 
 
 def segments_of(sentences: Sequence[str]) -> tuple[str, ...]:
-    """Sentences, or runs of as equal numbers of them as can be where there are more than names."""
+    """Sentences; if there are more than names, runs of sentences of nearly equal number."""
     num_segments = min(len(sentences), MAX_SEGMENTS)
     bounds = [len(sentences) * i // num_segments for i in range(num_segments + 1)]
     return tuple(" ".join(sentences[start:end]) for start, end in itertools.pairwise(bounds))
@@ -141,17 +141,17 @@ class Summarize:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Most tokens of a prompt: what the context holds less the summary."""
+        """Most tokens of a prompt: the context minus room for the summary."""
         return self.max_tokens - min(MAX_SUMMARY_TOKENS, self.max_tokens // 4)
 
     def parse(self, text: str) -> SummarizeProblem:
-        """Understand what a user pasted.
+        """Parse a user's text.
 
         Raises:
             TooLongError: it is longer than any model's context.
             InputError: it cannot be summarized for another reason; the message says which and what to do.
         """
-        # Where a model is trained and articles come as ids, there is no need of a sentence splitter.
+        # Imported here: training reads articles as ids and needs no sentence splitter.
         from selfspan_core.tasks.summarize import text as summarize_text
 
         if len(text) > summarize_text.MAX_TYPED_CHARACTERS:
@@ -220,16 +220,16 @@ class Summarize:
         return render_example(example, tokenizer, annotated)
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> SummaryRules:
-        """See `rules`; of one run of a prompt."""
+        """The decoding rules of one run of a prompt; see `rules`."""
         ids = prompt.ids[: prompt.prompt.num_tokens]
-        # Lanes and warming up share what follows from the tokenizer alone.
+        # All lanes, and the warm-up, share the tables, which depend on the tokenizer only.
         if self._tables is None or self._tables.tokenizer is not tokenizer:
             self._tables = RuleTables(tokenizer)
         return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated)
 
     def caution(self, problem: SummarizeProblem, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
-        """That an article is longer than what adapters learn from: a small model is lost in its middle then."""
-        # Names and instructions add about an eighth at most; up to there nothing is amiss.
+        """A warning about an article longer than those in training, in whose middle a small model finds little."""
+        # Names and instructions add about an eighth at most; up to that length there is no warning.
         if num_prompt_tokens <= MAX_LEARNED_TOKENS * 9 // 8:
             return None
         beginning = self._beginning(problem.sentences, tokenizer, MAX_LEARNED_TOKENS)
@@ -246,7 +246,7 @@ class Summarize:
         return " ".join(line for line in lines if line) or None
 
     def check(self, problem: Problem, answer: str | None) -> bool:
-        """Whether there is an answer: of summaries none is the right one."""
+        """Whether there is an answer: no summary is the only right one."""
         return answer is not None
 
     def surprise(self, seed: int) -> str:
@@ -263,10 +263,10 @@ class Summarize:
 
 
 def _too_long(num_characters: int, text: str) -> TooLongError:
-    """What is said of a text that is not even split; `text` is cleaned, and begins as it does."""
+    """The error for a text that is too long to be split; `text` is its beginning, cleaned."""
     from selfspan_core.tasks.summarize import text as summarize_text
 
-    # About as much is offered as was learned from.
+    # The offered beginning is about as long as the articles in training.
     beginning = summarize_text.first_sentences(text, 7 * MAX_LEARNED_TOKENS // 2)
     offer = f": the first {len(beginning.split()):,} words, for example." if beginning else "."
     return TooLongError(

@@ -1,8 +1,8 @@
-"""What a user pasted becomes sentences: clean, check in plain words, split.
+"""Splits a user's text into sentences: clean it, check it with plain error messages, split it.
 
-Sentence ends are found by sentencex (Wikimedia's splitter: rules and lists of abbreviations, nothing to download). It
-takes what stands in quotation marks for one piece and finds their pairs by counting, so that one missing mark swallows
-sentences; it is shown the text without them, and the marks go to the sentence that they belong to here.
+Sentence ends are found by sentencex (Wikimedia's splitter: rules and lists of abbreviations, nothing to download).
+sentencex keeps quoted text in one piece and pairs the quotation marks by counting, so that one missing mark joins
+sentences. It therefore gets the text without quotation marks; this file adds them back to their sentences.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from selfspan_core.errors import InputError
 
 MAX_CHARACTERS = 60_000
 MAX_TYPED_CHARACTERS = 10 * MAX_CHARACTERS
-"""Of a text as it is typed; a longer one is not even cleaned."""
+"""Most characters of a typed text; a longer text is refused before cleaning."""
 MIN_WORDS, MIN_SENTENCES = 30, 3
 MAX_SENTENCE_CHARACTERS = 2_000
 MIN_LATIN_SHARE = 0.7
@@ -30,7 +30,7 @@ _LOOSE_MARK = re.compile(r"(?<=\w)[^\S\n]+([.,;!?])(?=\s|$)")
 _WORD = re.compile(r"\w+(?:[’']\w+)*")
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>|<!(?:--|doctype)", re.IGNORECASE)
 _PAGE_TAG = re.compile(r"<(?:html|head|body|div|p|br|table|tr|td|ul|li)\b", re.IGNORECASE)
-# What looks like a marker is none, but nothing that a small model could copy either.
+# Text that looks like a marker is harmless, but a small model could not copy it.
 _MARKER = re.compile(r"<\|[^|<>\s]{1,12}\|>")
 _CLOSING = "\"”’'»)]"
 _ENDING = re.compile(rf"[.!?…][{re.escape(_CLOSING)}]*$")
@@ -45,7 +45,7 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def clean(text: str) -> str:
-    """Text with what is no text taken out: control characters, invisible ones, spaces of odd widths, emoji, markers."""
+    """The text without control and invisible characters, unusual spaces, emoji, and text that looks like markers."""
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", text)
     text = text.translate(
@@ -116,7 +116,7 @@ def checked_sentences(text: str) -> list[str]:
     """Sentences of a cleaned and checked text.
 
     Raises:
-        InputError: there are too few, one is too long to be one, or most are none.
+        InputError: there are too few sentences, one is too long, or most pieces are not sentences.
     """
     sentences = sentences_of(text)
     longest = max(sentences, key=len)

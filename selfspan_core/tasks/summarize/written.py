@@ -1,4 +1,4 @@
-"""What a model wrote, read back: the sentences of its summary, and which segments each was drawn from."""
+"""Reads a model's output: the sentences of its summary, and the segments that each was drawn from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class WrittenStep:
     Attributes:
         text: its sentence.
         reads: places of the article's segments that its header names, in its order; empty for a plain lane.
-        malformed: it breaks the grammar of steps, or names what is no segment of the article, nothing, or too much.
+        malformed: it breaks the grammar of steps, or names no segment of the article, an unknown one, or too many.
         is_cut: its sentence has no end.
     """
 
@@ -46,7 +46,7 @@ def read_steps(ids: Sequence[int], layout: PromptLayout, tokenizer: Tokenizer) -
         known = all(read in places for read in record.reads)
         reads = tuple(places[read] for read in record.reads if read in places)
         malformed = record.malformed or not known or not 1 <= len(reads) <= MAX_READS or not text
-        # A header's names are no text, but what a broken step holds may be all of it.
+        # A header's names are no text, but a broken step may consist of nothing else.
         steps.append(WrittenStep(text, reads, malformed, record.end is None or not is_sentence(text)))
     return steps
 
