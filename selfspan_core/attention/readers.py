@@ -1,9 +1,9 @@
 """Readers: attention over the KV cache, for decoding. Work that all layers or tokens share is done once.
 
 A reader is planned once per forward pass on the host (`plan`) and run once per layer (`attend`). The reader decides
-where new keys and values are stored and which keys a query reads. A pass holds the prompt, or one or several tokens at consecutive positions: the
-token that was drawn last, and drafts behind it that are to be verified. The cache always holds every position that a
-reader has met; a pass that starts at an earlier position than the end of the one before overwrites what was rejected.
+where new keys and values are stored and which keys a query reads. A pass holds the prompt, or one or several tokens at
+consecutive positions: the token that was drawn last, and drafts behind it that are to be verified. Every token's keys
+and values go to the cache; a pass that starts before the end of the last one overwrites the drafts that were rejected.
 """
 
 from collections.abc import Callable, Sequence
