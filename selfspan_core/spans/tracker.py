@@ -117,6 +117,11 @@ class Tracker:
         self.num_malformed = 0
         self.problem = ""
 
+    @property
+    def named(self) -> Sequence[int]:
+        """The names that an open header holds so far."""
+        return self._named
+
     def push(self, token: int) -> State:
         """Process the next id of the sequence; returns the state with its query's visibility."""
         self._position += 1
