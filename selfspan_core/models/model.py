@@ -6,7 +6,7 @@ global state: two lanes, two models, two calls never see each other's reader.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -23,7 +23,7 @@ ATTENTION_NAME = "selfspan"
 
 
 def _reader_attention(
-    module: torch.nn.Module,
+    module: Any,  # a layer of transformers; torch's types do not know its layer_idx
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -108,7 +108,8 @@ class SpanModel:
                 tokenizer = SpanTokenizer.load(base)
             except (OSError, ValueError) as error:
                 raise ModelError(f"cannot load the tokenizer of {str(base)!r}: {error}") from error
-        hf = load_base(base, dtype=dtype if adapter is None else torch.float32, attention=ATTENTION_NAME)
+        # Any, because transformers' wrapper around `to` hides from type checkers that it takes a device.
+        hf: Any = load_base(base, dtype=dtype if adapter is None else torch.float32, attention=ATTENTION_NAME)
         resize_for_tokenizer(hf, tokenizer)
         if adapter is not None:
             hf = merge_adapter(hf, Path(adapter), base)
@@ -182,7 +183,7 @@ def _lay_out_for_one_row(hf: PreTrainedModel) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
-def _max_context(config: object) -> int:
+def _max_context(config: Any) -> int:
     """Positions up to which attending to everything is what the model was built for."""
     limit = config.max_position_embeddings
     uses_window = "sliding_attention" in (getattr(config, "layer_types", None) or ("sliding_attention",))
