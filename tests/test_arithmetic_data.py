@@ -123,7 +123,7 @@ def test_more_differences_are_more():
 
 def test_evaluation_set_that_cannot_be_filled(monkeypatch):
     """Catches an endless loop where there are not enough different expressions."""
-    monkeypatch.setattr(generated, "PATIENCE", 50)
+    monkeypatch.setattr(generated, "PATIENCE", 5)
     with pytest.raises(ValueError, match="different"):
         evaluation_set(TASK, 2, 5000, seed=0)
 

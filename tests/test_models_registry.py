@@ -2,7 +2,7 @@
 
 import io
 import json
-import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -278,22 +278,22 @@ def test_the_command_line_refuses_an_unknown_model_before_it_loads_torch():
     assert b"error: there is no model folder 'nope'; known models: selfspan-17m;" in done.stderr
 
 
-def test_the_environment_names_the_apps_model(tmp_path):
+def test_the_environment_names_the_apps_model(registered, monkeypatch):
     """Would catch a setting that is read and forgotten, and a server that starts without a model."""
-    code = "import app; print(app.own_model.source.path.name, app.session._load().can_load)"
 
     def start(model):
-        environment = {**os.environ, "SELFSPAN_MODEL": model}
-        return subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT, timeout=120
-        )
+        monkeypatch.setenv("SELFSPAN_MODEL", str(model))
+        return runpy.run_path(str(ROOT / "app.py"))
 
-    (tmp_path / "mine").mkdir()
-    done = start(str(tmp_path / "mine"))
-    assert done.stdout.split()[0] == "mine", done.stderr
-    done = start("nope")
-    assert done.returncode == 1 and done.stderr.startswith("SELFSPAN_MODEL: there is no model folder 'nope'; known")
-    assert done.stderr.count("\n") == 1
+    own = registered["tiny-bytes"].source.path
+    started = start(own)
+    assert started["own_model"].source == Folder(own)
+    assert started["session"]._load()._models.default.source == Folder(own)
+    with pytest.raises(SystemExit) as caught:
+        start("nope")
+    # A text is what Python writes, as one line, before it ends with status 1.
+    assert caught.value.code.startswith("SELFSPAN_MODEL: there is no model folder 'nope'; known")
+    assert "\n" not in caught.value.code
 
 
 def test_the_lazy_session_runs_the_model_that_it_was_given(registered):

@@ -29,12 +29,12 @@ from training.loop.trainer import LanguageModelLoss, LoopConfig, share_of_step
 pytest_plugins = ["tests.support.training_fixtures"]
 
 
-def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer):
+def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer, train_here):
     """Would catch an adapter that is not what was trained, a resume that starts over, or weights that do not load."""
     out = train("--config", str(write_config(tmp_path, tiny_base, steps=2)))
     assert "ETA" in out and "exact/2" in out
     first = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    out = train("--config", str(write_config(tmp_path, tiny_base, steps=4)), "--resume")
+    out = train_here("--config", str(write_config(tmp_path, tiny_base, steps=4, workers=0)), "--resume")
     assert "resumed" in out and "step 3/4" in out and "step 2/4" not in out
     second = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert first.keys() == second.keys()
@@ -111,10 +111,9 @@ def test_folded_lora_is_lora(tiny_base, tokenizer, annotated):
 
 def test_time_limit_and_cut_off_checkpoints(tmp_path, tiny_base, train_here):
     """Would catch a limit without a checkpoint to go on from, and a resume from one that was never finished."""
-    path = write_config(tmp_path, tiny_base, steps=4)
+    path = write_config(tmp_path, tiny_base, steps=4, workers=0)
     config = yaml.safe_load(path.read_text())
-    # No worker: this process, with torch's threads in it, is not to be forked.
-    path.write_text(yaml.safe_dump(config | {"loop": config["loop"] | {"max_seconds": 0.0, "workers": 0}}))
+    path.write_text(yaml.safe_dump(config | {"loop": config["loop"] | {"max_seconds": 0.0}}))
     assert "reached at step 1" in train_here("--config", str(path))
     checkpoints = tmp_path / "run" / "checkpoints"
     assert [folder.name for folder in checkpoints.iterdir()] == ["step-00000001"]

@@ -10,6 +10,7 @@ import yaml
 from tests.support.paths import ROOT
 from tests.support.training_tools import checkpoints_in, write_base_config, write_config
 from training import evaluate, finetune, pretrain
+from training.data import generated
 
 pytest_plugins = ["tests.support.training_fixtures"]
 
@@ -46,6 +47,7 @@ def test_bad_settings_stop_training_in_one_line(tmp_path, tiny_base, monkeypatch
     """Would catch a stack trace where a setting is wrong."""
     path = write_config(tmp_path, tiny_base, steps=1)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    monkeypatch.setattr(generated, "PATIENCE", 1)  # else one of them draws for seconds until it gives up
     monkeypatch.setattr(sys, "argv", ["finetune", "--config", str(path)])
     with pytest.raises(SystemExit) as caught:
         finetune.main()

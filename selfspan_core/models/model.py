@@ -7,7 +7,7 @@ global state: two lanes, two models, two calls never see each other's reader.
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -25,7 +25,7 @@ ATTENTION_NAME = "selfspan"
 
 
 def _reader_attention(
-    module: torch.nn.Module,
+    module: Any,  # a layer of transformers; torch's types do not know its layer_idx
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -108,7 +108,8 @@ class SpanModel:
                 tokenizer = SpanTokenizer.load(base)
             except (OSError, ValueError) as error:
                 raise ModelError(f"cannot load the tokenizer of {str(base)!r}: {error}") from error
-        hf = load_base(base, dtype=dtype if adapter is None else torch.float32, attention=ATTENTION_NAME)
+        # Any, because transformers' wrapper around `to` hides from type checkers that it takes a device.
+        hf: Any = load_base(base, dtype=dtype if adapter is None else torch.float32, attention=ATTENTION_NAME)
         resize_for_tokenizer(hf, tokenizer)
         if adapter is not None:
             hf = merge_adapter(hf, Path(adapter), base)
@@ -161,7 +162,7 @@ class SpanModel:
         return torch.stack([self._head(hidden).argmax(-1) for hidden in out.last_hidden_state])
 
 
-def _max_context(config: object) -> int:
+def _max_context(config: Any) -> int:
     """The most positions for which the model was built to attend to everything before them."""
     limit = config.max_position_embeddings
     uses_window = "sliding_attention" in (getattr(config, "layer_types", None) or ("sliding_attention",))

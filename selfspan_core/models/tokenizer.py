@@ -81,13 +81,14 @@ class SpanTokenizer:
         missing = [piece for piece in MARKER_PIECES if piece not in known]
         added = [AddedToken(piece, special=True, normalized=False) for piece in missing]
         self.num_added = hf.add_tokens(added, special_tokens=True) if added else 0
-        self.vocab_size = max(hf.get_vocab().values()) + 1
-        self.markers = _markers(hf)
+        vocabulary = hf.get_vocab()
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.markers = _markers(hf, vocabulary)
         self.pad_id: int = hf.eos_token_id if hf.pad_token_id is None else hf.pad_token_id
         structural = {self.markers.bos, self.markers.eos, hf.pad_token_id, *self.markers.ids} - {None}
         self._dropped = frozenset(structural)
         self.codec = _codec(hf, structural)
-        self._kinds = {hf.convert_tokens_to_ids(piece): kind for piece, kind in _KINDS.items()}
+        self._kinds = {vocabulary[piece]: kind for piece, kind in _KINDS.items()}
         if not self._dropped.isdisjoint(self.encode(_PROBE)):
             raise ValueError("this tokenizer turns typed marker text into markers")
 
@@ -134,7 +135,7 @@ class SpanTokenizer:
     def piece(self, token: int) -> str:
         """The text of a single id, or the name of a marker or special token."""
         if token in self._dropped:
-            return self.hf.convert_ids_to_tokens(token)
+            return self.hf.convert_ids_to_tokens([token])[0]
         return self.codec.decode([token])
 
     def marker_kind(self, token: int) -> str | None:
@@ -144,9 +145,9 @@ class SpanTokenizer:
         return self._kinds.get(token)
 
 
-def _markers(hf: "PreTrainedTokenizerBase") -> Markers:
-    ref, go, res, end = hf.convert_tokens_to_ids([REF, GO, RES, END])
-    anchors = tuple(hf.convert_tokens_to_ids(list(ANCHORS)))
+def _markers(hf: "PreTrainedTokenizerBase", vocabulary: dict[str, int]) -> Markers:
+    ref, go, res, end = (vocabulary[piece] for piece in (REF, GO, RES, END))
+    anchors = tuple(vocabulary[piece] for piece in ANCHORS)
     markers = Markers(hf.bos_token_id, hf.eos_token_id, ref, go, res, end, anchors)
     if {markers.bos, markers.eos} & set(markers.ids):
         raise ValueError("the tokenizer uses a marker's name for its begin or end of sequence")

@@ -3,6 +3,7 @@
 Only `Ways` touches the engines: where their calls change, it changes, and the recorded ids stay.
 """
 
+import functools
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
@@ -50,12 +51,14 @@ class Case:
     number: int
 
 
+@functools.cache
 def expressions() -> list[str]:
     """200 expressions that training never saw, the same ones every time."""
     rng = random.Random("safety line")
     return [random_problem(rng, size, held_out=True).text for size, count in SIZES.items() for _ in range(count)]
 
 
+@functools.cache
 def articles() -> list[tuple[str, str]]:
     """40 articles in both lengths, as (length, text): the examples, whole, cut short, and their sentences reordered."""
     task = get_task("summarize")

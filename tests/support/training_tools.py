@@ -9,7 +9,9 @@ import yaml
 from tests.support.paths import ROOT, SHIPPED
 
 
-def write_config(folder: Path, base: Path, steps: int, annotated: bool = True) -> Path:
+def write_config(folder: Path, base: Path, steps: int, annotated: bool = True, workers: int = 1) -> Path:
+    """Write a small configuration and return its path; no workers where the tests' own process trains: it has torch's
+    threads in it and is not to be forked."""
     config = {
         "base": str(base),
         "task": "arithmetic",
@@ -27,7 +29,7 @@ def write_config(folder: Path, base: Path, steps: int, annotated: bool = True) -
             "micro_rows": 1,
             "row_tokens": 1024,
             "warmup_steps": 1,
-            "workers": 1,
+            "workers": workers,
             "log_every": 1,
             "checkpoint_every": 2,
         },
