@@ -1,22 +1,116 @@
-"""Drafters: from what a header names, from the protocol's grammar, and from text that came before. No torch here.
+"""Where drafts come from: what a header names, the protocol's grammar, and text that came before. No torch here.
 
-A header that names what its body reads also says what the body is likely to copy. `SpanDrafter` proposes bodies from the
-segments that are named, headers from the grammar and from the order in which the run has read so far, and falls back to
-`LookupDrafter`: prompt lookup (Saxena, 2023: the tokens behind the newest place where the last few tokens stood before),
-which needs no spans and is what a dense lane drafts with.
+A header that names what its body reads also says what the body is likely to copy. `SpanSource` proposes bodies from
+the segments that are named, and headers from the grammar and from the order of reading so far. `LookupSource` is
+prompt lookup (Saxena, 2023: the tokens behind the newest place where the last few tokens stood before): it needs no
+spans, and a lane without steps drafts with it. `Paced` decides how many drafts are worth verifying.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from selfspan_core.engine.drafts import DraftState
+from selfspan_core.engine.drafts import DraftState, PassCosts
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Phase, StepRecord, Tracker
 
 LONGEST_NGRAM = 3
+FIRST_GUESS = {
+    **{"copy": 0.95, "name": 0.98, "go": 0.98, "ref": 0.9, "read 1": 0.7, "between": 0.7, "behind 0": 0.7},
+    **{"again 3": 0.8, "again 2": 0.7, "lookup 2": 0.6, "lookup 3": 0.8, "lookup 4": 0.95},
+}
+"""What share of a kind of drafts is taken to be right before any was verified; 0.4 where nothing is said."""
+WEIGHT_OF_FIRST_GUESS = 4.0
 
 
-class LookupDrafter:
+class Draft(NamedTuple):
+    """One id that may come next, and the kind of reason to think so; acceptance is learned by kind."""
+
+    token: int
+    kind: str
+
+
+class Source(Protocol):
+    """Candidates for what comes next."""
+
+    def candidates(self, state: DraftState, most: int) -> Iterator[Sequence[Draft]]:
+        """Continuations of what is written, of at most `most` ids that anybody looks at."""
+        ...
+
+
+@dataclass(frozen=True)
+class DraftHints:
+    """What a task knows of its steps, without which they are drafted less well.
+
+    Attributes:
+        num_reads: segments that a header is likely to name.
+        between: ids that stand between the copies of two segments, if they stand between them in the prompt, too.
+        behind: ids that follow the copies.
+    """
+
+    num_reads: int = 1
+    between: frozenset[int] = frozenset()
+    behind: tuple[int, ...] = ()
+
+
+class Paced:
+    """A drafter that proposes as many drafts of its source's best candidate as pay for their verification.
+
+    It learns by kind of draft which share is right, from its own last proposal and what was written since.
+
+    Args:
+        source: of candidates.
+        costs: of forward passes by number of tokens; None: every draft is worth verifying.
+        limit: most drafts; None: as many as a step verifies.
+    """
+
+    def __init__(self, source: Source, costs: PassCosts | None = None, limit: int | None = None) -> None:
+        self._source, self._costs, self._limit = source, costs, limit
+        self._right: Counter[str] = Counter()
+        self._wrong: Counter[str] = Counter()
+        self._proposed: Sequence[Draft] = ()
+        self._at = 0
+
+    def propose(self, state: DraftState, most: int) -> Sequence[int]:
+        """See `drafts.Drafter`."""
+        self._learn(state.ids)
+        if self._limit is not None:
+            most = min(most, self._limit)
+        best: Sequence[Draft] = ()
+        best_value = 1.0
+        for candidate in self._source.candidates(state, most) if most > 0 else ():
+            for length, value in enumerate(self._values(candidate[:most]), start=1):
+                if value > best_value:
+                    best, best_value = candidate[:length], value
+        self._proposed, self._at = best, len(state.ids)
+        return [draft.token for draft in best]
+
+    def _learn(self, ids: Sequence[int]) -> None:
+        """Compare the last proposal with what was written."""
+        for draft, token in zip(self._proposed, ids[self._at : self._at + len(self._proposed)], strict=False):
+            if draft.token != token:
+                self._wrong[draft.kind] += 1
+                break
+            self._right[draft.kind] += 1
+        self._proposed = ()
+
+    def share_right(self, kind: str) -> float:
+        """The share of drafts of a kind that are expected to be right."""
+        weight = WEIGHT_OF_FIRST_GUESS
+        right = self._right[kind] + weight * FIRST_GUESS.get(kind, 0.4)
+        return right / (self._right[kind] + self._wrong[kind] + weight)
+
+    def _values(self, candidate: Sequence[Draft]) -> Iterator[float]:
+        """Tokens per pass over the cost of the pass, by the number of drafts, 1 being a pass without any."""
+        tokens = share = 1.0
+        for number, draft in enumerate(candidate, start=1):
+            share *= self.share_right(draft.kind)
+            tokens += share
+            yield tokens / (1.0 if self._costs is None else self._costs.relative(1 + number))
+
+
+class LookupSource:
     """Prompt lookup: n-grams of 3 to 1 tokens over all text so far, the newest occurrence first.
 
     Args:
@@ -29,17 +123,21 @@ class LookupDrafter:
         self._ends: tuple[dict[tuple[int, ...], int], ...] = tuple({} for _ in range(LONGEST_NGRAM))
         self._num_indexed = 0
 
-    def propose(self, state: DraftState, most: int) -> Sequence[int]:
-        """See `drafts.Drafter`."""
+    def candidates(self, state: DraftState, most: int) -> Iterator[Sequence[Draft]]:
+        """See Source."""
         ids = state.ids
         self._index(ids)
         for size in range(LONGEST_NGRAM, 0, -1):
-            end = self._ends[size - 1].get(tuple(ids[-size:]))
-            if end is not None:
-                found = list(ids[end : end + most])
-                stop = next((place for place, token in enumerate(found) if token in self._never), len(found))
-                return found[:stop]
-        return ()
+            end = self._ends[size - 1].get(tuple(ids[-size:])) if len(ids) >= size else None
+            if end is None:
+                continue
+            found = ids[end : end + most]
+            stop = next((place for place, token in enumerate(found) if token in self._never), len(found))
+            # Behind the first draft the n-gram is longer.
+            yield [
+                Draft(token, f"lookup {min(size + place, LONGEST_NGRAM + 1)}")
+                for place, token in enumerate(found[:stop])
+            ]
 
     def _index(self, ids: Sequence[int]) -> None:
         for end in range(self._num_indexed + 1, len(ids)):
@@ -48,150 +146,139 @@ class LookupDrafter:
         self._num_indexed = max(self._num_indexed, len(ids) - 1)
 
 
-class SpanDrafter:
-    """Drafts of a span lane.
+class SpanSource:
+    """Drafts of a lane that writes steps.
 
     Args:
         markers: the tokenizer's marker ids.
-        between: ids that may stand between the copies of two segments, if they stand between them in the prompt, too: a
-            task's operators.
+        hints: of the task.
     """
 
-    def __init__(self, markers: Markers, between: Collection[int] = ()) -> None:
-        self._markers, self._between = markers, frozenset(between)
+    def __init__(self, markers: Markers, hints: DraftHints) -> None:
+        self._markers, self._hints = markers, hints
         self._structural = frozenset((*markers.ids, markers.eos))
-        self._order = ReadingOrder()
-        self._lookup = LookupDrafter((markers.ref, markers.eos, *markers.anchors))
+        self._order = ReadingOrder(hints.num_reads)
+        self._lookup = LookupSource((markers.ref, markers.go, markers.eos, *markers.anchors))
 
-    def propose(self, state: DraftState, most: int) -> Sequence[int]:
-        """See `drafts.Drafter`."""
-        tracker = state.tracker
+    def candidates(self, state: DraftState, most: int) -> Iterator[Sequence[Draft]]:
+        """See Source."""
+        tracker, phase = state.tracker, state.state.phase
         self._order.follow(tracker)
-        phase = state.state.phase
-        if phase is Phase.BETWEEN:
-            return (self._markers.ref, *self._header(state, ()))[:most]
-        if phase is Phase.HEADER and not state.state.header_closed:
-            return self._header(state, tracker.named)[:most]
         if phase is Phase.BODY or state.state.header_closed:
-            return self._body(state, most)
-        return ()
+            yield from self._bodies(state, most)
+        elif phase is Phase.HEADER:
+            yield self._header(state, self._order, tracker.named, None)
+        elif phase is Phase.BETWEEN:
+            yield [Draft(self._markers.ref, "ref"), *self._header(state, self._order, (), None)]
 
     # ---- headers
 
-    def _header(self, state: DraftState, named: Sequence[int]) -> list[int]:
-        """The rest of a header behind the names that it has, and the beginning of its body."""
-        tracker = state.tracker
-        segments = tracker.segments
+    def _header(
+        self, state: DraftState, order: "ReadingOrder", named: Sequence[int], closing: StepRecord | None
+    ) -> list[Draft]:
+        """The rest of a header behind the names that it has, and its body; `closing`: a step that must end before."""
+        segments = state.tracker.segments
+        go = Draft(self._markers.go, "go")
         if named and named[-1] not in segments:  # the step's own name is there
-            return [self._markers.go, *self._beginning(state, list(named[:-1]))]
+            return [go, *self._copies(state, named[:-1])]
         reads = list(named)
-        wanted = self._order.num_reads
-        while wanted is not None and len(reads) < wanted:
-            likely = self._order.next_read(reads)
+        while len(reads) < order.num_reads:
+            likely = order.next_read(reads)
             if likely is None:
-                return reads[len(named) :]
+                break
             reads.append(likely)
-        if not reads or (wanted is None):
-            return reads[len(named) :]
-        name = self._next_name(tracker)
-        if name is None:
-            return reads[len(named) :]
-        return [*reads[len(named) :], name, self._markers.go, *self._beginning(state, reads)]
+        guessed = [Draft(read, f"read {place}") for place, read in enumerate(reads)][len(named) :]
+        name = self._next_name(state.tracker, closing)
+        if not reads or len(reads) < order.num_reads or name is None:
+            return guessed
+        body = [] if closing is not None and closing.name in reads else self._copies(state, reads)
+        return [*guessed, Draft(name, "name"), go, *body]
 
-    def _next_name(self, tracker: Tracker) -> int | None:
-        """The name behind the last one that was given."""
-        if not tracker.segments:
+    def _next_name(self, tracker: Tracker, closing: StepRecord | None) -> int | None:
+        """The name behind the one that was given last."""
+        last = next(reversed(tracker.segments), None) if closing is None else closing.name
+        if last is None:
             return None
-        last = next(reversed(tracker.segments))
         anchors = self._markers.anchors
         name = anchors[(self._markers.anchor_index[last] + 1) % len(anchors)]
         return None if name in tracker.segments else name
 
     # ---- bodies
 
-    def _beginning(self, state: DraftState, reads: list[int]) -> list[int]:
-        """A body from its start."""
-        return self._copied(state, reads, [])
-
-    def _body(self, state: DraftState, most: int) -> Sequence[int]:
+    def _bodies(self, state: DraftState, most: int) -> Iterator[Sequence[Draft]]:
         record = state.tracker.steps[-1]
         assert record.body_start is not None
-        written = list(state.ids[record.body_start :])
-        found = self._copied(state, list(record.reads), written)
-        if found:
-            return found[:most]
+        written = state.ids[record.body_start :]
+        whole = self._copies(state, record.reads)
+        for at, kind in _places(whole, written):
+            rest = whole[at:]
+            if kind != "copy" and rest:
+                rest = [Draft(rest[0].token, kind), *rest[1:]]
+            is_whole = bool(rest) and self._hints.behind[-1:] == (self._markers.end,)
+            yield [*rest, *self._next_step(state, record)] if is_whole else rest
         if record.result_start is not None and len(state.ids) > record.result_start + 1:
-            return (self._markers.end, self._markers.ref, *self._header_after(state, record))[:most]
-        return self._lookup.propose(state, most)
+            yield [Draft(self._markers.end, "end"), *self._next_step(state, record)]
+        yield from self._lookup.candidates(state, most)
 
-    def _header_after(self, state: DraftState, record: StepRecord) -> list[int]:
-        """The names of the header behind a step that is about to end."""
-        return []
+    def _next_step(self, state: DraftState, record: StepRecord) -> list[Draft]:
+        """The header behind a step that ends."""
+        order = self._order.behind(record)
+        return [Draft(self._markers.ref, "ref"), *self._header(state, order, (), record)]
 
-    def _copied(self, state: DraftState, reads: list[int], written: list[int]) -> list[int]:
-        """How a body goes on that copies what it reads, from the segments' start or from where it was last in them."""
-        sources = [self._text(state, name) for name in reads]
-        whole: list[int] = []
-        starts: list[int] = []
-        for place, source in enumerate(sources):
+    def _copies(self, state: DraftState, reads: Sequence[int]) -> list[Draft]:
+        """A body that copies what it reads, segment after segment."""
+        drafts: list[Draft] = []
+        for place, name in enumerate(reads):
+            interval = state.tracker.segments.get(name)
+            if interval is None:
+                return drafts
             if place:
-                whole += self._glue(state, reads[place - 1], reads[place])
-            starts.append(len(whole))
-            whole += source
-        if not written:
-            return whole
-        at = _aligned(whole, written)
-        return whole[at:] if at is not None else []
+                drafts += self._glue(state, reads[place - 1], name)
+            text = state.ids[interval[0] : interval[1]]
+            drafts += [Draft(token, "copy") for token in text if token not in self._structural]
+        return [*drafts, *[Draft(token, f"behind {place}") for place, token in enumerate(self._hints.behind)]]
 
-    def _text(self, state: DraftState, name: int) -> list[int]:
-        """A segment's tokens, its marker left out."""
-        interval = state.tracker.segments.get(name)
-        if interval is None:
-            return []
-        start, end = interval
-        return [token for token in state.ids[start:end] if token not in self._structural]
-
-    def _glue(self, state: DraftState, left: int, right: int) -> list[int]:
+    def _glue(self, state: DraftState, left: int, right: int) -> list[Draft]:
         """What stands between two segments in the prompt and may stand between their copies."""
         gap = self._order.gap(left, right)
-        if gap is None:
-            return []
-        return [token for token in state.ids[gap[0] : gap[1]] if token in self._between][:1]
+        found = [] if gap is None else [token for token in state.ids[gap[0] : gap[1]] if token in self._hints.between]
+        return [Draft(token, "between") for token in found[:1]]
 
 
-def _aligned(whole: list[int], written: list[int]) -> int | None:
-    """Where a text goes on behind what was written of it: behind the last tokens of `written`, as many as possible."""
-    if len(written) <= len(whole) and whole[: len(written)] == written:
-        return len(written)
+def _places(whole: Sequence[Draft], written: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Where a text goes on of which something was written already, and how that is known."""
+    tokens = [draft.token for draft in whole]
+    if len(written) <= len(tokens) and tokens[: len(written)] == list(written):
+        yield len(written), "copy"
+        return
     for size in range(LONGEST_NGRAM, 0, -1):
-        last = written[-size:]
-        if len(last) < size:
-            continue
-        places = [at + size for at in range(len(whole) - size + 1) if whole[at : at + size] == last]
-        if places:
-            return places[0]
-    return None
+        last = list(written[-size:])
+        if len(last) == size:
+            places = [at + size for at in range(len(tokens) - size + 1) if tokens[at : at + size] == last]
+            if places:
+                yield places[0], f"again {size}"
+                return
 
 
 class ReadingOrder:
     """Segments that were not read yet, in order; a step's result stands where the first segment stood that it read.
 
-    Attributes:
-        num_reads: segments that a header is likely to name; None before the first header.
+    Args:
+        num_reads: segments that a header is likely to name, before any was written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_reads: int) -> None:
         self._live: list[int] = []
         self._extents: dict[int, tuple[int, int]] = {}
         self._num_steps = 0
         self._newest: int | None = None
         self._offsets: Counter[int] = Counter()
-        self._counts: Counter[int] = Counter()
+        self._counts: Counter[int] = Counter({num_reads: 1})
 
     @property
-    def num_reads(self) -> int | None:
-        """See the class."""
-        return self._counts.most_common(1)[0][0] if self._counts else None
+    def num_reads(self) -> int:
+        """Segments that a header is likely to name."""
+        return self._counts.most_common(1)[0][0]
 
     def follow(self, tracker: Tracker) -> None:
         """Account for the steps that were closed since the last call."""
@@ -199,23 +286,29 @@ class ReadingOrder:
             self._extents = dict(tracker.segments)
             self._live = sorted(tracker.segments, key=lambda name: tracker.segments[name])
         while self._num_steps < len(tracker.steps) and tracker.steps[self._num_steps].end is not None:
-            record = tracker.steps[self._num_steps]
+            self._close(tracker.steps[self._num_steps])
             self._num_steps += 1
-            if not record.malformed and record.name is not None and record.reads:
-                self._close(record.name, record.reads)
 
-    def _close(self, name: int, reads: tuple[int, ...]) -> None:
-        live = self._live
+    def behind(self, record: StepRecord) -> "ReadingOrder":
+        """The order as it is once a step has ended."""
+        after = ReadingOrder(1)
+        after._live, after._newest = self._live, self._newest
+        after._extents, after._offsets, after._counts = dict(self._extents), self._offsets.copy(), self._counts.copy()
+        after._close(record)
+        return after
+
+    def _close(self, record: StepRecord) -> None:
+        name, reads, live = record.name, record.reads, self._live
+        if record.malformed or name is None or not reads:
+            return
         self._counts[len(reads)] += 1
-        places = [live.index(read) for read in reads if read in live]
-        if places and self._newest in live:
-            self._offsets[live.index(reads[0]) - live.index(self._newest) if reads[0] in live else 0] += 1
-        at = min(places, default=len(live))
+        if self._newest in live and reads[0] in live:
+            self._offsets[live.index(reads[0]) - live.index(self._newest)] += 1
+        at = min((live.index(read) for read in reads if read in live), default=len(live))
         extents = [self._extents[read] for read in reads if read in self._extents]
         if extents:
             self._extents[name] = (min(start for start, _ in extents), max(end for _, end in extents))
         self._live = [*live[:at], name, *[one for one in live[at:] if one not in reads]]
-        self._live = [one for one in self._live if one == name or one not in reads]
         self._newest = name
 
     def next_read(self, reads: Sequence[int]) -> int | None:
@@ -225,10 +318,10 @@ class ReadingOrder:
             if reads[-1] not in live:
                 return None
             at = live.index(reads[-1]) + 1
-        else:
-            if self._newest not in live or not self._offsets:
-                return None
+        elif self._newest in live and self._offsets:
             at = live.index(self._newest) + self._offsets.most_common(1)[0][0]
+        else:
+            return None
         return live[at] if 0 <= at < len(live) else None
 
     def gap(self, left: int, right: int) -> tuple[int, int] | None:
