@@ -178,10 +178,10 @@ def _layer_of(module: Any) -> Layer:
 def _fused(modules: Sequence[torch.nn.Linear]) -> torch.Tensor:
     """The weights of linear layers below one another, `[num_out, depth]`, which the layers share from now on.
 
-    In float32 on a CPU those that widen are stored input-major: one row times a matrix reads all of it from memory once,
-    and MKL takes a quarter less time for it from this layout (measured on two cores of an AMD EPYC, weights not in the
-    cache: 8192 x 384 343 us instead of 489, 2048 x 384 111 instead of 143; at 384 x 1024 it takes longer, 67 instead of
-    59).
+    In float32 on a CPU those that widen are stored input-major: one row times a matrix reads all of it from memory
+    once, and MKL takes a quarter less time for it from this layout (measured on two cores of an AMD EPYC, weights not
+    in the cache: 8192 x 384 343 us instead of 489, 2048 x 384 111 instead of 143; 384 x 1024 takes longer, 67 instead
+    of 59).
     """
     weights = [module.weight.data for module in modules]
     num_out, depth = sum(len(weight) for weight in weights), weights[0].shape[1]
