@@ -16,6 +16,9 @@ MAX_NEW_TOKENS = 4096
 """The most that an app offers; a model's context is the other limit."""
 MAX_LOAD = 64
 """Most requests that a lane answers at once."""
+MAX_DRAFTS = 15
+"""Most drafts that one forward pass verifies."""
+Drafts = Literal["auto", "off"] | int
 ATTENTIONS = ("dense", "sparse", "both")
 ADAPTERS = ("span", "plain")
 
@@ -66,6 +69,8 @@ class Request:
         load: requests that each lane answers at once: this input, and others of about its size, made up from the seed,
             the same ones in both lanes.
         sampling: how tokens are drawn.
+        drafts: tokens that are proposed and verified several at a time, which changes nothing but the time: "auto", as
+            many as pay; "off"; or at most so many, 1 to MAX_DRAFTS.
         model: name of the model; None: the default one. Whether there is such a model is asked where models are.
 
     Raises:
@@ -80,6 +85,7 @@ class Request:
     load: int = 1
     sampling: SamplingParams = field(default_factory=SamplingParams)
     model: str | None = None
+    drafts: Drafts = "auto"
 
     def __post_init__(self) -> None:
         for name, value in (("task", self.task), ("input", self.text)):
@@ -96,7 +102,18 @@ class Request:
                 "The plain adapter declares no spans, so there is nothing for self-selected attention to select: "
                 "use the span adapter, or dense attention."
             )
-        _settle(self, load=whole_number("load", self.load, 1, MAX_LOAD))
+        _settle(self, load=whole_number("load", self.load, 1, MAX_LOAD), drafts=_drafts(self.drafts))
+
+
+def _drafts(value: Any) -> Drafts:
+    """The setting `drafts`, which command lines and the API pass as text. Raises SettingError."""
+    if value in ("auto", "off"):
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value[:6])
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_DRAFTS:
+        raise SettingError(f"drafts is auto, off, or a number from 1 to {MAX_DRAFTS}, not {brief(value)}.", "drafts")
+    return whole_number("drafts", value, 1, MAX_DRAFTS)
 
 
 def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:

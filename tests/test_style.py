@@ -35,7 +35,7 @@ ROOMS = (
 BELOW_TASKS = {"cuda_kernels", "errors", "paths", "params", "spans", "attention", "models", "engine", "tasks"}
 OPEN_TO = {
     "spans": {"errors"},
-    "tasks": {"errors", "paths", "params", "spans", "engine.rules"},
+    "tasks": {"errors", "paths", "params", "spans", "engine.hints", "engine.rules"},
     "app": {"errors", "paths", "models.registry", "serve", "tasks"},
     "bench_cpu": BELOW_TASKS,
     "training": BELOW_TASKS,

@@ -87,6 +87,7 @@ class Pane {
     this.caption.id = `ss-caption-${lane}`;
     this.follow = find(root, ".ss-follow");
     this.copy = find(root, ".ss-copy");
+    this.drafts = find(root, ".ss-drafts");
     this.following = true;
     this.streaming = false;
     this.view = LINE;
@@ -125,6 +126,7 @@ class Pane {
     find(this.root, ".ss-empty")?.remove();
     find(this.root, ".ss-load").textContent = load;
     for (const node of Object.values(this.figures)) node.textContent = "–";
+    this.drafts.hidden = true;
     find(this.root, ".ss-kv-fill").style.width = "0";
     this.steps.replaceChildren();
     const box = this.prompt;
@@ -163,8 +165,8 @@ class Pane {
   // `draw` false: a newer payload of the same frame draws the rest.
   update(lane, draw) {
     for (let i = Math.max(this.have - lane.from, 0); lane.from <= this.have && i < lane.items.length; i++) {
-      const [text, kind, step] = lane.items[i];
-      this.add(text, KINDS[kind], step);
+      const [text, kind, step, drafted] = lane.items[i];
+      this.add(text, KINDS[kind], step, drafted === 1);
       this.have += 1;
     }
     for (const step of lane.steps) this.record(step);
@@ -181,6 +183,11 @@ class Pane {
     if (lane.tokens > 0) {
       set("tokens_per_second", rounded(lane.tokens_per_second));
       set("ms_per_token", rounded(lane.ms_per_token));
+      if (lane.tokens_per_pass) {
+        const share = percent(lane.accepted_share);
+        this.drafts.textContent = `${lane.tokens_per_pass.toFixed(1)} tokens per pass, ${share} of drafts right`;
+        this.drafts.hidden = false;
+      }
       set("share", `${percent(lane.share)} of dense`);
       if (lane.total_tokens_per_second) set("total_tokens_per_second", whole(lane.total_tokens_per_second));
       find(this.root, ".ss-kv-fill").style.width = `${Math.min(100 * lane.share, 100)}%`;
@@ -190,18 +197,19 @@ class Pane {
     set("elapsed_s", seconds(lane.elapsed_s));
   }
 
-  add(text, kind, step) {
+  add(text, kind, step, drafted) {
     if (kind === "newline") return void (this.line = null);
     if (kind === "ref" || this.line === null) this.open(step);
     const line = this.line;
+    const tint = drafted ? " ss-drafted" : "";
     if (kind === "text") {
-      line.text.appendData(this.typeset(text));
+      this.write(this.typeset(text), drafted);
     } else if (kind === "anchor") {
       line.names.push(text);
-      this.put(make("span", "ss-chip", text));
+      this.put(make("span", `ss-chip${tint}`, text));
     } else {
       const [glyph, title] = GLYPHS[kind];
-      const mark = make("span", `ss-mark ss-${kind}`, glyph);
+      const mark = make("span", `ss-mark ss-${kind}${tint}`, glyph);
       mark.title = title;
       if (kind !== "ref") mark.ariaHidden = "true";
       if (kind === "go") this.closeHeader(mark);
@@ -226,7 +234,22 @@ class Pane {
   // Text goes on in `node`, in a text node of its own.
   flow(node) {
     this.line.into = node;
+    this.line.drafted = null;
     this.line.text = node.appendChild(document.createTextNode(""));
+  }
+
+  // Text that was drafted stands in a span of its own; what follows is written into the same one as long as it lasts.
+  write(text, drafted) {
+    const line = this.line;
+    if (!drafted) {
+      if (line.drafted) this.flow(line.into);
+      return line.text.appendData(text);
+    }
+    if (!line.drafted) {
+      const span = line.into.appendChild(make("span", "ss-drafted"));
+      line.drafted = line.text = span.appendChild(document.createTextNode(""));
+    }
+    line.text.appendData(text);
   }
 
   put(node) {
@@ -259,13 +282,20 @@ class Pane {
     if (segment && name !== undefined && !this.segments.has(name)) {
       segment.classList.add("ss-seg");
       segment.dataset.name = name;
-      segment.dataset.value = brief(segment.lastChild.data ?? "");
+      segment.dataset.value = brief(this.written(segment));
       this.segments.set(name, segment);
     }
     node.dataset.reads = JSON.stringify(this.line.names.slice(0, -1));
     node.dataset.name = name ?? "";
     node.classList.remove("current");
     this.line = null;
+  }
+
+  // The text of a result or a body, without its marks.
+  written(segment) {
+    const marks = segment.querySelectorAll(".ss-mark");
+    const text = segment.textContent;
+    return marks.length ? text.slice(marks[marks.length - 1].textContent.length) : text;
   }
 
   record(step) {

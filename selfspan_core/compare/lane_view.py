@@ -110,6 +110,7 @@ class LaneView:
         self.attended_tokens = 0
         self.dense_tokens = 0
         self.num_malformed = 0
+        self.num_passes = self.num_drafted = self.num_accepted = 0
         self.first_token_s: float | None = None
         self.decode_s = 0.0
         self.others_s = 0.0
@@ -123,6 +124,7 @@ class LaneView:
         self._reading: tuple[str, ...] | str = ()
         self._newest: Token | None = None
         self._num_items_sent = 0
+        self._is_draft = False
         self._changed_steps: dict[int, StepView] = {}
 
     # ---- figures
@@ -152,6 +154,16 @@ class LaneView:
     def share(self) -> float:
         """Keys read as a share of what dense attention would have read for the same tokens."""
         return self.attended_tokens / self.dense_tokens if self.dense_tokens else 1.0
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Tokens that a forward pass behind the prompt's brought; None before the first."""
+        return (self.num_tokens - 1) / self.num_passes if self.num_passes else None
+
+    @property
+    def accepted_share(self) -> float | None:
+        """The share of drafts that were right; None where none were verified."""
+        return self.num_accepted / self.num_drafted if self.num_drafted else None
 
     @property
     def output(self) -> str:
@@ -184,6 +196,8 @@ class LaneView:
         else:
             self.decode_s += seconds
         self.num_tokens += 1
+        self.num_passes, self.num_drafted, self.num_accepted = event.num_passes, event.num_drafted, event.num_accepted
+        self._is_draft = event.is_draft
         if self._newest is not None:  # a token reads keys only once it is fed to predict the next
             self.attended_tokens += self._newest.num_visible
             self.dense_tokens += self._newest.num_context
@@ -278,7 +292,8 @@ class LaneView:
                 self.steps[-1].text.append(line)
 
     def _add_item(self, text: str, kind: str) -> None:
-        self.items.append({"text": text, "kind": kind, "step": self.steps[-1].index if self.steps else -1})
+        item = {"text": text, "kind": kind, "step": self.steps[-1].index if self.steps else -1}
+        self.items.append({**item, "drafted": True} if self._is_draft else item)
 
     @property
     def _at_line_start(self) -> bool:
@@ -314,8 +329,14 @@ class LaneView:
             "steps": [step.as_tick() for step in changed.values()] if self.spec.annotated else [],
             "done": self.finish is not None,
             "finish": self.finish,
+            **self._draft_figures(),
             **self._load_figures(),
         }
+
+    def _draft_figures(self) -> dict[str, Any]:
+        if not self.num_drafted:
+            return {}
+        return {"tokens_per_pass": self.tokens_per_pass, "accepted_share": self.accepted_share}
 
     def _load_figures(self) -> dict[str, Any]:
         if self.load == 1:
@@ -343,5 +364,6 @@ class LaneView:
             "dense_tokens": self.dense_tokens,
             "malformed_steps": self.num_malformed,
             "steps": [step.as_result() for step in self.steps],
+            **self._draft_figures(),
             **self._load_figures(),
         }

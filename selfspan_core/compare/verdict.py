@@ -118,6 +118,17 @@ def load_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
+def draft_clause(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The effect of drafts in each lane that had any; empty where none had."""
+    drafted = {lane: result for lane, result in results.items() if result.get("tokens_per_pass")}
+    words = [
+        f"{result['tokens_per_pass']:.1f} tokens per pass{f' {NAMES[lane]}' if len(results) > 1 else ''} "
+        f"({percent(result['accepted_share'])} of drafts right)"
+        for lane, result in drafted.items()
+    ]
+    return f"; with drafts {', '.join(words)}" if words else ""
+
+
 @dataclass(frozen=True)
 class Compared:
     """The outcome of a comparison of a dense and a sparse lane.
@@ -149,7 +160,8 @@ def compare_line(compared: Compared, view: View) -> str:
     plain, same = "what the plain adapter's lane read", "what dense attention reads for the same tokens"
     read = f"it read {percent(compared.read_share)} of {plain if compared.is_paid_for else same}"
     results = compared.results
-    return f"{speed}; {read}{load_clause(results)}; {verdict(results, view)}{malformed_clause(results)}."
+    clauses = f"{load_clause(results)}{draft_clause(results)}; {verdict(results, view)}{malformed_clause(results)}"
+    return f"{speed}; {read}{clauses}."
 
 
 def lane_line(result: Mapping[str, Any], read_share: float, view: View) -> str:
@@ -158,7 +170,8 @@ def lane_line(result: Mapping[str, Any], read_share: float, view: View) -> str:
     name = "Dense" if result["attention"] == "dense" else "Self-selected"
     return (
         f"{name} attention wrote {result['tokens']} tokens in {result['seconds']:.2f} s "
-        f"({result['tokens_per_second']:.0f} tokens/s after the first){read}{load_clause({'lane': result})}; "
+        f"({result['tokens_per_second']:.0f} tokens/s after the first){read}{load_clause({'lane': result})}"
+        f"{draft_clause({'lane': result})}; "
         f"{verdict({'lane': result}, view)}"
         f"{malformed_clause({'lane': result})}."
     )

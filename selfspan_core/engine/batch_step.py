@@ -255,7 +255,7 @@ class BatchStep:
             if self._followed[row].with_logits and ids[row] >= 0:
                 kept[row] = [self.logits[row].clone()]
             self._follow(row, ids[row])
-        return Stepped(number, [[token] if token >= 0 else [] for token in ids], seconds, kept)
+        return Stepped(number, [[token] if token >= 0 else [] for token in ids], seconds, kept, [0] * self.batch)
 
     def replay(self) -> None:
         """One step, of which nobody keeps account."""

@@ -197,16 +197,23 @@ class DecodeLoop:
 
     def _stepped(self, row: int, active: _Active, outcome: Stepped) -> Iterator[Event]:
         tokens, logits = outcome.tokens[row], outcome.logits[row]
+        active.account.passed(outcome.num_drafted[row])
         for place, token in enumerate(tokens):
-            seconds = outcome.seconds / len(tokens)
-            yield from self._token(row, active, token, seconds, logits[place] if logits else None)
+            seconds, is_draft = outcome.seconds / len(tokens), place < len(tokens) - 1
+            yield from self._token(row, active, token, seconds, logits[place] if logits else None, is_draft)
 
     def _token(
-        self, row: int, active: _Active, token: int, seconds: float, logits: torch.Tensor | None
+        self,
+        row: int,
+        active: _Active,
+        token: int,
+        seconds: float,
+        logits: torch.Tensor | None,
+        is_draft: bool = False,
     ) -> Iterator[Event]:
         account = active.account
         account.follow(token)
-        yield account.token(token, seconds, logits)
+        yield account.token(token, seconds, logits, is_draft)
         yield from account.news()
         if account.is_at_end or account.num_tokens >= active.room:
             # The step has made the row idle by itself.

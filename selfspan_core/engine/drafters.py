@@ -8,14 +8,17 @@ spans, and a lane without steps drafts with it. `Paced` decides how many drafts 
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from selfspan_core.engine.drafts import DraftState, PassCosts
+from selfspan_core.engine.drafts import Drafter, DraftState, PassCosts
+from selfspan_core.engine.hints import DraftHints
+from selfspan_core.params import Drafts
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Phase, StepRecord, Tracker
 
 LONGEST_NGRAM = 3
+LONGEST_RESULT = 8
+"""Tokens of a result up to which its likely end is learned by its length."""
 FIRST_GUESS = {
     **{"copy": 0.95, "name": 0.98, "go": 0.98, "ref": 0.9, "read 1": 0.7, "between": 0.7, "behind 0": 0.7},
     **{"again 3": 0.8, "again 2": 0.7, "lookup 2": 0.6, "lookup 3": 0.8, "lookup 4": 0.95},
@@ -39,19 +42,20 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class DraftHints:
-    """What a task knows of its steps, without which they are drafted less well.
+def drafter(markers: Markers, annotated: bool, hints: DraftHints, drafts: Drafts, costs: PassCosts) -> Drafter | None:
+    """The drafter of one run, or None.
 
-    Attributes:
-        num_reads: segments that a header is likely to name.
-        between: ids that stand between the copies of two segments, if they stand between them in the prompt, too.
-        behind: ids that follow the copies.
+    Args:
+        markers: the tokenizer's marker ids.
+        annotated: whether the lane writes steps.
+        hints: of the task.
+        drafts: "off"; "auto": as many as pay; a number: at most so many, whether they pay or not.
+        costs: of the lane's forward passes.
     """
-
-    num_reads: int = 1
-    between: frozenset[int] = frozenset()
-    behind: tuple[int, ...] = ()
+    if drafts == "off":
+        return None
+    source: Source = SpanSource(markers, hints) if annotated else LookupSource()
+    return Paced(source, costs) if drafts == "auto" else Paced(source, limit=drafts)
 
 
 class Paced:
@@ -187,7 +191,8 @@ class SpanSource:
             if likely is None:
                 break
             reads.append(likely)
-        guessed = [Draft(read, f"read {place}") for place, read in enumerate(reads)][len(named) :]
+        kinds = [f"read 0 {order.situation}", *[f"read {place}" for place in range(1, len(reads))]]
+        guessed = [Draft(read, kind) for read, kind in zip(reads, kinds, strict=False)][len(named) :]
         name = self._next_name(state.tracker, closing)
         if not reads or len(reads) < order.num_reads or name is None:
             return guessed
@@ -217,7 +222,8 @@ class SpanSource:
             is_whole = bool(rest) and self._hints.behind[-1:] == (self._markers.end,)
             yield [*rest, *self._next_step(state, record)] if is_whole else rest
         if record.result_start is not None and len(state.ids) > record.result_start + 1:
-            yield [Draft(self._markers.end, "end"), *self._next_step(state, record)]
+            length = min(len(state.ids) - record.result_start - 1, LONGEST_RESULT)
+            yield [Draft(self._markers.end, f"end {length}"), *self._next_step(state, record)]
         yield from self._lookup.candidates(state, most)
 
     def _next_step(self, state: DraftState, record: StepRecord) -> list[Draft]:
@@ -270,9 +276,10 @@ class ReadingOrder:
     def __init__(self, num_reads: int) -> None:
         self._live: list[int] = []
         self._extents: dict[int, tuple[int, int]] = {}
+        self._literals: frozenset[int] = frozenset()
         self._num_steps = 0
         self._newest: int | None = None
-        self._offsets: Counter[int] = Counter()
+        self._offsets: dict[str, Counter[int]] = {}
         self._counts: Counter[int] = Counter({num_reads: 1})
 
     @property
@@ -283,7 +290,7 @@ class ReadingOrder:
     def follow(self, tracker: Tracker) -> None:
         """Account for the steps that were closed since the last call."""
         if not self._extents:
-            self._extents = dict(tracker.segments)
+            self._extents, self._literals = dict(tracker.segments), frozenset(tracker.segments)
             self._live = sorted(tracker.segments, key=lambda name: tracker.segments[name])
         while self._num_steps < len(tracker.steps) and tracker.steps[self._num_steps].end is not None:
             self._close(tracker.steps[self._num_steps])
@@ -293,17 +300,29 @@ class ReadingOrder:
         """The order as it is once a step has ended."""
         after = ReadingOrder(1)
         after._live, after._newest = self._live, self._newest
-        after._extents, after._offsets, after._counts = dict(self._extents), self._offsets.copy(), self._counts.copy()
-        after._close(record)
+        after._extents, after._counts = dict(self._extents), self._counts.copy()
+        after._offsets, after._literals = self._offsets, self._literals
+        after._close(record, is_certain=False)
         return after
 
-    def _close(self, record: StepRecord) -> None:
+    @property
+    def situation(self) -> str:
+        """The neighbours of the newest result, on which the next read depends: of the prompt, a result, or none."""
+        live = self._live
+        if self._newest not in live:
+            return "first"
+        at = live.index(self._newest)
+        beside = (live[place] if 0 <= place < len(live) else None for place in (at - 1, at + 1))
+        return "".join("n" if one is None else "p" if one in self._literals else "r" for one in beside)
+
+    def _close(self, record: StepRecord, is_certain: bool = True) -> None:
         name, reads, live = record.name, record.reads, self._live
         if record.malformed or name is None or not reads:
             return
         self._counts[len(reads)] += 1
-        if self._newest in live and reads[0] in live:
-            self._offsets[live.index(reads[0]) - live.index(self._newest)] += 1
+        if is_certain and self._newest in live and reads[0] in live:
+            offset = live.index(reads[0]) - live.index(self._newest)
+            self._offsets.setdefault(self.situation, Counter())[offset] += 1
         at = min((live.index(read) for read in reads if read in live), default=len(live))
         extents = [self._extents[read] for read in reads if read in self._extents]
         if extents:
@@ -318,10 +337,13 @@ class ReadingOrder:
             if reads[-1] not in live:
                 return None
             at = live.index(reads[-1]) + 1
-        elif self._newest in live and self._offsets:
-            at = live.index(self._newest) + self._offsets.most_common(1)[0][0]
+        elif self._newest in live:
+            seen = self._offsets.get(self.situation)
+            # Nothing seen yet: a result between two others is joined to the one before it, else it is read first.
+            guess = -1 if self.situation[0] == "r" else 0
+            at = live.index(self._newest) + (seen.most_common(1)[0][0] if seen else guess)
         else:
-            return None
+            at = 0
         return live[at] if 0 <= at < len(live) else None
 
     def gap(self, left: int, right: int) -> tuple[int, int] | None:

@@ -4,16 +4,15 @@ A draft changes nothing but the time: an id is kept only if it is the one that w
 what follows the first other one is forgotten. No torch here.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Protocol
 
 from selfspan_core.spans.tracker import State, Tracker
 
-NUM_PASSES = 9
-"""Passes of one size whose times are kept."""
+MAX_AGE = 64
+"""Passes after which a pass of one token is too long ago to be compared with."""
+WEIGHT_OF_NEWEST = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,25 +44,42 @@ class PassCosts:
     """What a forward pass of several tokens of a row costs over one of a single token, as measured while decoding.
 
     A pass of n tokens reads the weights once and multiplies n times; from which n on that shows depends on the machine
-    and on the model, so every pass that is timed goes into a running median of passes of its size.
+    and on the model. Passes are compared within a run only: those of a longer text take longer, whatever their size.
 
     Args:
-        first_guess: cost of every token behind the first, before anything was measured.
+        second, further: cost of the second token and of every token behind it, before anything was measured.
     """
 
-    def __init__(self, first_guess: float = 0.06) -> None:
-        self._first_guess = first_guess
-        self._seconds: dict[int, deque[float]] = {}
+    def __init__(self, second: float = 0.15, further: float = 0.06) -> None:
+        self._second, self._further = second, further
+        self._alone: float | None = None  # seconds of a pass of one token, in the run that goes on
+        self._age = 0
+        self._ratios: dict[int, float] = {}
+
+    def begin(self) -> None:
+        """A run begins."""
+        self._alone = None
 
     def record(self, num_tokens: int, seconds: float) -> None:
         """A pass was timed."""
-        self._seconds.setdefault(num_tokens, deque(maxlen=NUM_PASSES)).append(seconds)
+        if num_tokens == 1:
+            self._alone, self._age = _moved(self._alone, seconds), 0
+            return
+        self._age += 1
+        if self._alone and self._age <= MAX_AGE:
+            self._ratios[num_tokens] = _moved(self._ratios.get(num_tokens), seconds / self._alone)
 
     def relative(self, num_tokens: int) -> float:
         """The cost of a pass of so many tokens; 1 is that of a single one."""
-        guess = 1 + self._first_guess * (num_tokens - 1)
-        alone, several = self._seconds.get(1, ()), self._seconds.get(num_tokens, ())
-        if len(alone) < NUM_PASSES or len(several) < NUM_PASSES:
-            return guess
-        # A quarter up and down is noise, more is not believed of one size alone.
-        return min(max(median(several) / median(alone), 0.75 * guess), 4 * guess)
+        if num_tokens == 1:
+            return 1.0
+        guess = 1 + self._second + self._further * (num_tokens - 2)
+        # Half and twice are believed of a measurement, more is another process that had the machine.
+        return min(max(self._ratios.get(num_tokens, guess), 1 + (guess - 1) / 2, 1.02), 2 * guess)
+
+
+def _moved(mean: float | None, value: float) -> float:
+    """A moving mean, on which a single pass that was disturbed has little weight."""
+    if mean is None:
+        return value
+    return mean + WEIGHT_OF_NEWEST * (min(value, 2 * mean) - mean)

@@ -12,11 +12,15 @@ from typing import Literal
 from selfspan_core.attention.backends import CAPTURED, require_impl
 from selfspan_core.engine.batch_pool import BatchEngines, events_of_first
 from selfspan_core.engine.decode_loop import DecodeLoop
+from selfspan_core.engine.drafters import drafter
+from selfspan_core.engine.drafts import Drafter, PassCosts
 from selfspan_core.engine.events import Event
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.host_step import HostStep
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import PromptError
 from selfspan_core.models.model import SpanModel
+from selfspan_core.params import Drafts
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
 
@@ -39,6 +43,15 @@ class Engine:
         self.model = model
         self.markers = markers
         self._batch_engines = BatchEngines(model.weights, markers)
+        self._costs = {"dense": PassCosts(), "sparse": PassCosts()}
+
+    def drafter(
+        self, attention: Literal["dense", "sparse"], annotated: bool, hints: DraftHints, drafts: Drafts
+    ) -> Drafter | None:
+        """A drafter for one run of `generate`, for implementations that verify drafts: all but "captured"; see
+        `drafters.drafter`.
+        """
+        return drafter(self.markers, annotated, hints, drafts, self._costs[attention])
 
     def generate(
         self, request: PromptRequest, attention: Literal["dense", "sparse"] = "dense", impl: str = "gather"
@@ -68,7 +81,8 @@ class Engine:
         if impl == CAPTURED:
             has_rules = request.rules is not None
             return events_of_first(self._batch_engines.get(attention, 1, num_positions, has_rules), [request])
-        step = HostStep(self.model.weights, self.markers, 1, num_positions, attention == "dense", impl)
+        costs = self._costs[attention]
+        step = HostStep(self.model.weights, self.markers, 1, num_positions, attention == "dense", impl, costs)
         return events_of_first(DecodeLoop(step), [request])
 
     def generate_among(

@@ -30,13 +30,17 @@ class Token:
         id: token id.
         position: its cache position.
         step_ms: milliseconds of the work that produced it: the forward of the token before (its gather included) and
-            the draw. The first token's forward is the prefill, so its `step_ms` is the draw alone.
+            the draw. Several tokens of one forward share its time equally. The first token comes with the prefill, so
+            its `step_ms` is 0.
         num_visible: what its own query reads, itself included (everything, in a dense lane).
         num_context: what dense attention reads: `position + 1`.
         phase: where in the grammar it stands.
         step: index of the step that it belongs to, or -1.
         visible: the intervals that its own query reads.
         malformed: this token broke its step.
+        is_draft: it was proposed before it was drawn, and came with others of one forward pass.
+        num_passes, num_drafted, num_accepted: so far, forward passes behind the prompt's, drafts that they verified,
+            and drafts that were right.
         logits: `[vocab]` that it was drawn from, if asked for.
     """
 
@@ -49,6 +53,10 @@ class Token:
     step: int
     visible: tuple[Interval, ...]
     malformed: bool = False
+    is_draft: bool = False
+    num_passes: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
     logits: "torch.Tensor | None" = None
 
 
@@ -136,8 +144,14 @@ class Account:
         self._state: State | None = None
         self._num_ended = 0
         self._attended_tokens = self._dense_tokens = 0
+        self._num_passes = self._num_drafted = self._num_accepted = 0
         self.num_tokens = 0
         self.seconds = 0.0
+
+    def passed(self, num_drafted: int) -> None:
+        """Account for a forward pass that verified so many drafts; its ids follow."""
+        self._num_passes += 1
+        self._num_drafted += num_drafted
 
     @property
     def state(self) -> State | None:
@@ -164,8 +178,9 @@ class Account:
         self.num_tokens += 1
         return self._state
 
-    def token(self, token: int, seconds: float, logits: "torch.Tensor | None" = None) -> Token:
+    def token(self, token: int, seconds: float, logits: "torch.Tensor | None" = None, is_draft: bool = False) -> Token:
         """The event of the id just followed; `seconds` is what it took."""
+        self._num_accepted += is_draft
         state, self.seconds = self._followed(), self.seconds + seconds
         context = state.position + 1
         visible = ((0, context),) if self._is_dense else state.visible
@@ -180,6 +195,10 @@ class Account:
             state.step,
             visible,
             state.malformed,
+            is_draft,
+            self._num_passes,
+            self._num_drafted,
+            self._num_accepted,
             logits,
         )
         return self._last

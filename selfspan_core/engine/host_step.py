@@ -17,15 +17,13 @@ from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.readers import Reader, make_reader
 from selfspan_core.engine import sampling
 from selfspan_core.engine.decoder import Decoder, TorchOps
-from selfspan_core.engine.drafts import DraftState
+from selfspan_core.engine.drafts import DraftState, PassCosts
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
 from selfspan_core.models.weights import DecodeWeights
+from selfspan_core.params import MAX_DRAFTS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import State, Tracker
-
-MAX_DRAFTS = 15
-"""Most drafts that a row verifies in one step."""
 
 
 class HostStep:
@@ -38,17 +36,25 @@ class HostStep:
         capacity: positions of each row; a row's cache is as large as its request needs.
         is_dense: every query reads everything, whatever is declared.
         impl: how self-selected attention runs, one of `backends.IMPLS`.
+        costs: where the times of forward passes are noted down, if anywhere.
     """
 
     clock: Clock = "host"
     num_ahead = 1
 
     def __init__(
-        self, weights: DecodeWeights, markers: Markers, batch: int, capacity: int, is_dense: bool, impl: str = "gather"
+        self,
+        weights: DecodeWeights,
+        markers: Markers,
+        batch: int,
+        capacity: int,
+        is_dense: bool,
+        impl: str = "gather",
+        costs: PassCosts | None = None,
     ) -> None:
         self.model, self.markers = weights.model, markers
         self.batch, self.capacity, self.is_dense = batch, capacity, is_dense
-        self._impl = impl
+        self._impl, self._costs = impl, costs
         self._decoder = Decoder(weights, batch * (1 + MAX_DRAFTS), TorchOps())
         self._attention = RowsAttention(weights, capacity)
         self._rows: dict[int, _Row] = {}
@@ -65,6 +71,8 @@ class HostStep:
         """See Step."""
         timer = self._timer()
         self._num_numbered += 1
+        if self._costs is not None:
+            self._costs.begin()
         model, prompt_ids = self.model, request.prompt_ids
         cache = model.new_cache(len(prompt_ids) + max_new_tokens)
         attention = "dense" if self.is_dense else "sparse"
@@ -89,17 +97,22 @@ class HostStep:
         drafts = [one.propose() for _, one in rows]
         tokens: list[list[int]] = [[] for _ in range(self.batch)]
         kept: list[list[torch.Tensor]] = [[] for _ in range(self.batch)]
+        drafted = [0] * self.batch
         if rows:
-            fed = [(one.ids[-1], *drafted) for (_, one), drafted in zip(rows, drafts, strict=True)]
-            self._attention.plan([one.plan(drafted) for (_, one), drafted in zip(rows, drafts, strict=True)])
+            fed = [(one.ids[-1], *mine) for (_, one), mine in zip(rows, drafts, strict=True)]
+            self._attention.plan([one.plan(mine) for (_, one), mine in zip(rows, drafts, strict=True)])
             ids = torch.tensor([token for feed in fed for token in feed], device=self.model.device)
             with length_free_kernels(self.model.device):
                 logits = self._decoder(ids, self._attention)
-            for (row, one), drafted, mine in zip(rows, drafts, logits.split([len(feed) for feed in fed]), strict=True):
-                tokens[row], kept[row] = one.draw(mine, drafted)
+            for (row, one), mine, own in zip(rows, drafts, logits.split([len(feed) for feed in fed]), strict=True):
+                tokens[row], kept[row] = one.draw(own, mine)
+                drafted[row] = len(mine)
                 if one.is_done:
                     del self._rows[row]
-        self._outstanding.append(Stepped(self._num_numbered, tokens, self._seconds(timer), kept))
+        seconds = self._seconds(timer)
+        if self._costs is not None and len(rows) == 1:
+            self._costs.record(1 + len(drafts[0]), seconds)
+        self._outstanding.append(Stepped(self._num_numbered, tokens, seconds, kept, drafted))
         return self._num_numbered
 
     def collect(self) -> First | Stepped:

@@ -47,12 +47,15 @@ class Stepped:
         tokens: every row's next ids, none in rows without a sequence.
         seconds: of the step.
         logits: per row and id `[vocab_size]`, in rows whose request asks for them; other rows' lists are empty.
+        num_drafted: per row, the drafts that were verified; all of a row's ids but the last are drafts that were
+            accepted.
     """
 
     number: int
     tokens: list[list[int]]
     seconds: float
     logits: list[list[torch.Tensor]]
+    num_drafted: list[int]
 
 
 class Step(Protocol):

@@ -9,7 +9,7 @@ import gradio as gr
 
 from selfspan_core.errors import InputError, NotReady
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, choices
-from selfspan_core.params import MAX_NEW_TOKENS, Request, SamplingParams
+from selfspan_core.params import MAX_DRAFTS, MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.lazy_session import SharedDevice, public, without_lists
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
@@ -64,7 +64,7 @@ def _model_option(own: ModelSpec) -> list[Option]:
 
 def _signature(options: Sequence[Option]) -> Signature:
     """The settings of a request and the options of the tasks, in the form that gradio inspects."""
-    given = {**SETTINGS, **{option.name: (str, option.default) for option in options}}
+    given = {**SETTINGS, **{option.name: (str, option.default) for option in options}, "drafts": (str, "auto")}
     kind = Parameter.POSITIONAL_OR_KEYWORD
     named = [Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in given.items()]
     return Signature(named, return_annotation=Iterator[dict])
@@ -82,11 +82,16 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
     sampling = SamplingParams(**{name: given[name] for name in drawn})
     name, text, adapter, load = (given[setting] for setting in ("task", "text", "adapter", "load"))
     model = given.get("model") or None
-    return Request(name, text, options, adapter=adapter, load=load, sampling=sampling, model=model)
+    return Request(
+        name, text, options, adapter=adapter, load=load, sampling=sampling, model=model, drafts=given["drafts"]
+    )
 
 
 def _documentation(options: Sequence[Option]) -> str:
     lines = [f"    {option.name}: {option.help}" for option in options]
+    lines.append(
+        f"    drafts: auto (as many as pay), off, or at most so many, 1 to {MAX_DRAFTS}; only the time changes."
+    )
     return "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines])
 
 

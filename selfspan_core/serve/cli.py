@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfspan_core.errors import ImplUnavailable, InputError, LaneError, ModelError, SettingError
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, resolve_model
-from selfspan_core.params import MAX_LOAD, Request, SamplingParams
+from selfspan_core.params import MAX_DRAFTS, MAX_LOAD, Request, SamplingParams
 from selfspan_core.serve.lazy_session import silence_libraries
 from selfspan_core.tasks.registry import TASKS, get_task, task_options
 
@@ -94,6 +94,13 @@ def build_parser() -> argparse.ArgumentParser:
         "its size; more than 1 needs a CUDA GPU",
     )
     run.add_argument(
+        "--drafts",
+        default="auto",
+        metavar="N",
+        help="tokens proposed from what is named or was written before, and verified several at a time; only the time "
+        f"changes: auto (default: as many as pay), off, or at most N, 1 to {MAX_DRAFTS}",
+    )
+    run.add_argument(
         "--model",
         metavar="NAME",
         help=f"model: a registered one ({', '.join(MODELS)}), a folder or a hub id (default: {DEFAULT_MODEL})",
@@ -166,7 +173,10 @@ def asked(arguments: argparse.Namespace) -> Request:
         sampling = SamplingParams(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
         options = {option.name: getattr(arguments, option.name) for option in task_options()}
         given = {name: value for name, value in options.items() if value is not None}
-        return Request(arguments.task, "", given, arguments.attention, arguments.adapter, arguments.load, sampling)
+        attention, adapter, load = arguments.attention, arguments.adapter, arguments.load
+        return Request(
+            arguments.task, "", given, attention, adapter, load=load, sampling=sampling, drafts=arguments.drafts
+        )
     except SettingError as error:
         raise BadInput(error.named(f"--{(error.name or '').replace('_', '-')}")) from None
     except InputError as error:
@@ -375,10 +385,14 @@ def answer_line(result: dict[str, Any], figures: dict[str, Any], word: str) -> s
 
 def figures_line(figures: dict[str, Any]) -> str:
     """Speed and reads of one lane."""
+    drafts = ""
+    if figures.get("tokens_per_pass"):
+        share = 100 * figures["accepted_share"]
+        drafts = f"; {figures['tokens_per_pass']:.1f} tokens per pass, {share:.0f} % of drafts right"
     return (
         f"{figures['tokens']} tokens in {figures['elapsed_s']:.2f} s: first after {figures['first_token_ms']:.0f} ms, "
         f"then {figures['tokens_per_second']:.1f} tokens/s ({figures['ms_per_token']:.2f} ms/token); "
-        f"read {100 * figures['share']:.1f} % of dense"
+        f"read {100 * figures['share']:.1f} % of dense{drafts}"
     )
 
 

@@ -27,6 +27,11 @@ def _outcome(result: dict) -> dict:
     return {key: result[key] for key in ("answer", "expected", "correct", "malformed_steps")}
 
 
+def _packed(item: dict) -> list:
+    """An item as a list: text, index of its kind, step, and 1 if it was drafted."""
+    return [item["text"], KINDS.index(item["kind"]), item["step"], *([1] if item.get("drafted") else [])]
+
+
 class _LaneFeed:
     """All output of one lane so far."""
 
@@ -39,7 +44,7 @@ class _LaneFeed:
 
     def add(self, tick: dict, number: int) -> None:
         self.lengths.append(len(self.items))
-        new = [[item["text"], KINDS.index(item["kind"]), item["step"]] for item in tick["items"]]
+        new = [_packed(item) for item in tick["items"]]
         self.items[tick["from"] : tick["from"] + len(new)] = new
         for step in tick["steps"]:
             self.steps[step["index"]] = step

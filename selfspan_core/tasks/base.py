@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.rules import Rules
 from selfspan_core.params import MAX_NEW_TOKENS
 from selfspan_core.spans.protocol import Markers
@@ -241,6 +242,10 @@ class Task(Protocol[ProblemT]):
         self, problem: ProblemT, tokenizer: Tokenizer, annotated: bool, offset: int = 0, with_steps: bool = False
     ) -> Rendered:
         """The example laid out with markers (`annotated`) or as the same text without a single one."""
+        ...
+
+    def draft_hints(self, tokenizer: Tokenizer) -> DraftHints:
+        """What helps to draft its steps; DraftHints() where nothing does."""
         ...
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> Rules | None:

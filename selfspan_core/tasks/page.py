@@ -15,6 +15,9 @@ COMPARISONS = [
     ("Same adapter, mask off and on: isolates attention", "span"),
     ("Plain adapter against span adapter: time to answer", "plain"),
 ]
+DRAFTS_LABEL = "Drafts"
+DRAFTS_INFO = "In both lanes: several likely tokens are checked at once. Same text, less time; drafted text is tinted."
+NO_DRAFTS_INFO = "Not in use here: steps captured in a graph check one token at a time."
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
@@ -36,7 +39,7 @@ class Controls:
         box, alert, stop: the input box, the message about a bad input, and the button that ends a run.
         begins: events that begin a run.
         settings: the controls of `request`'s values by name, in order: "adapter", "model" (if several), options,
-            "load", "max_new_tokens".
+            "drafts", "load", "max_new_tokens".
     """
 
     task: Task
@@ -50,6 +53,13 @@ class Controls:
     def inputs(self) -> list[gr.components.Component]:
         """The controls whose values make a request, the text first."""
         return [self.box, *self.settings.values()]
+
+    @property
+    def drafts(self) -> gr.Checkbox:
+        """Whether tokens are drafted."""
+        box = self.settings["drafts"]
+        assert isinstance(box, gr.Checkbox)
+        return box
 
     @property
     def load(self) -> gr.Slider | None:
@@ -70,6 +80,7 @@ class Controls:
             load=given.get("load", 1),
             sampling=SamplingParams(limit),
             model=given.get("model"),
+            drafts="auto" if given["drafts"] else "off",
         )
 
 
@@ -120,6 +131,9 @@ def _settings(task: Task, models: Sequence[str]) -> dict[str, gr.components.Comp
     for option in task.options:
         choices = [(label, value) for value, label in option.choices.items()]
         settings[option.name] = gr.Radio(choices, value=option.default, label=option.label, scale=2)
+    settings["drafts"] = gr.Checkbox(
+        True, label=DRAFTS_LABEL, info=DRAFTS_INFO, elem_id=f"drafts{task.page.suffix}", scale=2, min_width=200
+    )
     if not task.rules_text:
         settings["load"] = gr.Slider(
             1,

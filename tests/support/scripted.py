@@ -104,6 +104,10 @@ class ScriptedEngine:
     def _closed(self):
         self.num_closed += 1
 
+    def drafter(self, attention, annotated, hints, drafts):
+        """It writes what it is told to, without drafts."""
+        self.drafts = drafts
+
     def generate(self, request, attention="dense", impl="gather"):
         drawn = request.sampling
         settings = {"temperature": drawn.temperature, "top_p": drawn.top_p, "seed": drawn.seed}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import InputError
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
 from selfspan_core.tasks.arithmetic.parse import parse_expression
@@ -229,6 +230,11 @@ class Arithmetic:
         if self._encoder is None or self._encoder.tokenizer is not tokenizer:
             self._encoder = _Encoder(tokenizer)
         return self._encoder
+
+    def draft_hints(self, tokenizer: Tokenizer) -> DraftHints:
+        """A step reads two numbers, and writes them with the operator between them, then "=", then its result."""
+        operators = [tokenizer.encode(sign)[-1] for sign in "+-*/"]
+        return DraftHints(2, frozenset(operators), (tokenizer.encode("=")[-1], tokenizer.markers.res))
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
         """None: there are no decoding rules."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
@@ -218,6 +219,10 @@ class Summarize:
         """
         example = self.example(problem, tokenizer, offset, with_steps)
         return render_example(example, tokenizer, annotated)
+
+    def draft_hints(self, tokenizer: Tokenizer) -> DraftHints:
+        """A step reads a sentence, mostly, and ends behind it."""
+        return DraftHints(1, behind=(tokenizer.markers.end,))
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> SummaryRules:
         """The decoding rules of one run of a prompt; see `rules`."""

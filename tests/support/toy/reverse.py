@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import InputError
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
 from selfspan_core.tasks.base import PageText, Problem, Tokenizer, View
@@ -132,6 +133,10 @@ class Reverse:
         if annotated:
             return render(example, tokenizer.markers)
         return render_plain(example, tokenizer.markers, tuple(tokenizer.encode("\n")))
+
+    def draft_hints(self, tokenizer) -> DraftHints:
+        """A step copies the word that it reads."""
+        return DraftHints(1, behind=(tokenizer.markers.end,))
 
     def rules(self, prompt, tokenizer, annotated) -> None:
         """None."""
