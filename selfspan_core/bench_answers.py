@@ -1,9 +1,9 @@
 """Time to a whole answer on this CPU, with drafts and without: `python -m selfspan_core.bench_answers`.
 
 Physics: a decode step reads every weight once, however many tokens go through it; a few tokens more cost operations,
-not bytes. So a pass that verifies drafts takes little longer than one without, and the time to an answer is passes times
-the time of a pass. Self-selected lanes write more tokens than a plain one (names), and read fewer keys; their headers
-say what their bodies copy.
+not bytes. So a pass that verifies drafts takes little longer than one without, and the time to an answer is the number
+of passes times the time of one. Self-selected lanes write more tokens than a plain one (names), and read fewer keys;
+their headers say what their bodies copy.
 
 Method: the shipped models answer expressions that training never saw, and articles of this project (the examples, and
 their sentences in other orders), one at a time. For every input the lanes take turns, in an order that changes, and the

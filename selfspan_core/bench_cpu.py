@@ -191,6 +191,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--replays", type=int, default=5)
     parser.add_argument("--threads", type=int, help="PyTorch threads (default: PyTorch's own choice)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="FILE",
+        help="results of another commit on this machine, to keep beside the new ones",
+    )
     parser.add_argument("--output", type=Path, default=RESULT)
     return parser.parse_args()
 
@@ -233,6 +239,9 @@ def main() -> None:
         "read_bandwidth_gb_per_s": round(bandwidth / 1e9, 2),
         "contexts": rows,
     }
+    if arguments.before is not None:
+        before = json.loads(arguments.before.read_text(encoding="utf-8"))
+        result["before"] = {name: before[name] for name in ("commit", "dirty", "command", "machine", "contexts")}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 

@@ -38,7 +38,8 @@ def test_compare_is_the_only_endpoint(client):
     assert list(described["named_endpoints"]) == ["/compare"] and not described["unnamed_endpoints"]
     parameters = described["named_endpoints"]["/compare"]["parameters"]
     names = [parameter["parameter_name"] for parameter in parameters]
-    assert names == ["task", "text", "adapter", "max_new_tokens", "load", "temperature", "top_p", "seed", "length"]
+    drawn = ["max_new_tokens", "load", "temperature", "top_p", "seed"]
+    assert names == ["task", "text", "adapter", *drawn, "length", "drafts"]
 
 
 @pytest.mark.parametrize("adapter", ["span", "plain"])

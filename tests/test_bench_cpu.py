@@ -51,3 +51,7 @@ def test_a_tiny_run_writes_its_figures(tmp_path, monkeypatch):
         row["dense"]["ms_per_token"] / row["sparse"]["ms_per_token"], abs=1e-3
     )
     assert row["dense"]["floor_ms"] > row["sparse"]["floor_ms"] > 0
+    again = tmp_path / "again.json"
+    monkeypatch.setattr(sys, "argv", [*argv, "--before", str(result), "--output", str(again)])
+    bench_cpu.main()
+    assert json.loads(again.read_text())["before"]["contexts"] == written["contexts"]

@@ -39,7 +39,8 @@ def test_real_process(tiny):
     assert done.returncode == 0, done.stderr.decode()
     assert done.stderr == b""
     objects = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [tuple(o) for o in objects] == [FIELDS] * 4
+    drafted = ("tokens_per_pass", "accepted_share")  # of lanes in which anything was drafted
+    assert [tuple(name for name in o if name not in drafted) for o in objects] == [FIELDS] * 4
     assert all(o["tokens"] <= 12 and o["seconds"] > 0 for o in objects)
 
 
@@ -53,7 +54,7 @@ def test_broken_pipe_is_quiet(tiny):
     ) as process:
         process.stdin.write(b"1+2\n" * 100)
         process.stdin.close()
-        assert tuple(json.loads(process.stdout.readline())) == FIELDS
+        assert tuple(json.loads(process.stdout.readline()))[: len(FIELDS)] == FIELDS
         process.stdout.close()
         error = process.stderr.read()
     assert error == b"" and process.returncode == 141

@@ -11,13 +11,27 @@ WHAT = "Both lanes decode the same tokens with the shipped model; times are of t
 def cpu() -> str:
     """Time per token of both lanes by context length."""
     results = read(PATH)
-    return MISSING if results is None else f"{WHAT}.\n\n" + table(HEADER, _rows(results)) + source(results, PATH)
+    if results is None:
+        return MISSING
+    return f"{WHAT}.{_before(results)}\n\n" + table(HEADER, _rows(results)) + source(results, PATH)
 
 
 def cpu_brief() -> str:
     """The same with its origin in front, for a document with little room."""
     results = read(PATH)
     return MISSING if results is None else f"{WHAT} ({origin(results, PATH)}):\n\n" + table(HEADER, _rows(results))
+
+
+def _before(results: dict) -> str:
+    """The times of an earlier commit on the same machine, in a sentence."""
+    before = results.get("before")
+    if before is None:
+        return ""
+    times = [
+        f"{row['context']:,} tokens: {row['dense']['ms_per_token']:.2f} and {row['sparse']['ms_per_token']:.2f}"
+        for row in before["contexts"]
+    ]
+    return f" At commit {before['commit'][:10]}, on the same machine: {'; '.join(times)} ms/token."
 
 
 def _rows(results: dict) -> list[list[str]]:

@@ -1,0 +1,95 @@
+"""The command line's options: their names, defaults and help. No torch here."""
+
+import argparse
+
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS
+from selfspan_core.params import MAX_DRAFTS, MAX_LOAD
+from selfspan_core.tasks.registry import TASKS, task_options
+
+EPILOG = """examples:
+  echo '79*36+63' | python -m selfspan_core run
+  python -m selfspan_core run --attention both --adapter plain --input expressions.txt --json
+  python -m selfspan_core run --task summarize --length short --input article.txt
+
+figures: seconds is the lane's own clock, prefill included; tokens_per_second is its speed after the first token;
+with --load, total_tokens_per_second is that of all the lane's requests together, by the time of its steps
+
+exit status: 0 when every input ran (right answer or wrong), 2 on bad input, with the reason on standard error"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's options."""
+    parser = argparse.ArgumentParser(prog="python -m selfspan_core", description="Self-selected attention spans.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser(
+        "run",
+        help="solve inputs with dense attention, self-selected attention, or both side by side",
+        description="Solves one expression per line, or summarizes an article (--task summarize: all of the input); "
+        "prints worked steps, answer and speed of each lane.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("--task", default=next(iter(TASKS)), help=f"what the input is: {', '.join(TASKS)}")
+    for option in task_options():
+        run.add_argument(f"--{option.name}", help=option.help)
+    run.add_argument("--attention", default="both", help="dense, sparse, or both as a race (default)")
+    run.add_argument(
+        "--adapter",
+        default="span",
+        help="span (default), or plain: writes no annotations, so dense only; with --attention both the plain adapter, "
+        "dense, races the span adapter, self-selected",
+    )
+    run.add_argument(
+        "--input", metavar="FILE", help="read FILE instead of standard input: an input per line, or one article"
+    )
+    run.add_argument("--json", action="store_true", help="one JSON object per input and lane, one per line")
+    _add_decoding(run)
+    _add_models(run)
+    return parser
+
+
+def _add_decoding(run: argparse.ArgumentParser) -> None:
+    """How tokens are drawn and drafted, and how many."""
+    run.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens to write (default: the task's limit)")
+    run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy")
+    run.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="above temperature 0, sample only from the likeliest tokens that hold this share of the probability: "
+        "above 0, at most 1 (default: all tokens)",
+    )
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling above temperature 0")
+    run.add_argument(
+        "--drafts",
+        default="auto",
+        metavar="N",
+        help="tokens proposed from what is named or was written before, and verified several at a time; only the time "
+        f"changes: auto (default: as many as pay), off, or at most N, 1 to {MAX_DRAFTS}",
+    )
+
+
+def _add_models(run: argparse.ArgumentParser) -> None:
+    """Where and how the models run, and which they are."""
+    run.add_argument("--device", default="auto", help="auto (default: CUDA if there is any), cpu or cuda")
+    run.add_argument(
+        "--impl",
+        help="how decoding runs: captured (default on CUDA: either lane in a captured graph), gather (default on a "
+        "CPU), reference or cuda (implementations of self-selected attention, token by token)",
+    )
+    run.add_argument(
+        "--load",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"requests that each lane answers at once, 1 (default) to {MAX_LOAD}: this one and random others of about "
+        "its size; more than 1 needs a CUDA GPU",
+    )
+    run.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"model: a registered one ({', '.join(MODELS)}), a folder or a hub id (default: {DEFAULT_MODEL})",
+    )
+    run.add_argument("--span-adapter", metavar="DIR", help="span adapter (default: the task's shipped one)")
+    run.add_argument("--plain-adapter", metavar="DIR", help="plain adapter (default: the task's shipped one)")
