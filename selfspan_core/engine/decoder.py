@@ -68,7 +68,7 @@ class TorchOps:
 
         def apply(x: torch.Tensor, out: torch.Tensor) -> None:
             gate, up = matrix.apply(x).chunk(2, -1)
-            out.copy_(F.silu(gate) * up)
+            torch.mul(F.silu(gate), up, out=out)
 
         return apply
 

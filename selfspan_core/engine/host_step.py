@@ -16,7 +16,8 @@ import torch
 from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.readers import Reader, make_reader
 from selfspan_core.engine import sampling
-from selfspan_core.engine.decoder import Decoder, TorchOps
+from selfspan_core.engine.cpu_ops import host_ops
+from selfspan_core.engine.decoder import Decoder
 from selfspan_core.engine.drafts import DraftState, PassCosts
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
@@ -55,7 +56,7 @@ class HostStep:
         self.model, self.markers = weights.model, markers
         self.batch, self.capacity, self.is_dense = batch, capacity, is_dense
         self._impl, self._costs = impl, costs
-        self._decoder = Decoder(weights, batch * (1 + MAX_DRAFTS), TorchOps())
+        self._decoder = Decoder(weights, batch * (1 + MAX_DRAFTS), host_ops(weights))
         self._attention = RowsAttention(weights, capacity)
         self._rows: dict[int, _Row] = {}
         self._outstanding: deque[First | Stepped] = deque()
