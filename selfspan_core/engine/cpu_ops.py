@@ -1,9 +1,9 @@
 """A decode step's operations on a CPU: PyTorch's, with matrices packed for passes of several tokens in float32.
 
-MKL repacks a matrix at every multiplication with several rows, and reads and writes it once more for that. Packed
-once, a pass of 8 tokens of the shipped model takes 1.47 times as long as one of a single token, not 1.79, and one of 16
-takes 1.75 times as long, not 2.27 (two cores of an Intel Xeon with AMX). A matrix is packed for one number of rows, when
-a pass of about so many comes for the first time; passes of fewer are filled up with zeros.
+MKL repacks a matrix at every multiplication with several rows, and reads and writes it once more for that. With packed
+matrices, a pass of 8 tokens of the shipped model takes 1.47 times as long as one of a single token instead of 1.79
+times, and a pass of 16 takes 1.75 times as long instead of 2.27 (two cores of an Intel Xeon with AMX). A matrix is
+packed for one number of rows, when a pass of about so many comes for the first time; zeros fill up fewer rows.
 """
 
 from typing import Any
