@@ -82,17 +82,17 @@ class DecodeOps:
         """A function that computes `matrix.apply`, with these kernels if the matrix is plain floats (see `linear`).
 
         Args:
-            matrix: an object with `apply(x)`; plain floats are in `weight` and `bias`. A matrix without `weight` is
-                stored in another form, and its own `apply` is used.
+            matrix: an object with `apply(x)`; plain floats are in `floats` and `bias`. A matrix whose `floats` are None
+                is stored in another form, and its own `apply` is used.
         """
-        weight = getattr(matrix, "weight", None)
+        weight = matrix.floats
         if weight is None:
             return matrix.apply
         return lambda x: self.linear(x, weight, matrix.bias)
 
     def bind_gated(self, matrix: Any) -> Callable[[torch.Tensor, torch.Tensor], None]:
         """A function that computes `silu(gate) * up` of the result of `matrix.apply`; see `bind` and `gated_linear`."""
-        weight = getattr(matrix, "weight", None)
+        weight = matrix.floats
         if weight is not None:
             return lambda x, out: self.gated_linear(x, weight, out)
         return lambda x, out: self.gated_silu(matrix.apply(x).view(len(x), 2, -1), out)

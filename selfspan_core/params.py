@@ -110,7 +110,7 @@ def _drafts(value: Any) -> Drafts:
     if value in ("auto", "off"):
         return value
     if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value[:6])
+        value = int(value) if len(value) < 6 else value
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_DRAFTS:
         raise SettingError(f"drafts is auto, off, or a number from 1 to {MAX_DRAFTS}, not {brief(value)}.", "drafts")
     return whole_number("drafts", value, 1, MAX_DRAFTS)

@@ -27,6 +27,16 @@ def solved(monkeypatch):
 # ---- results
 
 
+def test_an_input_on_the_command_line(solved, capsys):
+    """Would catch the first thing that a new user types being refused, or two inputs of which one is ignored."""
+    assert cli.main(["run", "79*36+63", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["input"] == "79*36+63"
+    assert cli.main(["run", "1+2", "--input", "somewhere.txt"]) == 2
+    assert "not both" in capsys.readouterr().err
+    assert cli.main(["run", ""]) == 2
+    assert "is empty" in capsys.readouterr().err
+
+
 def test_json(monkeypatch, capsys, solved):
     """Would catch a field that is missing, renamed or out of order, and objects that share a line."""
     assert call(monkeypatch, "--json", stdin=b"79*36+63\n\n 1 + 2 \r\n") == 0

@@ -132,16 +132,62 @@ def test_logits_of_a_step_on_the_device(model, attention):
     assert loop._step.num_ahead > 1
 
 
-def test_rules_that_leave_nothing(model):
-    """Would catch a forbidden id written in silence where rules forbid all."""
+class Nothing(Alternating):
+    """Rules that leave nothing behind so many ids."""
 
-    class Nothing(Alternating):
-        def limits(self):
-            return Limits((5,), (5,)) if len(self.written) == 3 else Limits(None, ())
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self._num = num
 
-    for loop in (host(model, 1, "sparse"), device(model, 1, "sparse", with_rules=True)):
-        with pytest.raises(ValueError, match="the rules leave nothing to write"):
-            list(loop.generate([asked(example(1)[0], rules=Nothing())]))
+    def limits(self):
+        return Limits((5,), (5,)) if len(self.written) == self._num else Limits(None, ())
+
+
+class Raises:
+    """A drafter with a defect."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self._error = error
+
+    def propose(self, state, most):
+        raise self._error("of a drafter")
+
+
+@pytest.mark.parametrize("num", [0, 3])
+def test_rules_that_leave_nothing_end_their_request_alone(model, num):
+    """Would catch a forbidden id written in silence, and one request's rules that end all others or the engine."""
+    prompt = example(1)[0]
+    for loop in (host(model, 2, "sparse"), device(model, 2, "sparse", with_rules=True)):
+        for _ in range(2):
+            requests = [asked(prompt, rules=Nothing(num)), asked(example(2)[0], max_new_tokens=12)]
+            events = list(loop.generate([*requests, asked(prompt, rules=Alternating(), max_new_tokens=8)]))
+            failed = {number: event.error for number, event in events if isinstance(event, Failed)}
+            assert list(failed) == [0] and "the rules leave nothing to write" in str(failed[0])
+            assert {number for number, event in events if isinstance(event, Finished)} == {1, 2}
+
+
+@pytest.mark.parametrize("error", [KeyError, RuntimeError])
+def test_a_defect_of_a_drafter_ends_its_request_alone(model, error):
+    """Would catch a drafter whose error is taken for a device that is gone."""
+    loop = host(model, 2, "sparse")
+    requests = [asked(example(1)[0], drafter=Raises(error)), asked(example(2)[0], max_new_tokens=12)]
+    events = list(loop.generate(requests))
+    assert {number: type(event.error) for number, event in events if isinstance(event, Failed)} == {0: error}
+    assert not loop.is_lost and sum(isinstance(event, Finished) for _, event in events) == 1
+
+
+def test_logits_are_those_that_were_drawn_from(model):
+    """Would catch logits of before the rules from one kind of step, and of behind them from the other."""
+    for loop in (host(model, 1, "dense"), device(model, 1, "dense", with_rules=True)):
+        request = asked(example(1)[0], rules=Alternating(), with_logits=True, max_new_tokens=6)
+        _, logits, _ = answer(loop, request)
+        assert all(bool(one[FIRST_TEXT].isneginf()) for one in logits)
+
+
+def test_a_step_that_verifies_no_drafts_says_so(model):
+    """Would catch a drafter that is taken and forgotten."""
+    ((_, failed),) = device(model, 1, "dense").generate([asked(example(1)[0], drafter=Proposes(two_tokens))])
+    assert isinstance(failed, Failed) and "verifies no drafts" in str(failed.error)
 
 
 # ---- drafts
@@ -166,6 +212,10 @@ def test_right_drafts_save_steps_and_change_nothing(model, attention, drawn):
         own_ids, own_logits, own_events = answer(host(model, 1, attention), drafted)
         assert own_ids == ids and [shorn(e) for e in own_events] == [shorn(e) for e in events]
         torch.testing.assert_close(torch.stack(own_logits), torch.stack(logits), atol=TOLERANCE, rtol=0)
+        last = [event for event in own_events if isinstance(event, Token)][-1]
+        # All drafts are right, those that the end of the text cuts off apart.
+        assert last.num_accepted >= last.num_drafted - MAX_DRAFTS
+        assert last.num_passes + last.num_accepted >= len(ids) - 1
         if attention == "dense":
             assert drafter.num_asked <= 1 + len(ids) // (1 + min(size, MAX_DRAFTS))
 
@@ -178,7 +228,32 @@ def test_a_stub_that_proposes_two_tokens(model):
     assert answer(host(model, 1, "sparse"), drafted)[0] == expected
 
 
-WEIRD = st.lists(st.sampled_from([*MARKERS.ids[:14], MARKERS.eos, FIRST_TEXT, VOCAB - 1]), max_size=2 * MAX_DRAFTS)
+def test_a_rejected_header_leaves_nothing_in_a_workspace(model):
+    """Would catch a body that reads the header of a draft that was rejected: one with another name, which reads the
+    same segments from the same place."""
+    for seed in range(3):
+        prompt, forced = example(seed, num_steps=4)
+        start = prompt.prompt.num_tokens
+
+        def wrong_name(ids, most, forced=forced, start=start):
+            following = forced[len(ids) - start :][:14]
+            if not following or following[0] != MARKERS.ref or MARKERS.go not in following:
+                return []
+            at = following.index(MARKERS.go)
+            return [*following[: at - 1], MARKERS.anchors[-1], *following[at : at + 3]]
+
+        runs = [
+            answer(
+                host(model, 1, "sparse", impl), asked(prompt, forced_tokens=forced, with_logits=True, drafter=drafter)
+            )
+            for impl, drafter in (("reference", None), ("gather", Proposes(wrong_name)))
+        ]
+        torch.testing.assert_close(torch.stack(runs[0][1]), torch.stack(runs[1][1]), atol=TOLERANCE, rtol=0)
+
+
+WEIRD = st.lists(
+    st.sampled_from([*MARKERS.ids[:14], MARKERS.eos, FIRST_TEXT, VOCAB - 1, VOCAB, -1, 10**12]), max_size=2 * MAX_DRAFTS
+)
 
 
 @settings(max_examples=examples(25, 150), deadline=None)

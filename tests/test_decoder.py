@@ -137,7 +137,7 @@ class Halved:
 
     def __init__(self, matrix: DenseMatrix) -> None:
         self._twice, self._bias = 2 * matrix.weight, matrix.bias
-        self.shape, self.num_bytes = matrix.shape, 2 * matrix.num_bytes
+        self.shape, self.num_bytes, self.floats = matrix.shape, 2 * matrix.num_bytes, None
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self._twice) / 2 + (0 if self._bias is None else self._bias)

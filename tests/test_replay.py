@@ -37,7 +37,7 @@ def test_moving_on_is_decoding_without_the_model(weights):
     """Would catch a replay that reads other tokens than the text declares: then its times are those of another text."""
     rendered, one = recording(1)
     replay = Replay(weights, MARKERS, 2, 160, False)
-    replay.place(1, one)
+    replay.follow(1, one)
     decoded = BatchStep(weights, MARKERS, 2, 160, False)
     decoded.begin(1, asked(rendered, forced_tokens=one.ids), 90)
     expected = one.num_visible(MARKERS, is_dense=False)

@@ -54,6 +54,7 @@ def test_start_tick_end():
         ],
         "expected": "2907",
         "device": "script, float32",
+        "clock": "host",
         "drafts": "auto",
     }
     for tick in middle:

@@ -171,6 +171,8 @@ class GatherReader:
         """See Reader."""
         self._start = start
         self._dense.plan(start, states)
+        for gathered in self._bodies:
+            gathered.forget(start)
         self._groups = None
         if states is None or all(state.phase is not Phase.BODY for state in states):
             return
@@ -187,10 +189,10 @@ class GatherReader:
 
     def _body_of(self, state: State, start: int, used: "list[_Body]") -> "_Body":
         """The workspace of a body, gathered unless it is open already; `used` holds those of this pass."""
-        free = [body for body in self._bodies if body not in used]
-        body = next((body for body in free if body.is_of(state)), None)
-        if body is None:
-            body = free[0] if free else _Body(self._cache)
+        free = [one for one in self._bodies if one not in used]
+        holding = [one for one in free if one.holds(state, start)]
+        body = [*holding, *free, _Body(self._cache)][0]
+        if not holding:
             body.gather(state, start)
         used.append(body)
         return body
@@ -235,12 +237,16 @@ class _Body:
         self._cache = cache
         self._key: tuple[tuple[Interval, ...], int] | None = None
         self._workspace: KVCache | None = None
-        # Where the step starts, in the cache and in the workspace.
-        self._own_start = self._offset = 0
+        # Where the step starts, in the cache and in the workspace; and the cache position up to which it is here.
+        self._own_start = self._offset = self._end = 0
 
-    def is_of(self, state: State) -> bool:
-        """Whether it holds what this body sees."""
-        return self._key == (state.context, state.own_start)
+    def holds(self, state: State, start: int) -> bool:
+        """Whether it holds all that this body sees before the pass that starts at `start`."""
+        return self._key == (state.context, state.own_start) and (self._end >= start or self._own_start >= start)
+
+    def forget(self, start: int) -> None:
+        """A pass starts at `start`: what stood behind were drafts, and others may take their places."""
+        self._end = min(self._end, start)
 
     def gather(self, state: State, start: int) -> None:
         """Take in what a body sees of the cache, up to the pass that starts at `start`."""
@@ -256,6 +262,7 @@ class _Body:
         self._offset = self._workspace.copy_from(self._cache, state.context)
         if state.own_start < start:
             self._workspace.copy_from(self._cache, [(state.own_start, start)], self._offset)
+        self._end = start
 
     def append(
         self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor
@@ -267,6 +274,7 @@ class _Body:
             key, value = key[:, :, before:], value[:, :, before:]
         at = self._offset + max(start, self._own_start) - self._own_start
         self._workspace.write(layer, at, key, value)
+        self._end = max(start, self._own_start) + key.shape[2]
         return self._workspace.first(layer, at + key.shape[2])
 
 

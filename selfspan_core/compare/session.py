@@ -209,6 +209,7 @@ class Session:
             "lanes": [self._described(spec) for spec in specs],
             "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_with(run.impl),
+            "clock": "device" if run.impl == CAPTURED else "host",
             "drafts": run.request.drafts if self.can_draft else "off",
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({"caution": caution._asdict()} if caution else {}),

@@ -21,7 +21,7 @@ from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.row_rules import RowRules
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
 from selfspan_core.models.weights import DecodeWeights
-from selfspan_core.spans.protocol import Markers
+from selfspan_core.spans.protocol import Markers, PromptLayout
 
 NUM_SLOTS = 16
 """Steps whose ids the ring holds; so many may be on their way at most."""
@@ -164,6 +164,8 @@ class BatchStep:
         """See Step."""
         if request.rules is not None and self._rules is None:
             raise ValueError("rules: this batch was made without")
+        if request.drafter is not None:
+            raise ValueError("drafter: a step that runs ahead of the host verifies no drafts")
         num_prompt, device, drawn = request.prompt.prompt.num_tokens, self.model.device, request.sampling
         timer = Timer(device)
         logits = self._prefill(row, request.prompt_ids)[None]
@@ -171,13 +173,8 @@ class BatchStep:
         for all_rows, first, value in zip(self._settings, self._first_settings, first_settings, strict=True):
             all_rows[row].fill_(value)
             first.fill_(value)
-        self._limits[row].fill_(num_prompt + max_new_tokens - 1)
-        self._scripts[row].fill_(-1)
-        if request.forced_tokens:
-            script = torch.tensor(request.forced_tokens[: self.capacity + 1 - num_prompt], dtype=torch.int32)
-            self._scripts[row, num_prompt : num_prompt + len(script)].copy_(_to(script, device))
         self._first_position.fill_(num_prompt - 1)
-        self._parts.begin(row, request.prompt.prompt, request.annotated)
+        self.place(row, request.prompt.prompt, request.annotated, request.forced_tokens or (), max_new_tokens)
         rules = None if request.forced_tokens else request.rules
         if rules is not None and self._rules is not None:
             logits = self._rules.begin(row, rules, logits)
@@ -193,6 +190,26 @@ class BatchStep:
         number = self._next_number()
         self._outstanding.append((timer, lambda seconds: self._first(First(row, number, int(slot), seconds, kept))))
         return number
+
+    def place(
+        self, row: int, layout: PromptLayout, annotated: bool, script: Sequence[int], max_new_tokens: int
+    ) -> None:
+        """A row stands behind its prompt, about to take in its first id; waits for nothing.
+
+        Args:
+            row: of the batch.
+            layout: of the prompt.
+            annotated: whether steps are to be written.
+            script: ids that are written, whatever is drawn, as far as there are any.
+            max_new_tokens: most ids.
+        """
+        start = layout.num_tokens
+        self._limits[row].fill_(start + max_new_tokens - 1)
+        self._scripts[row].fill_(-1)
+        if script:
+            ids = torch.tensor(script[: self.capacity + 1 - start], dtype=torch.int32)
+            self._scripts[row, start : start + len(ids)].copy_(_to(ids, self.model.device))
+        self._parts.begin(row, layout, annotated)
 
     def _first(self, first: First) -> First:
         """A row's first id is in host memory."""
@@ -239,23 +256,25 @@ class BatchStep:
             raise RuntimeError(f"at most {NUM_SLOTS} steps can be on their way: collect some first")
         number, slot = self._next_number(), self._ring[self.num_launched % NUM_SLOTS]
         self.num_launched += 1
-        if self._rules is not None:
-            self._rules.write()
+        failures = {} if self._rules is None else self._rules.write()
+        for row in failures:
+            self.clear(row)
         timer = Timer(self.model.device)
         self.replay()
         timer.stop()
-        self._outstanding.append((timer, lambda seconds: self._stepped(number, slot.tolist(), seconds)))
+        self._outstanding.append((timer, lambda seconds: self._stepped(number, slot.tolist(), seconds, failures)))
         return number
 
     @torch.inference_mode()
-    def _stepped(self, number: int, ids: list[int], seconds: float) -> Stepped:
+    def _stepped(self, number: int, ids: list[int], seconds: float, failures: dict[int, Exception]) -> Stepped:
         """A step's ids are in host memory: -1 in rows without a sequence."""
         kept: list[list[torch.Tensor]] = [[] for _ in ids]
         for row in list(self._followed):
             if self._followed[row].with_logits and ids[row] >= 0:
                 kept[row] = [self.logits[row].clone()]
             self._follow(row, ids[row])
-        return Stepped(number, [[token] if token >= 0 else [] for token in ids], seconds, kept, [0] * self.batch)
+        none = [0] * self.batch
+        return Stepped(number, [[token] if token >= 0 else [] for token in ids], seconds, kept, none, none, failures)
 
     def replay(self) -> None:
         """One step, of which nobody keeps account."""

@@ -22,12 +22,18 @@ MOST_BYTES = 2**28
 
 
 class PackedOps(TorchOps):
-    """TorchOps with packed matrices."""
+    """TorchOps with packed matrices, which all decoders share that are bound to it."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, _Packed] = {}
 
     def bind(self, matrix: Matrix) -> Apply:
         """See StepOps."""
-        weight = getattr(matrix, "weight", None)
-        return matrix.apply if weight is None else _Packed(matrix, weight)
+        if matrix.floats is None:
+            return matrix.apply
+        if id(matrix) not in self._packed:  # it keeps the matrix, so that the id stays its own
+            self._packed[id(matrix)] = _Packed(matrix, matrix.floats)
+        return self._packed[id(matrix)]
 
     def bind_gated(self, matrix: Matrix) -> ApplyGated:
         """See StepOps."""
@@ -44,7 +50,7 @@ class _Packed:
     """One matrix, and its packings as they are needed."""
 
     def __init__(self, matrix: Matrix, weight: torch.Tensor) -> None:
-        self._apply, self._weight = matrix.apply, weight
+        self._matrix, self._apply, self._weight = matrix, matrix.apply, weight
         self._bias: torch.Tensor | None = getattr(matrix, "bias", None)
         self._packings: dict[int, torch.Tensor] = {}
 

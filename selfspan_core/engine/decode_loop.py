@@ -139,6 +139,7 @@ class DecodeLoop:
             room = self._room(request)
             begun = self._step.begin(row, request, room)
         except (ValueError, TypeError, KeyError, ImplUnavailable, torch.OutOfMemoryError) as error:
+            self._step.clear(row)  # it may have begun
             return Failed(error)
         except RuntimeError as error:
             self._lost = _lost(error)
@@ -185,6 +186,11 @@ class DecodeLoop:
             active.num_pending -= 1
             self.num_step_tokens += len(outcome.tokens[row])
             self.num_row_tokens[active.number] += len(outcome.tokens[row])
+        for row, error in outcome.failures.items():
+            failed = self._active.pop(row, None)
+            if failed is not None:
+                self.num_row_tokens.pop(failed.number, None)
+                yield failed.number, Failed(error)
         for row, active in concerned:
             if self._active.get(row) is active:  # the consumer may have closed others meanwhile
                 yield from _of(active, self._stepped(row, active, outcome))
@@ -199,7 +205,7 @@ class DecodeLoop:
         tokens, logits = outcome.tokens[row], outcome.logits[row]
         active.account.passed(outcome.num_drafted[row])
         for place, token in enumerate(tokens):
-            seconds, is_draft = outcome.seconds / len(tokens), place < len(tokens) - 1
+            seconds, is_draft = outcome.seconds / len(tokens), place < outcome.num_accepted[row]
             yield from self._token(row, active, token, seconds, logits[place] if logits else None, is_draft)
 
     def _token(
@@ -239,6 +245,6 @@ def _of(active: _Active, events: Iterator[Event]) -> Iterator[tuple[int, Event]]
 
 
 def _lost(error: RuntimeError) -> EngineLost:
-    lost = EngineLost(f"the device failed, and this engine cannot go on: {error}")
+    lost = EngineLost(f"a step failed on the device, and this engine cannot go on: {error}")
     lost.__cause__ = error
     return lost

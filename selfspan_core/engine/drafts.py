@@ -67,13 +67,17 @@ class PassCosts:
             return
         self._age += 1
         if self._alone and self._age <= MAX_AGE:
-            self._ratios[num_tokens] = _moved(self._ratios.get(num_tokens), seconds / self._alone)
+            mean = self._ratios.get(num_tokens, self._guess(num_tokens))
+            self._ratios[num_tokens] = _moved(mean, seconds / self._alone)
+
+    def _guess(self, num_tokens: int) -> float:
+        return 1 + self._second + self._further * (num_tokens - 2)
 
     def relative(self, num_tokens: int) -> float:
         """The cost of a pass of so many tokens; 1 is that of a single one."""
         if num_tokens == 1:
             return 1.0
-        guess = 1 + self._second + self._further * (num_tokens - 2)
+        guess = self._guess(num_tokens)
         # Half and twice are believed of a measurement, more is another process that had the machine.
         return min(max(self._ratios.get(num_tokens, guess), 1 + (guess - 1) / 2, 1.02), 2 * guess)
 

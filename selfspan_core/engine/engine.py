@@ -11,12 +11,13 @@ from typing import Literal
 
 from selfspan_core.attention.backends import CAPTURED, require_impl
 from selfspan_core.engine.batch_pool import BatchEngines, events_of_first
+from selfspan_core.engine.cpu_ops import host_ops
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.drafters import drafter
 from selfspan_core.engine.drafts import Drafter, PassCosts
 from selfspan_core.engine.events import Event
 from selfspan_core.engine.hints import DraftHints
-from selfspan_core.engine.host_step import HostStep
+from selfspan_core.engine.host_step import HostKept, HostStep
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import PromptError
 from selfspan_core.models.model import SpanModel
@@ -43,7 +44,8 @@ class Engine:
         self.model = model
         self.markers = markers
         self._batch_engines = BatchEngines(model.weights, markers)
-        self._costs = {"dense": PassCosts(), "sparse": PassCosts()}
+        ops = host_ops(model.weights)
+        self._kept = {attention: HostKept(ops, PassCosts()) for attention in ("dense", "sparse")}
 
     def drafter(
         self, attention: Literal["dense", "sparse"], annotated: bool, hints: DraftHints, drafts: Drafts
@@ -51,7 +53,7 @@ class Engine:
         """A drafter for one run of `generate`, for implementations that verify drafts: all but "captured"; see
         `drafters.drafter`.
         """
-        return drafter(self.markers, annotated, hints, drafts, self._costs[attention])
+        return drafter(self.markers, annotated, hints, drafts, self._kept[attention].costs)
 
     def generate(
         self, request: PromptRequest, attention: Literal["dense", "sparse"] = "dense", impl: str = "gather"
@@ -81,8 +83,8 @@ class Engine:
         if impl == CAPTURED:
             has_rules = request.rules is not None
             return events_of_first(self._batch_engines.get(attention, 1, num_positions, has_rules), [request])
-        costs = self._costs[attention]
-        step = HostStep(self.model.weights, self.markers, 1, num_positions, attention == "dense", impl, costs)
+        kept = self._kept[attention]
+        step = HostStep(self.model.weights, self.markers, 1, num_positions, attention == "dense", impl, kept)
         return events_of_first(DecodeLoop(step), [request])
 
     def generate_among(

@@ -5,11 +5,15 @@ All rows' tokens go through the decoder together; attention goes row by row, thr
 that it drew last and, behind it, the drafts of its request's drafter, if any. Every draft's query sees what the tracker
 would let it see had the drafts before it been written. Ids are drawn one after the other, under the row's rules, from
 the logits of the query before; the first one that differs from its draft ends the row's step. So drafts never change
-what is written: a draw depends on logits, seed and position alone.
+what is written, but for ties that the rounding of a GEMM of more rows may decide otherwise: a draw depends on logits,
+seed and position alone.
 """
 
+import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -17,7 +21,7 @@ from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.readers import Reader, make_reader
 from selfspan_core.engine import sampling
 from selfspan_core.engine.cpu_ops import host_ops
-from selfspan_core.engine.decoder import Decoder
+from selfspan_core.engine.decoder import Decoder, StepOps
 from selfspan_core.engine.drafts import DraftState, PassCosts
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
@@ -25,6 +29,21 @@ from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.params import MAX_DRAFTS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import State, Tracker
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class HostKept:
+    """What the steps of one model keep from run to run.
+
+    Attributes:
+        ops: operations of a step; packed matrices are theirs.
+        costs: times of forward passes by number of tokens.
+    """
+
+    ops: StepOps
+    costs: PassCosts
 
 
 class HostStep:
@@ -37,7 +56,7 @@ class HostStep:
         capacity: positions of each row; a row's cache is as large as its request needs.
         is_dense: every query reads everything, whatever is declared.
         impl: how self-selected attention runs, one of `backends.IMPLS`.
-        costs: where the times of forward passes are noted down, if anywhere.
+        kept: what steps of one model share from run to run; None: nothing.
     """
 
     clock: Clock = "host"
@@ -51,12 +70,13 @@ class HostStep:
         capacity: int,
         is_dense: bool,
         impl: str = "gather",
-        costs: PassCosts | None = None,
+        kept: "HostKept | None" = None,
     ) -> None:
         self.model, self.markers = weights.model, markers
         self.batch, self.capacity, self.is_dense = batch, capacity, is_dense
-        self._impl, self._costs = impl, costs
-        self._decoder = Decoder(weights, batch * (1 + MAX_DRAFTS), host_ops(weights))
+        kept = kept or HostKept(host_ops(weights), PassCosts())
+        self._impl, self._costs = impl, kept.costs
+        self._decoder = Decoder(weights, batch * (1 + MAX_DRAFTS), kept.ops)
         self._attention = RowsAttention(weights, capacity)
         self._rows: dict[int, _Row] = {}
         self._outstanding: deque[First | Stepped] = deque()
@@ -72,20 +92,20 @@ class HostStep:
         """See Step."""
         timer = self._timer()
         self._num_numbered += 1
-        if self._costs is not None:
-            self._costs.begin()
+        self._costs.begin()
         model, prompt_ids = self.model, request.prompt_ids
         cache = model.new_cache(len(prompt_ids) + max_new_tokens)
         attention = "dense" if self.is_dense else "sparse"
         reader = make_reader(attention, self._impl, cache, model.device)
-        begun = _Row(self.markers, request, reader, max_new_tokens)
+        begun = _Row(self.markers, request, reader, max_new_tokens, model.vocab_size)
         reader.plan(0, None)
         with length_free_kernels(model.device):
             logits = model.forward_logits(torch.tensor([prompt_ids], device=model.device), 0, reader)
-        (token,), kept = begun.draw(logits[None], ())
+        begun.draw(logits[None])
         if not begun.is_done:
             self._rows[row] = begun
-        first = First(row, self._num_numbered, token, self._seconds(timer), kept[0] if kept else None)
+        kept = begun.drawn_from[0] if begun.drawn_from else None
+        first = First(row, self._num_numbered, begun.drawn[0], self._seconds(timer), kept)
         self._outstanding.append(first)
         return self._num_numbered
 
@@ -94,27 +114,38 @@ class HostStep:
         """See Step; it is done when this returns."""
         timer = self._timer()
         self._num_numbered += 1
+        failures: dict[int, Exception] = {}
+        drafts = {row: self._attempt(row, one.propose, failures) for row, one in list(self._rows.items())}
         rows = list(self._rows.items())
-        drafts = [one.propose() for _, one in rows]
         tokens: list[list[int]] = [[] for _ in range(self.batch)]
         kept: list[list[torch.Tensor]] = [[] for _ in range(self.batch)]
-        drafted = [0] * self.batch
+        drafted, accepted = [0] * self.batch, [0] * self.batch
         if rows:
-            fed = [(one.ids[-1], *mine) for (_, one), mine in zip(rows, drafts, strict=True)]
-            self._attention.plan([one.plan(mine) for (_, one), mine in zip(rows, drafts, strict=True)])
-            ids = torch.tensor([token for feed in fed for token in feed], device=self.model.device)
+            sizes = [1 + len(drafts[row]) for row, _ in rows]
+            ids = torch.tensor([token for row, one in rows for token in (one.ids[-1], *drafts[row])])
+            self._attention.plan([one.plan() for _, one in rows])
             with length_free_kernels(self.model.device):
-                logits = self._decoder(ids, self._attention)
-            for (row, one), mine, own in zip(rows, drafts, logits.split([len(feed) for feed in fed]), strict=True):
-                tokens[row], kept[row] = one.draw(own, mine)
-                drafted[row] = len(mine)
+                logits = self._decoder(ids.to(self.model.device), self._attention)
+            for (row, one), own in zip(rows, logits.split(sizes), strict=True):
+                self._attempt(row, functools.partial(one.draw, own), failures)
+                tokens[row], kept[row] = one.drawn, one.drawn_from
+                drafted[row], accepted[row] = len(drafts[row]), one.num_accepted
                 if one.is_done:
-                    del self._rows[row]
+                    self._rows.pop(row, None)
         seconds = self._seconds(timer)
-        if self._costs is not None and len(rows) == 1:
-            self._costs.record(1 + len(drafts[0]), seconds)
-        self._outstanding.append(Stepped(self._num_numbered, tokens, seconds, kept, drafted))
+        if len(rows) == 1:
+            self._costs.record(sizes[0], seconds)
+        self._outstanding.append(Stepped(self._num_numbered, tokens, seconds, kept, drafted, accepted, failures))
         return self._num_numbered
+
+    def _attempt(self, row: int, work: Callable[[], _T], failures: dict[int, Exception]) -> _T | tuple[()]:
+        """What a row's drafter and rules have to say; what they raise ends that row alone."""
+        try:
+            return work()
+        except Exception as error:
+            failures[row] = error
+            self._rows.pop(row, None)
+            return ()
 
     def collect(self) -> First | Stepped:
         """See Step."""
@@ -141,60 +172,72 @@ class _Row:
     Attributes:
         ids: the prompt and what was written.
         is_done: it is at its end.
+        drawn, drawn_from, num_accepted: of the last pass: ids, what they were drawn from if the request asks for that,
+            and how many of the ids are drafts.
     """
 
-    def __init__(self, markers: Markers, request: PromptRequest, reader: Reader, max_new_tokens: int) -> None:
+    def __init__(
+        self, markers: Markers, request: PromptRequest, reader: Reader, max_new_tokens: int, vocab_size: int
+    ) -> None:
         layout = request.prompt.prompt
-        self._eos, self._request, self._reader = markers.eos, request, reader
+        self._eos, self._request, self._reader, self._vocab_size = markers.eos, request, reader, vocab_size
         self._tracker = Tracker(markers, layout, request.annotated)
         self._num_prompt, self._end = layout.num_tokens, layout.num_tokens + max_new_tokens
         self._state: State | None = None
+        self._drafts: Sequence[int] = ()
+        self._draft_states: Sequence[State] = ()
         self.ids = list(request.prompt_ids)
         self.is_done = False
+        self.drawn: list[int] = []
+        self.drawn_from: list[torch.Tensor] = []
+        self.num_accepted = 0
 
     def propose(self) -> Sequence[int]:
-        """Drafts to verify behind the last id."""
+        """Drafts to verify behind the last id: as many as can go through one forward pass."""
+        self._drafts, self._draft_states = (), ()
         drafter, state = self._request.drafter, self._state
         most = min(MAX_DRAFTS, self._end - len(self.ids) - 1)
         if drafter is None or state is None or most < 1:
             return ()
         drafts = drafter.propose(DraftState(self.ids, self._num_prompt, self._tracker, state), most)[:most]
-        return drafts[: self._num_verifiable(drafts)]
+        states, start = self._tracker.preview(drafts), len(self.ids) - 1
+        # What a body reads must be in the cache before the pass; an id that is none cannot be fed.
+        unfit = (
+            place
+            for place, (token, one) in enumerate(zip(drafts, states, strict=True))
+            if not 0 <= token < self._vocab_size or (one.context and one.context[-1][1] > start)
+        )
+        num = next(unfit, len(drafts))
+        self._drafts, self._draft_states = drafts[:num], states[:num]
+        return self._drafts
 
-    def _num_verifiable(self, drafts: Sequence[int]) -> int:
-        """How many of the drafts can go through one forward pass: a body's segments must be in the cache before it."""
-        start = len(self.ids) - 1
-        for number, state in enumerate(self._tracker.preview(drafts)):
-            if state.context and state.context[-1][1] > start:
-                return number
-        return len(drafts)
-
-    def plan(self, drafts: Sequence[int]) -> tuple[Reader, int, int]:
+    def plan(self) -> tuple[Reader, int, int]:
         """Prepare the reader for the last id and its drafts; the reader, the first position, and how many tokens."""
         assert self._state is not None
-        start = len(self.ids) - 1
-        states = [self._state, *self._tracker.preview(drafts)] if drafts else [self._state]
+        start, states = len(self.ids) - 1, [self._state, *self._draft_states]
         self._reader.plan(start, states)
         return self._reader, start, len(states)
 
-    def draw(self, logits: torch.Tensor, drafts: Sequence[int]) -> tuple[list[int], list[torch.Tensor]]:
-        """The next ids, and what they were drawn from if the request asks for that.
+    def draw(self, logits: torch.Tensor) -> None:
+        """The next ids, up to the first that is not the draft in its place.
 
         Args:
-            logits: `[1 + len(drafts), vocab_size]`, behind the last id and behind every draft.
-            drafts: verified one after the other, up to the first that is not drawn.
+            logits: `[1 + number of drafts, vocab_size]`, behind the last id and behind every draft.
         """
-        drawn: list[int] = []
+        self.drawn, self.drawn_from, self.num_accepted = [], [], 0
         likeliest = logits.argmax(-1).tolist() if self._is_plain else None
         for place in range(len(logits)):
-            token = likeliest[place] if likeliest is not None else self._next(logits[place])
+            token, drawn_from = (likeliest[place], logits[place]) if likeliest else self._next(logits[place])
             self._state = self._tracker.push(token)
             self.ids.append(token)
-            drawn.append(token)
+            self.drawn.append(token)
+            if self._request.with_logits:
+                self.drawn_from.append(drawn_from)
+            is_right = place < len(self._drafts) and self._drafts[place] == token
+            self.num_accepted += is_right
             self.is_done = token == self._eos or len(self.ids) >= self._end
-            if self.is_done or place == len(drafts) or drafts[place] != token:
+            if self.is_done or not is_right:
                 break
-        return drawn, list(logits[: len(drawn)]) if self._request.with_logits else []
 
     @property
     def _is_plain(self) -> bool:
@@ -203,18 +246,18 @@ class _Row:
         is_free = request.rules is None and request.forced_tokens is None
         return is_free and sampling.is_greedy(request.sampling.temperature)
 
-    def _next(self, logits: torch.Tensor) -> int:
-        """The next id, from logits `[vocab_size]`."""
+    def _next(self, logits: torch.Tensor) -> tuple[int, torch.Tensor]:
+        """The next id, and what it was drawn from, given logits `[vocab_size]`."""
         request = self._request
         if request.forced_tokens is not None:
-            return request.forced_tokens[len(self.ids) - self._num_prompt]
+            return request.forced_tokens[len(self.ids) - self._num_prompt], logits
         if request.rules is not None:
             logits = sampling.narrow(logits, request.rules.limits())
         drawn = request.sampling
         token = sampling.draw(logits, drawn.temperature, drawn.top_p, drawn.seed, len(self.ids) - 1)
         if request.rules is not None:
             request.rules.push(token)
-        return token
+        return token, logits
 
 
 class RowsAttention:

@@ -34,8 +34,8 @@ class RowRules:
         Returns:
             The logits narrowed to what the first id may be.
         """
+        self._copy(row, rules)
         self._rules[row] = rules
-        self._copy(row)
         return logits.masked_fill(self._banned[row : row + 1], -torch.inf)
 
     def push(self, row: int, token: int) -> None:
@@ -49,21 +49,30 @@ class RowRules:
         if self._rules.pop(row, None) is not None:
             self._banned[row].fill_(False)
 
-    def write(self) -> None:
-        """Before a step: what every row may write, to the device; no step may be on its way."""
-        for row in self._rules:
-            self._copy(row)
+    def write(self) -> dict[int, Exception]:
+        """Before a step: what every row may write, to the device; no step may be on its way.
 
-    def _copy(self, row: int) -> None:
+        Returns:
+            By row, what its rules raised.
+        """
+        failures: dict[int, Exception] = {}
+        for row, rules in self._rules.items():
+            try:
+                self._copy(row, rules)
+            except Exception as error:
+                failures[row] = error
+        return failures
+
+    def _copy(self, row: int, rules: Rules) -> None:
         """One row of the table, as its rules have it now."""
-        only, banned = self._rules[row].limits()
+        only, banned = rules.limits()
         table = self._on_host[row]
         table.fill_(only is not None)
         if only is not None:
             table[list(only)] = False
         if banned:
             table[list(banned)] = True
-        if only is not None and bool(table.all()):
+        if bool(table.all()):
             raise ValueError("the rules leave nothing to write")
         self._banned[row].copy_(table, non_blocking=True)
 

@@ -2,12 +2,12 @@
 
 Two kinds: `batch_step.BatchStep` keeps everything that changes in device memory and runs ahead of the host;
 `host_step.HostStep` decides on the host, token by token or draft by draft. Seconds are of the clock that the step
-names: "device" (CUDA events around a step's kernels, or the processor's time where there is no CUDA) or "host" (the
-wall clock from the launch to the ids in host memory).
+names: "device" (CUDA events around a step's kernels; the wall clock around the step where there is no CUDA) or "host"
+(the wall clock from the launch to the ids in host memory). The start of a run says which clock its figures are of.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -47,8 +47,9 @@ class Stepped:
         tokens: every row's next ids, none in rows without a sequence.
         seconds: of the step.
         logits: per row and id `[vocab_size]`, in rows whose request asks for them; other rows' lists are empty.
-        num_drafted: per row, the drafts that were verified; all of a row's ids but the last are drafts that were
-            accepted.
+        num_drafted: per row, the drafts that were verified.
+        num_accepted: per row, how many of its ids, from the first on, are drafts.
+        failures: by row, why its request cannot go on; the row has become idle.
     """
 
     number: int
@@ -56,6 +57,8 @@ class Stepped:
     seconds: float
     logits: list[list[torch.Tensor]]
     num_drafted: list[int]
+    num_accepted: list[int]
+    failures: dict[int, Exception] = field(default_factory=dict)
 
 
 class Step(Protocol):
@@ -120,7 +123,7 @@ class Step(Protocol):
 
 
 class Timer:
-    """Seconds that the device spends between the timer's making and `stop`; without CUDA, the processor."""
+    """Seconds between the timer's making and `stop`: of the device on CUDA, of the wall clock elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         self._events: list[torch.cuda.Event] | None = None

@@ -35,6 +35,11 @@ class Matrix(Protocol):
         """Bytes that one multiplication reads of it, bias included."""
         ...
 
+    @property
+    def floats(self) -> torch.Tensor | None:
+        """The weights, `[num_out, depth]`, where they are plain floats that a kernel may take; else None."""
+        ...
+
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """`x W^T + bias`: `[B, depth]` in, `[B, num_out]` out, in the type of `x`."""
         ...
@@ -62,6 +67,11 @@ class DenseMatrix:
     def num_bytes(self) -> int:
         """See Matrix."""
         return bytes_of(self.weight) + (0 if self.bias is None else bytes_of(self.bias))
+
+    @property
+    def floats(self) -> torch.Tensor | None:
+        """See Matrix."""
+        return self.weight
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """See Matrix."""

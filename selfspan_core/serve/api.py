@@ -24,7 +24,15 @@ SETTINGS: dict[str, tuple[type, Any]] = {
     "top_p": (float, 1.0),
     "seed": (int, 0),
 }
-"""The endpoint's arguments in order: type and default of each. The options of the tasks follow."""
+"""The endpoint's first arguments in order: type and default of each. The options of the tasks follow, then DRAFTS, then
+the name of a model where there are several."""
+DRAFTS = Option(
+    "drafts",
+    {},
+    "auto",
+    "Drafts",
+    f"auto (as many as pay), off, or at most so many, 1 to {MAX_DRAFTS}; only time changes.",
+)
 
 
 def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL]) -> Callable[..., Iterator[dict]]:
@@ -34,7 +42,7 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL
         device: runs the requests.
         own: the default model; if other models can run a task, too, the endpoint has an argument `model`.
     """
-    options = [*task_options(), *_model_option(own)]
+    options = [*task_options(), DRAFTS, *_model_option(own)]
     signature = _signature(options)
 
     def compare(*values: Any) -> Iterator[dict]:
@@ -64,7 +72,7 @@ def _model_option(own: ModelSpec) -> list[Option]:
 
 def _signature(options: Sequence[Option]) -> Signature:
     """The settings of a request and the options of the tasks, in the form that gradio inspects."""
-    given = {**SETTINGS, **{option.name: (str, option.default) for option in options}, "drafts": (str, "auto")}
+    given = {**SETTINGS, **{option.name: (str, option.default) for option in options}}
     kind = Parameter.POSITIONAL_OR_KEYWORD
     named = [Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in given.items()]
     return Signature(named, return_annotation=Iterator[dict])
@@ -89,9 +97,6 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
 
 def _documentation(options: Sequence[Option]) -> str:
     lines = [f"    {option.name}: {option.help}" for option in options]
-    lines.append(
-        f"    drafts: auto (as many as pay), off, or at most so many, 1 to {MAX_DRAFTS}; only the time changes."
-    )
     return "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines])
 
 

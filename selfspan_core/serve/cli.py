@@ -117,7 +117,12 @@ def checked_requests(arguments: argparse.Namespace) -> list[tuple[int, Request]]
         task = get_task(request.task, **request.options)
     except InputError as error:
         raise BadInput(str(error)) from None
-    data = read_input(arguments.input, task.page.prompt)
+    if arguments.text is None:
+        data = read_input(arguments.input, task.page.prompt)
+    elif arguments.input is None:
+        data = arguments.text.encode(errors="surrogateescape")
+    else:
+        raise BadInput("give the input itself or --input FILE, not both")
     lines = decoded_lines(data) if task.is_line else [(0, decoded_text(data))]
     reasons = []
     for number, text in lines:

@@ -7,6 +7,7 @@ from selfspan_core.params import MAX_DRAFTS, MAX_LOAD
 from selfspan_core.tasks.registry import TASKS, task_options
 
 EPILOG = """examples:
+  python -m selfspan_core run '79*36+63'
   echo '79*36+63' | python -m selfspan_core run
   python -m selfspan_core run --attention both --adapter plain --input expressions.txt --json
   python -m selfspan_core run --task summarize --length short --input article.txt
@@ -14,7 +15,8 @@ EPILOG = """examples:
 figures: seconds is the lane's own clock, prefill included; tokens_per_second is its speed after the first token;
 with --load, total_tokens_per_second is that of all the lane's requests together, by the time of its steps
 
-exit status: 0 when every input ran (right answer or wrong), 2 on bad input, with the reason on standard error"""
+exit status: 0 when every input ran (right answer or wrong), 2 on bad input, 1 if a run failed; reasons go to standard
+error"""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    run.add_argument("text", nargs="?", help="the input itself, in place of --input and standard input")
     run.add_argument("--task", default=next(iter(TASKS)), help=f"what the input is: {', '.join(TASKS)}")
     for option in task_options():
         run.add_argument(f"--{option.name}", help=option.help)

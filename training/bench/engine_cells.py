@@ -167,7 +167,7 @@ class ReplayedLane:
         self._recordings = recordings
         self._visible = [one.num_visible(markers, is_dense) for one in recordings]
         for row, one in enumerate(recordings):
-            self.replay.place(row, one)
+            self.replay.follow(row, one)
         self._at = 0
         self._timers: list[tuple[int, object]] = []
         # The last id never becomes a query.
@@ -232,7 +232,7 @@ def fixed_cell(weights: DecodeWeights, markers: Markers, machine: Machine, batch
         try:
             replay = Replay(weights, markers, batch, cache.capacity, is_dense=True, cache=cache, attend=attend)
             for row in range(batch):
-                replay.place(row, recording)
+                replay.follow(row, recording)
             timers = [replay.step() for _ in range(FIXED_STEPS)]
             times[name] = 1000 * statistics.median(timer.seconds() for timer in timers[2:])
         except Exception as error:  # a peer's errors are of any kind
@@ -289,7 +289,7 @@ def long_cell(weights: DecodeWeights, markers: Markers, machine: Machine, batch:
         recording = long_recording(markers, context, density or LONG_DENSITIES[0], num_body)
         replay = Replay(weights, markers, batch, cache.capacity, is_dense=density is None, cache=cache)
         for row in range(batch):
-            replay.place(row, recording)
+            replay.follow(row, recording)
         replay.move(num_header + 2)
         timers = [replay.step() for _ in range(num_body - 4)]
         ms = 1000 * statistics.median(timer.seconds() for timer in timers[2:])

@@ -12,7 +12,7 @@ import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_step import BatchStep
-from selfspan_core.engine.events import Failed, Finished, Token
+from selfspan_core.engine.events import Failed, Token
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.step import Timer
 from selfspan_core.spans.protocol import Markers, PromptLayout
@@ -64,12 +64,10 @@ def record(engine: BatchEngine, prompts: Sequence[Rendered], annotated: bool) ->
             written[number].append(event.id)
         elif isinstance(event, Failed):
             raise RuntimeError(f"request {number} failed") from event.error
-        elif isinstance(event, Finished):
-            last = time.perf_counter()
     recordings = [
         Recording(prompt.prompt, tuple(ids), annotated) for prompt, ids in zip(prompts, written.values(), strict=True)
     ]
-    seconds = last - started
+    seconds = time.perf_counter() - started
     return Recorded(recordings, sum(map(len, written.values())) / seconds, seconds)
 
 
@@ -85,14 +83,10 @@ class Replay(BatchStep):
         self._parts.advance(self._ids, self._scripts, self._limits, self._ring, self._step)
 
     @torch.inference_mode()
-    def place(self, row: int, recording: Recording) -> None:
+    def follow(self, row: int, recording: Recording) -> None:
         """A row stands behind its prompt, about to take in the recording's first id."""
-        start, count = recording.layout.num_tokens, len(recording.ids)
-        self._limits[row].fill_(start + count - 1)
-        self._scripts[row].fill_(-1)
-        self._scripts[row, start : start + count].copy_(torch.tensor(recording.ids, dtype=torch.int32))
+        self.place(row, recording.layout, recording.annotated, recording.ids, len(recording.ids))
         self._ids[row].fill_(recording.ids[0])
-        self._parts.begin(row, recording.layout, recording.annotated)
 
     @torch.inference_mode()
     def move(self, num_tokens: int) -> None:

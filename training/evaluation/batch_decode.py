@@ -22,9 +22,6 @@ from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
 from selfspan_core.spans.tracker import Tracker
 
-# Fused attention wants rows of its mask aligned.
-MASK_ALIGNMENT = 64
-
 
 @dataclass
 class Decoded:
@@ -111,8 +108,3 @@ def replay(example: Rendered, markers: Markers, sparse: bool, annotated: bool) -
     decoded.attended_tokens = sum(state.num_visible for state in queries) if sparse else decoded.dense_tokens
     decoded.num_malformed = tracker.num_malformed
     return decoded
-
-
-def aligned(length: int) -> int:
-    """The length rounded up to what fused attention likes its masks to be."""
-    return -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT

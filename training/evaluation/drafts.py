@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
-from training.evaluation.batch_decode import Decoded, aligned, decode_greedily, replay
+from training.evaluation.batch_decode import Decoded, decode_greedily, replay
 from training.loop.masks import dense_mask
 from training.loop.packing import Row, sample_of
+
+# Fused attention wants rows of its mask aligned.
+MASK_ALIGNMENT = 64
 
 
 class DraftReader:
@@ -88,6 +91,11 @@ def would_write(model: SpanModel, drafts: Sequence[Rendered], sparse: bool) -> l
         bool(row[draft.prompt.num_tokens - 1 : len(draft.ids) - 1].all())
         for row, draft in zip(right, drafts, strict=True)
     ]
+
+
+def aligned(length: int) -> int:
+    """The length rounded up to what fused attention likes its masks to be."""
+    return -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
 
 
 def _span_mask(drafts: Sequence[Rendered], length: int, device: torch.device) -> torch.Tensor:
