@@ -15,8 +15,9 @@ from typing import Any
 
 from selfspan_core.tasks.base import EvaluationKind, Task
 from selfspan_core.tasks.registry import TASKS
+from training.reports.answers import answers, answers_brief
 from training.reports.base_model import base
-from training.reports.cpu import cpu, cpu_brief
+from training.reports.cpu import cpu
 from training.reports.engine import engine, engine_brief
 from training.reports.kernel import kernel, kernel_brief, kernel_on, kernel_remarks
 from training.reports.markdown import ROOT, from_document
@@ -29,9 +30,10 @@ __all__ = ["BLOCK", "DOCUMENTS", "blocks", "filled", "kernel_on", "kernel_remark
 DOCUMENTS = ("README.md", "docs/results.md", "assets/MODEL_CARD.md")
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 COMMON_BLOCKS: dict[str, Callable[[], str]] = {
+    "answers": answers,
+    "answers_brief": answers_brief,
     "base": base,
     "cpu": cpu,
-    "cpu_brief": cpu_brief,
     "engine": engine,
     "engine_brief": engine_brief,
     "kernel": kernel,

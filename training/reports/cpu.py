@@ -1,6 +1,6 @@
 """Decoding speed on a CPU as Markdown."""
 
-from training.reports.markdown import origin, read, source, table
+from training.reports.markdown import read, source, table
 
 PATH = "assets/results/cpu_engine.json"
 MISSING = "Decoding speed on a CPU: not measured yet.\n"
@@ -14,12 +14,6 @@ def cpu() -> str:
     if results is None:
         return MISSING
     return f"{WHAT}.{_before(results)}\n\n" + table(HEADER, _rows(results)) + source(results, PATH)
-
-
-def cpu_brief() -> str:
-    """The same with its origin in front, for a document with little room."""
-    results = read(PATH)
-    return MISSING if results is None else f"{WHAT} ({origin(results, PATH)}):\n\n" + table(HEADER, _rows(results))
 
 
 def _before(results: dict) -> str:

@@ -1,0 +1,78 @@
+"""Time to whole answers on a CPU, with drafts and without, as Markdown."""
+
+from training.reports.markdown import origin, read, source, table
+
+PATH = "assets/results/cpu_answers.json"
+MISSING = "Time to an answer on a CPU: not measured yet.\n"
+PLAIN, LOOKUP, SPAN, DRAFTED = "plain dense", "plain dense + lookup", "span sparse", "span sparse + drafts"
+WHAT = (
+    "Seconds to an answer of the shipped models, one request at a time, prefill included. The plain adapter writes no "
+    "names; with prompt lookup it drafts from earlier text. The span adapter drafts from the segments that its headers "
+    "name. Drafts change the time only"
+)
+BRIEF_HEADER = [
+    "input",
+    PLAIN,
+    "+ lookup",
+    "self-selected",
+    "+ drafts",
+    "against dense",
+    "against lookup",
+    "tokens a pass",
+]
+HEADER = ["input", "lane", "seconds", "tokens", "tokens a pass", "drafts right", "KV read", "× plain dense", "× lookup"]
+
+
+def answers() -> str:
+    """Every lane's figures."""
+    results = read(PATH)
+    if results is None:
+        return MISSING
+    rows = [
+        [
+            kind,
+            lane,
+            f"{one['seconds']:.2f}",
+            f"{one['tokens']:.0f}",
+            f"{one['tokens_per_pass']:.2f}",
+            f"{one['drafts_right_percent']:.0f} %" if "drafts_right_percent" in one else "–",
+            f"{one['kv_read_percent']:.0f} %",
+            f"{one['plain_dense_over_this']:.2f}x",
+            f"{one['lookup_over_this']:.2f}x",
+        ]
+        for kind, lanes in results["answers"].items()
+        for lane, one in lanes.items()
+    ]
+    return f"{WHAT}{_changed(results)}.\n\n" + table(HEADER, rows) + source(results, PATH)
+
+
+def answers_brief() -> str:
+    """The four lanes that matter, with their origin in front."""
+    results = read(PATH)
+    if results is None:
+        return MISSING
+    rows = [
+        [
+            kind,
+            *[f"{lanes[lane]['seconds']:.2f}" for lane in (PLAIN, LOOKUP, SPAN, DRAFTED)],
+            f"{lanes[DRAFTED]['plain_dense_over_this']:.2f}x",
+            f"{lanes[DRAFTED]['lookup_over_this']:.2f}x",
+            f"{lanes[DRAFTED]['tokens_per_pass']:.1f}",
+        ]
+        for kind, lanes in results["answers"].items()
+    ]
+    return f"{WHAT}{_changed(results)} ({origin(results, PATH)}):\n\n" + table(BRIEF_HEADER, rows)
+
+
+def _changed(results: dict) -> str:
+    """How many answers came out otherwise with drafts than without."""
+    changed = sum(
+        one.get("answers_that_drafts_changed", 0) for lanes in results["answers"].values() for one in lanes.values()
+    )
+    drafted = sum(
+        results["inputs"] * results["repeats"]
+        for lanes in results["answers"].values()
+        for one in lanes.values()
+        if "answers_that_drafts_changed" in one
+    )
+    return f": {changed} of {drafted:,} drafted answers differ from the undrafted ones"
