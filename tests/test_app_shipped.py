@@ -1,5 +1,6 @@
 """The page with the shipped model."""
 
+import os
 import time
 
 import pytest
@@ -49,6 +50,27 @@ class TestShippedModel:
         for lane in ("dense", "sparse"):
             assert len(tab.lines(lane)) >= 7 and tab.text(f"{tab.pane(lane)} .ss-badge").strip()
         assert tab.text(".ss-line")
+
+    def test_drafts_are_tinted_and_change_no_text(self, shipped, open_tab):
+        """Would catch a switch that does nothing, text that drafts change, and figures or a tint that stay away or stay."""
+        tab = open_tab(shipped)
+        shown = {}
+        for drafts in (True, False):
+            tab.page.set_checked("#drafts input", drafts)
+            tab.run(self.example(8))
+            tab.wait("running", timeout=120_000)
+            tab.wait("done", timeout=120_000)
+            shown[drafts] = [tab.lines(lane) for lane in ("dense", "sparse")]
+            for lane in ("dense", "sparse"):
+                pane = tab.pane(lane)
+                tinted = tab.page.locator(f"{pane} .ss-step .ss-drafted").count()
+                assert (tinted > 10) == drafts and tab.page.is_visible(f"{pane} .ss-drafts") == drafts
+            assert ("with drafts" in tab.text(".ss-line")) == drafts
+            if drafts:
+                assert "tokens per pass" in tab.text(f"{tab.pane('sparse')} .ss-drafts")
+                if os.environ.get("SELFSPAN_SHOT"):
+                    tab.page.screenshot(path=os.environ["SELFSPAN_SHOT"], full_page=True)
+        assert shown[True] == shown[False] and len(shown[True][1]) >= 7
 
     def test_stop_then_a_second_run(self, shipped, open_tab):
         """Stop in the middle of a real run, and the lane is free."""
