@@ -52,7 +52,7 @@ class TestShippedModel:
         assert tab.text(".ss-line")
 
     def test_drafts_are_tinted_and_change_no_text(self, shipped, open_tab):
-        """Would catch a switch that does nothing, text that drafts change, and figures or a tint that stay away or stay."""
+        """Would catch a switch that does nothing, text that drafts change, figures or a tint that stay away or stay."""
         tab = open_tab(shipped)
         shown = {}
         for drafts in (True, False):
