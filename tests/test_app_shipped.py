@@ -1,6 +1,5 @@
 """The page with the shipped model."""
 
-import os
 import time
 
 import pytest
@@ -68,8 +67,6 @@ class TestShippedModel:
             assert ("with drafts" in tab.text(".ss-line")) == drafts
             if drafts:
                 assert "tokens per pass" in tab.text(f"{tab.pane('sparse')} .ss-drafts")
-                if os.environ.get("SELFSPAN_SHOT"):
-                    tab.page.screenshot(path=os.environ["SELFSPAN_SHOT"], full_page=True)
         assert shown[True] == shown[False] and len(shown[True][1]) >= 7
 
     def test_stop_then_a_second_run(self, shipped, open_tab):

@@ -8,12 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfspan_core.engine import sampling
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Failed, Finished, Token
 from selfspan_core.engine.host_step import MAX_DRAFTS, HostStep
 from selfspan_core.engine.rules import Limits
+from selfspan_core.errors import EngineLost
 from selfspan_core.models.model import SpanModel
 from tests.support.asking import asked
 from tests.support.batch_tools import CAPACITY, by_request, example, shorn
@@ -174,6 +176,22 @@ def test_a_defect_of_a_drafter_ends_its_request_alone(model, error):
     events = list(loop.generate(requests))
     assert {number: type(event.error) for number, event in events if isinstance(event, Failed)} == {0: error}
     assert not loop.is_lost and sum(isinstance(event, Finished) for _, event in events) == 1
+
+
+def test_a_device_that_fails_while_ids_are_drawn_ends_all(model, monkeypatch):
+    """Would catch a lost device that is taken for one request's defect, so that the others go on with garbage."""
+
+    def fail(*_):
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    loop = host(model, 2, "sparse")
+    requests = [asked(example(seed)[0], max_new_tokens=12, temperature=1.0) for seed in range(2)]
+    events = loop.generate(requests)
+    next(events)
+    monkeypatch.setattr(sampling, "draw", fail)
+    with pytest.raises(EngineLost):
+        list(events)
+    assert loop.is_lost
 
 
 def test_logits_are_those_that_were_drawn_from(model):

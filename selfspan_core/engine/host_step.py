@@ -142,6 +142,8 @@ class HostStep:
         """What a row's drafter and rules have to say; what they raise ends that row alone."""
         try:
             return work()
+        except torch.AcceleratorError:  # the device failed, not the row: drawing is the first that waits for it
+            raise
         except Exception as error:
             failures[row] = error
             self._rows.pop(row, None)
