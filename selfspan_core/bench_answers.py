@@ -188,6 +188,7 @@ def main() -> None:
         **origin,
         "seed": arguments.seed,
         "dtype": "float32",
+        "clock": "host",
         "inputs": arguments.n,
         "repeats": arguments.repeats,
         "load_average_at_start": round(load_average, 2),

@@ -232,6 +232,7 @@ def main() -> None:
         "seed": arguments.seed,
         "weights": "random" if arguments.random_weights else "shipped base",
         "dtype": "float32",
+        "clock": "host",
         "replays": arguments.replays,
         "load_average_at_start": round(load_average, 2),
         "weight_bytes_per_token": weights,

@@ -9,7 +9,7 @@ import torch
 from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_parts import CudaParts, TorchParts
-from selfspan_core.engine.batch_step import BatchStep
+from selfspan_core.engine.batch_step import BatchShape, BatchStep
 from selfspan_core.engine.events import Failed, Finished, Prefilled
 from selfspan_core.engine.step import First
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
@@ -195,7 +195,7 @@ def test_wrong_arguments_are_named(weights, batch, capacity, attention, message)
 def test_without_16_bit_floats_the_reason_is_given(weights):
     """Would catch a captured engine that fails somewhere inside, or falls back in silence."""
     with pytest.raises(ImplUnavailable, match="decoding in a captured graph: dtype"):
-        BatchStep(weights, MARKERS, 1, 9, False, parts=CudaParts)
+        BatchStep(weights, MARKERS, BatchShape(1, 9, False), parts=CudaParts)
 
 
 @pytest.mark.gpu
@@ -205,7 +205,8 @@ def test_without_16_bit_floats_the_reason_is_given(weights):
 def test_gpu_same_logits_as_pytorchs_operations(is_dense, num_kv_heads, vocab_size):
     """Would catch a value that is baked into the graph, a kernel in the wrong place, rows that mix, a lost id."""
     weights = on_cuda(num_key_value_heads=num_kv_heads, vocab_size=vocab_size)
-    steps = [BatchStep(weights, MARKERS, 5, CAPACITY, is_dense, parts=parts) for parts in (CudaParts, TorchParts)]
+    shape = BatchShape(5, CAPACITY, is_dense)
+    steps = [BatchStep(weights, MARKERS, shape, parts=parts) for parts in (CudaParts, TorchParts)]
     ids = [[], []]
     largest = 0.0
     for number in range(40):
@@ -238,7 +239,8 @@ def test_gpu_same_logits_with_large_products(batch):
     weights = on_cuda(
         hidden_size=2048, intermediate_size=4096, num_attention_heads=32, num_key_value_heads=32, vocab_size=4096
     )
-    steps = [BatchStep(weights, MARKERS, batch, CAPACITY, False, parts=parts) for parts in (CudaParts, TorchParts)]
+    shape = BatchShape(batch, CAPACITY, False)
+    steps = [BatchStep(weights, MARKERS, shape, parts=parts) for parts in (CudaParts, TorchParts)]
     for row in range(batch):
         rendered, forced = example(row)
         start = asked(rendered, forced_tokens=forced)

@@ -168,6 +168,13 @@ def test_rules_that_leave_nothing_end_their_request_alone(model, num):
             assert {number for number, event in events if isinstance(event, Finished)} == {1, 2}
 
 
+def test_the_last_event_says_which_clock_the_seconds_are_of(model):
+    """Would catch figures by the device's clock that pass for what a row waits for, or the other way round."""
+    for loop, clock in ((host(model, 1, "sparse"), "host"), (device(model, 1, "sparse"), "device")):
+        *_, (_, finished) = loop.generate([asked(example(1)[0], max_new_tokens=3)])
+        assert isinstance(finished, Finished) and finished.clock == clock
+
+
 @pytest.mark.parametrize("error", [KeyError, RuntimeError])
 def test_a_defect_of_a_drafter_ends_its_request_alone(model, error):
     """Would catch a drafter whose error is taken for a device that is gone."""

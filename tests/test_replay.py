@@ -7,7 +7,7 @@ import torch
 
 from cuda_kernels.picture import PictureError
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.batch_step import BatchStep
+from selfspan_core.engine.batch_step import BatchShape, BatchStep
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.render import render
@@ -36,22 +36,25 @@ def recording(seed, num_steps=3):
 def test_moving_on_is_decoding_without_the_model(weights):
     """Would catch a replay that reads other tokens than the text declares: then its times are those of another text."""
     rendered, one = recording(1)
-    replay = Replay(weights, MARKERS, 2, 160, False)
+    shape = BatchShape(2, 160, False)
+    replay = Replay(BatchStep(weights, MARKERS, shape))
     replay.follow(1, one)
-    decoded = BatchStep(weights, MARKERS, 2, 160, False)
+    decoded = BatchStep(weights, MARKERS, shape)
     decoded.begin(1, asked(rendered, forced_tokens=one.ids), 90)
     expected = one.num_visible(MARKERS, is_dense=False)
     for number, num_visible in enumerate(expected):
-        decoded.replay()
+        decoded.launch()
+        while decoded.num_outstanding:
+            decoded.collect()
         if number % 3 == 2:
-            replay.step()
+            replay.launch()
         else:
             replay.move(1)
-        for step in (replay, decoded):
+        for step in (replay.step, decoded):
             spans = step._intervals[1, : step._counts[1]]
             assert (spans[:, 1] - spans[:, 0]).sum() == num_visible
         if number % 3 == 2:
-            assert torch.equal(replay._positions, decoded._positions)
+            assert torch.equal(replay.step._positions, decoded._positions)
         if number == len(expected) - 2:
             break  # the last id never becomes a query
     assert sum(expected) < sum(one.num_visible(MARKERS, is_dense=True))
@@ -66,20 +69,14 @@ def test_recording_writes_down_what_the_engine_writes(weights):
     assert recorded.recordings == alone and recorded.tokens_per_second > 0
 
 
-class FakeTimer:
-    def __init__(self, seconds):
-        self._seconds = seconds
-
-    def seconds(self):
-        return self._seconds
-
-
 def test_the_time_to_an_answer_counts_every_step(weights, monkeypatch):
     """Would catch a sum that leaves the last steps out, or counts a sample for one step only."""
     _, one = recording(1)
     made = engine_cells.make_cache(weights, MACHINE, 1, 160)[0]
     lane = ReplayedLane(weights, MARKERS, made, [one], is_dense=True)
-    monkeypatch.setattr(lane.replay, "step", lambda: FakeTimer(0.5))
+    seconds = []
+    monkeypatch.setattr(lane.replay, "launch", lambda: seconds.append(0.5))
+    monkeypatch.setattr(lane.replay, "seconds", lambda: seconds)
     for _ in range(100):
         lane.sample(4)
     figures = lane.figures(MACHINE, 4)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from selfspan_core.engine.batch_step import BatchStep
+from selfspan_core.engine.batch_step import BatchShape, BatchStep
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers
@@ -40,4 +40,4 @@ class BatchEngine(DecodeLoop):
             raise ValueError(f"batch is 1 or more, not {batch}")
         if not 2 <= capacity <= weights.model.max_context:
             raise ValueError(f"capacity is 2 to {weights.model.max_context} for this model, not {capacity}")
-        super().__init__(BatchStep(weights, markers, batch, capacity, attention == "dense", with_rules=with_rules))
+        super().__init__(BatchStep(weights, markers, BatchShape(batch, capacity, attention == "dense", with_rules)))

@@ -33,6 +33,23 @@ Attend = Callable[[int, torch.Tensor], torch.Tensor]
 """(layer, queries `[B, H, D]`) -> attention's output `[B, H, D]`, over what each row sees of the cache."""
 
 
+@dataclass(frozen=True)
+class BatchShape:
+    """What a batch is to hold.
+
+    Attributes:
+        batch: rows.
+        capacity: positions of each row, prompt and answer together.
+        is_dense: every query reads everything, whatever is declared.
+        with_rules: whether requests may have rules; a step then narrows its logits to what each row may write.
+    """
+
+    batch: int
+    capacity: int
+    is_dense: bool
+    with_rules: bool = False
+
+
 @dataclass
 class _Followed:
     """A row whose ids the host has to see one by one."""
@@ -47,13 +64,10 @@ class BatchStep:
     Args:
         weights: the model's.
         markers: the tokenizer's marker ids.
-        batch: rows.
-        capacity: positions of each row.
-        is_dense: every query reads everything, whatever is declared.
+        shape: of the batch.
         parts: what the step is made of; None: by the device, the kernels on CUDA, PyTorch's operations elsewhere.
         cache: keys and values, where they are not to be the step's own.
         attend: the attention, where it is not to be the parts'.
-        with_rules: whether requests may have rules; a step then narrows its logits to what each row may write.
 
     Attributes:
         num_launched: steps launched so far.
@@ -70,21 +84,19 @@ class BatchStep:
         self,
         weights: DecodeWeights,
         markers: Markers,
-        batch: int,
-        capacity: int,
-        is_dense: bool,
+        shape: BatchShape,
         parts: type[CudaParts] | type[TorchParts] | None = None,
         cache: KVCache | None = None,
         attend: Attend | None = None,
-        with_rules: bool = False,
     ) -> None:
-        self.batch, self.capacity, self.is_dense = batch, capacity, is_dense
+        batch, capacity = shape.batch, shape.capacity
+        self.batch, self.capacity, self.is_dense = batch, capacity, shape.is_dense
         self.model, self.markers = weights.model, markers
         device = self.model.device
         if parts is None:
             parts = CudaParts if device.type == "cuda" else TorchParts
         self.cache = self.model.new_cache(capacity, batch) if cache is None else cache
-        self._parts = parts(weights, markers, self.cache, is_dense)
+        self._parts = parts(weights, markers, self.cache, shape.is_dense)
         self._decoder = Decoder(weights, batch, self._parts.ops)
         self._attend = self._parts.attend if attend is None else attend
         self._rotary = weights.rotary(capacity)
@@ -92,11 +104,16 @@ class BatchStep:
         self._queries = torch.zeros(
             batch, weights.num_heads, self.model.head_dim, dtype=self.model.dtype, device=device
         )
-        self._rules = RowRules(batch, self.model.vocab_size, device) if with_rules else None
+        self._rules = RowRules(batch, self.model.vocab_size, device) if shape.with_rules else None
         self._followed: dict[int, _Followed] = {}
         self._outstanding: deque[tuple[Timer, Callable[[float], First | Stepped]]] = deque()
         self.num_launched = self._num_numbered = 0
-        self._graph = self.capture(self._one_step) if parts is CudaParts else None
+        self._is_captured = parts is CudaParts
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._skip_graph: torch.cuda.CUDAGraph | None = None
+        if self._is_captured:
+            self._warm_up(self._one_step)
+            self._graph = self._capture(self._one_step)
 
     def _make_state(self, device: torch.device) -> None:
         batch = self.batch
@@ -134,19 +151,23 @@ class BatchStep:
         return self._attend(layer, self._queries)
 
     @torch.inference_mode()
-    def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """What a step does, as a graph. While no row has a sequence, `work` changes nothing but the count of steps."""
+    def _warm_up(self, work: Callable[[], None]) -> None:
+        """What has to happen once before a capture; while no row has a sequence, `work` only counts steps."""
         stream, current = torch.cuda.Stream(self.model.device), torch.cuda.current_stream(self.model.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(2):
                 work()
         current.wait_stream(stream)
+        self._step.zero_()
+
+    @torch.inference_mode()
+    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """What a step does, as a graph; its kernels have run before. Nothing runs now."""
         graph = torch.cuda.CUDAGraph()
         # Another thread may use the device meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             work()
-        self._step.zero_()
         return graph
 
     @property
@@ -174,7 +195,7 @@ class BatchStep:
             all_rows[row].fill_(value)
             first.fill_(value)
         self._first_position.fill_(num_prompt - 1)
-        self.place(row, request.prompt.prompt, request.annotated, request.forced_tokens or (), max_new_tokens)
+        self._place(row, request.prompt.prompt, request.annotated, request.forced_tokens or (), max_new_tokens)
         rules = None if request.forced_tokens else request.rules
         if rules is not None and self._rules is not None:
             logits = self._rules.begin(row, rules, logits)
@@ -191,7 +212,20 @@ class BatchStep:
         self._outstanding.append((timer, lambda seconds: self._first(First(row, number, int(slot), seconds, kept))))
         return number
 
-    def place(
+    @torch.inference_mode()
+    def follow(self, row: int, layout: PromptLayout, annotated: bool, script: Sequence[int]) -> None:
+        """A row is to write these ids behind a prompt that nobody processes: the cache is taken as it is.
+
+        Args:
+            row: of the batch.
+            layout: of the prompt.
+            annotated: whether the script has steps.
+            script: one id or more.
+        """
+        self._place(row, layout, annotated, script, len(script))
+        self._ids[row].fill_(script[0])
+
+    def _place(
         self, row: int, layout: PromptLayout, annotated: bool, script: Sequence[int], max_new_tokens: int
     ) -> None:
         """A row stands behind its prompt, about to take in its first id; waits for nothing.
@@ -260,7 +294,7 @@ class BatchStep:
         for row in failures:
             self.clear(row)
         timer = Timer(self.model.device)
-        self.replay()
+        self._replay()
         timer.stop()
         self._outstanding.append((timer, lambda seconds: self._stepped(number, slot.tolist(), seconds, failures)))
         return number
@@ -276,12 +310,27 @@ class BatchStep:
         none = [0] * self.batch
         return Stepped(number, [[token] if token >= 0 else [] for token in ids], seconds, kept, none, none, failures)
 
-    def replay(self) -> None:
-        """One step, of which nobody keeps account."""
+    def _replay(self) -> None:
         if self._graph is None:
             self._one_step()
         else:
             self._graph.replay()
+
+    @torch.inference_mode()
+    def skip(self, num_steps: int) -> None:
+        """So many steps without the model, which only rows that follow a script can take; nobody hears of their ids."""
+        if self._is_captured and self._skip_graph is None:
+            self._skip_graph = self._capture(self._one_skipped)
+        for _ in range(num_steps):
+            if self._skip_graph is None:
+                self._one_skipped()
+            else:
+                self._skip_graph.replay()
+        self.num_launched += num_steps
+
+    def _one_skipped(self) -> None:
+        self._parts.push(self._ids, self._intervals, self._counts, self._positions)
+        self._parts.advance(self._ids, self._scripts, self._limits, self._ring, self._step)
 
     def collect(self) -> First | Stepped:
         """See Step."""

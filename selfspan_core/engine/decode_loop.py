@@ -144,7 +144,8 @@ class DecodeLoop:
         except RuntimeError as error:
             self._lost = _lost(error)
             return Failed(self._lost)
-        account = Account(self._step.markers, layout, request.annotated, self._step.is_dense)
+        step = self._step
+        account = Account(step.markers, layout, request.annotated, step.is_dense, step.clock)
         self._active[row] = _Active(number, account, room, layout.num_tokens, begun)
         return None
 

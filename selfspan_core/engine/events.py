@@ -105,6 +105,7 @@ class Finished:
             never becomes a query.
         num_malformed: steps that broke the grammar.
         steps: the steps as written.
+        clock: of all seconds of the run; see `step`.
     """
 
     reason: Literal["eos", "length", "stopped"]
@@ -114,6 +115,7 @@ class Finished:
     dense_tokens: int
     num_malformed: int
     steps: tuple[StepRecord, ...] = ()
+    clock: Literal["device", "host"] = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +136,20 @@ class Account:
         layout: of the prompt.
         annotated: whether the model is to write steps.
         is_dense: every query reads everything, whatever is declared.
+        clock: of the seconds that it is told.
     """
 
-    def __init__(self, markers: Markers, layout: PromptLayout, annotated: bool, is_dense: bool) -> None:
+    def __init__(
+        self,
+        markers: Markers,
+        layout: PromptLayout,
+        annotated: bool,
+        is_dense: bool,
+        clock: Literal["device", "host"] = "host",
+    ) -> None:
         self._tracker = Tracker(markers, layout, annotated)
         self._eos = markers.eos
-        self._is_dense = is_dense
+        self._is_dense, self._clock = is_dense, clock
         self._last: Token | None = None
         self._state: State | None = None
         self._num_ended = 0
@@ -222,4 +232,5 @@ class Account:
             self._dense_tokens,
             self._tracker.num_malformed,
             tuple(self._tracker.steps),
+            self._clock,
         )

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfspan_core.attention.kv_cache import KVCache
-from selfspan_core.engine.batch_step import Attend
+from selfspan_core.engine.batch_step import Attend, BatchShape, BatchStep
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers, PromptLayout
@@ -163,13 +163,14 @@ class ReplayedLane:
         is_dense: bool,
     ) -> None:
         self._weights = weights
-        self.replay = Replay(weights, markers, len(recordings), cache.capacity, is_dense, cache=cache)
+        shape = BatchShape(len(recordings), cache.capacity, is_dense)
+        self.replay = Replay(BatchStep(weights, markers, shape, cache=cache))
         self._recordings = recordings
         self._visible = [one.num_visible(markers, is_dense) for one in recordings]
         for row, one in enumerate(recordings):
             self.replay.follow(row, one)
         self._at = 0
-        self._timers: list[tuple[int, object]] = []
+        self._sampled: list[int] = []
         # The last id never becomes a query.
         self._lengths = [len(one.ids) - 1 for one in recordings]
         self.longest = max(self._lengths)
@@ -179,12 +180,13 @@ class ReplayedLane:
         if self._at + stride > self.longest:
             return
         self.replay.move(stride - 1)
-        self._timers.append((self._at + stride - 1, self.replay.step()))
+        self.replay.launch()
+        self._sampled.append(self._at + stride - 1)
         self._at += stride
 
     def figures(self, machine: Machine, stride: int) -> dict:
         """Means over the steps in which all rows are active, and the time to a row's answer."""
-        seconds = {at: timer.seconds() for at, timer in self._timers}
+        seconds = dict(zip(self._sampled, self.replay.seconds(), strict=True))
         common = [at for at in seconds if at < min(self._lengths)]
         kv = kv_bytes(self._weights)
         visible = [sum(row[at] for row in self._visible) for at in common]
@@ -230,11 +232,9 @@ def fixed_cell(weights: DecodeWeights, markers: Markers, machine: Machine, batch
     times: dict[str, object] = {}
     for name, attend in attentions.items() if machine.device.type == "cuda" else [("this kernel", None)]:
         try:
-            replay = Replay(weights, markers, batch, cache.capacity, is_dense=True, cache=cache, attend=attend)
-            for row in range(batch):
-                replay.follow(row, recording)
-            timers = [replay.step() for _ in range(FIXED_STEPS)]
-            times[name] = 1000 * statistics.median(timer.seconds() for timer in timers[2:])
+            shape = BatchShape(batch, cache.capacity, is_dense=True)
+            replay = Replay(BatchStep(weights, markers, shape, cache=cache, attend=attend))
+            times[name] = median_ms(replay, batch, recording, 0, FIXED_STEPS)
         except Exception as error:  # a peer's errors are of any kind
             times[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
     best = min(ms for ms in times.values() if isinstance(ms, float))
@@ -248,6 +248,16 @@ def fixed_cell(weights: DecodeWeights, markers: Markers, machine: Machine, batch
         "best_over_floor": best / floor,
         "this_kernel_over_floor": times["this kernel"] / floor,
     }
+
+
+def median_ms(replay: Replay, batch: int, recording: Recording, num_skipped: int, num_steps: int) -> float:
+    """Median of whole steps, but for the first two, of rows that all follow one recording from a place on."""
+    for row in range(batch):
+        replay.follow(row, recording)
+    replay.move(num_skipped)
+    for _ in range(num_steps):
+        replay.launch()
+    return 1000 * statistics.median(replay.seconds()[2:])
 
 
 def torch_attention(cache: KVCache, context: int, backend: SDPBackend) -> Attend:
@@ -287,12 +297,9 @@ def long_cell(weights: DecodeWeights, markers: Markers, machine: Machine, batch:
     figures = {}
     for density in (None, *LONG_DENSITIES):
         recording = long_recording(markers, context, density or LONG_DENSITIES[0], num_body)
-        replay = Replay(weights, markers, batch, cache.capacity, is_dense=density is None, cache=cache)
-        for row in range(batch):
-            replay.follow(row, recording)
-        replay.move(num_header + 2)
-        timers = [replay.step() for _ in range(num_body - 4)]
-        ms = 1000 * statistics.median(timer.seconds() for timer in timers[2:])
+        shape = BatchShape(batch, cache.capacity, is_dense=density is None)
+        replay = Replay(BatchStep(weights, markers, shape, cache=cache))
+        ms = median_ms(replay, batch, recording, num_header + 2, num_body - 4)
         visible = recording.num_visible(markers, density is None)[-1]
         floor = 1000 * (weights.num_bytes + kv_bytes(weights) * batch * visible) / machine.bytes_per_second
         figures["dense" if density is None else f"{density:g}"] = {
@@ -324,11 +331,11 @@ def profile_cell(weights: DecodeWeights, markers: Markers, machine: Machine, rec
     lane = ReplayedLane(weights, markers, made[0], recordings, is_dense=False)
     replay = lane.replay
     replay.move(min(len(one.ids) for one in recordings) // 2)
-    replay.step()
-    torch.cuda.synchronize()
+    replay.launch()
+    replay.seconds()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         for _ in range(num_steps):
-            replay.launch()
+            replay.step.launch()
         torch.cuda.synchronize()
     on_device = [event for event in profiled.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     spans = [(event.name, event.time_range.start, event.time_range.end) for event in on_device]

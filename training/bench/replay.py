@@ -8,13 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.events import Failed, Token
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.engine.step import Timer
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.render import Rendered
 from selfspan_core.spans.tracker import Tracker
@@ -71,36 +68,38 @@ def record(engine: BatchEngine, prompts: Sequence[Rendered], annotated: bool) ->
     return Recorded(recordings, sum(map(len, written.values())) / seconds, seconds)
 
 
-class Replay(BatchStep):
-    """A batch whose rows follow recordings. Arguments: see BatchStep."""
+class Replay:
+    """Rows of a step that follow recordings: some steps run whole and are timed, those between them without the model.
 
-    def __init__(self, *arguments, **named) -> None:
-        super().__init__(*arguments, **named)
-        self._move_graph = None if self._graph is None else self.capture(self._move)
+    Whole steps are launched and collected as the decode loop does it, a few ahead of the one that is waited for.
 
-    def _move(self) -> None:
-        self._parts.push(self._ids, self._intervals, self._counts, self._positions)
-        self._parts.advance(self._ids, self._scripts, self._limits, self._ring, self._step)
+    Args:
+        step: whose rows are free.
+    """
 
-    @torch.inference_mode()
+    def __init__(self, step: BatchStep) -> None:
+        self.step = step
+        self._seconds: list[float] = []
+
     def follow(self, row: int, recording: Recording) -> None:
         """A row stands behind its prompt, about to take in the recording's first id."""
-        self.place(row, recording.layout, recording.annotated, recording.ids, len(recording.ids))
-        self._ids[row].fill_(recording.ids[0])
+        self.step.follow(row, recording.layout, recording.annotated, recording.ids)
 
-    @torch.inference_mode()
     def move(self, num_tokens: int) -> None:
         """All rows go on by so many ids, without the model."""
-        for _ in range(num_tokens):
-            if self._move_graph is None:
-                self._move()
-            else:
-                self._move_graph.replay()
+        self.step.skip(num_tokens)
 
-    @torch.inference_mode()
-    def step(self) -> Timer:
-        """One whole step; waits for nothing."""
-        timer = Timer(self.model.device)
-        self.replay()
-        timer.stop()
-        return timer
+    def launch(self) -> None:
+        """One whole step, timed."""
+        while self.step.num_outstanding >= self.step.num_ahead:
+            self._collect()
+        self.step.launch()
+
+    def _collect(self) -> None:
+        self._seconds.append(self.step.collect().seconds)
+
+    def seconds(self) -> list[float]:
+        """Of every whole step so far, in their order; waits for them."""
+        while self.step.num_outstanding:
+            self._collect()
+        return self._seconds

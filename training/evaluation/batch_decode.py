@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from selfspan_core.engine.batch_step import BatchStep
+from selfspan_core.engine.batch_step import BatchShape, BatchStep
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.events import Failed, Finished, Token
 from selfspan_core.engine.host_step import HostStep
@@ -95,7 +95,7 @@ def _step_for(model: SpanModel, markers: Markers, requests: Sequence[PromptReque
     capacity = min(model.max_context, longest + room)
     if model.device.type == "cuda" and model.dtype is not torch.float32:
         with_rules = any(request.rules is not None for request in requests)
-        return BatchStep(model.weights, markers, len(requests), capacity, not sparse, with_rules=with_rules)
+        return BatchStep(model.weights, markers, BatchShape(len(requests), capacity, not sparse, with_rules))
     return HostStep(model.weights, markers, len(requests), capacity, not sparse)
 
 
