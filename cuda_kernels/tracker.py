@@ -110,7 +110,7 @@ class SpanTracker:
             for name in ("selfspan_track", "selfspan_advance")
         )
         self._launch = Launcher(self.device)
-        self._kinds = grammar.kinds().to(self.device)
+        self.kinds = grammar.kinds().to(self.device)
         self.tracks = torch.zeros(batch, grammar.track_words, dtype=torch.int32, device=self.device)
         self.segments = torch.zeros(batch, len(grammar.anchors), 2, dtype=torch.int32, device=self.device)
         self.clear(range(batch))
@@ -157,7 +157,7 @@ class SpanTracker:
         check_tensor("positions", positions, batch, torch.int32, self.device, contiguous=True)
         check_tensor("reports", reports, batch, torch.int32, self.device, contiguous=True)
         arguments = (
-            *pointers(ids, self._kinds, self.tracks, self.segments),
+            *pointers(ids, self.kinds, self.tracks, self.segments),
             *int32s(self.batch, is_dense),
             pointer(intervals),
             np.int32(spans[0]),
@@ -196,7 +196,7 @@ class SpanTracker:
         where = ring.device if ring.device.type == "cpu" and ring.is_pinned() else self.device
         check_tensor("ring", ring, (ring.shape[0], count), torch.int64, where, contiguous=True)
         arguments = (
-            *pointers(ids[first:], self._kinds, self.tracks[first:], scripts[first:]),
+            *pointers(ids[first:], self.kinds, self.tracks[first:], scripts[first:]),
             np.int32(scripts.shape[1]),
             pointer(limits[first:]),
             np.int32(count),

@@ -17,6 +17,10 @@ from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Phase, StepRecord, Tracker
 
 LONGEST_NGRAM = 3
+MAX_COPIED = 1024
+"""Tokens of a body that are looked at, so that the device needs no more room."""
+MAX_OFFSET = 15
+"""Places in the order of reading over which a read may jump and still be learned from."""
 LONGEST_RESULT = 8
 """Tokens of a result up to which its likely end is learned by its length."""
 FIRST_GUESS = {
@@ -237,12 +241,13 @@ class SpanSource:
         for place, name in enumerate(reads):
             interval = state.tracker.segments.get(name)
             if interval is None:
-                return drafts
+                return drafts[:MAX_COPIED]
             if place:
                 drafts += self._glue(state, reads[place - 1], name)
             text = state.ids[interval[0] : interval[1]]
             drafts += [Draft(token, "copy") for token in text if token not in self._structural]
-        return [*drafts, *[Draft(token, f"behind {place}") for place, token in enumerate(self._hints.behind)]]
+        drafts += [Draft(token, f"behind {place}") for place, token in enumerate(self._hints.behind)]
+        return drafts[:MAX_COPIED]
 
     def _glue(self, state: DraftState, left: int, right: int) -> list[Draft]:
         """What stands between two segments in the prompt and may stand between their copies."""
@@ -285,7 +290,7 @@ class ReadingOrder:
     @property
     def num_reads(self) -> int:
         """Segments that a header is likely to name."""
-        return self._counts.most_common(1)[0][0]
+        return _likeliest(self._counts)
 
     def follow(self, tracker: Tracker) -> None:
         """Account for the steps that were closed since the last call."""
@@ -322,7 +327,8 @@ class ReadingOrder:
         self._counts[len(reads)] += 1
         if is_certain and self._newest in live and reads[0] in live:
             offset = live.index(reads[0]) - live.index(self._newest)
-            self._offsets.setdefault(self.situation, Counter())[offset] += 1
+            if abs(offset) <= MAX_OFFSET:
+                self._offsets.setdefault(self.situation, Counter())[offset] += 1
         at = min((live.index(read) for read in reads if read in live), default=len(live))
         extents = [self._extents[read] for read in reads if read in self._extents]
         if extents:
@@ -341,7 +347,7 @@ class ReadingOrder:
             seen = self._offsets.get(self.situation)
             # Nothing seen yet: a result between two others is joined to the one before it, else it is read first.
             guess = -1 if self.situation[0] == "r" else 0
-            at = live.index(self._newest) + (seen.most_common(1)[0][0] if seen else guess)
+            at = live.index(self._newest) + (_likeliest(seen) if seen else guess)
         else:
             at = 0
         return live[at] if 0 <= at < len(live) else None
@@ -352,3 +358,8 @@ class ReadingOrder:
             return None
         start, end = self._extents[left][1], self._extents[right][0]
         return (start, end) if start <= end else None
+
+
+def _likeliest(counts: Counter[int]) -> int:
+    """The number that was counted most often; of several the one next to 0, of two such the lower."""
+    return min(counts, key=lambda number: (-counts[number], abs(number), number))

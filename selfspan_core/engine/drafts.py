@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from selfspan_core.spans.tracker import State, Tracker
+from selfspan_core.spans.tracker import Phase, State, Tracker
 
 MAX_AGE = 64
 """Passes after which a pass of one token is too long ago to be compared with."""
@@ -38,6 +38,32 @@ class Drafter(Protocol):
     def propose(self, state: DraftState, most: int) -> Sequence[int]:
         """At most `most` ids that are likely to follow; none where nothing is likely enough to be worth verifying."""
         ...
+
+
+def verifiable(
+    drafts: Sequence[int], tracker: Tracker, last: State, vocab_size: int, max_bodies: int | None = None
+) -> tuple[Sequence[int], Sequence[State]]:
+    """As many of the drafts as can go through one pass behind the last id, and the tracker's word on them.
+
+    Args:
+        drafts: proposed ids.
+        tracker: of the row, the last id included; as before afterwards.
+        last: the tracker's word on the last id.
+        vocab_size: ids of the model; another one cannot be fed.
+        max_bodies: most bodies that the queries may stand in, the last id's own included; None: any number.
+    """
+    num_known = next((n for n, token in enumerate(drafts) if not 0 <= token < vocab_size), len(drafts))
+    states = tracker.preview(drafts[:num_known])
+    bodies = [last.own_start] if last.phase is Phase.BODY else []
+    for place, state in enumerate(states):
+        # What a body reads must be in the cache before the pass.
+        if state.context and state.context[-1][1] > last.position:
+            return drafts[:place], states[:place]
+        if state.phase is Phase.BODY and state.own_start not in bodies:
+            bodies.append(state.own_start)
+        if max_bodies is not None and len(bodies) > max_bodies:
+            return drafts[:place], states[:place]
+    return drafts[:num_known], states
 
 
 class PassCosts:

@@ -22,7 +22,7 @@ from selfspan_core.attention.readers import Reader, make_reader
 from selfspan_core.engine import sampling
 from selfspan_core.engine.cpu_ops import host_ops
 from selfspan_core.engine.decoder import Decoder, StepOps
-from selfspan_core.engine.drafts import DraftState, PassCosts
+from selfspan_core.engine.drafts import DraftState, PassCosts, verifiable
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
 from selfspan_core.models.weights import DecodeWeights
@@ -202,15 +202,7 @@ class _Row:
         if drafter is None or state is None or most < 1:
             return ()
         drafts = drafter.propose(DraftState(self.ids, self._num_prompt, self._tracker, state), most)[:most]
-        states, start = self._tracker.preview(drafts), len(self.ids) - 1
-        # What a body reads must be in the cache before the pass; an id that is none cannot be fed.
-        unfit = (
-            place
-            for place, (token, one) in enumerate(zip(drafts, states, strict=True))
-            if not 0 <= token < self._vocab_size or (one.context and one.context[-1][1] > start)
-        )
-        num = next(unfit, len(drafts))
-        self._drafts, self._draft_states = drafts[:num], states[:num]
+        self._drafts, self._draft_states = verifiable(drafts, self._tracker, state, self._vocab_size)
         return self._drafts
 
     def plan(self) -> tuple[Reader, int, int]:

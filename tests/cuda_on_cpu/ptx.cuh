@@ -119,6 +119,16 @@ inline int atomicOr(int* at, int value) {
     *at |= value;
     return before;
 }
+inline int atomicMin(int* at, int value) {
+    int before = *at;
+    *at = min(before, value);
+    return before;
+}
+inline int atomicMax(int* at, int value) {
+    int before = *at;
+    *at = max(before, value);
+    return before;
+}
 inline u32 __umulhi(u32 a, u32 b) {
     return (u32)((uint64_t)a * b >> 32);
 }
