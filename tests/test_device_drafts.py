@@ -88,7 +88,8 @@ def visible_by_mask(rows, row, query, position):
     """What the table says that a query sees."""
     buffers, count = rows.buffers, int(rows.buffers.counts[row])
     seen = set()
-    for (start, end), mask in zip(buffers.intervals[row, :count].tolist(), buffers.masks[row, :count].tolist()):
+    spans, masks = buffers.intervals[row, :count].tolist(), buffers.masks[row, :count].tolist()
+    for (start, end), mask in zip(spans, masks, strict=True):
         assert start < end and mask > 0
         if mask >> query & 1:
             seen.update(range(start, min(end, position + 1)))
