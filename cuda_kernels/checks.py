@@ -78,6 +78,14 @@ def check_int(name: str, number: int) -> None:
         raise ValueError(f"{name} is an int, not {number!r}")
 
 
+def queries_per_row(name: str, num_tokens: int, batch: int) -> int:
+    """How many tokens each of `batch` rows has, one behind the other; raise a ValueError that names the argument if
+    they are not equally many."""
+    if not 1 <= batch <= num_tokens or num_tokens % batch:
+        raise ValueError(f"{name}: {num_tokens} tokens are no multiple of {batch} rows")
+    return num_tokens // batch
+
+
 def check_capacity(batch: int, num_kv_heads: int, capacity: int) -> None:
     """Raise a ValueError if no plan can be made for a cache of so many tokens per row."""
     check_int("capacity", capacity)
