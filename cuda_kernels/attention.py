@@ -38,8 +38,8 @@ class BadIntervals(ValueError):
 
 
 class SpanAttention:
-    """Decode attention of one query token per sequence over the intervals that it sees; or of up to 16 consecutive ones,
-    each with intervals of its own: what any of them sees is read once.
+    """Decode attention of one query token per sequence over the intervals that it sees; or of up to 16 consecutive
+    tokens, each with intervals of its own: what any of them sees is read once.
 
     Holds the buffers that the kernels share, so one instance serves one stream at a time.
 

@@ -93,7 +93,8 @@ def plan(
 
     Args:
         masks, positions: with several queries, as `SpanAttention.plan` takes them.
-        num_blocks: work blocks of the attention kernel; grid: blocks and threads of the plan kernel, None: as it is launched.
+        num_blocks: work blocks of the attention kernel.
+        grid: blocks and threads of the plan kernel, None: as it is launched.
     """
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
@@ -216,7 +217,12 @@ def attend(
 def ranges(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_blocks: int) -> tuple[list[range], str]:
     """The work indices of every warp; and how the work space is divided: "equal" ranges or "whole" row-heads."""
     intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
-    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks)
+    capacity = max(1, *num_visible, 1)
+    of_several = ()
+    if config.num_queries > 1:
+        masks = torch.full((len(num_visible), 1), 2**config.num_queries - 1, dtype=torch.int32)
+        of_several = masks, torch.full((len(num_visible),), capacity - 1, dtype=torch.int32)
+    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks, None, *of_several)
     found = torch.empty(num_blocks * config.num_warps, 3, dtype=torch.int32)
     library(config).run_ranges.restype = ctypes.c_bool
     mode = "whole" if library(config).run_ranges(pointer(planned.schedule), pointer(found)) else "equal"
