@@ -180,7 +180,9 @@ def attend(
         config, intervals, counts, capacity, num_kv_heads, num_blocks, None, *problem.queries_table(max_spans)
     )
     assert not planned.errors.any()
-    out = torch.full_like(query, float("nan"))
+    # Of the query's layout, and behind it what must not be written.
+    guarded = torch.full((query.numel() + 4096,), float("nan"), dtype=query.dtype)
+    out = guarded.as_strided(query.shape, query.stride())
     lse = torch.full(query.shape[:-1], float("nan"))
     partials = torch.full(
         (config.num_partials(batch * num_kv_heads, num_blocks) * config.partial_floats,), float("nan")
@@ -211,6 +213,7 @@ def attend(
         ctypes.c_longlong(shared_bytes),
     )
     assert not planned.arrived.any(), "counters are not back at zero"
+    assert guarded[query.numel() :].isnan().all(), "written behind the output"
     return out, lse
 
 
