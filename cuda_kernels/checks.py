@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cuda_kernels.compile import HEAD_DIMS, MAX_GROUP_SIZE
+from cuda_kernels.compile import HEAD_DIMS, MAX_GROUP_SIZE, MAX_QUERIES
 from cuda_kernels.device import DTYPES
 
 MAX_BATCH = 256
@@ -23,6 +23,7 @@ class AttentionShape:
         head_dim: 64, 96 or 128.
         max_spans: most intervals of one sequence, 1 to 262,144.
         dtype: torch.bfloat16 or torch.float16.
+        num_queries: consecutive tokens of a sequence that attend at the same time, 1 to 16.
 
     Raises:
         ValueError: a number that the kernels cannot serve; the message names it.
@@ -34,13 +35,16 @@ class AttentionShape:
     head_dim: int
     max_spans: int
     dtype: torch.dtype = torch.bfloat16
+    num_queries: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch", "num_heads", "num_kv_heads", "head_dim", "max_spans"):
+        for name in ("batch", "num_heads", "num_kv_heads", "head_dim", "max_spans", "num_queries"):
             check_int(name, getattr(self, name))
         self._check_heads()
         if not 1 <= self.batch <= MAX_BATCH:
             raise ValueError(f"batch is 1 to {MAX_BATCH}, not {self.batch}")
+        if not 1 <= self.num_queries <= MAX_QUERIES:
+            raise ValueError(f"num_queries is 1 to {MAX_QUERIES}, not {self.num_queries}")
         # A row has no more intervals than tokens.
         if not 1 <= self.max_spans <= MAX_CAPACITY:
             raise ValueError(f"max_spans is 1 to {MAX_CAPACITY}, not {self.max_spans}")
@@ -63,9 +67,11 @@ class AttentionShape:
         return self.num_heads // self.num_kv_heads
 
     @property
-    def queries(self) -> tuple[int, int, int]:
-        """Shape of queries and outputs."""
-        return self.batch, self.num_heads, self.head_dim
+    def queries(self) -> tuple[int, ...]:
+        """Shape of queries and outputs: `[batch, num_heads, head_dim]`, or with several queries per sequence
+        `[batch, num_queries, num_heads, head_dim]`."""
+        several = (self.num_queries,) if self.num_queries > 1 else ()
+        return self.batch, *several, self.num_heads, self.head_dim
 
     def cache(self, capacity: int) -> tuple[int, int, int, int]:
         """Shape of keys and values."""
@@ -76,6 +82,14 @@ def check_int(name: str, number: int) -> None:
     """Raise a ValueError that names an argument which is no int; a bool is not one either."""
     if not isinstance(number, int) or isinstance(number, bool):
         raise ValueError(f"{name} is an int, not {number!r}")
+
+
+def queries_per_row(name: str, num_tokens: int, batch: int) -> int:
+    """How many tokens each of `batch` rows has, one behind the other; raise a ValueError that names the argument if
+    they are not equally many."""
+    if not 1 <= batch <= num_tokens or num_tokens % batch:
+        raise ValueError(f"{name}: {num_tokens} tokens are no multiple of {batch} rows")
+    return num_tokens // batch
 
 
 def check_capacity(batch: int, num_kv_heads: int, capacity: int) -> None:

@@ -1,7 +1,8 @@
 """Compile the kernels at run time, once per configuration and device; CuPy keeps the result on disk, except of those
 with instructions that only one architecture has (`load_for`).
 
-A configuration is the set of macros that the sources need: head_dim, group size, element type, warps per block.
+A configuration is the set of macros that the sources need: head_dim, group size, element type, warps per block,
+queries per row.
 """
 
 import functools
@@ -15,6 +16,9 @@ FOLDER = Path(__file__).parent / "csrc"
 INCLUDE = re.compile(r"^#include <([^>]+)>", re.MULTILINE)
 HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
+MAX_QUERIES = 16
+# Of a warp: queries times heads of a group (columns.cuh).
+MAX_COLUMNS = 16
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Warps per multiprocessor (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
 WARPS_PER_SM = 8
@@ -35,12 +39,14 @@ class KernelConfig:
         group_size: query heads per key/value head, 1 to 16.
         is_bf16: bfloat16, otherwise float16.
         num_warps: per block of the attention kernel.
+        num_queries: of a row, 1 to 16.
     """
 
     head_dim: int
     group_size: int
     is_bf16: bool
     num_warps: int
+    num_queries: int = 1
 
     @property
     def blocks_per_sm(self) -> int:
@@ -48,9 +54,19 @@ class KernelConfig:
         return WARPS_PER_SM // self.num_warps
 
     @property
+    def column_blocks(self) -> int:
+        """Blocks side by side that read the same tokens for different queries (COLUMN_BLOCKS in columns.cuh)."""
+        return -(-self.num_queries // (MAX_COLUMNS // self.group_size))
+
+    @property
+    def columns(self) -> int:
+        """Queries of a column block, times the heads of a group (COLUMNS in columns.cuh)."""
+        return self.group_size * -(-self.num_queries // self.column_blocks)
+
+    @property
     def partial_floats(self) -> int:
         """Floats of one partial result (PARTIAL_FLOATS in partial.cuh)."""
-        return self.group_size * (self.head_dim + 4)
+        return self.columns * (self.head_dim + 4)
 
     def shared_bytes(self, batch: int) -> int:
         """Dynamic shared memory of one block (struct SharedStorage in attention.cu)."""
@@ -59,8 +75,9 @@ class KernelConfig:
         return 4 * (partials + 4 * (2 * self.num_warps + 2) + schedule_words(batch))
 
     def num_partials(self, num_row_heads: int, num_blocks: int) -> int:
-        """Partial results in global memory: the first split of every row-head, and one more per block."""
-        return num_row_heads + num_blocks
+        """Partial results in global memory: of every column block, the first split of every row-head, and one more per
+        work block."""
+        return self.column_blocks * (num_row_heads + num_blocks)
 
     def macros(self) -> tuple[str, ...]:
         """The macros, as compiler options."""
@@ -69,18 +86,21 @@ class KernelConfig:
             "GROUP": self.group_size,
             "IS_BF16": int(self.is_bf16),
             "NUM_WARPS": self.num_warps,
+            "NUM_QUERIES": self.num_queries,
         }
         return tuple(f"-D{name}={value}" for name, value in macros.items())
 
 
-def choose_config(head_dim: int, group_size: int, is_bf16: bool, batch: int, limit: int) -> KernelConfig:
+def choose_config(
+    head_dim: int, group_size: int, is_bf16: bool, batch: int, limit: int, num_queries: int = 1
+) -> KernelConfig:
     """The configuration with the most warps whose shared memory stays within `limit` bytes.
 
     Raises:
         ValueError: not even the smallest does.
     """
     for num_warps in WARPS_PER_BLOCK:
-        config = KernelConfig(head_dim, group_size, is_bf16, num_warps)
+        config = KernelConfig(head_dim, group_size, is_bf16, num_warps, num_queries)
         if config.shared_bytes(batch) <= limit:
             return config
     raise ValueError(f"a block of this GPU has {limit} bytes of shared memory, too few for {config}")

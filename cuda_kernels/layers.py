@@ -1,6 +1,7 @@
 """Launchers of a decode step's operations beside attention: GEMMs, norms, rotary embedding, activation, sampling.
 
-One token per row. Nothing here waits for the device or copies to the host; only GEMMs allocate their results.
+A row has one token, or several, one behind the other. Nothing here waits for the device or copies to the host; only
+GEMMs allocate their results.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cuda_kernels.checks import check_tensor
+from cuda_kernels.checks import check_tensor, queries_per_row
 from cuda_kernels.compile import load
 from cuda_kernels.device import DTYPES, cuda_device, require_dtype
 from cuda_kernels.gemm_wgmma import CARVEOUT_PERCENT, WgmmaGemm
@@ -164,30 +165,31 @@ class DecodeOps:
         """Apply the rotary embedding to queries and keys; write keys and values to one layer's cache.
 
         Args:
-            qkv: `[B, H + 2 Hkv, D]`: queries, keys, values.
+            qkv: `[T, H + 2 Hkv, D]`: queries, keys, values of T = B Q tokens, Q of every row: token i is row i // Q's.
             rotary: `[capacity, 2, D / 2]`, cosines and sines of every position.
-            positions: int32 `[B]`; nothing is written for rows where it is negative.
-            queries: `[B, H, D]`; is written.
+            positions: int32 `[T]`; where it is negative there is no token, and nothing is written.
+            queries: `[T, H, D]`; is written.
             keys, values: `[B, Hkv, capacity, D]`, of the same strides; are written at the positions.
         """
-        batch, num_heads, head_dim = queries.shape
-        num_kv_heads, capacity = keys.shape[1:3]
-        self._check("qkv", qkv, (batch, num_heads + 2 * num_kv_heads, head_dim))
+        num_tokens, num_heads, head_dim = queries.shape
+        batch, num_kv_heads, capacity = keys.shape[:3]
+        num_queries = queries_per_row("queries", num_tokens, batch)
+        self._check("qkv", qkv, (num_tokens, num_heads + 2 * num_kv_heads, head_dim))
         self._check("rotary", rotary, (capacity, 2, head_dim // 2))
-        self._check("queries", queries, (batch, num_heads, head_dim))
-        check_tensor("positions", positions, (batch,), torch.int32, self.device, contiguous=True)
+        self._check("queries", queries, (num_tokens, num_heads, head_dim))
+        check_tensor("positions", positions, (num_tokens,), torch.int32, self.device, contiguous=True)
         for name, tensor in (("keys", keys), ("values", values)):
             check_tensor(name, tensor, (batch, num_kv_heads, capacity, head_dim), self.dtype, self.device)
         if keys.stride() != values.stride():
             raise ValueError(f"keys and values have other strides: {keys.stride()} and {values.stride()}")
         arguments = (
             *pointers(qkv, rotary, positions),
-            *int32s(num_heads, num_kv_heads, head_dim),
+            *int32s(num_queries, num_heads, num_kv_heads, head_dim),
             *pointers(queries, keys, values),
             *(np.int64(step) for step in keys.stride()[:3]),
         )
         items = (num_heads + 2 * num_kv_heads) * head_dim // (2 * VECTOR)
-        self._launch(self._kernels["rotary_write"], batch, _threads(items), arguments)
+        self._launch(self._kernels["rotary_write"], num_tokens, _threads(items), arguments)
 
     def gated_linear(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
         """`silu(gate) * up` of `x weight^T`; the first half of the weight's rows are the gate's.
@@ -236,34 +238,36 @@ class DecodeOps:
         positions: torch.Tensor,
         ids: torch.Tensor,
     ) -> None:
-        """The next id of every row; the drawn id depends on the row's logits, seed and position only.
+        """The id behind every token; it depends on the token's logits and position and its row's settings only.
 
         Args:
-            logits: `[B, vocab]`.
+            logits: `[T, vocab]` of T = B Q tokens, Q of every row: token i has the settings of row i // Q.
             temperatures: float32 `[B]`; 0 for greedy: the most likely id, the first of equals.
             top_ps: float32 `[B]`: draw from the most likely ids that hold so much of the probability; 1 for all ids.
-            seeds: int64 `[B]`. positions: int32 `[B]`, those of the tokens whose logits are given.
-            ids: int64 `[B]`; is written.
+            seeds: int64 `[B]`.
+            positions: int32 `[T]`, of the tokens whose logits are given; where it is negative there is no token.
+            ids: int64 `[T]`; is written where there is a token.
         """
-        batch, vocab_size = logits.shape
+        (num_tokens, vocab_size), batch = logits.shape, len(temperatures)
+        num_queries = queries_per_row("logits", num_tokens, batch)
         # The kernel reads one element at a time, so a vocabulary may have any size.
         if logits.dtype != self.dtype or logits.device != self.device or not logits.is_contiguous():
             raise ValueError(f"logits is not contiguous in {self.dtype} on {self.device}")
         kinds = (
-            ("temperatures", temperatures, torch.float32),
-            ("top_ps", top_ps, torch.float32),
-            ("seeds", seeds, torch.int64),
-            ("positions", positions, torch.int32),
-            ("ids", ids, torch.int64),
+            ("temperatures", temperatures, batch, torch.float32),
+            ("top_ps", top_ps, batch, torch.float32),
+            ("seeds", seeds, batch, torch.int64),
+            ("positions", positions, num_tokens, torch.int32),
+            ("ids", ids, num_tokens, torch.int64),
         )
-        for name, tensor, dtype in kinds:
-            check_tensor(name, tensor, (batch,), dtype, self.device, contiguous=True)
+        for name, tensor, size, dtype in kinds:
+            check_tensor(name, tensor, (size,), dtype, self.device, contiguous=True)
         arguments = (
             *pointers(logits),
-            np.int32(vocab_size),
+            *int32s(vocab_size, num_queries),
             *pointers(temperatures, top_ps, seeds, positions, ids),
         )
-        self._launch(self._kernels["sample"], batch, _threads(vocab_size // 4), arguments)
+        self._launch(self._kernels["sample"], num_tokens, _threads(vocab_size // 4), arguments)
 
     def _check(self, name: str, tensor: torch.Tensor, shape: tuple[int, ...]) -> None:
         check_tensor(name, tensor, shape, self.dtype, self.device)

@@ -1,5 +1,6 @@
 """The decode loop over both kinds of steps: rows, rules, logits, drafts."""
 
+import copy
 import itertools
 import random
 
@@ -44,6 +45,11 @@ class Alternating:
 
     def push(self, token: int) -> None:
         self.written.append(token)
+
+    def fork(self) -> "Alternating":
+        other = copy.copy(self)
+        other.written = list(self.written)
+        return other
 
 
 class Proposes:

@@ -1,46 +1,19 @@
 """The attention kernel on a GPU: what the CPU's stand-in cannot show."""
 
 import random
-from dataclasses import replace
 
 import pytest
 import torch
 
-from cuda_kernels.attention import BadIntervals, SpanAttention
-from cuda_kernels.checks import AttentionShape
+from cuda_kernels.attention import BadIntervals
 from cuda_kernels.compile import KernelConfig
+from tests.support.attention_on_gpu import called, on_cpu, on_gpu
 from tests.support.attention_problem import assert_close, exact, make_problem, needs_cuda, random_rows
 from tests.support.kernel_on_cpu import table_of
 
 
-def on_gpu(config, problem, max_spans, **arguments):
-    """A problem on the GPU: the instance, planned, its tensors and its table."""
-    problem = replace(problem, query=problem.query.cuda(), keys=problem.keys.cuda(), values=problem.values.cuda())
-    query, keys = problem.query, problem.keys
-    shape = AttentionShape(
-        batch=len(problem.rows),
-        num_heads=query.shape[1],
-        num_kv_heads=keys.shape[1],
-        head_dim=config.head_dim,
-        max_spans=max_spans,
-        dtype=query.dtype,
-    )
-    attention = SpanAttention(shape, **arguments)
-    table = tuple(x.cuda() for x in table_of(problem.rows, max_spans))
-    attention.plan(*table, keys.shape[2])
-    return attention, problem, table
-
-
-def called(attention, problem):
-    out = torch.full_like(problem.query, float("nan"))
-    lse = torch.full(problem.query.shape[:2], float("nan"), device="cuda")
-    attention(*problem.tensors, scale=problem.scale, out=out, lse=lse)
-    return out.cpu(), lse.cpu()
-
-
 def assert_right(out, lse, problem):
-    query, keys, values = (x.cpu() for x in problem.tensors)
-    assert_close(out, lse, replace(problem, query=query, keys=keys, values=values))
+    assert_close(out, lse, on_cpu(problem))
 
 
 # Compiling takes a second each: a few of the 96 combinations, all paths among them.

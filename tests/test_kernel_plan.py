@@ -128,7 +128,7 @@ def test_the_first_launch_behind_a_plan_waits_for_it():
     attention._plan, attention._attend = "plan", "attend"
     attention._planned_capacity, attention._is_plan_done = None, False
     attention._allocate(KernelConfig(64, 2, True, 8))
-    attention._launch = lambda kernel, blocks, threads, arguments, *_: launches.append((kernel, int(arguments[-1])))
+    attention._launch = lambda kernel, blocks, threads, arguments, *_: launches.append((kernel, int(arguments[-3])))
     query = torch.zeros(2, 2, 64, dtype=torch.bfloat16)
     cache = torch.zeros(2, 1, 16, 64, dtype=torch.bfloat16)
     for _ in range(2):

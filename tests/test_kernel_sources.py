@@ -77,6 +77,28 @@ def test_nothing_is_spilled_on_hopper(head_dim, group_size, is_bf16):
         assert_nothing_spilled(config, 90)
 
 
+QUERIES = [(group_size, num_queries) for group_size in (1, 3, 4, 7, 9, 16) for num_queries in (2, 5, 8, 16)]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("name", ["plan.cu", "attention.cu"])
+@pytest.mark.parametrize("architecture", sampled(ARCHITECTURES, BEGIN_A_GENERATION))
+def test_several_queries_compile_for_every_architecture(architecture, name):
+    """Would catch an instruction that a Turing or a Blackwell GPU does not have."""
+    assert "spill" in compiles(KernelConfig(128, 4, architecture >= 80, 4, 8), architecture, name)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("head_dim", loader.HEAD_DIMS)
+@pytest.mark.parametrize(("group_size", "num_queries"), sampled(QUERIES, [(1, 8), (4, 8), (7, 5)]))
+def test_several_queries_spill_nothing(group_size, num_queries, head_dim, architecture):
+    """Would catch masks of queries that push registers to memory, at 8 columns and at 16: 254 of 255 are in use."""
+    limit = {80: 163, 90: 227}[architecture] * 1024
+    config = loader.choose_config(head_dim, group_size, True, 256, limit, num_queries)
+    assert_nothing_spilled(config, architecture)
+
+
 @needs_nvrtc
 @pytest.mark.parametrize("head_dim", [64, 96])
 @pytest.mark.parametrize(("architecture", "is_bf16"), [(75, False), (86, True), (86, False), (120, True), (120, False)])
@@ -123,5 +145,6 @@ def test_every_include_is_followed(name):
 @pytest.mark.parametrize("group_size", range(1, 17))
 def test_every_group_fits_every_gpu(group_size, limit_kib):
     """Would catch a shape that a GPU with little shared memory (Turing: 64 KiB a block) cannot launch."""
-    config = loader.choose_config(128, group_size, False, 256, limit_kib * 1024)
-    assert config.shared_bytes(256) <= limit_kib * 1024
+    for num_queries in range(1, 17):
+        config = loader.choose_config(128, group_size, False, 256, limit_kib * 1024, num_queries)
+        assert config.shared_bytes(256) <= limit_kib * 1024

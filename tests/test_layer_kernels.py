@@ -8,8 +8,10 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from cuda_kernels import compile as loader
+from cuda_kernels.checks import queries_per_row
 from cuda_kernels.device import CudaUnavailable
 from cuda_kernels.layers import DecodeOps
+from selfspan_core.engine.decoder import TorchOps
 from tests.support.kernel_on_cpu import COMPILER, compiled, pointer
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
@@ -81,6 +83,7 @@ def test_rotary_and_cache(dtype, head_dim):
         pointer(rotary),
         pointer(positions),
         batch,
+        1,
         num_heads,
         num_kv_heads,
         head_dim,
@@ -102,6 +105,61 @@ def test_rotary_and_cache(dtype, head_dim):
         assert torch.equal(keys[row, :, position], rotated_key[0, :, 0])
         assert torch.equal(values[row, :, position], value[row])
         assert keys[row].isnan().any(-1).sum() == num_kv_heads * (capacity - 1)
+
+
+def several_tokens(dtype, num_queries):
+    """Arguments of `rotary_write` for four rows: one with all its tokens, one with fewer, one with its first only, one
+    without; what has to be written is poisoned."""
+    num_heads, num_kv_heads, head_dim, capacity = 6, 2, 64, 40
+    num_tokens = 4 * num_queries
+    qkv = random(1, dtype, num_tokens, num_heads + 2 * num_kv_heads, head_dim)
+    rotary = random(2, dtype, capacity, 2, head_dim // 2)
+    positions = torch.full((4, num_queries), -1, dtype=torch.int32)
+    for row, (start, size) in enumerate([(24, num_queries), (3, (num_queries + 1) // 2), (0, 1), (0, 0)]):
+        positions[row, :size] = torch.arange(start, start + size)
+    queries = nan(dtype, num_tokens, num_heads, head_dim)
+    cache = nan(dtype, 2, 4, capacity, num_kv_heads, head_dim).transpose(2, 3)
+    return qkv, rotary, positions.flatten(), queries, cache
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_queries", [1, 3, 16])
+def test_rotary_of_several_tokens_per_row(dtype, num_queries):
+    """Would catch a draft's key in the next row's cache, and one written for a draft that a row does not have."""
+    qkv, rotary, positions, queries, cache = several_tokens(dtype, num_queries)
+    wanted_queries, wanted_cache = queries.clone(), cache.clone()
+    TorchOps().rotary_write(qkv, rotary, positions, wanted_queries, wanted_cache[0], wanted_cache[1])
+    library(DTYPES[dtype]).run_rotary_write(
+        pointer(qkv),
+        pointer(rotary),
+        pointer(positions),
+        len(qkv),
+        num_queries,
+        queries.shape[1],
+        cache.shape[2],
+        queries.shape[2],
+        pointer(queries),
+        pointer(cache[0]),
+        pointer(cache[1]),
+        (ctypes.c_longlong * 3)(*cache.stride()[1:4]),
+        THREADS,
+    )
+    torch.testing.assert_close(queries, wanted_queries, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(cache, wanted_cache, rtol=0, atol=0, equal_nan=True)
+    # As many as there are tokens, in the rows that these belong to.
+    written = cache[0, :, 0, :, 0].isfinite().sum(1)
+    assert written.tolist() == [num_queries, (num_queries + 1) // 2, 1, 0]
+
+
+def test_tokens_that_rows_do_not_share_equally_are_refused():
+    """Would catch tokens that are written to a row that is not theirs, and an error that does not say what is wrong."""
+    qkv, rotary, positions, queries, cache = several_tokens(torch.float32, 3)
+    with pytest.raises(ValueError, match="queries: 11 tokens are no multiple of 4 rows"):
+        TorchOps().rotary_write(qkv[:11], rotary, positions[:11], queries[:11], cache[0], cache[1])
+    for num_tokens, batch in ((3, 4), (0, 4), (4, 0)):
+        with pytest.raises(ValueError, match=f"logits: {num_tokens} tokens are no multiple of {batch} rows"):
+            queries_per_row("logits", num_tokens, batch)
 
 
 @needs_compiler
@@ -185,6 +243,25 @@ def test_gpu_layer_operations(dtype):
         )
     with pytest.raises(ValueError, match=r"out has shape \(5, 1032\), and has to have \(4, 1032\)"):
         ops.add_rms_norm(residual[:4], None, weight, 1e-5, out)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_queries", [1, 3, 16])
+def test_gpu_rotary_of_several_tokens_per_row(dtype, num_queries):
+    """Would catch a launcher that counts rows for tokens, so that drafts are left out or read beyond the end."""
+    ops = DecodeOps(dtype)
+    qkv, rotary, positions, queries, cache = (x.cuda() for x in several_tokens(dtype, num_queries))
+    wanted_queries, wanted_cache = queries.clone(), cache.clone()
+    TorchOps().rotary_write(qkv, rotary, positions, wanted_queries, wanted_cache[0], wanted_cache[1])
+    ops.rotary_write(qkv, rotary, positions, queries, cache[0], cache[1])
+    torch.testing.assert_close(queries, wanted_queries, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(cache, wanted_cache, rtol=0, atol=0, equal_nan=True)
+    num = len(queries) - 1
+    if num % 4:
+        with pytest.raises(ValueError, match=f"queries: {num} tokens are no multiple of 4 rows"):
+            ops.rotary_write(qkv[:num], rotary, positions[:num], queries[:num], cache[0], cache[1])
 
 
 def test_other_dtypes_and_devices_are_refused():

@@ -43,6 +43,11 @@ class Countdown:
     def push(self, token):
         self.pushed.append(token)
 
+    def fork(self):
+        other = Countdown(self.ids)
+        other.pushed += self.pushed
+        return other
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

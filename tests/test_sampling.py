@@ -27,22 +27,25 @@ def library() -> ctypes.CDLL:
 
 
 def sample(logits, temperature=0.0, share=1.0, seeds=None, positions=None, threads=32):
-    batch, vocab = logits.shape
-    ids = torch.full((batch,), -7, dtype=torch.int64)
-    temperatures, shares = torch.full((batch,), temperature), torch.full((batch,), share)
+    batch = len(logits)
     seeds = torch.zeros(batch, dtype=torch.int64) if seeds is None else seeds
     positions = torch.zeros(batch, dtype=torch.int32) if positions is None else positions
-    logits = logits.contiguous()
+    rows = torch.full((batch,), temperature), torch.full((batch,), share), seeds
+    return sample_rows(logits.contiguous(), rows, positions, threads)
+
+
+def sample_rows(logits, rows, positions, threads=32):
+    """Ids behind tokens, as many of every row; -7 where none is written.
+
+    Args:
+        rows: temperatures, shares and seeds of the rows.
+    """
+    num_tokens, vocab = logits.shape
+    ids = torch.full((num_tokens,), -7, dtype=torch.int64)
+    settings = [pointer(x) for x in rows]
+    num_queries = num_tokens // len(rows[0])
     library().run_sample(
-        pointer(logits),
-        batch,
-        vocab,
-        pointer(temperatures),
-        pointer(shares),
-        pointer(seeds),
-        pointer(positions),
-        pointer(ids),
-        threads,
+        pointer(logits), num_tokens, vocab, num_queries, *settings, pointer(positions), pointer(ids), threads
     )
     return ids
 
@@ -193,6 +196,44 @@ def test_draws_depend_on_seed_and_position_only():
     assert len(set(steps.tolist())) > 5
 
 
+def several_tokens(num_queries):
+    """Logits, settings of five rows, and positions of as many tokens of each, of which the later ones or all are absent
+    in some rows."""
+    generator = torch.Generator().manual_seed(6)
+    logits = (2 * torch.randn(5 * num_queries, 300, generator=generator)).to(BF16)
+    temperatures, shares = torch.tensor([0, 1, 2, 0.5, 1.5]), torch.tensor([1, 1, 0.9, 0.8, 0.99])
+    positions = torch.full((5, num_queries), -1, dtype=torch.int32)
+    for row, size in enumerate([num_queries, num_queries, (num_queries + 1) // 2, 1, 0]):
+        positions[row, :size] = torch.arange(10 * row, 10 * row + size)
+    return logits, (temperatures, shares, torch.arange(5) * 7_000_000_000), positions.flatten()
+
+
+def by_torch(logits, rows, positions):
+    ids = torch.full((len(logits),), -7)
+    TorchParts.sample(None, logits, *rows, positions, ids)
+    return ids
+
+
+@pytest.mark.parametrize("way", [pytest.param(sample_rows, marks=needs_compiler), by_torch])
+@pytest.mark.parametrize("num_queries", [1, 3, 16])
+def test_several_tokens_of_a_row_have_its_settings(way, num_queries):
+    """Would catch a draft's query that is drawn by another row's settings, and an id for a draft that is not there."""
+    logits, rows, positions = several_tokens(num_queries)
+    found = way(logits, rows, positions)
+    for token, position in enumerate(positions.tolist()):
+        own = [x[token // num_queries, None] for x in rows]
+        alone = way(logits[token, None], own, positions[token, None])
+        assert found[token] == alone[0] and (alone[0] == -7) == (position < 0)
+    assert found[:num_queries].tolist() == logits[:num_queries].argmax(-1).tolist()
+
+
+def test_logits_that_rows_do_not_share_equally_are_refused():
+    """Would catch a draw by settings of a row that is not the token's."""
+    logits, rows, positions = several_tokens(3)
+    with pytest.raises(ValueError, match="logits: 14 tokens are no multiple of 5 rows"):
+        TorchParts.sample(None, logits[:14], *rows, positions[:14], torch.zeros(14, dtype=torch.int64))
+
+
 @pytest.mark.parametrize(
     ("architecture", "is_bf16"),
     # bfloat16 needs sm_80.
@@ -223,3 +264,23 @@ def test_gpu_samples_as_on_the_cpu():
     # Logarithms and exponentials differ in their last bits: a draw may turn, seldom.
     assert sum(a == b for a, b in zip(ids.tolist(), expected, strict=True)) >= 8
     assert ids[0].item() == expected[0] and ids[4].item() == expected[4]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("num_queries", [1, 3, 16])
+def test_gpu_several_tokens_of_a_row_have_its_settings(num_queries):
+    """Would catch a launcher that counts rows for tokens, or checks settings for one per token."""
+    ops = DecodeOps(BF16)
+    logits, rows, positions = several_tokens(num_queries)
+    logits, positions, *rows = (x.cuda() for x in (logits, positions, *rows))
+    ids, alone = (torch.full((len(logits),), -7, device="cuda") for _ in range(2))
+    ops.sample(logits, *rows, positions, ids)
+    ops.sample(logits, *(x.repeat_interleave(num_queries) for x in rows), positions, alone)
+    assert torch.equal(ids, alone)
+    assert torch.equal(ids == -7, positions < 0)
+    assert torch.equal(ids[:num_queries], logits[:num_queries].argmax(-1))
+    if num_queries > 1:
+        num = len(logits) - 1
+        with pytest.raises(ValueError, match=f"logits: {num} tokens are no multiple of 5 rows"):
+            ops.sample(logits[:num], *rows, positions[:num], ids[:num])

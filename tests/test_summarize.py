@@ -4,6 +4,8 @@ import itertools
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.models.tokenizer import SpanTokenizer
@@ -265,6 +267,51 @@ def test_no_sentence_begins_twice_and_no_loop(tables, problem):
     for token in itertools.islice(itertools.cycle([900, 901, 902, 903, 904, 905, 906, 907, 908]), MAX_BODY):
         rules.push(token)
     assert set(rules.limits().only) <= {tables.separator, tables.markers.eos}
+
+
+def continued(rng, rules, tables, num, told):
+    """So many random ids that rules allow, or up to the end; `told` are the rules that they are pushed on."""
+    ids = []
+    while len(ids) < num and tables.markers.eos not in ids:
+        only, banned = rules.limits()
+        allowed = set(only or range(tables.tokenizer.vocab_size)) - set(banned)
+        # What ends a sentence or a step comes often, so that there are steps.
+        ends = allowed & {tables.markers.end, tables.separator, *rng.sample(sorted(tables.ends), 9)}
+        ids.append(rng.choice(sorted(ends if ends and rng.random() < 0.4 else allowed)))
+        for one in told:
+            one.push(ids[-1])
+    return ids
+
+
+@settings(max_examples=examples(40, 400), deadline=None)
+@given(st.booleans(), st.booleans(), st.integers(0, 150), st.integers(1, 60), st.integers(0, 2**32))
+def test_a_fork_of_the_rules_is_another_one(tables, annotated, copies_only, num_before, num_ahead, seed):
+    """Would catch a fork that shares a list with its original, or lacks some of its state, and ids that are taken in
+    otherwise when nobody asked for the limits before.
+
+    The twin is told the same ids as the original, and is never forked or asked in between.
+    """
+    rng, problem = random.Random(seed), problem_of(SENTENCES * 2)
+    original, twin = (rules_of(tables, problem, "medium", annotated, copies_only)[1] for _ in range(2))
+    written = continued(rng, original, tables, num_before, [original, twin])
+    before, fork = original.limits(), original.fork()
+    assert fork.limits() == before == twin.limits()
+    if tables.markers.eos in written:
+        return
+    other = continued(rng, fork, tables, num_ahead, [fork])
+    assert original.limits() == before
+    again = original.fork()
+    for token in other:
+        again.push(token)
+    assert again.limits() == fork.limits() and again.num_steps == fork.num_steps
+    # The original goes on as if nothing had been.
+    second = original.fork()
+    for token in continued(rng, original, tables, 60, [original]):
+        assert second.limits() == twin.limits()
+        twin.push(token)
+        second.push(token)
+    assert original.limits() == twin.limits() == second.limits() and original.num_steps == twin.num_steps
+    assert again.limits() == fork.limits()
 
 
 def test_bodies_of_copies_are_words_in_order(tables, problem):

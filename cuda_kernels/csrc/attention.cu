@@ -1,4 +1,5 @@
-// Decode attention over exactly the tokens that a row's intervals name: one query token per row, any grouping of heads.
+// Decode attention over exactly the tokens that a row's intervals name: one to 16 query tokens per row, any grouping of
+// heads. Several queries of a row read every token once for all of them, and each gives weight to those it sees.
 //
 // A persistent grid: as many blocks as run at the same time, and one work range of the schedule (schedule.cuh) per
 // warp. A warp streams the tiles of its range through registers (tile.cuh), with the loads of the next tile in flight.
@@ -6,7 +7,8 @@
 // row-head spans blocks, by the last of these blocks to finish; always in the same order, so that the same input gives
 // the same bits. (Values have to be finite: empty places of a tile get weight 0, and 0 times infinity is NaN.)
 //
-// Macros: HEAD_DIM (64, 96, 128), GROUP (query heads per key/value head, 1 to 16), IS_BF16 (otherwise fp16), NUM_WARPS.
+// Macros: HEAD_DIM (64, 96, 128), GROUP (query heads per key/value head, 1 to 16), IS_BF16 (otherwise fp16), NUM_WARPS,
+// NUM_QUERIES (of a row, 1 to 16).
 #include <schedule.cuh>
 #include <partial.cuh>
 
@@ -17,11 +19,13 @@ constexpr int NUM_SLOTS = 2 * NUM_WARPS;
 constexpr int WARPS_PER_SM = 8;
 constexpr int BLOCKS_PER_SM = WARPS_PER_SM < NUM_WARPS ? 1 : WARPS_PER_SM / NUM_WARPS;
 
-// A tensor with one vector per row and head.
+// A tensor with one vector per row, query and head. Where rows have one query, its stride is none.
 struct HeadVectors {
     u16* data;
-    i64 row_stride, head_stride;
-    DEVICE u16* at(int row, int head) const { return data + row * row_stride + head * head_stride; }
+    i64 row_stride, head_stride, query_stride;
+    DEVICE u16* at(int row, int query, int head) const {
+        return data + row * row_stride + (IS_MASKED ? query * query_stride : 0) + head * head_stride;
+    }
 };
 
 // Keys or values of one layer.
@@ -34,11 +38,12 @@ struct Cache {
 // The arguments of a launch.
 struct Params {
     HeadVectors queries, out;
-    float* lse;  // [batch, num_kv_heads * GROUP] or null
+    float* lse;  // [batch, NUM_QUERIES, num_kv_heads * GROUP] or null
     Cache keys, values;
     const Span* spans;  // [batch, max_spans]
     int max_spans;
-    float scale;      // includes log2(e)
+    float scale;  // includes log2(e)
+    // Of every column block:
     float* partials;  // [num_row_heads] first splits, then [num_blocks] later splits
     int* arrived;     // [num_row_heads] splits that are done, where blocks share a row-head; 0 between launches
 };
@@ -77,22 +82,34 @@ DEVICE void prefetch_table(const Params& params, int batch) {
         prefetch(params.spans + cache_line * SPANS_PER_LINE);
 }
 
-// The natural logarithm of the sum of exponentials, if the caller wants it. Scores are in base 2.
-DEVICE void write_lse(const Params& params, int row, int head, int num_kv_heads, float max_score, float exp_sum) {
-    constexpr float LN_2 = 0.6931471805599453f;
-    if (params.lse) params.lse[(i64)row * num_kv_heads * GROUP + head] = (max_score + log2_fast(exp_sum)) * LN_2;
+DEVICE float minus_infinity() {
+    return -__int_as_float(0x7f800000);
 }
 
-// Online softmax (arXiv 1805.02867) of one row-head's group of heads over a split of its tokens, in the registers of a
-// warp.
+// Whether a query sees none of the tokens that its row's other queries see: it gives zeros, and a log-sum-exp of minus
+// infinity. (All its weights are 1 then, those of hidden tokens, until a score that is seen makes them 0.)
+DEVICE bool sees_nothing(float max_score) {
+    return IS_MASKED && max_score == MIN_SCORE;
+}
+
+// The natural logarithm of the sum of exponentials, if the caller wants it. Scores are in base 2.
+DEVICE void write_lse(const Params& params, int row, int query, int head, int num_kv_heads, float max_score,
+                      float exp_sum) {
+    constexpr float LN_2 = 0.6931471805599453f;
+    if (!params.lse) return;
+    float lse = sees_nothing(max_score) ? minus_infinity() : (max_score + log2_fast(exp_sum)) * LN_2;
+    params.lse[((i64)row * NUM_QUERIES + query) * num_kv_heads * GROUP + head] = lse;
+}
+
+// Online softmax (arXiv 1805.02867) of one row-head's columns over a split of its tokens, in the registers of a warp.
 struct OnlineSoftmax {
     Accumulators acc;
-    float max_score[HEAD_TILES][2];  // of heads 2 * lane.column() and + 1, the same in all rows
-    float exp_sum[HEAD_TILES][2];    // this lane's tokens only, until `reduce_exp_sum`
+    float max_score[COLUMN_TILES][2];  // of columns 2 * lane.column() and + 1, the same in all rows
+    float exp_sum[COLUMN_TILES][2];    // this lane's tokens only, until `reduce_exp_sum`
 
     DEVICE void clear() {
 #pragma unroll
-        for (int tile = 0; tile < HEAD_TILES; tile++) {
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
 #pragma unroll
             for (int m = 0; m < ACC_TILES; m++)
                 acc[tile][m][0] = acc[tile][m][1] = acc[tile][m][2] = acc[tile][m][3] = 0.f;
@@ -102,16 +119,26 @@ struct OnlineSoftmax {
     }
 
     // Scores become exponentials relative to the running maximum; earlier sums are rescaled to the new maximum.
-    DEVICE void update(Scores& scores, int num_valid, float scale, Lane lane) {
+    // seen_by: with several queries, the bits of those that see tile entry `lane % TILE_TOKENS`, none behind the last.
+    DEVICE void update(Scores& scores, int num_valid, u32 seen_by, float scale, Lane lane) {
+        u32 seen[SUB_TILES][2];
+        if (IS_MASKED) {
 #pragma unroll
-        for (int tile = 0; tile < HEAD_TILES; tile++) {
+            for (int sub = 0; sub < SUB_TILES; sub++)
+#pragma unroll
+                for (int half = 0; half < 2; half++)
+                    seen[sub][half] = __shfl_sync(FULL_WARP, seen_by, 16 * sub + entry_of_row(lane.row(), half));
+        }
+#pragma unroll
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
             float new_max[2] = {MIN_SCORE, MIN_SCORE};
 #pragma unroll
             for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float& s = scores[sub][tile][i];
-                    bool valid = 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
+                    bool valid = IS_MASKED ? seen[sub][i / 2] >> query_of(8 * tile + 2 * lane.column() + i % 2) & 1
+                                           : 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
                     s = valid ? s * scale : MIN_SCORE;
                     new_max[i % 2] = fmaxf(new_max[i % 2], s);
                 }
@@ -149,7 +176,7 @@ struct OnlineSoftmax {
 #pragma unroll
         for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
-            for (int tile = 0; tile < HEAD_TILES; tile++) {
+            for (int tile = 0; tile < COLUMN_TILES; tile++) {
                 const float (&w)[4] = weights[sub][tile];
                 u32 weights0 = transpose_8x8(pack(w[0], w[1])), weights1 = transpose_8x8(pack(w[2], w[3]));
                 mma_values(acc[tile], values, sub, weights0, weights1);
@@ -160,7 +187,7 @@ struct OnlineSoftmax {
     // Sums the lanes' exponentials: afterwards every lane has the sum over all tokens.
     DEVICE void reduce_exp_sum() {
 #pragma unroll
-        for (int tile = 0; tile < HEAD_TILES; tile++)
+        for (int tile = 0; tile < COLUMN_TILES; tile++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
                 for (int step = 4; step < 32; step *= 2)
@@ -169,12 +196,12 @@ struct OnlineSoftmax {
 
     DEVICE void store(float* partial, Lane lane) const {
 #pragma unroll
-        for (int tile = 0; tile < HEAD_TILES; tile++) {
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                int head = 8 * tile + 2 * lane.column() + h;
-                if (head >= GROUP) continue;
-                float* at = partial + head * HEAD_FLOATS;
+                int column = 8 * tile + 2 * lane.column() + h;
+                if (column >= COLUMNS) continue;
+                float* at = partial + column * COLUMN_FLOATS;
                 auto sum = [&](int m, int half) { return acc[tile][m][2 * half + h]; };
 #pragma unroll
                 for (int m = 0; m < 4 * CHUNKS; m += 4) {
@@ -196,13 +223,14 @@ struct OnlineSoftmax {
 
     DEVICE void write(const Params& params, int row, int kv_head, int num_kv_heads, Lane lane) const {
 #pragma unroll
-        for (int tile = 0; tile < HEAD_TILES; tile++) {
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                int head = 8 * tile + 2 * lane.column() + h;
-                if (head >= GROUP) continue;
-                float inverse = 1.f / exp_sum[tile][h];
-                u16* out = params.out.at(row, kv_head * GROUP + head);
+                int column = 8 * tile + 2 * lane.column() + h;
+                if (!is_query(column)) continue;
+                int query = first_query() + query_of(column), head = kv_head * GROUP + head_of(column);
+                float inverse = sees_nothing(max_score[tile][h]) ? 0.f : 1.f / exp_sum[tile][h];
+                u16* out = params.out.at(row, query, head);
                 auto sum = [&](int m, int half) { return acc[tile][m][2 * half + h] * inverse; };
 #pragma unroll
                 for (int p = 0; p < CHUNKS; p++) {
@@ -217,7 +245,7 @@ struct OnlineSoftmax {
                     *reinterpret_cast<uint2*>(out + dimension_of(m, 0, lane)) = x;
                 }
                 if (lane.row() == 0)
-                    write_lse(params, row, kv_head * GROUP + head, num_kv_heads, max_score[tile][h], exp_sum[tile][h]);
+                    write_lse(params, row, query, head, num_kv_heads, max_score[tile][h], exp_sum[tile][h]);
             }
         }
     }
@@ -236,9 +264,18 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
     Cursor cursor;
     cursor.seek(params.spans + (i64)row * params.max_spans, num_spans, first, min(entry, last - 1), lane.index);
     int position = cursor.position(min(entry, last - 1));
+    u32 seen_by = entry < last ? cursor.seen_by(position) >> first_query() : 0;
     wait_for_prior_grids();
     QueryFragment queries;
-    queries.load(params.queries.at(row, kv_head * GROUP), params.queries.head_stride, lane);
+    const u16* group = params.queries.at(row, 0, kv_head * GROUP);
+    queries.load(
+        [&](int column) {
+            // Queries that there are not load the last one.
+            int query = min(first_query() + query_of(column), NUM_QUERIES - 1);
+            return group + (IS_MASKED ? query * params.queries.query_stride : 0) +
+                   head_of(column) * params.queries.head_stride;
+        },
+        lane);
     KeyFragment key_tile;
     ValueFragment value_tile;
     key_tile.load(keys, params.keys.token_stride, position, lane);
@@ -247,39 +284,53 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
     overlapped();
     for (int tile = first; tile < last; tile += step * TILE_TOKENS) {
         bool more = tile + step * TILE_TOKENS < last;
+        u32 tile_seen_by = seen_by;
         entry += step * TILE_TOKENS;
-        if (more) position = cursor.position(min(entry, last - 1));
+        if (more) {
+            position = cursor.position(min(entry, last - 1));
+            seen_by = entry < last ? cursor.seen_by(position) >> first_query() : 0;
+        }
         Scores scores;
         compute_scores(scores, key_tile, queries, lane);
         if (more) key_tile.load(keys, params.keys.token_stride, position, lane);
-        softmax.update(scores, last - tile, params.scale, lane);
+        softmax.update(scores, last - tile, tile_seen_by, params.scale, lane);
         softmax.accumulate_values(scores, value_tile);
         if (more) value_tile.load(values, params.values.token_stride, position, lane);
     }
     softmax.reduce_exp_sum();
 }
 
-// The output of one head.
-DEVICE void write_head(const Params& params, const Merged& merged, int row, int head, int num_kv_heads, Lane lane) {
-    float inverse = 1.f / merged.exp_sum;
+// The output of one column of a row-head.
+DEVICE void write_column(const Params& params, const Merged& merged, const Slot& slot, int column, int num_kv_heads,
+                         Lane lane) {
+    if (!is_query(column)) return;
+    int row = slot.row(), query = first_query() + query_of(column), head = slot.head() * GROUP + head_of(column);
+    float inverse = sees_nothing(merged.max_score) ? 0.f : 1.f / merged.exp_sum;
     uint2 x = make_uint2(pack(merged.sum.x * inverse, merged.sum.y * inverse),
                          pack(merged.sum.z * inverse, merged.sum.w * inverse));
-    if (lane.index < QUADS_PER_HEAD) reinterpret_cast<uint2*>(params.out.at(row, head))[lane.index] = x;
-    if (lane.index == 0) write_lse(params, row, head, num_kv_heads, merged.max_score, merged.exp_sum);
+    if (lane.index < QUADS_PER_COLUMN) reinterpret_cast<uint2*>(params.out.at(row, query, head))[lane.index] = x;
+    if (lane.index == 0) write_lse(params, row, query, head, num_kv_heads, merged.max_score, merged.exp_sum);
+}
+
+// A partial result in global memory, of this block's column block: of `num_row_heads` first splits, then of one later
+// split per work block.
+DEVICE float* partial_at(const Params& params, const Schedule& schedule, i64 index) {
+    i64 of_column_block = (i64)column_block() * (schedule.num_row_heads() + schedule.num_blocks);
+    return params.partials + (of_column_block + index) * PARTIAL_FLOATS;
 }
 
 // Where this block leaves its split of a row-head that it shares with other blocks.
 DEVICE float* partial_of(const Params& params, const Schedule& schedule, const Slot& slot) {
     int row_head = slot.row() * schedule.num_kv_heads + slot.head();
-    int block = blockIdx.x;
-    return params.partials +
-           (i64)(block == slot.blocks.first ? row_head : schedule.num_row_heads() + block) * PARTIAL_FLOATS;
+    int block = work_block();
+    return partial_at(params, schedule, block == slot.blocks.first ? row_head : schedule.num_row_heads() + block);
 }
 
 // Counts this block's split of a shared row-head; returns whether it was the last one. One thread does it for all
 // threads whose stores it has seen at a barrier: its fence covers them.
 DEVICE bool is_last_split(const Params& params, const Schedule& schedule, const Slot& slot) {
-    int* counter = params.arrived + slot.row() * schedule.num_kv_heads + slot.head();
+    int* counter =
+        params.arrived + slot.row() * schedule.num_kv_heads + slot.head() + column_block() * schedule.num_row_heads();
     fence_device();
     if (atomicAdd(counter, 1) != slot.blocks.last - slot.blocks.first) return false;
     fence_device();
@@ -287,20 +338,20 @@ DEVICE bool is_last_split(const Params& params, const Schedule& schedule, const 
     return true;
 }
 
-// One head's partial results of a row-head, 32 at a time from `split` on: of all blocks, or of a run of slots.
+// One column's partial results of a row-head, 32 at a time from `split` on: of all blocks, or of a run of slots.
 DEVICE Partials partials_of_blocks(const Params& params, const Schedule& schedule, const Slot& slot, int split,
-                                   int head) {
+                                   int column) {
     i64 first = split == 0 ? slot.row() * schedule.num_kv_heads + slot.head()
                            : schedule.num_row_heads() + slot.blocks.first + split;
     i64 base = schedule.num_row_heads() + slot.blocks.first + split;
     int num_splits = slot.blocks.last - slot.blocks.first + 1;
-    const float* partials = params.partials + head * HEAD_FLOATS;
+    const float* partials = partial_at(params, schedule, 0) + column * COLUMN_FLOATS;
     return {partials + first * PARTIAL_FLOATS, partials + base * PARTIAL_FLOATS,
             FULL_WARP >> max(0, 32 - (num_splits - split))};
 }
-DEVICE Partials partials_in_slots(const SharedStorage& shared, u32 run, int head) {
+DEVICE Partials partials_in_slots(const SharedStorage& shared, u32 run, int column) {
     int first = __ffs(run) - 1;
-    const float* partials = shared.partials + first * PARTIAL_FLOATS + head * HEAD_FLOATS;
+    const float* partials = shared.partials + first * PARTIAL_FLOATS + column * COLUMN_FLOATS;
     return {partials, partials, run >> first};
 }
 
@@ -311,7 +362,7 @@ DEVICE void attend_range(const Params& params, SharedStorage& shared, int warp, 
     Slot* slots = shared.slots + 2 * warp;
     if (lane.index < 2) slots[lane.index].row_head = NO_ROW_HEAD;
     __syncwarp();
-    WorkRange range = schedule.range_of_warp(blockIdx.x * NUM_WARPS + warp);
+    WorkRange range = schedule.range_of_warp(work_block() * NUM_WARPS + warp);
     WorkTile at = range.from;
     int remaining = uniform(range.length), step = uniform(range.step);
     while (remaining > 0) {
@@ -359,29 +410,29 @@ struct Runs {
     }
 };
 
-// One step of `merge`; each warp takes one head of one row-head. First the runs of slots: a row-head that is complete
+// One step of `merge`; each warp takes one column of one row-head. First the runs of slots: a row-head that is complete
 // is written; of any other, the partial result goes to global memory and the row-head becomes pending. Then the pending
 // row-heads of which this block finished last.
 DEVICE void merge_step(const Params& params, SharedStorage& shared, const Runs& runs, bool across_blocks, int warp,
                        Lane lane) {
     const Schedule& schedule = shared.schedule;
     int num_row_heads = across_blocks ? 2 : __popc(runs.firsts);
-    for (int item = warp; item < num_row_heads * GROUP; item += NUM_WARPS) {
-        int number = item / GROUP, head = item % GROUP;
+    for (int item = warp; item < num_row_heads * COLUMNS; item += NUM_WARPS) {
+        int number = item / COLUMNS, column = item % COLUMNS;
         u32 run = across_blocks ? 0 : runs.run(number);
         const Slot& slot = across_blocks ? shared.pending[number] : shared.slots[__ffs(run) - 1];
         if (across_blocks && (slot.row_head == NO_ROW_HEAD || !slot.is_last)) continue;
         Merged merged;
         int num_splits = across_blocks ? slot.blocks.last - slot.blocks.first + 1 : 1;
         for (int split = 0; split < num_splits; split += 32)
-            merged.add(across_blocks ? partials_of_blocks(params, schedule, slot, split, head)
-                                     : partials_in_slots(shared, run, head),
+            merged.add(across_blocks ? partials_of_blocks(params, schedule, slot, split, column)
+                                     : partials_in_slots(shared, run, column),
                        lane.index);
         if (across_blocks || slot.blocks.first == slot.blocks.last) {
-            write_head(params, merged, slot.row(), slot.head() * GROUP + head, schedule.num_kv_heads, lane);
+            write_column(params, merged, slot, column, schedule.num_kv_heads, lane);
         } else {
-            merged.store(partial_of(params, schedule, slot) + head * HEAD_FLOATS, lane.index);
-            if (head == 0 && lane.index == 0) shared.pending[slot.blocks.first == blockIdx.x] = slot;
+            merged.store(partial_of(params, schedule, slot) + column * COLUMN_FLOATS, lane.index);
+            if (column == 0 && lane.index == 0) shared.pending[slot.blocks.first == work_block()] = slot;
         }
     }
 }
@@ -406,15 +457,16 @@ DEVICE void merge(const Params& params, SharedStorage& shared, int warp) {
 
 // Rows that see nothing (padding) give zeros, and a log-sum-exp of minus infinity.
 DEVICE void write_empty_rows(const Params& params, const Schedule& schedule) {
-    int num_heads = schedule.num_kv_heads * GROUP;
+    int num_heads = schedule.num_kv_heads * GROUP, num_vectors = NUM_QUERIES * num_heads;
     for (int row = blockIdx.x; row < schedule.batch; row += gridDim.x) {
         if (schedule.num_visible(row) != 0) continue;
-        for (int i = threadIdx.x; i < num_heads * HEAD_DIM / 8; i += NUM_THREADS) {
-            u16* out = params.out.at(row, i / (HEAD_DIM / 8)) + i % (HEAD_DIM / 8) * 8;
+        for (int i = threadIdx.x; i < num_vectors * HEAD_DIM / 8; i += NUM_THREADS) {
+            int vector = i / (HEAD_DIM / 8), query = NUM_QUERIES == 1 ? 0 : vector / num_heads;
+            u16* out = params.out.at(row, query, vector - query * num_heads) + i % (HEAD_DIM / 8) * 8;
             *reinterpret_cast<uint4*>(out) = make_uint4(0, 0, 0, 0);
         }
-        for (int i = threadIdx.x; params.lse && i < num_heads; i += NUM_THREADS)
-            params.lse[(i64)row * num_heads + i] = -__int_as_float(0x7f800000);
+        for (int i = threadIdx.x; params.lse && i < num_vectors; i += NUM_THREADS)
+            params.lse[(i64)row * num_vectors + i] = minus_infinity();
     }
 }
 
@@ -424,13 +476,13 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, BLOCKS_PER_SM)
                        const u16* values, i64 value_row_stride, i64 value_head_stride, i64 value_token_stride,  //
                        u16* out, i64 out_row_stride, i64 out_head_stride, float* lse,                           //
                        const Span* spans, const int* schedule_words, int batch, int max_spans, float scale,
-                       float* partials, int* arrived, int is_plan_done) {
+                       float* partials, int* arrived, int is_plan_done, i64 query_query_stride, i64 out_query_stride) {
     DYNAMIC_SHARED(memory);
     // The first launch after a plan kernel waits for it before it lets its own successor start.
     if (!is_plan_done) wait_for_prior_grids();
     launch_dependents();
-    Params params = {{queries, query_row_stride, query_head_stride},
-                     {out, out_row_stride, out_head_stride},
+    Params params = {{queries, query_row_stride, query_head_stride, query_query_stride},
+                     {out, out_row_stride, out_head_stride, out_query_stride},
                      lse,
                      {keys, key_row_stride, key_head_stride, key_token_stride},
                      {values, value_row_stride, value_head_stride, value_token_stride},

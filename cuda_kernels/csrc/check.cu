@@ -1,7 +1,8 @@
 // The kernels alone, without a framework, for compute-sanitizer:
 //   nvcc -arch=native -std=c++17 -I cuda_kernels/csrc -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
-//       cuda_kernels/csrc/check.cu -o check
+//       -DNUM_QUERIES=1 cuda_kernels/csrc/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
+// With several queries per row: also -DNUM_QUERIES=2 (one column block of 8) and 5 (two, the second not full).
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -53,58 +54,83 @@ static u16 random_element() {
 
 const int capacity = 500, max_spans = 64;
 
+// Whether a query of a row sees a token of an interval: with several queries, none behind its own, and not every
+// interval.
+static u32 mask_of(int row, size_t interval) {
+    return (u32)(0x9e3779b9u * (row + 1) * (interval + 3) >> 7) & ((1u << NUM_QUERIES) - 1);
+}
+static int position_of(int row) {
+    return capacity - 1 - 37 * row;
+}
+static bool sees(int row, size_t interval, int query, int token) {
+    return NUM_QUERIES == 1 || (mask_of(row, interval) >> query & 1 && token <= position_of(row) + query);
+}
+
 // Three times in a row, plan and two launches of it; every answer against plain C++.
 static bool is_right(const std::vector<std::vector<int2>>& rows) {
-    const int num_kv_heads = 2, num_heads = num_kv_heads * GROUP, num_blocks = 7;
+    const int num_kv_heads = 2, num_heads = num_kv_heads * GROUP, num_blocks = 7;  // work blocks
     const float scale = 0.1f;
     const int batch = (int)rows.size();
     std::vector<int2> intervals(batch * max_spans, int2{-9, -9});
-    std::vector<int> counts;
+    std::vector<u32> masks(batch * max_spans, ~0u);
+    std::vector<int> counts, positions;
     for (int row = 0; row < batch; row++) {
-        for (size_t i = 0; i < rows[row].size(); i++) intervals[row * max_spans + i] = rows[row][i];
+        for (size_t i = 0; i < rows[row].size(); i++) {
+            intervals[row * max_spans + i] = rows[row][i];
+            masks[row * max_spans + i] = mask_of(row, i);
+        }
         counts.push_back((int)rows[row].size());
+        positions.push_back(position_of(row));
     }
-    std::vector<u16> queries(batch * num_heads * HEAD_DIM), keys(batch * num_kv_heads * capacity * HEAD_DIM),
-        values(keys.size());
+    std::vector<u16> queries(batch * NUM_QUERIES * num_heads * HEAD_DIM),
+        keys(batch * num_kv_heads * capacity * HEAD_DIM), values(keys.size());
     for (auto* tensor : {&queries, &keys, &values})
         for (u16& element : *tensor) element = random_element();
 
-    auto *d_intervals = on_device(intervals), *d_spans = on_device(intervals);
+    auto* d_intervals = on_device(intervals);
+    auto* d_spans = on_device(std::vector<Span>(intervals.size(), Span{}));
+    auto* d_masks = on_device(masks);
+    auto* d_positions = on_device(positions);
     auto *d_counts = on_device(counts), *d_errors = on_device(counts);
     const int schedule_words = sizeof(Schedule) / 4 + 3 * batch + 1;  // as Schedule::num_words, which is for the device
     auto *d_schedule = on_device(std::vector<int>(schedule_words, -9)), *d_num_done = on_device(std::vector<int>(1, 0));
-    auto* d_arrived = on_device(std::vector<int>(batch * num_kv_heads, 0));
+    auto* d_arrived = on_device(std::vector<int>(COLUMN_BLOCKS * batch * num_kv_heads, 0));
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
-    auto* d_lse = on_device(std::vector<float>(batch * num_heads, NAN));
-    auto* d_partials = on_device(std::vector<float>((batch * num_kv_heads + num_blocks) * PARTIAL_FLOATS, NAN));
+    auto* d_lse = on_device(std::vector<float>(batch * NUM_QUERIES * num_heads, NAN));
+    auto* d_partials =
+        on_device(std::vector<float>(COLUMN_BLOCKS * (batch * num_kv_heads + num_blocks) * PARTIAL_FLOATS, NAN));
     const int shared_bytes = (int)sizeof(SharedStorage) - (int)sizeof(Schedule) + 4 * schedule_words;
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
     for (int repeat = 0; repeat < 3; repeat++) {
         // In one block, and in one per row.
         bool is_one = repeat == 1;
-        selfspan_plan<<<is_one ? 1 : batch, is_one ? 96 : max_spans>>>(d_intervals, d_counts, batch, max_spans,
-                                                                       capacity, d_spans, d_schedule, d_arrived,
-                                                                       d_num_done, num_kv_heads, num_blocks, d_errors);
+        selfspan_plan<<<is_one ? 1 : batch, is_one ? 96 : max_spans>>>(
+            d_intervals, d_counts, batch, max_spans, capacity, d_spans, d_schedule, d_arrived, d_num_done, num_kv_heads,
+            num_blocks, d_errors, d_masks, d_positions);
         CHECK(cudaGetLastError());
         for (int layer = 0; layer < 2; layer++)
-            selfspan_attention<<<num_blocks, NUM_THREADS, shared_bytes>>>(
-                d_queries, num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
-                num_kv_heads * cache, cache, head, d_out, num_heads * head, head, d_lse, d_spans, d_schedule, batch,
-                max_spans, scale * 1.44269504f, d_partials, d_arrived, layer > 0);
+            selfspan_attention<<<num_blocks * COLUMN_BLOCKS, NUM_THREADS, shared_bytes>>>(
+                d_queries, NUM_QUERIES * num_heads * head, head, d_keys, num_kv_heads * cache, cache, head, d_values,
+                num_kv_heads * cache, cache, head, d_out, NUM_QUERIES * num_heads * head, head, d_lse, d_spans,
+                d_schedule, batch, max_spans, scale * 1.44269504f, d_partials, d_arrived, layer > 0, num_heads * head,
+                num_heads * head);
         CHECK(cudaGetLastError());
         CHECK(cudaDeviceSynchronize());
     }
     auto out = on_host(d_out, queries.size());
     double worst = 0;
     for (int row = 0; row < batch; row++) {
-        for (int h = 0; h < num_heads; h++) {
+        for (int query_head = 0; query_head < NUM_QUERIES * num_heads; query_head++) {
+            const int q = query_head / num_heads, h = query_head % num_heads;
+            const size_t vector = (size_t)(row * NUM_QUERIES * num_heads + query_head) * HEAD_DIM;
             std::vector<double> sum(HEAD_DIM, 0.0);
             double total = 0;
-            const u16* query = &queries[(row * num_heads + h) * HEAD_DIM];
-            for (int2 span : rows[row]) {
-                for (int t = span.x; t < span.y; t++) {
+            const u16* query = &queries[vector];
+            for (size_t i = 0; i < rows[row].size(); i++) {
+                for (int t = rows[row][i].x; t < rows[row][i].y; t++) {
+                    if (!sees(row, i, q, t)) continue;
                     size_t at = ((size_t)(row * num_kv_heads + h / GROUP) * capacity + t) * HEAD_DIM;
                     double score = 0;
                     for (int d = 0; d < HEAD_DIM; d++) score += (double)widened(query[d]) * widened(keys[at + d]);
@@ -115,7 +141,7 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
             }
             for (int d = 0; d < HEAD_DIM; d++) {
                 double expected = total > 0 ? sum[d] / total : 0;
-                double error = fabs(expected - widened(out[(row * num_heads + h) * HEAD_DIM + d]));
+                double error = fabs(expected - widened(out[vector + d]));
                 worst = error >= worst ? error : worst;
                 if (error != error) worst = INFINITY;
             }

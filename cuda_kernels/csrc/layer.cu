@@ -1,5 +1,5 @@
-// The small operations between the GEMMs of a decoder layer, one launch each, for one token per row. They round where
-// eager PyTorch rounds, so that a decode step computes what the model computes.
+// The small operations between the GEMMs of a decoder layer, one launch each. They round where eager PyTorch rounds, so
+// that a decode step computes what the model computes.
 //
 // Macros: IS_BF16 (otherwise fp16). Rows are contiguous; a row's length is a multiple of 8 elements.
 #include <gated.cuh>
@@ -72,27 +72,28 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS)
     }
 }
 
-// Applies the rotary embedding to queries and keys; writes keys and values to the cache. One block per row.
-// qkv: [batch, num_heads + 2 * num_kv_heads, head_dim], queries first, then keys, then values.
+// Applies the rotary embedding to queries and keys; writes keys and values to the cache. One block per token; every row
+// of the batch has num_queries tokens, one behind the other.
+// qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim], queries first, then keys, then values.
 // rotary: [capacity, 2, head_dim / 2], cosines and sines of every position.
-// positions: int32 [batch]; a row with a negative position has no token, and nothing is written for it.
-// queries: [batch, num_heads, head_dim]. keys, values: one layer's cache, strides in elements.
+// positions: int32 [num_tokens]; where it is negative there is no token, and nothing is written for it.
+// queries: [num_tokens, num_heads, head_dim]. keys, values: one layer's cache, strides in elements.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-    selfspan_rotary_write(const u16* qkv, const u16* rotary, const int* positions, int num_heads, int num_kv_heads,
-                          int head_dim, u16* queries, u16* keys, u16* values, i64 row_stride, i64 head_stride,
-                          i64 token_stride) {
+    selfspan_rotary_write(const u16* qkv, const u16* rotary, const int* positions, int num_queries, int num_heads,
+                          int num_kv_heads, int head_dim, u16* queries, u16* keys, u16* values, i64 row_stride,
+                          i64 head_stride, i64 token_stride) {
     launch_dependents();
     wait_for_prior_grids();
-    int row = blockIdx.x, position = positions[row], half = head_dim / 2;
+    int token = blockIdx.x, position = positions[token], half = head_dim / 2;
     if (position < 0) return;
     int num_rotated = num_heads + num_kv_heads, per_head = half / 8;
-    qkv += (i64)row * (num_rotated + num_kv_heads) * head_dim;
-    i64 in_cache = row * row_stride + position * token_stride;
+    qkv += (i64)token * (num_rotated + num_kv_heads) * head_dim;
+    i64 in_cache = token / num_queries * row_stride + position * token_stride;
     const u16* cos_sin = rotary + (i64)position * head_dim;
     for (int item = threadIdx.x; item < (num_rotated + num_kv_heads) * per_head; item += blockDim.x) {
         int head = item / per_head, at = item % per_head * 8;
         Vec8 low = Vec8::load(qkv + head * head_dim + at), high = Vec8::load(qkv + head * head_dim + half + at);
-        u16* to = head < num_heads     ? queries + ((i64)row * num_heads + head) * head_dim
+        u16* to = head < num_heads     ? queries + ((i64)token * num_heads + head) * head_dim
                   : head < num_rotated ? keys + in_cache + (head - num_heads) * head_stride
                                        : values + in_cache + (head - num_rotated) * head_stride;
         if (head < num_rotated) {

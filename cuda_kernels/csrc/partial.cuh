@@ -1,5 +1,5 @@
 // The partial result of attention over a split of the tokens, and how splits are merged (online softmax, Milakov &
-// Gimelshein, arXiv 1805.02867; split-KV as in Flash-Decoding): per head, the maximum score, the sum of exponentials
+// Gimelshein, arXiv 1805.02867; split-KV as in Flash-Decoding): per column, the maximum score, the sum of exponentials
 // and the weighted sum of values. Scores are in base 2.
 #pragma once
 #include <table.cuh>
@@ -7,14 +7,14 @@
 // Stands for "no score yet". Finite: the difference of two of them is 0, where infinities would give NaN.
 constexpr float MIN_SCORE = -1e30f;
 
-// Layout of one head: weighted sum [HEAD_DIM], maximum score, sum of exponentials, and two floats of padding that
-// spread heads over the banks of shared memory. A partial result has all heads of a group.
-constexpr int HEAD_FLOATS = HEAD_DIM + 4;
-constexpr int PARTIAL_FLOATS = GROUP * HEAD_FLOATS;
+// Layout of one column: weighted sum [HEAD_DIM], maximum score, sum of exponentials, and two floats of padding that
+// spread columns over the banks of shared memory. A partial result has all columns of a column block.
+constexpr int COLUMN_FLOATS = HEAD_DIM + 4;
+constexpr int PARTIAL_FLOATS = COLUMNS * COLUMN_FLOATS;
 // A lane merges four neighbouring elements of the sum.
-constexpr int QUADS_PER_HEAD = HEAD_DIM / 4;
+constexpr int QUADS_PER_COLUMN = HEAD_DIM / 4;
 
-// Addresses of up to 32 partial results of one head that are merged at once, in shared or global memory: contiguous
+// Addresses of up to 32 partial results of one column that are merged at once, in shared or global memory: contiguous
 // from `base` on, but the first one may lie anywhere. Only those whose bit is set in `used` count.
 struct Partials {
     const float* first;
@@ -23,7 +23,8 @@ struct Partials {
     DEVICE const float* at(int i) const { return i == 0 ? first : base + i * PARTIAL_FLOATS; }
 };
 
-// One head's merged result in the registers of a warp: four elements of the sum per lane, the rest equal in all lanes.
+// One column's merged result in the registers of a warp: four elements of the sum per lane, the rest equal in all
+// lanes.
 struct Merged {
     float4 sum = {0.f, 0.f, 0.f, 0.f};
     float max_score = MIN_SCORE;
@@ -34,7 +35,7 @@ struct Merged {
     DEVICE void add(const Partials& partials, int lane) {
         u32 used = partials.used;
         int some = __ffs(used) - 1;  // loaded in place of those that are not used, with factor 0
-        int quad = min(lane, QUADS_PER_HEAD - 1);
+        int quad = min(lane, QUADS_PER_COLUMN - 1);
         float4 values[16];
         auto load = [&](int first) {
 #pragma unroll
@@ -68,8 +69,8 @@ struct Merged {
         }
     }
 
-    DEVICE void store(float* head, int lane) const {
-        if (lane < QUADS_PER_HEAD) reinterpret_cast<float4*>(head)[lane] = sum;
-        if (lane == 0) *reinterpret_cast<float2*>(head + HEAD_DIM) = make_float2(max_score, exp_sum);
+    DEVICE void store(float* column, int lane) const {
+        if (lane < QUADS_PER_COLUMN) reinterpret_cast<float4*>(column)[lane] = sum;
+        if (lane == 0) *reinterpret_cast<float2*>(column + HEAD_DIM) = make_float2(max_score, exp_sum);
     }
 };

@@ -8,7 +8,7 @@ constexpr int MAX_PLAN_THREADS = 1024;
 constexpr int MAX_BATCH = 256;
 
 // Errors in a row's intervals, reported in debug mode.
-constexpr int WRONG_COUNT = 1, WRONG_RANGE = 2, WRONG_ORDER = 4;
+constexpr int WRONG_COUNT = 1, WRONG_RANGE = 2, WRONG_ORDER = 4, WRONG_MASK = 8, WRONG_POSITION = 16;
 
 // Prefix sums by a warp or a block: the sum of all values up to this thread's, and in `total` the sum of all.
 struct WarpScan {
@@ -55,23 +55,40 @@ struct PlanParams {
     int max_spans, capacity, num_kv_heads;
     Span* spans;
     int *arrived, *errors;
+    // With several queries only.
+    const u32* masks;
+    const int* positions;
 };
+
+constexpr u32 ALL_QUERIES = (1u << NUM_QUERIES) - 1;
 
 // A row's first intervals, one per thread, and its count: loaded before the number of valid intervals is known.
 struct FirstIntervals {
     int2 interval;
-    int count;
+    u32 mask;
+    int count, position;
 
     DEVICE FirstIntervals(const PlanParams& params, int row, int index)
         : interval(index < params.max_spans ? params.intervals[(i64)row * params.max_spans + index] : make_int2(0, 0)),
-          count(params.counts[row]) {}
+          mask(IS_MASKED && index < params.max_spans ? params.masks[(i64)row * params.max_spans + index] : 0),
+          count(params.counts[row]),
+          position(IS_MASKED ? params.positions[row] : 0) {}
 };
 
-DEVICE int check(int2 interval, int previous_end, int capacity) {
+DEVICE int check(int2 interval, u32 mask, int previous_end, int capacity) {
     int wrong = 0;
     if (interval.x < 0 || interval.y > capacity || interval.x >= interval.y) wrong |= WRONG_RANGE;
     if (interval.x < previous_end) wrong |= WRONG_ORDER;
+    if (IS_MASKED && mask & ~ALL_QUERIES) wrong |= WRONG_MASK;
     return wrong;
+}
+
+DEVICE Span make_span(int end, int shift, u32 mask, int position) {
+#if NUM_QUERIES > 1
+    return make_int4(end, shift, (int)mask, position);
+#else
+    return make_int2(end, shift);
+#endif
 }
 
 // The part of a row's plan that the schedule uses.
@@ -84,25 +101,38 @@ template <class Scan>
 DEVICE RowPlan plan_row(const PlanParams& params, Scan scan, int row, const FirstIntervals& first_intervals) {
     const int2* intervals = params.intervals + (i64)row * params.max_spans;
     Span* spans = params.spans + (i64)row * params.max_spans;
+    const u32* masks = params.masks + (i64)row * params.max_spans;
     int count = min(max(first_intervals.count, 0), params.max_spans), before = 0;
+    int position = min(max(first_intervals.position, 0), params.capacity - 1);
     if (params.errors) {
-        if (scan.index == 0) params.errors[row] = first_intervals.count == count ? 0 : WRONG_COUNT;
+        int wrong = IS_MASKED && count > 0 && first_intervals.position != position ? WRONG_POSITION : 0;
+        if (scan.index == 0) params.errors[row] = first_intervals.count == count ? wrong : wrong | WRONG_COUNT;
         scan.sync();
     }
-    for (int head = scan.index; head < params.num_kv_heads; head += scan.size)
-        params.arrived[row * params.num_kv_heads + head] = 0;
+    // Of every column block; which counter is which does not matter here.
+    int num_counters = params.num_kv_heads * COLUMN_BLOCKS;
+    for (int i = scan.index; i < num_counters; i += scan.size) params.arrived[row * num_counters + i] = 0;
     int2 prefetched = first_intervals.interval;
+    u32 prefetched_mask = first_intervals.mask;
     for (int first = 0; first < count; first += scan.size) {
         int i = first + scan.index, next = i + scan.size;
         int2 interval = i < count ? prefetched : make_int2(0, 0);
+        u32 mask = i < count ? prefetched_mask : 0;
         if (next < count) prefetched = intervals[next];
-        // Clamped: whatever the table says, nothing outside the cache is read.
-        int from = min(max(interval.x, 0), params.capacity), to = min(max(interval.y, from), params.capacity);
+        if (IS_MASKED && next < count) prefetched_mask = masks[next];
+        // Clamped: whatever the table says, nothing outside the cache is read; nor what no query sees.
+        int behind = params.capacity;
+        if (IS_MASKED) {
+            u32 queries = mask & ALL_QUERIES;
+            behind = queries ? min(behind, position + 32 - __clz(queries)) : 0;
+        }
+        int from = min(max(interval.x, 0), behind), to = min(max(interval.y, from), behind);
         int total;
         int end = min(before + scan.inclusive_sum(to - from, total), params.capacity);
         if (i < count) {
-            spans[i] = make_int2(end, to - end);
-            int wrong = params.errors ? check(interval, i > 0 ? intervals[i - 1].y : interval.x, params.capacity) : 0;
+            spans[i] = make_span(end, to - end, mask & ALL_QUERIES, position);
+            int wrong =
+                params.errors ? check(interval, mask, i > 0 ? intervals[i - 1].y : interval.x, params.capacity) : 0;
             if (wrong) atomicOr(&params.errors[row], wrong);
         }
         before = min(before + total, params.capacity);
@@ -174,16 +204,20 @@ DEVICE void build_schedule(Schedule schedule, Schedule& out, VisibleOf visible_o
 
 // intervals: int32 [batch, max_spans, 2], sorted, disjoint, half-open; counts: int32 [batch], number of valid
 // intervals. spans: [batch, max_spans], for `Cursor`; schedule_words: the schedule, for num_blocks blocks of the
-// attention kernel; arrived: int32 [num_row_heads], set to zero; num_done: int32 [1], zero before and after. errors:
-// int32 [batch] or null; if given, intervals are checked against the capacity and each other. Launched as one block, or
-// as one block per row.
+// attention kernel; arrived: int32 [COLUMN_BLOCKS, num_row_heads], set to zero; num_done: int32 [1], zero before and
+// after. errors: int32 [batch] or null; if given, intervals are checked against the capacity and each other. With
+// several queries, masks: [batch, max_spans], bit q is set if query q sees the interval; positions: int32 [batch], the
+// cache position of query 0, and query q is q tokens behind it: it sees its own token and none behind. Launched as one
+// block, or as one block per row.
 extern "C" __global__ void __launch_bounds__(MAX_PLAN_THREADS)
     selfspan_plan(const int2* intervals, const int* counts, int batch, int max_spans, int capacity, Span* spans,
-                  int* schedule_words, int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors) {
+                  int* schedule_words, int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors,
+                  const u32* masks, const int* positions) {
     __shared__ int warp_sums[MAX_PLAN_THREADS / 32], num_visible[MAX_BATCH];
     launch_dependents();
     wait_for_prior_grids();
-    PlanParams params = {intervals, counts, max_spans, capacity, num_kv_heads, spans, arrived, errors};
+    PlanParams params = {intervals, counts,  max_spans, capacity, num_kv_heads,
+                         spans,     arrived, errors,    masks,    positions};
     int* row_words = schedule_words + Schedule::visible_word(batch);
     bool is_one_block = (int)gridDim.x < batch;
     if (is_one_block)

@@ -1,6 +1,6 @@
-// The next id of every row: the most likely one, or drawn with a temperature from the top-p set (nucleus sampling,
-// Holtzman et al., arXiv 1904.09751). The drawn id depends on the row's logits, seed and position only, not on the
-// batch. One block per row.
+// The id behind every token: the most likely one, or drawn with a temperature from the top-p set (nucleus sampling,
+// Holtzman et al., arXiv 1904.09751). The drawn id depends on the token's logits and position and its row's settings
+// only, not on the batch. One block per token.
 //
 // Drawing adds Gumbel noise to every score and takes the maximum: no cumulative sum over the vocabulary is needed.
 //
@@ -74,7 +74,7 @@ DEVICE Candidate block_best(Candidate best, Scratch& scratch) {
     return best;
 }
 
-// The logits of one row, divided by the temperature.
+// The logits of one token, divided by the temperature.
 struct Logits {
     const u16* logits;
     int size;
@@ -124,24 +124,27 @@ struct Logits {
     }
 };
 
-// logits: [batch, vocab_size]. temperatures: float32 [batch], 0 for greedy; top_ps: float32 [batch], 1 for the whole
-// vocabulary; seeds: [batch], two words each; positions: int32 [batch], of the tokens that the logits belong to. ids:
-// int64 [batch], is written.
+// logits: [num_tokens, vocab_size]; every row of the batch has num_queries tokens, one behind the other. temperatures:
+// float32 [batch], 0 for greedy; top_ps: float32 [batch], 1 for the whole vocabulary; seeds: [batch], two words each;
+// positions: int32 [num_tokens], of the tokens that the logits belong to; where it is negative there is no token, and
+// nothing is written. ids: int64 [num_tokens], is written.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-    selfspan_sample(const u16* logits, int vocab_size, const float* temperatures, const float* top_ps,
+    selfspan_sample(const u16* logits, int vocab_size, int num_queries, const float* temperatures, const float* top_ps,
                     const uint2* seeds, const int* positions, i64* ids) {
     __shared__ Scratch scratch;
     launch_dependents();
     wait_for_prior_grids();
-    int row = blockIdx.x;
+    int token = blockIdx.x, row = token / num_queries;
+    // The position is read once more below: kept in a register, it makes others spill on sm_100.
+    if (positions[token] < 0) return;
     float temperature = temperatures[row] < MIN_TEMPERATURE ? 0.f : temperatures[row];
-    Logits row_logits = {logits + (i64)row * vocab_size, vocab_size, temperature > 0.f ? 1.f / temperature : 1.f};
-    Candidate best = row_logits.best(scratch);
+    Logits own = {logits + (i64)token * vocab_size, vocab_size, temperature > 0.f ? 1.f / temperature : 1.f};
+    Candidate best = own.best(scratch);
     if (temperature > 0.f) {
-        int threshold = top_ps[row] < 1.f ? row_logits.top_p_threshold(best.score, top_ps[row], scratch)
+        int threshold = top_ps[row] < 1.f ? own.top_p_threshold(best.score, top_ps[row], scratch)
                                           : ordered_int(-__int_as_float(0x7f800000));
-        best = row_logits.draw(threshold, seeds[row], positions[row], scratch);
+        best = own.draw(threshold, seeds[row], positions[token], scratch);
     }
     // If no score is a number, there is no candidate: take the last id.
-    if (threadIdx.x == 0) ids[row] = min(best.index, vocab_size - 1);
+    if (threadIdx.x == 0) ids[token] = min(best.index, vocab_size - 1);
 }

@@ -24,7 +24,7 @@ struct WorkRange {
     int step = 1;
 };
 
-// The blocks that hold a split of one row-head: all from the first to the last.
+// The work blocks that hold a split of one row-head: all from the first to the last.
 struct BlockRange {
     int first, last;
 };
@@ -59,7 +59,7 @@ DEVICE WholeAssignment choose_whole(int num_row_heads, int num_warps, int length
 struct Schedule {
     int batch;
     int num_kv_heads;
-    int num_blocks;  // of the attention kernel
+    int num_blocks;  // work blocks of the attention kernel (columns.cuh)
     int length;      // of the work space, in tiles
     WholeAssignment whole;
     // Of equal ranges:
@@ -128,7 +128,7 @@ struct Schedule {
     }
 
     DEVICE BlockRange blocks_of(int row, int head) const {
-        if (whole.warps_per_row_head) return {(int)blockIdx.x, (int)blockIdx.x};
+        if (whole.warps_per_row_head) return {work_block(), work_block()};
         int first = row_head_start(row, head), last = first + num_tiles(num_visible(row)) - 1;
         return {block_of(first), block_of(last)};
     }

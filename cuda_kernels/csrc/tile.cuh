@@ -1,9 +1,10 @@
 // Tiles of keys and values in registers, in the fragment layout of mma.m16n8k16, loaded straight from global memory.
 //
 // A tile is TILE_TOKENS consecutive entries of the list of visible tokens, wherever each of them lies in the cache. In
-// both matrix products M = 16 is tokens or head dimensions and N = 8 is the heads of the group:
-//   scores [tokens x heads]  = keys [tokens x dims]     * queries [dims x heads]
-//   acc    [dims x heads]   += values^T [dims x tokens] * weights [tokens x heads]
+// both matrix products M = 16 is tokens or head dimensions and N = 8 is columns (columns.cuh): the queries and
+// heads that share these keys:
+//   scores [tokens x columns]  = keys [tokens x dims]     * queries [dims x columns]
+//   acc    [dims x columns]   += values^T [dims x tokens] * weights [tokens x columns]
 // The order of the summed dimension is free as long as both factors agree, and so is the order of rows: both are chosen
 // such that every load takes 16 contiguous bytes, and eight lanes together a cache line of 128.
 #pragma once
@@ -18,8 +19,8 @@ constexpr int CHUNKS = HEAD_DIM / 64;
 constexpr bool HAS_HALF_CHUNK = HEAD_DIM % 64 == 32;
 // Tiles of 16 rows of `acc`.
 constexpr int ACC_TILES = HEAD_DIM / 16;
-// Tiles of 8 heads.
-constexpr int HEAD_TILES = (GROUP + 7) / 8;
+// Tiles of 8 columns.
+constexpr int COLUMN_TILES = (COLUMNS + 7) / 8;
 
 // Which part of a fragment a lane holds.
 struct Lane {
@@ -79,37 +80,38 @@ struct ValueFragment {
     }
 };
 
-// Of head lane.row() of every eight: the dimensions that the keys have in lanes of the same column, in even and odd
+// Of column lane.row() of every eight: the dimensions that the keys have in lanes of the same column, in even and odd
 // rows.
 struct QueryFragment {
-    uint4 chunk[HEAD_TILES][CHUNKS][2];
-    uint2 half_chunk[HEAD_TILES][2];
+    uint4 chunk[COLUMN_TILES][CHUNKS][2];
+    uint2 half_chunk[COLUMN_TILES][2];
 
-    // queries: of the group's first head. Heads that the group does not have are zero.
-    DEVICE void load(const u16* queries, i64 stride, Lane lane) {
+    // query_at: column -> its query. Columns that there are not are zero.
+    template <class QueryAt>
+    DEVICE void load(QueryAt query_at, Lane lane) {
 #pragma unroll
-        for (int tile = 0; tile < HEAD_TILES; tile++) {
-            int head = 8 * tile + lane.row();
-            // Missing heads load the last one: a branch would duplicate all the code behind it.
-            const u16* query = queries + min(head, GROUP - 1) * stride;
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
+            int column = 8 * tile + lane.row();
+            // Missing columns load the last one: a branch would duplicate all the code behind it.
+            const u16* query = query_at(min(column, COLUMNS - 1));
 #pragma unroll
             for (int odd = 0; odd < 2; odd++) {
 #pragma unroll
                 for (int p = 0; p < CHUNKS; p++) {
                     uint4 loaded = load_stream16(query + 64 * p + 32 * odd + 8 * lane.column());
-                    chunk[tile][p][odd] = head < GROUP ? loaded : make_uint4(0, 0, 0, 0);
+                    chunk[tile][p][odd] = column < COLUMNS ? loaded : make_uint4(0, 0, 0, 0);
                 }
                 if (HAS_HALF_CHUNK) {
                     uint2 loaded = load_stream8(query + 64 * CHUNKS + 16 * odd + 4 * lane.column());
-                    half_chunk[tile][odd] = head < GROUP ? loaded : make_uint2(0, 0);
+                    half_chunk[tile][odd] = column < COLUMNS ? loaded : make_uint2(0, 0);
                 }
             }
         }
     }
 };
 
-// scores[sub][tile]: entries of rows lane.row() and + 8, head columns 2 * lane.column() and + 1.
-typedef float Scores[SUB_TILES][HEAD_TILES][4];
+// scores[sub][tile]: entries of rows lane.row() and + 8, columns 8 * tile + 2 * lane.column() and + 1.
+typedef float Scores[SUB_TILES][COLUMN_TILES][4];
 
 // Entries 8 * eight and the following seven, times the queries of the dimensions of even or odd rows.
 DEVICE void mma_keys(float (&d)[4], const KeyFragment& keys, const QueryFragment& queries, int sub, int tile, int eight,
@@ -136,7 +138,7 @@ DEVICE void compute_scores(Scores& scores, const KeyFragment& keys, const QueryF
 #pragma unroll
     for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
-        for (int tile = 0; tile < HEAD_TILES; tile++) {
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
             float d[2][2][4];  // [eight][odd]
 #pragma unroll
             for (int i = 0; i < 4; i++) mma_keys(d[i / 2][i % 2], keys, queries, sub, tile, i / 2, i % 2);
@@ -150,8 +152,8 @@ DEVICE void compute_scores(Scores& scores, const KeyFragment& keys, const QueryF
     }
 }
 
-// acc[tile][m]: columns are heads, as in scores; rows are dimensions, see `dimension_of`.
-typedef float Accumulators[HEAD_TILES][ACC_TILES][4];
+// acc[tile][m]: columns as in scores; rows are dimensions, see `dimension_of`.
+typedef float Accumulators[COLUMN_TILES][ACC_TILES][4];
 
 // Dimension of row lane.row() (half = 0) or lane.row() + 8 (half = 1) of accumulator tile m. A lane's dimensions of a
 // chunk are contiguous, as it loaded them.
@@ -164,7 +166,7 @@ DEVICE u32 element_pair(u32 a, u32 b, int element) {
     return element % 2 == 0 ? lower_halves(a, b) : upper_halves(a, b);
 }
 
-// acc += values^T * weights for one sub-tile and one tile of heads; weights as the two registers of factor b.
+// acc += values^T * weights for one sub-tile and one tile of columns; weights as the two registers of factor b.
 DEVICE void mma_values(float (&acc)[ACC_TILES][4], const ValueFragment& values, int sub, u32 weights0, u32 weights1) {
 #pragma unroll
     for (int p = 0; p < CHUNKS; p++) {

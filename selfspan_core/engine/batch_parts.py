@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from cuda_kernels.attention import SpanAttention
-from cuda_kernels.checks import AttentionShape
+from cuda_kernels.checks import AttentionShape, queries_per_row
 from cuda_kernels.device import CudaUnavailable
 from cuda_kernels.layers import DecodeOps
 from cuda_kernels.tracker import Grammar, SpanTracker
@@ -57,7 +57,7 @@ class Parts(Protocol):
         positions: torch.Tensor,
         ids: torch.Tensor,
     ) -> None:
-        """The next ids are written; see `DecodeOps.sample`."""
+        """The ids behind the tokens are written; see `DecodeOps.sample`."""
 
     def advance(
         self,
@@ -225,10 +225,12 @@ class TorchParts:
         ids: torch.Tensor,
     ) -> None:
         """See Parts. Other numbers are drawn than by the kernel, but they, too, depend on seed and position alone."""
-        settings = zip(temperatures.tolist(), top_ps.tolist(), seeds.tolist(), positions.tolist(), strict=True)
-        for row, (temperature, top_p, seed, position) in enumerate(settings):
+        num_queries = queries_per_row("logits", len(logits), len(temperatures))
+        settings = list(zip(temperatures.tolist(), top_ps.tolist(), seeds.tolist(), strict=True))
+        for token, position in enumerate(positions.tolist()):
             if position >= 0:
-                ids[row] = sampling.draw(logits[row], temperature, top_p, seed, position)
+                temperature, top_p, seed = settings[token // num_queries]
+                ids[token] = sampling.draw(logits[token], temperature, top_p, seed, position)
 
     def advance(
         self,

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from cuda_kernels.checks import queries_per_row
 from selfspan_core.models.weights import DecodeWeights, Layer, Matrix
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
@@ -53,7 +54,8 @@ class StepOps(Protocol):
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> None:
-        """Turn queries and keys by their positions; keys and values to the cache."""
+        """Turn queries and keys by their positions; keys and values to the cache, of whose rows each has as many
+        tokens."""
 
 
 class TorchOps:
@@ -96,13 +98,14 @@ class TorchOps:
     ) -> None:
         """See StepOps."""
         num_heads, num_kv_heads = queries.shape[1], keys.shape[1]
-        rows = (positions >= 0).nonzero()[:, 0]
-        at = positions[rows].long()
+        num_queries = queries_per_row("queries", len(queries), len(keys))
+        tokens = (positions >= 0).nonzero()[:, 0]
+        rows, at = tokens // num_queries, positions[tokens].long()
         cosine, sine = (rotary[at, part].repeat(1, 2)[:, None] for part in (0, 1))
-        turned, value = qkv[rows].split([num_heads + num_kv_heads, num_kv_heads], 1)
+        turned, value = qkv[tokens].split([num_heads + num_kv_heads, num_kv_heads], 1)
         low, high = turned.chunk(2, -1)
         turned = turned * cosine + torch.cat([-high, low], -1) * sine
-        queries[rows] = turned[:, :num_heads]
+        queries[tokens] = turned[:, :num_heads]
         keys[rows, :, at] = turned[:, num_heads:]
         values[rows, :, at] = value
 

@@ -19,5 +19,9 @@ class Rules(Protocol):
         ...
 
     def push(self, token: int) -> None:
-        """Account for the id that came."""
+        """Account for the id that came; whether `limits` was asked for before makes no difference."""
+        ...
+
+    def fork(self) -> "Rules":
+        """An independent copy, cheap: ids pushed on one of the two do not change the other."""
         ...

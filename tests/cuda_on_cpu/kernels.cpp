@@ -10,12 +10,12 @@ extern "C" int num_schedule_words(int batch) {
 
 extern "C" void run_plan(const int2* intervals, const int* counts, int batch, int max_spans, int capacity, Span* spans,
                          int* schedule, int* arrived, int* num_done, int num_kv_heads, int num_blocks, int* errors,
-                         int num_plan_blocks, int num_threads) {
+                         const u32* masks, const int* positions, int num_plan_blocks, int num_threads) {
     std::vector<unsigned> order(num_plan_blocks);
     for (int block = 0; block < num_plan_blocks; block++) order[block] = block;
     Machine::get().run(order, num_threads, 0, [=] {
         selfspan_plan(intervals, counts, batch, max_spans, capacity, spans, schedule, arrived, num_done, num_kv_heads,
-                      num_blocks, errors);
+                      num_blocks, errors, masks, positions);
     });
 }
 
@@ -29,7 +29,7 @@ extern "C" void run_attention(u16* queries, const i64* query_strides, const u16*
         selfspan_attention(queries, query_strides[0], query_strides[1], keys, key_strides[0], key_strides[1],
                            key_strides[2], values, value_strides[0], value_strides[1], value_strides[2], out,
                            out_strides[0], out_strides[1], lse, spans, schedule, batch, max_spans, scale, partials,
-                           arrived, is_plan_done);
+                           arrived, is_plan_done, query_strides[2], out_strides[2]);
     });
 }
 

@@ -19,12 +19,12 @@ extern "C" void run_add_rms_norm(u16* residual, const u16* delta, const u16* wei
                        [=] { selfspan_add_rms_norm(residual, delta, weight, epsilon, hidden, out); });
 }
 
-extern "C" void run_rotary_write(const u16* qkv, const u16* rotary, const int* positions, int batch, int num_heads,
-                                 int num_kv_heads, int head_dim, u16* queries, u16* keys, u16* values,
-                                 const i64* strides, int num_threads) {
-    Machine::get().run(blocks(batch), num_threads, 0, [=] {
-        selfspan_rotary_write(qkv, rotary, positions, num_heads, num_kv_heads, head_dim, queries, keys, values,
-                              strides[0], strides[1], strides[2]);
+extern "C" void run_rotary_write(const u16* qkv, const u16* rotary, const int* positions, int num_tokens,
+                                 int num_queries, int num_heads, int num_kv_heads, int head_dim, u16* queries,
+                                 u16* keys, u16* values, const i64* strides, int num_threads) {
+    Machine::get().run(blocks(num_tokens), num_threads, 0, [=] {
+        selfspan_rotary_write(qkv, rotary, positions, num_queries, num_heads, num_kv_heads, head_dim, queries, keys,
+                              values, strides[0], strides[1], strides[2]);
     });
 }
 

@@ -24,6 +24,9 @@ constexpr u32 FULL_WARP = 0xffffffffu;
 struct alignas(8) int2 {
     int x, y;
 };
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
 struct alignas(8) uint2 {
     u32 x, y;
 };
@@ -44,6 +47,9 @@ inline float4 make_float4(float x, float y, float z, float w) {
 }
 inline int2 make_int2(int x, int y) {
     return {x, y};
+}
+inline int4 make_int4(int x, int y, int z, int w) {
+    return {x, y, z, w};
 }
 inline uint2 make_uint2(u32 x, u32 y) {
     return {x, y};

@@ -47,6 +47,12 @@ def strides(tensor: torch.Tensor) -> ctypes.Array:
     return (ctypes.c_longlong * 3)(*tensor.stride()[:-1])
 
 
+def vector_strides(tensor: torch.Tensor) -> ctypes.Array:
+    """Of queries or outputs: row, head, query."""
+    row, *query, head = strides(tensor)[: tensor.dim() - 1]
+    return (ctypes.c_longlong * 3)(row, head, *query)
+
+
 def table_of(rows: list[list[tuple[int, int]]], max_spans: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Interval lists as the kernel takes them: int32 `[B, max_spans, 2]`, unused ones senseless, and counts."""
     intervals = torch.full((len(rows), max_spans, 2), -7777, dtype=torch.int32)
@@ -80,11 +86,15 @@ def plan(
     num_kv_heads: int,
     num_blocks: int = 8,
     grid: tuple[int, int] | None = None,
+    masks: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> Planned:
     """Run the plan kernel; everything that it has to write is poisoned before.
 
     Args:
-        num_blocks: of the attention kernel; grid: blocks and threads of the plan kernel, None: as it is launched.
+        masks, positions: with several queries, as `SpanAttention.plan` takes them.
+        num_blocks: work blocks of the attention kernel.
+        grid: blocks and threads of the plan kernel, None: as it is launched.
     """
     batch, max_spans, _ = intervals.shape
     poison = lambda *shape: torch.full(shape, -12345, dtype=torch.int32)  # noqa: E731
@@ -92,7 +102,10 @@ def plan(
     assert kernels.num_schedule_words(batch) == schedule_words(batch)
     num_done = torch.zeros(1, dtype=torch.int32)
     made = Planned(
-        poison(batch, max_spans, 2), poison(schedule_words(batch)), poison(batch * num_kv_heads), poison(batch)
+        poison(batch, max_spans, 2 if config.num_queries == 1 else 4),
+        poison(schedule_words(batch)),
+        poison(config.column_blocks * batch * num_kv_heads),
+        poison(batch),
     )
     kernels.run_plan(
         pointer(intervals),
@@ -107,7 +120,9 @@ def plan(
         num_kv_heads,
         num_blocks,
         pointer(made.errors),
-        *(grid or plan_grid(batch, max_spans)),
+        pointer(masks),
+        pointer(positions),
+        *(grid or plan_grid(batch, max_spans, config.num_queries)),
     )
     assert not num_done.any(), "the counter is not back at zero"
     return made
@@ -118,10 +133,12 @@ class Problem:
     """What attention is computed of.
 
     Attributes:
-        query: `[B, H, D]`.
+        query: `[B, H, D]`, or of several queries `[B, Q, H, D]`.
         keys, values: `[B, Hkv, capacity, D]`.
         rows: intervals of every row.
         scale: multiplies the scores.
+        masks: with several queries: of every interval of every row, the bits of those that see it.
+        positions: with several queries: of every row's first one.
     """
 
     query: torch.Tensor
@@ -129,6 +146,17 @@ class Problem:
     values: torch.Tensor
     rows: list[list[tuple[int, int]]]
     scale: float = 0.1
+    masks: list[list[int]] | None = None
+    positions: list[int] | None = None
+
+    def queries_table(self, max_spans: int) -> tuple[torch.Tensor, ...]:
+        """Masks and positions as the kernel takes them, unused masks senseless; nothing for one query."""
+        if self.masks is None:
+            return ()
+        masks = torch.full((len(self.masks), max_spans), -3, dtype=torch.int32)
+        for row, bits in enumerate(self.masks):
+            masks[row, : len(bits)] = torch.tensor(bits, dtype=torch.int32)
+        return masks, torch.tensor(self.positions, dtype=torch.int32)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -138,34 +166,39 @@ class Problem:
 def attend(
     config: KernelConfig, problem: Problem, max_spans: int, num_blocks: int, block_order: list[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plan and attend; `[B, H, D]` and log-sum-exp `[B, H]`.
+    """Plan and attend; `[B, H, D]` and log-sum-exp `[B, H]`, with several queries `[B, Q, H, D]` and `[B, Q, H]`.
 
     Args:
-        num_blocks: of the grid; block_order: in which they run.
+        num_blocks: work blocks of the grid; block_order: in which its blocks run.
     """
     query, keys, values = problem.tensors
     kernels = library(config)
-    batch, num_heads = query.shape[:2]
+    batch = len(query)
     num_kv_heads, capacity = keys.shape[1:3]
     intervals, counts = table_of(problem.rows, max_spans)
-    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks)
+    planned = plan(
+        config, intervals, counts, capacity, num_kv_heads, num_blocks, None, *problem.queries_table(max_spans)
+    )
     assert not planned.errors.any()
-    out = torch.full_like(query, float("nan"))
-    lse = torch.full((batch, num_heads), float("nan"))
+    # Of the query's layout, and behind it what must not be written.
+    guarded = torch.full((query.numel() + 4096,), float("nan"), dtype=query.dtype)
+    out = guarded.as_strided(query.shape, query.stride())
+    lse = torch.full(query.shape[:-1], float("nan"))
     partials = torch.full(
         (config.num_partials(batch * num_kv_heads, num_blocks) * config.partial_floats,), float("nan")
     )
     shared_bytes = config.shared_bytes(batch)
-    order = (ctypes.c_uint * num_blocks)(*(block_order or range(num_blocks)))
+    num_thread_blocks = num_blocks * config.column_blocks
+    order = (ctypes.c_uint * num_thread_blocks)(*(block_order or range(num_thread_blocks)))
     kernels.run_attention(
         pointer(query),
-        strides(query),
+        vector_strides(query),
         pointer(keys),
         strides(keys),
         pointer(values),
         strides(values),
         pointer(out),
-        strides(out),
+        vector_strides(out),
         pointer(lse),
         pointer(planned.spans),
         pointer(planned.schedule),
@@ -176,17 +209,23 @@ def attend(
         pointer(planned.arrived),
         1,  # the plan is done: the stricter case, nothing else may be read before the kernel waits
         order,
-        num_blocks,
+        num_thread_blocks,
         ctypes.c_longlong(shared_bytes),
     )
     assert not planned.arrived.any(), "counters are not back at zero"
+    assert guarded[query.numel() :].isnan().all(), "written behind the output"
     return out, lse
 
 
 def ranges(config: KernelConfig, num_visible: list[int], num_kv_heads: int, num_blocks: int) -> tuple[list[range], str]:
     """The work indices of every warp; and how the work space is divided: "equal" ranges or "whole" row-heads."""
     intervals, counts = table_of([[(0, visible)] if visible else [] for visible in num_visible], 1)
-    planned = plan(config, intervals, counts, max(1, *num_visible, 1), num_kv_heads, num_blocks)
+    capacity = max(1, *num_visible, 1)
+    of_several = ()
+    if config.num_queries > 1:
+        masks = torch.full((len(num_visible), 1), 2**config.num_queries - 1, dtype=torch.int32)
+        of_several = masks, torch.full((len(num_visible),), capacity - 1, dtype=torch.int32)
+    planned = plan(config, intervals, counts, capacity, num_kv_heads, num_blocks, None, *of_several)
     found = torch.empty(num_blocks * config.num_warps, 3, dtype=torch.int32)
     library(config).run_ranges.restype = ctypes.c_bool
     mode = "whole" if library(config).run_ranges(pointer(planned.schedule), pointer(found)) else "equal"

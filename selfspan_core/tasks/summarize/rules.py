@@ -20,6 +20,7 @@ per name and the ids of the segments read, all of which the device has, and the 
 forbidden ids, once per id.
 """
 
+import copy
 import re
 from collections.abc import Sequence
 
@@ -142,11 +143,20 @@ class SummaryRules:
                 self._header.append(token)
                 self._unread.pop(token, None)
         elif self._body is not None and token not in (markers.end, markers.eos, self._tables.separator):
-            self._body.append(token)
             if self._copy is not None:
-                self._copy.push(token)
+                self._copy.push(token, self._num_said(self._body) >= MIN_BODY)
+            self._body.append(token)
         else:
             self._push_between(token)
+
+    def fork(self) -> "SummaryRules":
+        """See Rules. Shared is what never changes: tables, segments, bodies that are done, runs of words by segment."""
+        other = copy.copy(self)
+        other._unread, other._bodies = dict(self._unread), list(self._bodies)
+        other._header = None if self._header is None else list(self._header)
+        other._body = None if self._body is None else list(self._body)
+        other._copy = None if self._copy is None else copy.copy(self._copy)
+        return other
 
     def _push_between(self, token: int) -> None:
         markers = self._tables.markers
@@ -198,18 +208,21 @@ class SummaryRules:
         ending = (markers.end,) if self._annotated else self._between(len(self._bodies) + 1)
         if len(body) >= MAX_BODY:
             return Limits(ending, ())
-        num_said = sum(token not in tables.ends and token not in tables.closes for token in body)
-        is_whole = num_said >= MIN_BODY and (self._is_ended(body) or self._is_at_open_end(body))
+        is_long = self._num_said(body) >= MIN_BODY
+        is_whole = is_long and (self._is_ended(body) or self._is_at_open_end(body))
         banned = (*tables.body_banned, *self._repeated(body))
         if self._copy is not None:
-            self._copy.may_end = num_said >= MIN_BODY
-            allowed = self._copy.allowed() - set(banned)
+            allowed = self._copy.allowed(is_long) - set(banned)
             if not allowed:
                 return Limits(ending, ())
             return Limits((*sorted(allowed), *(ending if is_whole else ())), ())
         if is_whole:
             banned = tuple(token for token in banned if token not in ending)
         return Limits(None, banned)
+
+    def _num_said(self, body: Sequence[int]) -> int:
+        """Tokens beside marks that end a sentence or stand behind such a mark."""
+        return sum(token not in self._tables.ends and token not in self._tables.closes for token in body)
 
     def _is_ended(self, ids: Sequence[int]) -> bool:
         """Whether ids end as a sentence does."""
@@ -247,27 +260,26 @@ _Place = tuple[int, int, tuple[int, ...]]
 class _Copy:
     """In-order choices of whole words out of sources; follows every way in which a body may have been copied.
 
-    Attributes:
-        may_end: whether words may be left out up to a full stop; set before each id.
+    Nothing in it is changed in place: a shallow copy is an independent one. `may_end` says whether words may be left
+    out up to a full stop.
     """
 
     def __init__(self, tables: RuleTables, sources: Sequence[Sequence[int]]) -> None:
         self._tables = tables
         self._sources = [list(source) for source in sources]
-        self.may_end = False
         self._places: set[_Place] | None = None
 
-    def allowed(self) -> set[int]:
+    def allowed(self, may_end: bool) -> set[int]:
         """The next ids of all possible ways of copying."""
-        return {token for token, _ in self._moves()}
+        return {token for token, _ in self._moves(may_end)}
 
-    def push(self, token: int) -> None:
+    def push(self, token: int, may_end: bool) -> None:
         """Process the chosen id."""
-        self._places = {place for moved, place in self._moves() if moved == token}
+        self._places = {place for moved, place in self._moves(may_end) if moved == token}
 
-    def _moves(self) -> list[tuple[int, _Place]]:
+    def _moves(self, may_end: bool) -> list[tuple[int, _Place]]:
         if self._places is None:
-            return [move for source in range(len(self._sources)) for move in self._first(source)]
+            return [move for source in range(len(self._sources)) for move in self._first(source, may_end)]
         moves: list[tuple[int, _Place]] = []
         earliest: dict[int, int] = {}
         for source, at, rest in self._places:
@@ -280,22 +292,22 @@ class _Copy:
             if at + 1 == len(ids) or ids[at + 1] in self._tables.starts:
                 earliest[source] = min(at, earliest.get(source, at))
         for source, at in earliest.items():
-            moves += [(self._sources[source][q], (source, q, ())) for q in self._starts(source) if q > at + 1]
+            moves += [(self._sources[source][q], (source, q, ())) for q in self._starts(source, may_end) if q > at + 1]
         return moves
 
     def _is_mark(self, token: int) -> bool:
         return token in self._tables.ends or token in self._tables.closes
 
-    def _starts(self, source: int) -> list[int]:
+    def _starts(self, source: int, may_end: bool) -> list[int]:
         return [
             q
             for q, token in enumerate(self._sources[source])
-            if (q == 0 or token in self._tables.starts) and (self.may_end or not self._is_mark(token))
+            if (q == 0 or token in self._tables.starts) and (may_end or not self._is_mark(token))
         ]
 
-    def _first(self, source: int) -> list[tuple[int, _Place]]:
+    def _first(self, source: int, may_end: bool) -> list[tuple[int, _Place]]:
         """The first id: any word's, as it is or with a large first letter."""
-        ids, starts = self._sources[source], self._starts(source)
+        ids, starts = self._sources[source], self._starts(source, may_end)
         moves: list[tuple[int, _Place]] = []
         for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
             moves.append((ids[start], (source, start, ())))
