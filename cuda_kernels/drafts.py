@@ -21,6 +21,8 @@ MAX_COPIED = 1024
 """Tokens of a body that are looked at."""
 MAX_FIXED = 8
 """Most tokens of a task's fixed words (reading_order.cuh)."""
+MAX_BODIES = 2
+"""That the queries of a row may stand in (MAX_CONTEXTS in draft.cu)."""
 OWN_DRAFTS = -2
 """In `injected`: the row proposes its own drafts (draft.cu)."""
 TABLE_SPANS = 48
@@ -125,6 +127,18 @@ class DraftBuffers:
         self.intervals, self.masks = zeros(batch, TABLE_SPANS, 2), zeros(batch, TABLE_SPANS)
         self._ids, self._drawn = (torch.zeros(batch * MAX_QUERIES, dtype=torch.int64, device=device) for _ in range(2))
         self._positions = zeros(batch * MAX_QUERIES)
+        self._num_prompt = [0] * batch
+
+    def begin(self, row: int, ids: Sequence[int]) -> None:
+        """A prompt is in the cache; waits for nothing."""
+        self._num_prompt[row] = len(ids)
+        self.texts[row, : len(ids)].copy_(torch.tensor(list(ids), dtype=torch.int32), non_blocking=True)
+
+    def take_first(self, row: int, ids: torch.Tensor) -> None:
+        """A row's first id is drawn: it stands in the row's place of `ids`, `[batch]`."""
+        self.texts[row, self._num_prompt[row]].copy_(ids[row])
+        self.pending[row, 0].copy_(ids[row])
+        self.num_pending[row].fill_(1)
 
     def ids(self, num_queries: int) -> torch.Tensor:
         """int64 `[batch * num_queries]`: every row's last id and its drafts."""

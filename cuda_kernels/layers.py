@@ -4,6 +4,7 @@ A row has one token, or several, one behind the other. Nothing here waits for th
 GEMMs allocate their results.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,7 +39,7 @@ class DecodeOps:
     Args:
         dtype: torch.bfloat16 or torch.float16.
         device: a CUDA device.
-        batch: rows that the step has.
+        batch: rows that the step has; several numbers, where steps of several sizes take turns.
         gemm_shapes: `(num_out, depth)` of the weights that will be used: their kernels are compiled now, those of
             others when they are first used.
 
@@ -54,7 +55,7 @@ class DecodeOps:
         self,
         dtype: torch.dtype,
         device: torch.device | str = "cuda",
-        batch: int = 1,
+        batch: int | Iterable[int] = 1,
         gemm_shapes: Iterable[tuple[int, int]] = (),
     ) -> None:
         if dtype not in DTYPES:
@@ -72,9 +73,10 @@ class DecodeOps:
             for name in names
         }
         self._wgmma = WgmmaGemm(dtype, self.device)
-        by_wgmma = [shape for shape in gemm_shapes if self._wgmma.serves(batch, *shape)]
-        for shape in by_wgmma:
-            self._wgmma.partition(batch, *shape)
+        sizes = itertools.product([batch] if isinstance(batch, int) else batch, gemm_shapes)
+        by_wgmma = [(rows, shape) for rows, shape in sizes if self._wgmma.serves(rows, *shape)]
+        for rows, shape in by_wgmma:
+            self._wgmma.partition(rows, *shape)
         self.carveout_percent = CARVEOUT_PERCENT if by_wgmma else None
         self._launch = Launcher(self.device, self.carveout_percent)
         self._num_sms = torch.cuda.get_device_properties(self.device).multi_processor_count

@@ -144,8 +144,12 @@ class RowRules:
         self._num_tables[row] = num_tables
 
     def narrowed(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits `[batch * num_queries, vocab_size]` with minus infinity at every id that may not come next."""
-        return logits.masked_fill(self._banned.flatten(0, 1), -torch.inf)
+        """Logits `[batch * num, vocab_size]` of the first `num` queries of each row, with minus infinity at every id
+        that may not come next.
+        """
+        batch, _, vocab_size = self._banned.shape
+        by_row = logits.view(batch, -1, vocab_size)
+        return by_row.masked_fill(self._banned[:, : by_row.shape[1]], -torch.inf).view_as(logits)
 
 
 def _fill(table: torch.Tensor, rules: Rules) -> None:

@@ -118,6 +118,11 @@ class Tracker:
         self.problem = ""
 
     @property
+    def annotated(self) -> bool:
+        """Whether the model is to write steps."""
+        return self._annotated
+
+    @property
     def named(self) -> Sequence[int]:
         """The names that an open header holds so far."""
         return self._named
