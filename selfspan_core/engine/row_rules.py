@@ -8,6 +8,7 @@ may follow each of its drafts.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from selfspan_core.engine.rules import Rules
@@ -39,6 +40,8 @@ class RowRules:
         self._rules: dict[int, Rules] = {}
         shape = (batch, num_queries, vocab_size)
         self._on_host = torch.ones(shape, dtype=torch.bool, pin_memory=device.type == "cuda")
+        # The same memory: NumPy writes a few ids in a fraction of the time that PyTorch takes.
+        self._tables = self._on_host.numpy()
         self._banned = torch.zeros(shape, dtype=torch.bool, device=device)
         self._num_tables = [0] * batch
         """Of each row, from its first query on, that may ban something."""
@@ -111,14 +114,14 @@ class RowRules:
 
     def _copy(self, row: int, rules: Rules, drafts: Sequence[int]) -> int:
         """A row's tables, as its rules have them now, to the device in one copy; how many drafts are left."""
-        tables = self._on_host[row]
+        tables = self._tables[row]
         _fill(tables[0], rules)
         num = self._fill_behind(tables, rules.fork(), drafts) if drafts else 0
-        self._banned[row, : num + 1].copy_(tables[: num + 1], non_blocking=True)
+        self._banned[row, : num + 1].copy_(self._on_host[row, : num + 1], non_blocking=True)
         self._release(row, num + 1)
         return num
 
-    def _fill_behind(self, tables: torch.Tensor, rules: Rules, drafts: Sequence[int]) -> int:
+    def _fill_behind(self, tables: np.ndarray, rules: Rules, drafts: Sequence[int]) -> int:
         """The tables of the queries behind drafts, from the second on; the first is filled. How many drafts are left.
 
         Args:
@@ -152,13 +155,12 @@ class RowRules:
         return by_row.masked_fill(self._banned[:, : by_row.shape[1]], -torch.inf).view_as(logits)
 
 
-def _fill(table: torch.Tensor, rules: Rules) -> None:
+def _fill(table: np.ndarray, rules: Rules) -> None:
     """True in a table `[vocab_size]` in host memory wherever rules forbid an id; a ValueError if they leave nothing."""
     only, banned = rules.limits()
-    table.fill_(only is not None)
+    table.fill(only is not None)
     if only is not None:
-        table[list(only)] = False
-    if banned:
-        table[list(banned)] = True
-    if bool(table.all()):
+        table[np.asarray(only, dtype=np.intp)] = False
+    table[np.asarray(banned, dtype=np.intp)] = True
+    if table.all():
         raise ValueError("the rules leave nothing to write")
