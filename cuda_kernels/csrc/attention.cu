@@ -264,7 +264,8 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
     Cursor cursor;
     cursor.seek(params.spans + (i64)row * params.max_spans, num_spans, first, min(entry, last - 1), lane.index);
     int position = cursor.position(min(entry, last - 1));
-    u32 seen_by = entry < last ? cursor.seen_by(position) >> first_query() : 0;
+    auto seen_by_queries = [&] { return IS_MASKED && entry < last ? cursor.seen_by(position) >> first_query() : 0u; };
+    u32 seen_by = seen_by_queries();
     wait_for_prior_grids();
     QueryFragment queries;
     const u16* group = params.queries.at(row, 0, kv_head * GROUP);
@@ -288,7 +289,7 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
         entry += step * TILE_TOKENS;
         if (more) {
             position = cursor.position(min(entry, last - 1));
-            seen_by = entry < last ? cursor.seen_by(position) >> first_query() : 0;
+            seen_by = seen_by_queries();
         }
         Scores scores;
         compute_scores(scores, key_tile, queries, lane);
