@@ -17,7 +17,7 @@ from selfspan_core.paths import PAGE
 from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.lazy_session import LazySession, SharedDevice, shipped_tasks
-from selfspan_core.serve.runs import PageRuns, offered_drafts, offered_load
+from selfspan_core.serve.runs import PageRuns, offered_load
 from selfspan_core.tasks.page import HIDDEN, Controls, controls
 from selfspan_core.tasks.registry import TASKS, get_task
 
@@ -35,7 +35,7 @@ FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Men
 def build_app(
     session, tasks: Sequence[str] = (next(iter(TASKS)),), model: ModelSpec = MODELS[DEFAULT_MODEL]
 ) -> gr.Blocks:
-    """The page and the API around a session (anything with its `compare`, `can_load` and `can_draft`).
+    """The page and the API around a session (anything with its `compare` and `can_load`).
 
     Args:
         tasks: what the page offers, a tab each where there are several.
@@ -58,7 +58,6 @@ def build_app(
         streaming.failure(lambda: Feed("").note("halted"), None, race, queue=False, **HIDDEN)
         for one in asked:
             _wire(one, runs, race, job)
-            demo.load(lambda: offered_drafts(session.can_draft()), None, one.drafts, **AFTER_LOADING, **HIDDEN)
             if one.load is not None:
                 demo.load(lambda: offered_load(session.can_load()), None, one.load, **AFTER_LOADING, **HIDDEN)
         gr.api(compare_endpoint(device, model), api_name="compare", **LANE)

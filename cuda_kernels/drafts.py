@@ -75,7 +75,7 @@ def order_at_start(grammar: Grammar, segments: Mapping[int, tuple[int, int]], wo
     index = {token: number for number, token in enumerate(grammar.anchors)}
     num = len(grammar.anchors)
     live = np.zeros(2 * -(-num // 2), dtype=np.int16)
-    live[: len(segments)] = [index[name] for name in sorted(segments, key=segments.__getitem__)]
+    live[: len(segments)] = [index[name] for name in sorted(segments, key=lambda name: segments[name])]
     num_by_reads = np.zeros(grammar.max_reads + 1, dtype=np.int32)
     num_by_reads[words.num_reads] = 1
     extents = np.zeros((num, 2), dtype=np.int32)
@@ -83,7 +83,7 @@ def order_at_start(grammar: Grammar, segments: Mapping[int, tuple[int, int]], wo
     for name, interval in segments.items():
         extents[index[name]] = interval
         is_of_prompt[index[name]] = 1
-    last_name = index[next(reversed(segments))] if segments else -1
+    last_name = index[list(segments)[-1]] if segments else -1
     parts = (
         np.array([len(segments), -1], dtype=np.int32),
         num_by_reads,

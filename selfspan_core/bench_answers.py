@@ -19,7 +19,7 @@ import os
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,11 @@ def answer(store: ModelStore, task: Task, problem: Problem, lane: AnswerLane) ->
     annotated, tokenizer = lane.adapter == "span", engine.model.tokenizer
     assert tokenizer is not None
     prompt = task.render(problem, tokenizer, annotated)
-    request = PromptRequest(
-        prompt,
-        annotated,
-        SamplingParams(task.max_tokens),
-        rules=task.rules(prompt, tokenizer, annotated),
-        drafter=engine.drafter(lane.attention, annotated, task.draft_hints(tokenizer), lane.drafts),
-    )
+    rules = task.rules(prompt, tokenizer, annotated)
+    request = PromptRequest(prompt, annotated, SamplingParams(task.max_tokens), rules)
+    hints = task.draft_hints(tokenizer)
+    drafter = engine.drafter(request, hints, lane.drafts, lane.attention, store.impl)
+    request = replace(request, drafter=drafter)
     tokens: list[Token] = []
     for event in engine.generate(request, lane.attention, store.impl):
         if isinstance(event, Token):

@@ -80,9 +80,6 @@ class Understudy:
     def can_load(self) -> bool:
         return self.session.can_load()
 
-    def can_draft(self) -> bool:
-        return self.session.can_draft()
-
 
 @pytest.fixture(scope="module")
 def stage(serve) -> Callable:

@@ -8,10 +8,12 @@ import torch
 
 from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.batch_parts import CudaParts, TorchParts
-from selfspan_core.engine.batch_step import BatchShape, BatchStep
+from selfspan_core.engine.batch_shape import BatchShape
+from selfspan_core.engine.batch_step import BatchStep
+from selfspan_core.engine.cuda_parts import CudaParts
 from selfspan_core.engine.events import Failed, Finished, Prefilled
 from selfspan_core.engine.step import First
+from selfspan_core.engine.torch_parts import TorchParts
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
@@ -29,6 +31,10 @@ def weights():
     return DecodeWeights(SpanModel(tiny_hf()))
 
 
+def engine_of(weights, batch, capacity, is_dense):
+    return BatchEngine(weights, MARKERS, BatchShape(batch, capacity, is_dense))
+
+
 @pytest.mark.parametrize("attention", ["dense", "sparse"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_request_as_if_it_were_alone(weights, attention, batch):
@@ -38,7 +44,7 @@ def test_every_request_as_if_it_were_alone(weights, attention, batch):
         prompt, forced = example(seed)
         limit = 1 if seed == 2 else 17 if seed == 5 else 60
         requests.append(asked(prompt, max_new_tokens=limit, forced_tokens=forced if seed % 2 else None))
-    engine = BatchEngine(weights, MARKERS, batch, CAPACITY, attention)
+    engine = engine_of(weights, batch, CAPACITY, attention == "dense")
     events = by_request(engine.generate(requests))
     assert sorted(events) == list(range(8))
     for number, request in enumerate(requests):
@@ -58,7 +64,7 @@ def test_a_request_that_does_not_fit_fails_alone(weights):
         asked(good, rules=SimpleNamespace()),
         asked(good),
     ]
-    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    engine = engine_of(weights, 2, CAPACITY, False)
     last = dict(engine.generate(requests))
     assert [type(last[number]) for number in range(4)] == [Finished, Failed, Failed, Finished]
     assert isinstance(last[1].error, PromptError) and "a row holds 160" in str(last[1].error)
@@ -70,7 +76,7 @@ def test_a_request_that_does_not_fit_fails_alone(weights):
 def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypatch):
     """Would catch an engine that hides what happened, or goes on with a device that is gone."""
     prompt, _ = example(3)
-    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    engine = engine_of(weights, 2, CAPACITY, False)
     prefill = batch_step.BatchStep._prefill
 
     def out_of_memory(self, row, ids):
@@ -84,7 +90,7 @@ def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypa
     last = dict(engine.generate([asked(prompt, max_new_tokens=4)] * 3))
     assert isinstance(last[0].error, torch.OutOfMemoryError) and isinstance(last[1], Finished) and len(last) == 3
 
-    def lost(self):
+    def lost(self, size):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(batch_step.BatchStep, "_one_step", lost)
@@ -106,7 +112,7 @@ def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypa
 def test_impossible_requests_fail_alone(weights, changes, message):
     """Would catch a bad number that costs all others the engine, or is read as an address on the device."""
     good, _ = example(1)
-    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    engine = engine_of(weights, 2, CAPACITY, False)
     last = dict(engine.generate([asked(good, max_new_tokens=5), asked(good, **changes), asked(good)]))
     assert [type(last[number]) for number in range(3)] == [Finished, Failed, Finished] and not engine.is_lost
     assert message in str(last[1].error)
@@ -116,7 +122,7 @@ def test_a_prompt_of_impossible_ids_fails_alone(weights):
     """Would catch an id beyond the vocabulary that is looked up all the same."""
     layout = protocol.PromptLayout(3, 1, {})
     prompts = [Rendered([MARKERS.bos, 10**6, 7], layout, loss_mask=[], runs=[]), example(1)[0]]
-    last = dict(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([asked(p, max_new_tokens=3) for p in prompts]))
+    last = dict(engine_of(weights, 1, CAPACITY, False).generate([asked(p, max_new_tokens=3) for p in prompts]))
     assert "the prompt holds the id 1000000" in str(last[0].error) and isinstance(last[1], Finished)
 
 
@@ -132,7 +138,7 @@ def test_a_device_lost_while_a_request_begins(weights, monkeypatch):
         return prefill(self, row, ids)
 
     monkeypatch.setattr(batch_step.BatchStep, "_prefill", lost)
-    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    engine = engine_of(weights, 2, CAPACITY, False)
     events = []
     with pytest.raises(EngineLost, match="illegal memory access") as raised:
         for pair in engine.generate(asked(prompt, max_new_tokens=9) for _ in itertools.count()):
@@ -145,7 +151,7 @@ def test_a_device_lost_while_a_request_begins(weights, monkeypatch):
 def test_a_device_lost_while_closing_is_known_afterwards(weights, monkeypatch):
     """Would catch Stop that shows the device's error, and an engine that takes the next request for a dead device."""
     prompt, _ = example(3)
-    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    engine = engine_of(weights, 2, CAPACITY, False)
     running = engine.generate([asked(prompt, max_new_tokens=30)] * 2)
     next(running)
 
@@ -161,7 +167,7 @@ def test_a_device_lost_while_closing_is_known_afterwards(weights, monkeypatch):
 def test_one_use_at_a_time_and_closing_frees(weights):
     """Would catch two callers whose rows mix, or rows that stay taken after Stop."""
     prompt, _ = example(4)
-    engine = BatchEngine(weights, MARKERS, 2, CAPACITY)
+    engine = engine_of(weights, 2, CAPACITY, False)
     running = engine.generate([asked(prompt, max_new_tokens=30)] * 5)
     assert isinstance(next(running)[1], Prefilled)
     with pytest.raises(RuntimeError, match="other requests already"):
@@ -176,20 +182,20 @@ def test_one_use_at_a_time_and_closing_frees(weights):
 def test_sampling_depends_on_the_request_alone(weights):
     """Would catch draws that depend on who else is in the batch."""
     requests = [asked(example(s)[0], max_new_tokens=20, temperature=1.3, top_p=0.9, seed=s) for s in range(4)]
-    together = by_request(BatchEngine(weights, MARKERS, 4, CAPACITY).generate(requests))
+    together = by_request(engine_of(weights, 4, CAPACITY, False).generate(requests))
     for number, request in enumerate(requests):
-        assert by_request(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([request]))[0] == together[number]
-    assert together[0] != by_request(BatchEngine(weights, MARKERS, 1, CAPACITY).generate([requests[1]]))[0]
+        assert by_request(engine_of(weights, 1, CAPACITY, False).generate([request]))[0] == together[number]
+    assert together[0] != by_request(engine_of(weights, 1, CAPACITY, False).generate([requests[1]]))[0]
 
 
 @pytest.mark.parametrize(
     ("batch", "capacity", "attention", "message"),
-    [(0, 9, "dense", "batch is 1"), (1, 10**6, "dense", "capacity is 2 to 1024"), (1, 9, "both", "attention is")],
+    [(0, 9, "dense", "batch is 1"), (1, 10**6, "dense", "capacity is 2 to 1024")],
 )
 def test_wrong_arguments_are_named(weights, batch, capacity, attention, message):
     """Would catch a bad size that only fails later, somewhere else."""
     with pytest.raises(ValueError, match=message):
-        BatchEngine(weights, MARKERS, batch, capacity, attention)
+        engine_of(weights, batch, capacity, attention == "dense")
 
 
 def test_without_16_bit_floats_the_reason_is_given(weights):
@@ -262,7 +268,7 @@ def test_gpu_same_logits_with_large_products(batch):
 def test_gpu_many_requests_through_a_few_rows():
     """Would catch memory that grows with every request, or a request that disturbs another."""
     weights = on_cuda(num_key_value_heads=2)
-    engine = BatchEngine(weights, MARKERS, 16, CAPACITY)
+    engine = engine_of(weights, 16, CAPACITY, False)
     requests = [asked(example(seed % 40)[0], max_new_tokens=1 + seed % 30) for seed in range(1000)]
     first = by_request(engine.generate(requests[:120]))
     torch.cuda.synchronize()
@@ -280,6 +286,6 @@ def test_gpu_no_room_is_an_error_of_the_one_who_asks():
     """Would catch an engine that does not fit and takes the device with it."""
     weights = on_cuda()
     with pytest.raises(torch.OutOfMemoryError):
-        BatchEngine(weights, MARKERS, 200_000_000, 1024)
+        engine_of(weights, 200_000_000, 1024, False)
     prompt, _ = example(3)
-    assert len(dict(BatchEngine(weights, MARKERS, 2, CAPACITY).generate([asked(prompt, max_new_tokens=4)] * 3))) == 3
+    assert len(dict(engine_of(weights, 2, CAPACITY, False).generate([asked(prompt, max_new_tokens=4)] * 3))) == 3

@@ -12,6 +12,7 @@ from selfspan_core.engine import batch_pool as captured
 from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_pool import row_capacity
+from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Finished, OtherRows, Prefilled, Token
 from selfspan_core.errors import ImplUnavailable, ModelError, PromptError
@@ -232,7 +233,7 @@ def test_among_others_the_answer_is_the_same_and_all_ids_are_counted(forced_on_c
     assert [shorn(event) for event in events if not isinstance(event, OtherRows)] == alone
     told = [event for event in events if isinstance(event, OtherRows)]
     requests = [asked(one) for one in [prompt, *others]]
-    kept = BatchEngine(engine._batch_engines._weights, MARKERS, rows, 80, attention)
+    kept = BatchEngine(engine._batch_engines._weights, MARKERS, BatchShape(rows, 80, attention == "dense"))
     drawn, prefills = others_until_the_first_ends(kept, requests)
     assert sum(event.num_tokens for event in told) == drawn > 30
     assert sum(event.seconds > 0 for event in told) == prefills > rows

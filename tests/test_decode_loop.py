@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from selfspan_core.engine import sampling
 from selfspan_core.engine.batch_engine import BatchEngine
+from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Failed, Finished, Token
@@ -71,7 +72,7 @@ def host(model, batch, attention, impl="gather"):
 
 
 def device(model, batch, attention, with_rules=False):
-    return BatchEngine(model.weights, MARKERS, batch, CAPACITY, attention, with_rules)
+    return BatchEngine(model.weights, MARKERS, BatchShape(batch, CAPACITY, attention == "dense", with_rules))
 
 
 def answer(loop, request):
@@ -218,7 +219,7 @@ def test_logits_are_those_that_were_drawn_from(model):
 def test_a_step_that_verifies_no_drafts_says_so(model):
     """Would catch a drafter that is taken and forgotten."""
     ((_, failed),) = device(model, 1, "dense").generate([asked(example(1)[0], drafter=Proposes(two_tokens))])
-    assert isinstance(failed, Failed) and "verifies no drafts" in str(failed.error)
+    assert isinstance(failed, Failed) and "made without drafts" in str(failed.error)
 
 
 # ---- drafts

@@ -156,7 +156,7 @@ def test_an_engines_drafts_change_nothing(attention, drafts):
         prompt, forced = example_run(seed)
         for annotated in (True, False):
             settings_ = {"forced_tokens": forced} if seed % 2 else {"max_new_tokens": 60}
-            made = engine.drafter(attention, annotated, DraftHints(rng.randint(1, 2)), drafts)
+            made = engine.drafter(asked(prompt, annotated=annotated), DraftHints(rng.randint(1, 2)), drafts, attention)
             runs = [
                 list(engine.generate(asked(prompt, annotated=annotated, drafter=one, **settings_), attention))
                 for one in (None, made)
@@ -186,4 +186,4 @@ def test_bad_settings(bad):
 def test_off_is_off():
     """Would catch a lane that drafts though it was told not to."""
     engine = Engine(SpanModel(tiny_hf()), MARKERS)
-    assert engine.drafter("sparse", True, DraftHints(), "off") is None
+    assert engine.drafter(asked(example_run(1)[0]), DraftHints(), "off") is None

@@ -7,7 +7,8 @@ import torch
 
 from cuda_kernels.picture import PictureError
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.batch_step import BatchShape, BatchStep
+from selfspan_core.engine.batch_shape import BatchShape
+from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.render import render
@@ -15,9 +16,10 @@ from tests.support.asking import asked
 from tests.support.engine_tools import tiny_hf
 from tests.support.span_examples import MARKERS, worked_example
 from training import bench_engine, picture_engine
-from training.bench import engine_cells
-from training.bench.engine_cells import Machine, ReplayedLane, fixed_cell, long_cell, replay_cell
+from training.bench import engine_cells, shapes
+from training.bench.engine_cells import ReplayedLane, fixed_cell, long_cell, replay_cell
 from training.bench.replay import Recording, Replay, record
+from training.bench.shapes import Machine
 from training.reports import engine as report_engine
 
 MACHINE = Machine(torch.device("cpu"), 1e10, 8e9)
@@ -30,7 +32,8 @@ def weights():
 
 def recording(seed, num_steps=3):
     rendered = render(worked_example(seed, num_segments=3, num_steps=num_steps), MARKERS)
-    return rendered, Recording(rendered.prompt, tuple(rendered.ids[rendered.prompt.num_tokens :]), annotated=True)
+    start = rendered.prompt.num_tokens
+    return rendered, Recording(rendered.prompt, tuple(rendered.ids[start:]), True, tuple(rendered.ids[:start]))
 
 
 def test_moving_on_is_decoding_without_the_model(weights):
@@ -51,10 +54,10 @@ def test_moving_on_is_decoding_without_the_model(weights):
         else:
             replay.move(1)
         for step in (replay.step, decoded):
-            spans = step._intervals[1, : step._counts[1]]
+            spans = step._rounds.intervals[1, : step._rounds.counts[1]]
             assert (spans[:, 1] - spans[:, 0]).sum() == num_visible
         if number % 3 == 2:
-            assert torch.equal(replay.step._positions, decoded._positions)
+            assert torch.equal(replay.step._rounds.positions, decoded._rounds.positions)
         if number == len(expected) - 2:
             break  # the last id never becomes a query
     assert sum(expected) < sum(one.num_visible(MARKERS, is_dense=True))
@@ -63,16 +66,19 @@ def test_moving_on_is_decoding_without_the_model(weights):
 def test_recording_writes_down_what_the_engine_writes(weights):
     """Would catch recordings that mix requests up."""
     prompts = [recording(seed)[0] for seed in range(3)]
-    engine = BatchEngine(weights, MARKERS, 2, 100)
+    engine = BatchEngine(weights, MARKERS, BatchShape(2, 100, False))
     recorded = record(engine, prompts, annotated=True)
-    alone = [record(BatchEngine(weights, MARKERS, 1, 100), [prompt], True).recordings[0] for prompt in prompts]
+    alone = [
+        record(BatchEngine(weights, MARKERS, BatchShape(1, 100, False)), [prompt], True).recordings[0]
+        for prompt in prompts
+    ]
     assert recorded.recordings == alone and recorded.tokens_per_second > 0
 
 
 def test_the_time_to_an_answer_counts_every_step(weights, monkeypatch):
     """Would catch a sum that leaves the last steps out, or counts a sample for one step only."""
     _, one = recording(1)
-    made = engine_cells.make_cache(weights, MACHINE, 1, 160)[0]
+    made = shapes.make_cache(weights, MACHINE, 1, 160)[0]
     lane = ReplayedLane(weights, MARKERS, made, [one], is_dense=True)
     seconds = []
     monkeypatch.setattr(lane.replay, "launch", lambda: seconds.append(0.5))
@@ -128,10 +134,10 @@ def test_a_kernel_that_begins_early_only_waits():
 
 def test_a_cache_that_does_not_fit_is_shared_by_layers(weights):
     """Would catch a benchmark that dies for want of memory, or that hides that layers share a cache."""
-    rest = weights.num_bytes + engine_cells.ROOM_FOR_THE_REST
-    whole = engine_cells.kv_bytes(weights) * 4 * 1000
+    rest = weights.num_bytes + shapes.ROOM_FOR_THE_REST
+    whole = shapes.kv_bytes(weights) * 4 * 1000
     model = weights.model
     for factor, shared in ((1.1, 1), (0.6, None)):
-        made = engine_cells.make_cache(weights, Machine(torch.device("cpu"), 1e10, rest + factor * whole), 4, 1000)
+        made = shapes.make_cache(weights, Machine(torch.device("cpu"), 1e10, rest + factor * whole), 4, 1000)
         # Three layers cannot be halved: rounded down, a layer would be without a cache.
         assert (made is None) if shared is None else (made[1] == shared and len(made[0].keys) == model.num_layers)

@@ -12,7 +12,7 @@ import torch
 from cuda_kernels import compile as loader
 from cuda_kernels.layers import DecodeOps
 from selfspan_core.engine import sampling
-from selfspan_core.engine.batch_parts import TorchParts
+from selfspan_core.engine.torch_parts import TorchParts
 from selfspan_core.params import SamplingParams
 from tests.support.kernel_on_cpu import COMPILER, compiled, pointer
 

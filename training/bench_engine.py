@@ -29,19 +29,9 @@ from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.paths import ADAPTERS as ADAPTER_FOLDERS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
-from training.bench.engine_cells import (
-    ROOM_FOR_THE_REST,
-    SHAPES,
-    Machine,
-    fixed_cell,
-    long_cell,
-    parameters,
-    profile_cell,
-    random_weights,
-    replay_cell,
-    transformers_cell,
-)
+from training.bench.engine_cells import fixed_cell, long_cell, profile_cell, replay_cell, transformers_cell
 from training.bench.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_weights
+from training.bench.shapes import ROOM_FOR_THE_REST, SHAPES, Machine, parameters, random_weights
 
 STRIDE = 16
 # The seed of `training.evaluate`: the arithmetic table has the reference's answers to the same expressions.

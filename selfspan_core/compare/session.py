@@ -19,7 +19,7 @@ from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.errors import InputError, ModelError, SettingError
+from selfspan_core.errors import InputError, ModelError
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import Request, whole_number
 from selfspan_core.spans.render import Rendered
@@ -84,11 +84,6 @@ class Session:
         self._clock = clock
 
     @property
-    def can_draft(self) -> bool:
-        """Whether lanes can verify drafts here."""
-        return self._models.impl != CAPTURED
-
-    @property
     def can_load(self) -> bool:
         """Whether `load` may be more than 1 here."""
         return self._models.can_load
@@ -120,11 +115,6 @@ class Session:
         if request.load > 1 and task.rules_text:
             raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
         problem = task.parse(request.text)
-        if not self.can_draft and isinstance(request.drafts, int):
-            raise SettingError(
-                f"drafts is auto or off here, not {request.drafts}: steps that are captured in a graph verify none.",
-                "drafts",
-            )
         model = self._models.spec(request.model).name
         lanes = []
         for spec in lane_specs(request.attention, request.adapter, model):
@@ -177,15 +167,14 @@ class Session:
 
     def _events(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Event]:
         sampling = replace(run.request.sampling, max_new_tokens=run.most_tokens)
-        request = PromptRequest(lane.prompt, lane.spec.annotated, sampling)
+        rules = run.task.rules(lane.prompt, lane.tokenizer, lane.spec.annotated) if run.load == 1 else None
+        request = PromptRequest(lane.prompt, lane.spec.annotated, sampling, rules)
+        hints = run.task.draft_hints(lane.tokenizer)
+        drafter = lane.engine.drafter(request, hints, run.request.drafts, lane.spec.attention, run.impl)
+        request = replace(request, drafter=drafter)
         if run.load > 1:
             return lane.engine.generate_among(request, self._others(run, lane), run.load, lane.spec.attention)
-        rules = run.task.rules(lane.prompt, lane.tokenizer, lane.spec.annotated)
-        drafter = None
-        if self.can_draft:
-            hints = run.task.draft_hints(lane.tokenizer)
-            drafter = lane.engine.drafter(lane.spec.attention, lane.spec.annotated, hints, run.request.drafts)
-        return lane.engine.generate(replace(request, rules=rules, drafter=drafter), lane.spec.attention, run.impl)
+        return lane.engine.generate(request, lane.spec.attention, run.impl)
 
     def _others(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Rendered]:
         """An endless stream of the requests that a lane answers beside the user's input."""
@@ -210,7 +199,7 @@ class Session:
             "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_with(run.impl),
             "clock": "device" if run.impl == CAPTURED else "host",
-            "drafts": run.request.drafts if self.can_draft else "off",
+            "drafts": run.request.drafts,
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({"caution": caution._asdict()} if caution else {}),
             **({} if run.load == 1 else {"load": run.load}),

@@ -1,8 +1,7 @@
 """The decode loop over a batch that decides on the device: what serves many requests at once."""
 
-from typing import Literal
-
-from selfspan_core.engine.batch_step import BatchShape, BatchStep
+from selfspan_core.engine.batch_shape import BatchShape
+from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers
@@ -14,10 +13,10 @@ class BatchEngine(DecodeLoop):
     Args:
         weights: the model's.
         markers: its tokenizer's marker ids.
-        batch: rows.
-        capacity: positions of each row, prompt and answer together; at most the model's context.
-        attention: "dense" or "sparse".
-        with_rules: whether requests may have rules; the step then looks at a table of what each row may write.
+        shape: of the batch; a capacity of at most the model's context.
+
+    Attributes:
+        drafts: of the shape.
 
     Raises:
         ValueError: an argument that makes no sense.
@@ -25,19 +24,10 @@ class BatchEngine(DecodeLoop):
         torch.OutOfMemoryError: the cache does not fit.
     """
 
-    def __init__(
-        self,
-        weights: DecodeWeights,
-        markers: Markers,
-        batch: int,
-        capacity: int,
-        attention: Literal["dense", "sparse"] = "sparse",
-        with_rules: bool = False,
-    ) -> None:
-        if attention not in ("dense", "sparse"):
-            raise ValueError(f"attention is 'dense' or 'sparse', not {attention!r}")
-        if batch < 1:
-            raise ValueError(f"batch is 1 or more, not {batch}")
-        if not 2 <= capacity <= weights.model.max_context:
-            raise ValueError(f"capacity is 2 to {weights.model.max_context} for this model, not {capacity}")
-        super().__init__(BatchStep(weights, markers, BatchShape(batch, capacity, attention == "dense", with_rules)))
+    def __init__(self, weights: DecodeWeights, markers: Markers, shape: BatchShape) -> None:
+        if shape.batch < 1:
+            raise ValueError(f"batch is 1 or more, not {shape.batch}")
+        if not 2 <= shape.capacity <= weights.model.max_context:
+            raise ValueError(f"capacity is 2 to {weights.model.max_context} for this model, not {shape.capacity}")
+        self.drafts = shape.drafts
+        super().__init__(BatchStep(weights, markers, shape))

@@ -25,8 +25,15 @@ MAX_SPANS = MAX_READS + 2
 class Parts(Protocol):
     """Of one batch of rows; shapes as in `cuda_kernels.tracker`, `attention` and `layers`."""
 
-    ops: StepOps
-    buffers: DraftBuffers | None
+    @property
+    def ops(self) -> StepOps:
+        """The operations between the GEMMs."""
+        ...
+
+    @property
+    def buffers(self) -> DraftBuffers | None:
+        """What rounds with drafts read and write, if there are any."""
+        ...
 
     def begin(self, row: int, layout: PromptLayout, annotated: bool) -> None:
         """A sequence begins in a row; its prompt is in the cache."""

@@ -11,11 +11,14 @@ from typing import Literal
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
+from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.decode_loop import DecodeLoop
+from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.events import Event, Failed, Finished, OtherRows, Prefilled, Token
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ImplUnavailable
 from selfspan_core.models.weights import DecodeWeights
+from selfspan_core.params import Drafts
 from selfspan_core.spans.protocol import Markers
 
 Attention = Literal["dense", "sparse"]
@@ -24,8 +27,8 @@ Attention = Literal["dense", "sparse"]
 class BatchEngines:
     """The batch engines of one model, kept between runs: making one takes longer than many an answer.
 
-    Of each attention it keeps one of a single row and one of several, with rules and without, no more: each has a cache
-    of its own.
+    Of each attention it keeps one of a single row and one of several, with rules and without, with drafts and without,
+    no more: each has a cache of its own.
 
     Args:
         weights: the model's.
@@ -34,33 +37,52 @@ class BatchEngines:
 
     def __init__(self, weights: DecodeWeights, markers: Markers) -> None:
         self._weights, self._markers = weights, markers
-        self._engines: dict[tuple[str, bool, bool], BatchEngine] = {}
+        self._engines: dict[tuple[str, bool, bool, bool], BatchEngine] = {}
 
-    def get(self, attention: Attention, batch: int, num_positions: int, with_rules: bool = False) -> BatchEngine:
+    def get(self, attention: Attention, batch: int, num_positions: int, request: PromptRequest) -> BatchEngine:
         """The engine of `batch` rows of at least `num_positions`; a new one if the one that is kept does not serve.
+
+        Args:
+            attention: "dense" or "sparse".
+            batch: rows.
+            num_positions: least positions of each.
+            request: what it has to be able to do: keep rules, verify drafts.
 
         Raises:
             ImplUnavailable: the step does not take this model, or the rows do not fit the device's memory.
         """
-        key = (attention, batch > 1, with_rules)
+        drafts, with_rules = _drafts_of(request), request.rules is not None
+        key = (attention, batch > 1, with_rules, drafts != "off")
         kept = self._engines.get(key)
         # A device that failed once may serve again: a lost engine is not asked a second time.
-        if kept is None or kept.is_lost or kept.batch != batch or kept.capacity < num_positions:
+        is_another = kept is not None and (kept.batch, kept.drafts) != (batch, drafts)
+        if kept is None or kept.is_lost or is_another or kept.capacity < num_positions:
             self._engines.pop(key, None)  # before the new one takes its memory
             capacity = row_capacity(num_positions, self._weights.model.max_context)
-            self._engines[key] = self._make(attention, batch, capacity, with_rules)
+            shape = BatchShape(batch, capacity, attention == "dense", with_rules, drafts)
+            self._engines[key] = self._make(shape)
         return self._engines[key]
 
-    def _make(self, attention: Attention, batch: int, capacity: int, with_rules: bool) -> BatchEngine:
+    def _make(self, shape: BatchShape) -> BatchEngine:
         try:
-            return BatchEngine(self._weights, self._markers, batch, capacity, attention, with_rules)
+            return BatchEngine(self._weights, self._markers, shape)
         except ValueError as error:
             raise ImplUnavailable(f"decoding in a captured graph: {error}") from error
         except torch.OutOfMemoryError as error:
-            rows = "the cache of one row" if batch == 1 else f"the caches of {batch} rows"
+            rows = "the cache of one row" if shape.batch == 1 else f"the caches of {shape.batch} rows"
             raise ImplUnavailable(
-                f"decoding in a captured graph: no memory on the device for {rows} of {capacity:,} tokens"
+                f"decoding in a captured graph: no memory on the device for {rows} of {shape.capacity:,} tokens"
             ) from error
+
+
+def _drafts_of(request: PromptRequest) -> Drafts:
+    """What a batch has to verify for a request."""
+    if request.drafter is None:
+        return "off"
+    most = (
+        request.drafter.most if isinstance(request.drafter, DeviceDrafts) else getattr(request.drafter, "limit", None)
+    )
+    return "auto" if most is None else most
 
 
 def row_capacity(num_positions: int, max_context: int) -> int:

@@ -1,30 +1,39 @@
-"""A batch of rows, decoded one token per step: on CUDA one captured graph, which the host replays ahead of the device.
+"""A batch of rows, decoded a step at a time: on CUDA captured graphs, which the host replays ahead of the device.
 
 Everything that changes from step to step lives in device memory: ids, what every row sees, lengths, stop flags, the
-rows' settings. A step is: the tracker takes in every row's last id, attention is planned, the model runs, the next
-ids are drawn and written to a ring in host memory, and rows that are at their end go idle. The host never waits for
-a step to launch the next: it reads the ring behind the device.
+rows' settings. A step is: the tracker takes in every row's last ids, drafts are proposed, attention is planned, the
+model runs, the next ids are drawn, those that count are written to a ring in host memory, and rows that are at their
+end go idle. The host never waits for a step to launch the next: it reads the ring behind the device. Only a row with
+rules, or with drafts from the host, has it wait.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from cuda_kernels.drafts import MAX_BODIES
 from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import DenseReader
-from selfspan_core.engine.batch_parts import MAX_SPANS, CudaParts, TorchParts
+from selfspan_core.engine.batch_parts import Parts
+from selfspan_core.engine.batch_shape import BatchShape
+from selfspan_core.engine.cuda_parts import CudaParts
 from selfspan_core.engine.decoder import Decoder
+from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.host_drafts import HostDrafts
+from selfspan_core.engine.pass_sizes import PassSizes
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.engine.rounds import NUM_SLOTS, BatchState, DraftRounds, Rounds, SingleRounds
 from selfspan_core.engine.row_rules import RowRules
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
+from selfspan_core.engine.torch_parts import TorchParts
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers, PromptLayout
+from selfspan_core.spans.tracker import Tracker
 
-NUM_SLOTS = 16
-"""Steps whose ids the ring holds; so many may be on their way at most."""
 NUM_AHEAD = 4
 """Steps that the host launches ahead of the one whose ids it reads."""
 
@@ -33,29 +42,21 @@ Attend = Callable[[int, torch.Tensor], torch.Tensor]
 """(layer, queries `[B, H, D]`) -> attention's output `[B, H, D]`, over what each row sees of the cache."""
 
 
-@dataclass(frozen=True)
-class BatchShape:
-    """What a batch is to hold.
-
-    Attributes:
-        batch: rows.
-        capacity: positions of each row, prompt and answer together.
-        is_dense: every query reads everything, whatever is declared.
-        with_rules: whether requests may have rules; a step then narrows its logits to what each row may write.
-    """
-
-    batch: int
-    capacity: int
-    is_dense: bool
-    with_rules: bool = False
-
-
 @dataclass
 class _Followed:
-    """A row whose ids the host has to see one by one."""
+    """A row whose ids the host has to see before the next step."""
 
     num_left: int
     with_logits: bool
+    drafted: HostDrafts | None
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a row is to write, and what drafts it, in steps that verify drafts."""
+
+    ids: Sequence[int]
+    drafts: DeviceDrafts | None = None
 
 
 class BatchStep:
@@ -71,7 +72,6 @@ class BatchStep:
 
     Attributes:
         num_launched: steps launched so far.
-        logits: `[batch, vocab_size]` of the last step that is done.
 
     Raises:
         ImplUnavailable: the kernels cannot serve this model on its CUDA device.
@@ -89,66 +89,54 @@ class BatchStep:
         cache: KVCache | None = None,
         attend: Attend | None = None,
     ) -> None:
-        batch, capacity = shape.batch, shape.capacity
+        batch, capacity, sizes = shape.batch, shape.capacity, shape.sizes
         self.batch, self.capacity, self.is_dense = batch, capacity, shape.is_dense
         self.model, self.markers = weights.model, markers
         device = self.model.device
         if parts is None:
             parts = CudaParts if device.type == "cuda" else TorchParts
         self.cache = self.model.new_cache(capacity, batch) if cache is None else cache
-        self._parts = parts(weights, markers, self.cache, shape.is_dense)
-        self._decoder = Decoder(weights, batch, self._parts.ops)
+        self._parts: Parts = parts(weights, markers, self.cache, shape.is_dense, sizes)
+        self._decoder = Decoder(weights, batch * max(sizes), self._parts.ops)
         self._attend = self._parts.attend if attend is None else attend
         self._rotary = weights.rotary(capacity)
-        self._make_state(device)
-        self._queries = torch.zeros(
-            batch, weights.num_heads, self.model.head_dim, dtype=self.model.dtype, device=device
-        )
-        self._rules = RowRules(batch, self.model.vocab_size, device) if shape.with_rules else None
+        is_drafted = max(sizes) > 1
+        self._state = BatchState(batch, capacity, device, max(sizes) + 1 if is_drafted else 1)
+        self._rounds: Rounds = (DraftRounds if is_drafted else SingleRounds)(self._parts, self._state)
+        self._sizes = PassSizes(sizes)
+        queries = (batch * max(sizes), weights.num_heads, self.model.head_dim)
+        self._queries = torch.zeros(queries, dtype=self.model.dtype, device=device)
+        self._positions = torch.empty(0)  # of the step that is being run or captured
+        self._rules = RowRules(batch, self.model.vocab_size, device, max(sizes)) if shape.with_rules else None
         self._followed: dict[int, _Followed] = {}
         self._outstanding: deque[tuple[Timer, Callable[[float], First | Stepped]]] = deque()
         self.num_launched = self._num_numbered = 0
+        self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
+        self._logits: dict[int, torch.Tensor] = {}
         self._is_captured = parts is CudaParts
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._skip_graph: torch.cuda.CUDAGraph | None = None
-        if self._is_captured:
-            self._warm_up(self._one_step)
-            self._graph = self._capture(self._one_step)
+        for size in sizes if self._is_captured else ():
+            self._warm_up(functools.partial(self._one_step, size))
+            self._graphs["step", size] = self._capture(functools.partial(self._one_step, size))
 
-    def _make_state(self, device: torch.device) -> None:
-        batch = self.batch
-        zeros = lambda *shape, dtype: torch.zeros(shape, dtype=dtype, device=device)  # noqa: E731
-        temperatures, top_ps = (zeros(batch, dtype=torch.float32) for _ in range(2))
-        self._settings = (temperatures, top_ps, zeros(batch, dtype=torch.int64))
-        self._positions, self._counts, self._limits = (zeros(batch, dtype=torch.int32) for _ in range(3))
-        self._intervals = zeros(batch, MAX_SPANS, 2, dtype=torch.int32)
-        self._ids, self._step = zeros(batch, dtype=torch.int64), zeros(1, dtype=torch.int32)
-        # The id behind a row's last place is drawn, too.
-        self._scripts = torch.full((batch, self.capacity + 1), -1, dtype=torch.int32, device=device)
-        # Of a row that begins.
-        self._first_settings = tuple(torch.empty_like(setting[:1]) for setting in self._settings)
-        self._first_position, self._first_step = zeros(1, dtype=torch.int32), zeros(1, dtype=torch.int32)
-        self._first_id = zeros(1, dtype=torch.int64)
-        is_pinned = device.type == "cuda"
-        self._ring = torch.full((NUM_SLOTS, batch), -1, dtype=torch.int64, pin_memory=is_pinned)
-        self._firsts = torch.full((batch, 1, 1), -1, dtype=torch.int64, pin_memory=is_pinned)
+    def _one_step(self, size: int) -> None:
+        """Of `size` queries per row."""
+        ids, self._positions = self._rounds.take_in(size)
+        logits = self._decoder(ids, self._attention)
+        self._logits[size] = logits = logits if self._rules is None else self._rules.narrowed(logits)
+        temperatures, top_ps, seeds = self._state.settings
+        self._parts.sample(logits, temperatures, top_ps, seeds, self._positions, self._rounds.drawn(size))
+        self._rounds.keep(size)
 
-    def _one_step(self) -> None:
-        parts = self._parts
-        parts.push(self._ids, self._intervals, self._counts, self._positions)
-        parts.plan(self._intervals, self._counts)
-        self.logits = self._decoder(self._ids, self._attention)
-        if self._rules is not None:
-            self.logits = self._rules.narrowed(self.logits)
-        temperatures, top_ps, seeds = self._settings
-        parts.sample(self.logits, temperatures, top_ps, seeds, self._positions, self._ids)
-        parts.advance(self._ids, self._scripts, self._limits, self._ring, self._step)
+    def _one_skipped(self, size: int) -> None:
+        """The same without the model."""
+        self._rounds.take_in(size)
+        self._rounds.keep(size)
 
     def _attention(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        """See `decoder.Attention`; rows without a token have a negative position, and their results mean nothing."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        self._parts.ops.rotary_write(qkv, self._rotary, self._positions, self._queries, keys, values)
-        return self._attend(layer, self._queries)
+        """See `decoder.Attention`; what has no token has a negative position, and its results mean nothing."""
+        keys, values, queries = self.cache.keys[layer], self.cache.values[layer], self._queries[: len(qkv)]
+        self._parts.ops.rotary_write(qkv, self._rotary, self._positions, queries, keys, values)
+        return self._attend(layer, queries)
 
     @torch.inference_mode()
     def _warm_up(self, work: Callable[[], None]) -> None:
@@ -159,7 +147,7 @@ class BatchStep:
             for _ in range(2):
                 work()
         current.wait_stream(stream)
-        self._step.zero_()
+        self._state.step.zero_()
 
     @torch.inference_mode()
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
@@ -185,45 +173,66 @@ class BatchStep:
         """See Step."""
         if request.rules is not None and self._rules is None:
             raise ValueError("rules: this batch was made without")
-        if request.drafter is not None:
-            raise ValueError("drafter: a step that runs ahead of the host verifies no drafts")
-        num_prompt, device, drawn = request.prompt.prompt.num_tokens, self.model.device, request.sampling
+        layout, device = request.prompt.prompt, self.model.device
         timer = Timer(device)
         logits = self._prefill(row, request.prompt_ids)[None]
-        first_settings = (drawn.temperature, drawn.top_p, drawn.seed)
-        for all_rows, first, value in zip(self._settings, self._first_settings, first_settings, strict=True):
-            all_rows[row].fill_(value)
-            first.fill_(value)
-        self._first_position.fill_(num_prompt - 1)
-        self._place(row, request.prompt.prompt, request.annotated, request.forced_tokens or (), max_new_tokens)
+        self._place(row, layout, request.annotated, request.forced_tokens or (), max_new_tokens)
+        own = request.drafter if isinstance(request.drafter, DeviceDrafts) else None
+        drafted = self._host_drafts(request)
+        self._rounds.begin(row, request.prompt_ids, layout, own)
         rules = None if request.forced_tokens else request.rules
         if rules is not None and self._rules is not None:
             logits = self._rules.begin(row, rules, logits)
-        temperatures, top_ps, seeds = self._first_settings
-        self._parts.sample(logits, temperatures, top_ps, seeds, self._first_position, self._first_id)
-        self._ids[row].copy_(self._first_id[0])
-        slot = self._firsts[row]
-        self._parts.advance(self._ids, self._scripts, self._limits, slot, self._first_step, row=row)
+        slot = self._draw_first(row, request, logits)
         timer.stop()
-        if request.with_logits or rules is not None:
-            self._followed[row] = _Followed(max_new_tokens, request.with_logits)
+        if request.with_logits or rules is not None or drafted is not None:
+            self._followed[row] = _Followed(max_new_tokens, request.with_logits, drafted)
         kept = logits[0] if request.with_logits else None
         number = self._next_number()
         self._outstanding.append((timer, lambda seconds: self._first(First(row, number, int(slot), seconds, kept))))
         return number
 
+    def _host_drafts(self, request: PromptRequest) -> HostDrafts | None:
+        """What the host keeps of a row for which it proposes drafts."""
+        drafter = request.drafter
+        if drafter is None or isinstance(drafter, DeviceDrafts):
+            return None
+        if not isinstance(self._rounds, DraftRounds):
+            raise ValueError("drafter: this batch was made without drafts")
+        tracker = Tracker(self.markers, request.prompt.prompt, request.annotated)
+        return HostDrafts(drafter, tracker, request.prompt_ids, self.model.vocab_size, MAX_BODIES)
+
+    def _draw_first(self, row: int, request: PromptRequest, logits: torch.Tensor) -> torch.Tensor:
+        """Draw a row's first id from `[1, vocab_size]`; where it will stand in host memory."""
+        state, drawn = self._state, request.sampling
+        first_settings = (drawn.temperature, drawn.top_p, drawn.seed)
+        for all_rows, first, value in zip(state.settings, state.first_settings, first_settings, strict=True):
+            all_rows[row].fill_(value)
+            first.fill_(value)
+        state.first_position.fill_(request.prompt.prompt.num_tokens - 1)
+        temperatures, top_ps, seeds = state.first_settings
+        self._parts.sample(logits, temperatures, top_ps, seeds, state.first_position, state.first_id)
+        state.ids[row].copy_(state.first_id[0])
+        slot = state.firsts[row]
+        self._parts.advance(state.ids, state.scripts, state.limits, slot, state.first_step, row=row)
+        self._rounds.take_first(row)
+        return slot
+
     @torch.inference_mode()
-    def follow(self, row: int, layout: PromptLayout, annotated: bool, script: Sequence[int]) -> None:
-        """A row is to write these ids behind a prompt that nobody processes: the cache is taken as it is.
+    def follow(self, row: int, prompt: Sequence[int], layout: PromptLayout, annotated: bool, script: Script) -> None:
+        """A row is to write given ids behind a prompt that nobody processes: the cache is taken as it is.
 
         Args:
             row: of the batch.
+            prompt: its ids.
             layout: of the prompt.
             annotated: whether the script has steps.
-            script: one id or more.
+            script: what is written, and what drafts it.
         """
-        self._place(row, layout, annotated, script, len(script))
-        self._ids[row].fill_(script[0])
+        self._place(row, layout, annotated, script.ids, len(script.ids))
+        self._rounds.begin(row, prompt, layout, script.drafts)
+        self._state.ids[row].fill_(script.ids[0])
+        self._rounds.take_first(row)
 
     def _place(
         self, row: int, layout: PromptLayout, annotated: bool, script: Sequence[int], max_new_tokens: int
@@ -237,12 +246,12 @@ class BatchStep:
             script: ids that are written, whatever is drawn, as far as there are any.
             max_new_tokens: most ids.
         """
-        start = layout.num_tokens
-        self._limits[row].fill_(start + max_new_tokens - 1)
-        self._scripts[row].fill_(-1)
+        start, scripts = layout.num_tokens, self._state.scripts
+        self._state.limits[row].fill_(start + max_new_tokens - 1)
+        scripts[row].fill_(-1)
         if script:
             ids = torch.tensor(script[: self.capacity + 1 - start], dtype=torch.int32)
-            self._scripts[row, start : start + len(ids)].copy_(_to(ids, self.model.device))
+            scripts[row, start : start + len(ids)].copy_(_to(ids, self.model.device))
         self._parts.begin(row, layout, annotated)
 
     def _first(self, first: First) -> First:
@@ -257,6 +266,8 @@ class BatchStep:
             return
         if self._rules is not None:
             self._rules.push(row, token)
+        if followed.drafted is not None:
+            followed.drafted.push(token)
         followed.num_left -= 1
         if token == self.markers.eos or followed.num_left == 0:
             self._forget(row)
@@ -288,49 +299,77 @@ class BatchStep:
         """See Step; does not wait for it."""
         if len(self._outstanding) >= NUM_SLOTS:
             raise RuntimeError(f"at most {NUM_SLOTS} steps can be on their way: collect some first")
-        number, slot = self._next_number(), self._ring[self.num_launched % NUM_SLOTS]
+        number, slot = self._next_number(), self._state.ring[self.num_launched % NUM_SLOTS]
         self.num_launched += 1
-        failures = {} if self._rules is None else self._rules.write()
+        size = self._sizes.choose()
+        failures = self._prepare_followed(size)
         for row in failures:
             self.clear(row)
         timer = Timer(self.model.device)
-        self._replay()
+        self._run("step", size, self._one_step)
         timer.stop()
-        self._outstanding.append((timer, lambda seconds: self._stepped(number, slot.tolist(), seconds, failures)))
+        outcome = functools.partial(self._stepped, number, size, slot, failures)
+        self._outstanding.append((timer, outcome))
         return number
 
+    def _prepare_followed(self, size: int) -> dict[int, Exception]:
+        """Before a step: drafts and tables of the rows that the host follows; by row, what cannot go on and why."""
+        drafts: dict[int, Sequence[int]] = {}
+        failures: dict[int, Exception] = {}
+        for row, followed in self._followed.items():
+            if followed.drafted is None:
+                continue
+            try:
+                drafts[row] = followed.drafted.propose(min(size - 1, followed.num_left - 1))
+            except Exception as error:  # a defect of a drafter ends its row alone
+                failures[row] = error
+        if self._rules is not None:
+            ahead = self._rules.write_ahead(drafts)
+            failures |= ahead.failures
+            drafts = {row: ids[: ahead.num_kept[row]] for row, ids in drafts.items()}
+        if isinstance(self._rounds, DraftRounds):
+            for row, ids in drafts.items():
+                self._rounds.inject(row, ids)
+        return failures
+
+    def _run(self, kind: str, size: int, work: Callable[[int], None]) -> None:
+        graph = self._graphs.get((kind, size))
+        if graph is None:
+            work(size)
+        else:
+            graph.replay()
+
     @torch.inference_mode()
-    def _stepped(self, number: int, ids: list[int], seconds: float, failures: dict[int, Exception]) -> Stepped:
-        """A step's ids are in host memory: -1 in rows without a sequence."""
+    def _stepped(
+        self, number: int, size: int, slot: torch.Tensor, failures: dict[int, Exception], seconds: float
+    ) -> Stepped:
+        """A step's ids are in host memory: none in rows without a sequence."""
+        ids, num_drafted = self._rounds.kept(slot)
+        self._sizes.record(size, seconds, [len(one) for one in ids if one])
         kept: list[list[torch.Tensor]] = [[] for _ in ids]
         for row in list(self._followed):
-            if self._followed[row].with_logits and ids[row] >= 0:
-                kept[row] = [self.logits[row].clone()]
-            self._follow(row, ids[row])
-        none = [0] * self.batch
-        return Stepped(number, [[token] if token >= 0 else [] for token in ids], seconds, kept, none, none, failures)
+            if self._followed[row].with_logits:
+                kept[row] = [self._logits[size][size * row + place].clone() for place in range(len(ids[row]))]
+            for token in ids[row]:
+                self._follow(row, token)
+        # The last of a row's ids is no draft, unless it ended the row.
+        num_accepted = [min(num, max(0, len(one) - 1)) for num, one in zip(num_drafted, ids, strict=True)]
+        return Stepped(number, ids, seconds, kept, num_drafted, num_accepted, failures)
 
-    def _replay(self) -> None:
-        if self._graph is None:
-            self._one_step()
-        else:
-            self._graph.replay()
+    @property
+    def logits(self) -> torch.Tensor:
+        """`[batch, vocab_size]` of the last step that is done, where steps have one query per row."""
+        return self._logits[1]
 
     @torch.inference_mode()
     def skip(self, num_steps: int) -> None:
         """So many steps without the model, which only rows that follow a script can take; nobody hears of their ids."""
-        if self._is_captured and self._skip_graph is None:
-            self._skip_graph = self._capture(self._one_skipped)
+        size = self._sizes.sizes[-1]
+        if self._is_captured and ("skip", size) not in self._graphs:
+            self._graphs["skip", size] = self._capture(functools.partial(self._one_skipped, size))
         for _ in range(num_steps):
-            if self._skip_graph is None:
-                self._one_skipped()
-            else:
-                self._skip_graph.replay()
+            self._run("skip", size, self._one_skipped)
         self.num_launched += num_steps
-
-    def _one_skipped(self) -> None:
-        self._parts.push(self._ids, self._intervals, self._counts, self._positions)
-        self._parts.advance(self._ids, self._scripts, self._limits, self._ring, self._step)
 
     def collect(self) -> First | Stepped:
         """See Step."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from selfspan_core.engine.drafts import Drafter, DraftState, PassCosts
+from selfspan_core.engine.drafts import DraftState, PassCosts
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.params import Drafts
 from selfspan_core.spans.protocol import Markers
@@ -46,7 +46,9 @@ class Source(Protocol):
         ...
 
 
-def drafter(markers: Markers, annotated: bool, hints: DraftHints, drafts: Drafts, costs: PassCosts) -> Drafter | None:
+def drafter(
+    markers: Markers, annotated: bool, hints: DraftHints, drafts: Drafts, costs: PassCosts | None
+) -> "Paced | None":
     """The drafter of one run, or None.
 
     Args:
@@ -54,7 +56,7 @@ def drafter(markers: Markers, annotated: bool, hints: DraftHints, drafts: Drafts
         annotated: whether the lane writes steps.
         hints: of the task.
         drafts: "off"; "auto": as many as pay; a number: at most so many, whether they pay or not.
-        costs: of the lane's forward passes.
+        costs: of the lane's forward passes; None: every draft is worth verifying.
     """
     if drafts == "off":
         return None
@@ -74,7 +76,7 @@ class Paced:
     """
 
     def __init__(self, source: Source, costs: PassCosts | None = None, limit: int | None = None) -> None:
-        self._source, self._costs, self._limit = source, costs, limit
+        self._source, self._costs, self.limit = source, costs, limit
         self._right: Counter[str] = Counter()
         self._wrong: Counter[str] = Counter()
         self._proposed: Sequence[Draft] = ()
@@ -83,8 +85,8 @@ class Paced:
     def propose(self, state: DraftState, most: int) -> Sequence[int]:
         """See `drafts.Drafter`."""
         self._learn(state.ids)
-        if self._limit is not None:
-            most = min(most, self._limit)
+        if self.limit is not None:
+            most = min(most, self.limit)
         best: Sequence[Draft] = ()
         best_value = 1.0
         for candidate in self._source.candidates(state, most) if most > 0 else ():

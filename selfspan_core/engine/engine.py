@@ -13,6 +13,7 @@ from selfspan_core.attention.backends import CAPTURED, require_impl
 from selfspan_core.engine.batch_pool import BatchEngines, events_of_first
 from selfspan_core.engine.cpu_ops import host_ops
 from selfspan_core.engine.decode_loop import DecodeLoop
+from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.drafters import drafter
 from selfspan_core.engine.drafts import Drafter, PassCosts
 from selfspan_core.engine.events import Event
@@ -48,12 +49,28 @@ class Engine:
         self._kept = {attention: HostKept(ops, PassCosts()) for attention in ("dense", "sparse")}
 
     def drafter(
-        self, attention: Literal["dense", "sparse"], annotated: bool, hints: DraftHints, drafts: Drafts
-    ) -> Drafter | None:
-        """A drafter for one run of `generate`, for implementations that verify drafts: all but "captured"; see
-        `drafters.drafter`.
+        self,
+        request: PromptRequest,
+        hints: DraftHints,
+        drafts: Drafts,
+        attention: Literal["dense", "sparse"] = "dense",
+        impl: str = "gather",
+    ) -> Drafter | DeviceDrafts | None:
+        """What drafts one run of `generate`, or all rows of `generate_among`.
+
+        Captured steps draft by themselves; but where a request has rules, which the host keeps, the host drafts, too.
+
+        Args:
+            request: what is asked, rules included.
+            hints: of the task.
+            drafts: "off"; "auto": as many as pay; a number: at most so many, whether they pay or not.
+            attention, impl: as for `generate`.
         """
-        return drafter(self.markers, annotated, hints, drafts, self._kept[attention].costs)
+        if impl == CAPTURED and drafts != "off" and request.rules is None:
+            return DeviceDrafts(hints, None if drafts == "auto" else drafts)
+        # A captured step's size is chosen for all rows: there every draft is worth verifying.
+        costs = None if impl == CAPTURED else self._kept[attention].costs
+        return drafter(self.markers, request.annotated, hints, drafts, costs)
 
     def generate(
         self, request: PromptRequest, attention: Literal["dense", "sparse"] = "dense", impl: str = "gather"
@@ -81,8 +98,7 @@ class Engine:
         room = self._room(request)
         num_positions = request.prompt.prompt.num_tokens + room
         if impl == CAPTURED:
-            has_rules = request.rules is not None
-            return events_of_first(self._batch_engines.get(attention, 1, num_positions, has_rules), [request])
+            return events_of_first(self._batch_engines.get(attention, 1, num_positions, request), [request])
         kept = self._kept[attention]
         step = HostStep(self.model.weights, self.markers, 1, num_positions, attention == "dense", impl, kept)
         return events_of_first(DecodeLoop(step), [request])
@@ -112,7 +128,7 @@ class Engine:
         self._check(attention, CAPTURED)
         num_prompt, room = request.prompt.prompt.num_tokens, self._room(request)
         longest = min(max(num_prompt, MAX_OTHER_PROMPT) + room, self.model.max_context)
-        rows = self._batch_engines.get(attention, num_rows, longest, request.rules is not None)
+        rows = self._batch_engines.get(attention, num_rows, longest, request)
         beside = (request.beside(number, other) for number, other in enumerate(others, start=1))
         return events_of_first(rows, itertools.chain([request], beside))
 

@@ -22,6 +22,7 @@ from selfspan_core.attention.readers import Reader, make_reader
 from selfspan_core.engine import sampling
 from selfspan_core.engine.cpu_ops import host_ops
 from selfspan_core.engine.decoder import Decoder, StepOps
+from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.drafts import DraftState, PassCosts, verifiable
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
@@ -90,6 +91,8 @@ class HostStep:
     @torch.inference_mode()
     def begin(self, row: int, request: PromptRequest, max_new_tokens: int) -> int:
         """See Step."""
+        if isinstance(request.drafter, DeviceDrafts):
+            raise ValueError("drafter: a step on the host takes one that proposes in Python")
         timer = self._timer()
         self._num_numbered += 1
         self._costs.begin()
@@ -183,6 +186,7 @@ class _Row:
     ) -> None:
         layout = request.prompt.prompt
         self._eos, self._request, self._reader, self._vocab_size = markers.eos, request, reader, vocab_size
+        self._drafter = None if isinstance(request.drafter, DeviceDrafts) else request.drafter
         self._tracker = Tracker(markers, layout, request.annotated)
         self._num_prompt, self._end = layout.num_tokens, layout.num_tokens + max_new_tokens
         self._state: State | None = None
@@ -197,7 +201,7 @@ class _Row:
     def propose(self) -> Sequence[int]:
         """Drafts to verify behind the last id: as many as can go through one forward pass."""
         self._drafts, self._draft_states = (), ()
-        drafter, state = self._request.drafter, self._state
+        drafter, state = self._drafter, self._state
         most = min(MAX_DRAFTS, self._end - len(self.ids) - 1)
         if drafter is None or state is None or most < 1:
             return ()

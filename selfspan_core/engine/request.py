@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.drafts import Drafter
 from selfspan_core.engine.rules import Rules
 from selfspan_core.params import MAX_SEED, SamplingParams
@@ -18,7 +19,8 @@ class PromptRequest:
         annotated: whether the model is to write steps (a plain adapter does not: its text is not malformed).
         sampling: how tokens are drawn, and how many at most.
         rules: what may be written next, id by id; of this run alone.
-        drafter: what proposes drafts, for steps that verify them; of this run alone. Nothing but the time changes.
+        drafter: what proposes drafts on the host, of this run alone; or what a captured step has to know to propose
+            them by itself. Nothing but the time changes.
         forced_tokens: write these ids instead of drawing, for tests and measurements.
         with_logits: attach to each Token the logits that it was drawn from.
 
@@ -30,7 +32,7 @@ class PromptRequest:
     annotated: bool = True
     sampling: SamplingParams = field(default_factory=SamplingParams)
     rules: Rules | None = None
-    drafter: Drafter | None = None
+    drafter: Drafter | DeviceDrafts | None = None
     forced_tokens: Sequence[int] | None = None
     with_logits: bool = False
 
@@ -52,7 +54,8 @@ class PromptRequest:
     def beside(self, number: int, prompt: Rendered) -> "PromptRequest":
         """The same asked of another prompt, the `number`-th beside this one, drawn with a seed of its own.
 
-        Rules and drafter are of one run alone, so the other has none.
+        Rules and a drafter on the host are of one run alone, so the other has none.
         """
+        drafter = self.drafter if isinstance(self.drafter, DeviceDrafts) else None
         seed = (self.sampling.seed + number) % (MAX_SEED + 1)
-        return replace(self, prompt=prompt, rules=None, drafter=None, sampling=replace(self.sampling, seed=seed))
+        return replace(self, prompt=prompt, rules=None, drafter=drafter, sampling=replace(self.sampling, seed=seed))

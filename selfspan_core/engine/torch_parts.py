@@ -34,9 +34,7 @@ class TorchParts:
         self.ops = TorchOps()
         model, batch = weights.model, cache.keys[0].shape[0]
         self._grammar = grammar_of(markers, model.vocab_size)
-        self.buffers = (
-            DraftBuffers(self._grammar, batch, cache.capacity + 1, model.device) if max(sizes) > 1 else None
-        )
+        self.buffers = DraftBuffers(self._grammar, batch, cache.capacity + 1, model.device) if max(sizes) > 1 else None
         self._drafted: dict[int, _DraftedRow] = {}
         self._markers, self._cache, self._is_dense = markers, cache, is_dense
         self._scale = weights.model.head_dim**-0.5

@@ -94,13 +94,6 @@ class LazySession:
         except NotReady:  # every run will report the reason
             return False
 
-    def can_draft(self) -> bool:
-        """Whether lanes can verify drafts here. Loads torch, and no weights."""
-        try:
-            return self._load().can_draft
-        except NotReady:  # every run will report the reason
-            return False
-
     def warm(self) -> None:
         """Load the session's own model with its tasks' adapters, so that the first run need not."""
         try:

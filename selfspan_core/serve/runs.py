@@ -11,7 +11,7 @@ import gradio as gr
 from selfspan_core.errors import InputError, NotReady, TooLongError
 from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.lazy_session import SharedDevice, public
-from selfspan_core.tasks.page import LOAD_INFO, NO_DRAFTS_INFO, NO_LOAD_INFO, Controls
+from selfspan_core.tasks.page import LOAD_INFO, NO_LOAD_INFO, Controls
 from selfspan_core.tasks.registry import get_task
 
 log = logging.getLogger("selfspan")
@@ -82,11 +82,6 @@ class PageRuns:
     def forget(self, request: gr.Request) -> None:
         """A tab is closed."""
         self._newest.pop(request.session_hash, None)
-
-
-def offered_drafts(can_draft: bool):
-    """The choice of drafts, off where this device verifies none."""
-    return gr.update() if can_draft else gr.update(value=False, interactive=False, info=NO_DRAFTS_INFO)
 
 
 def offered_load(can_load: bool):

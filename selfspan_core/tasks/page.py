@@ -17,7 +17,6 @@ COMPARISONS = [
 ]
 DRAFTS_LABEL = "Drafts"
 DRAFTS_INFO = "In both lanes: several likely tokens are checked at once. Same text, less time; drafted text is tinted."
-NO_DRAFTS_INFO = "Not in use here: steps captured in a graph check one token at a time."
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."

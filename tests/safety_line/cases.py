@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
+from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.events import Failed, Token
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
@@ -131,7 +132,9 @@ class Ways:
         attention, adapter = LANES[some[0].lane]
         engine = self._store.engine(some[0].task, adapter)
         capacity = min(MAX_LISTED, engine.model.max_context)
-        rows = BatchEngine(DecodeWeights(engine.model), engine.markers, BATCH_ROWS, capacity, attention)
+        rows = BatchEngine(
+            DecodeWeights(engine.model), engine.markers, BatchShape(BATCH_ROWS, capacity, attention == "dense")
+        )
         written: dict[int, list[int]] = {}
         for number, event in rows.generate(PromptRequest(self.prompt(case), adapter == "span") for case in some):
             if isinstance(event, Failed):

@@ -190,9 +190,6 @@ class FakeSession:
     def can_load(self) -> bool:
         return self.options["can_load"]
 
-    def can_draft(self) -> bool:
-        return True
-
     def compare(self, request: Request) -> Iterator[dict]:
         problem = get_task(request.task, **request.options).parse(request.text)
         if self.options["beginning"] and self.options["beginning"] != request.text:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from selfspan_core.engine.batch_engine import BatchEngine
+from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
@@ -41,7 +42,9 @@ def record_all(
         weights = shipped[adapter]
         tokenizer, annotated = weights.model.tokenizer, adapter == "span"
         prompts = [task.render(problem, tokenizer, annotated) for problem in problems]
-        engine = BatchEngine(weights, tokenizer.markers, batch, weights.model.max_context, attention)
+        engine = BatchEngine(
+            weights, tokenizer.markers, BatchShape(batch, weights.model.max_context, attention == "dense")
+        )
         made[lane] = record(engine, prompts, annotated)
         texts = [tokenizer.decode(list(one.ids)) for one in made[lane].recordings]
         answers = [task.answer(text.replace(tokenizer.decode([tokenizer.markers.eos]), "")) for text in texts]
@@ -91,7 +94,7 @@ def same_tokens(weights: DecodeWeights, num: int, batch: int, seed: int) -> dict
     prompts = [task.render(problem, tokenizer, True) for problem in problems[:num]]
     texts = {}
     for name, rows in (("mixed batch", batch), ("alone", 1)):
-        engine = BatchEngine(weights, tokenizer.markers, rows, weights.model.max_context)
+        engine = BatchEngine(weights, tokenizer.markers, BatchShape(rows, weights.model.max_context, False))
         texts[name] = record(engine, prompts, True).recordings
         del engine
     figures = {name: ties(weights, tokenizer.markers, texts[name], prompts) for name in texts}

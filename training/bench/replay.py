@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from selfspan_core.engine.batch_engine import BatchEngine
-from selfspan_core.engine.batch_step import BatchStep
+from selfspan_core.engine.batch_step import BatchStep, Script
+from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.events import Failed, Token
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.spans.protocol import Markers, PromptLayout
@@ -25,11 +26,13 @@ class Recording:
         layout: of the prompt.
         ids: what was written.
         annotated: whether it has steps.
+        prompt: its ids.
     """
 
     layout: PromptLayout
     ids: tuple[int, ...]
     annotated: bool
+    prompt: tuple[int, ...]
 
     def num_visible(self, markers: Markers, is_dense: bool) -> list[int]:
         """Tokens that the query of each id reads, itself included."""
@@ -62,7 +65,8 @@ def record(engine: BatchEngine, prompts: Sequence[Rendered], annotated: bool) ->
         elif isinstance(event, Failed):
             raise RuntimeError(f"request {number} failed") from event.error
     recordings = [
-        Recording(prompt.prompt, tuple(ids), annotated) for prompt, ids in zip(prompts, written.values(), strict=True)
+        Recording(prompt.prompt, tuple(ids), annotated, tuple(prompt.ids[: prompt.prompt.num_tokens]))
+        for prompt, ids in zip(prompts, written.values(), strict=True)
     ]
     seconds = time.perf_counter() - started
     return Recorded(recordings, sum(map(len, written.values())) / seconds, seconds)
@@ -75,15 +79,17 @@ class Replay:
 
     Args:
         step: whose rows are free.
+        drafts: what drafts the recordings, in a step that verifies drafts.
     """
 
-    def __init__(self, step: BatchStep) -> None:
-        self.step = step
+    def __init__(self, step: BatchStep, drafts: DeviceDrafts | None = None) -> None:
+        self.step, self._drafts = step, drafts
         self._seconds: list[float] = []
 
     def follow(self, row: int, recording: Recording) -> None:
         """A row stands behind its prompt, about to take in the recording's first id."""
-        self.step.follow(row, recording.layout, recording.annotated, recording.ids)
+        script = Script(recording.ids, self._drafts)
+        self.step.follow(row, recording.prompt, recording.layout, recording.annotated, script)
 
     def move(self, num_tokens: int) -> None:
         """All rows go on by so many ids, without the model."""

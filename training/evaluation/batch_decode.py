@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from selfspan_core.engine.batch_step import BatchShape, BatchStep
+from selfspan_core.engine.batch_shape import BatchShape
+from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.events import Failed, Finished, Token
 from selfspan_core.engine.host_step import HostStep

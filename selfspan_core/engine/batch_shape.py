@@ -1,0 +1,38 @@
+"""What a batch of captured steps is to hold. No torch here."""
+
+from dataclasses import dataclass
+
+from selfspan_core.params import Drafts
+
+SIZES = (1, 4, 8, 16)
+"""Queries per row of the steps that "auto" chooses from."""
+MAX_TOKENS, MIN_LARGEST_SIZE = 512, 4
+"""Tokens of all rows above which a step is made of products more than of reading; a small size is tried anyway."""
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What a batch is to hold.
+
+    Attributes:
+        batch: rows.
+        capacity: positions of each row, prompt and answer together.
+        is_dense: every query reads everything, whatever is declared.
+        with_rules: whether requests may have rules; a step then narrows its logits to what each row may write.
+        drafts: whether steps verify drafts: "off"; "auto": as many as pay, by measured times; or so many in every step.
+    """
+
+    batch: int
+    capacity: int
+    is_dense: bool
+    with_rules: bool = False
+    drafts: Drafts = "off"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Queries of a row in a step, of every kind of step, ascending."""
+        if self.drafts == "off":
+            return (1,)
+        if self.drafts == "auto":
+            return tuple(size for size in SIZES if size <= MIN_LARGEST_SIZE or size * self.batch <= MAX_TOKENS)
+        return (1 + self.drafts,)
