@@ -63,7 +63,7 @@ struct Cursor {
         shift = __shfl_sync(FULL_WARP, span_shift(held), before);
         if (IS_MASKED) {
             mask = __shfl_sync(FULL_WARP, span_mask(held), before);
-            first_position = span_first_position(held);
+            first_position = uniform(span_first_position(held));
         }
         next = spans + min(low + before, count - 1) + 1;
     }
