@@ -172,7 +172,7 @@ def test_engines_are_kept_and_made_anew_for_longer_prompts(engine, monkeypatch):
             list(generate(engine, prompt, attention, "captured", max_new_tokens=10))
         else:
             list(generate_among(engine, prompt, itertools.repeat(prompt), rows, attention, max_new_tokens=3))
-        return batch_engines(engine)[attention, rows > 1, False]
+        return batch_engines(engine)[attention, rows > 1, False, False]
 
     first = run(30)
     assert first.capacity == 64 and run(50) is first and run(54) is first

@@ -1,6 +1,5 @@
 """The decode loop over both kinds of steps: rows, rules, logits, drafts."""
 
-import copy
 import itertools
 import random
 
@@ -20,7 +19,7 @@ from selfspan_core.engine.rules import Limits
 from selfspan_core.errors import EngineLost
 from selfspan_core.models.model import SpanModel
 from tests.support.asking import asked
-from tests.support.batch_tools import CAPACITY, by_request, example, shorn
+from tests.support.batch_tools import CAPACITY, Alternating, by_request, example, shorn
 from tests.support.engine_tools import TOLERANCE, tiny_hf
 from tests.support.slow import examples
 from tests.support.span_examples import FIRST_TEXT, MARKERS, VOCAB
@@ -31,26 +30,6 @@ ATTENTIONS = ("dense", "sparse")
 @pytest.fixture(scope="module")
 def model():
     return SpanModel(tiny_hf())
-
-
-class Alternating:
-    """Rules: an even id behind an odd one and the other way round; two ids are never written."""
-
-    def __init__(self) -> None:
-        self.written: list[int] = []
-
-    def limits(self) -> Limits:
-        wanted = (self.written[-1] + 1) % 2 if self.written else 0
-        only = range(wanted, VOCAB, 2) if len(self.written) % 3 else None
-        return Limits(only, (FIRST_TEXT, FIRST_TEXT + 1))
-
-    def push(self, token: int) -> None:
-        self.written.append(token)
-
-    def fork(self) -> "Alternating":
-        other = copy.copy(self)
-        other.written = list(self.written)
-        return other
 
 
 class Proposes:

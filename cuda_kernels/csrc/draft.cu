@@ -398,8 +398,8 @@ struct DraftedRow {
 //   texts: int32 [batch, text_length], its prompt and answer; limits: int32 [batch], positions that it may take;
 //   injected: int32 [batch, MAX_QUERIES - 1], drafts up to the first negative one, or OWN_DRAFTS in the first place.
 // Written: ids: int64 [batch, num_queries], the last id and its drafts; positions: int32, the same shape, -1 where
-// there is no token; first_positions, num_drafts, counts: int32 [batch]; intervals: int32 [batch, max_spans, 2] and masks:
-// int32 [batch, max_spans], as the plan kernel takes them; max_spans is NUM_EDGES or more.
+// there is no token; first_positions, num_drafts, counts: int32 [batch]; intervals: int32 [batch, max_spans, 2] and
+// masks: int32 [batch, max_spans], as the plan kernel takes them; max_spans is NUM_EDGES or more.
 extern "C" __global__ void __launch_bounds__(NUM_THREADS)
     selfspan_draft(const int* pending, const int* num_pending, const short* kinds, const int* ids_of_kinds,
                    int vocab_size, Track* tracks, int2* segments, ReadingOrder* orders, const int* texts,
@@ -467,9 +467,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS)
 // end becomes idle. One thread per row.
 //
 // drawn: int64 [batch, num_queries], behind every query; ids, first_positions, num_drafts: of `selfspan_draft`;
-// scripts: int32 [batch, script_length], ids that a row has to take at a position instead of the drawn one, or -1. ring: int64
-// [num_slots, batch, ring_width]: slot `step` % num_slots is written: the ids, -1 behind them, and in the last place
-// the number of drafts; the host may read it while later steps run. step: int32 [1], is incremented.
+// scripts: int32 [batch, script_length], ids that a row has to take at a position instead of the drawn one, or -1.
+// ring: int64 [num_slots, batch, ring_width]: slot `step` % num_slots is written: the ids, -1 behind them, and in the
+// last place the number of drafts; the host may read it while later steps run. step: int32 [1], is incremented.
 extern "C" __global__ void selfspan_accept(const i64* drawn, const i64* ids, const int* first_positions,
                                            const int* num_drafts, int num_queries, const short* kinds, Track* tracks,
                                            const int* scripts, int script_length, const int* limits, int batch,

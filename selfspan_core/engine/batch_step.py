@@ -8,6 +8,7 @@ rules, or with drafts from the host, has it wait.
 """
 
 import functools
+import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.tracker import Tracker
 
+NUM_TIMED = 3
+"""Idle steps of a size that are timed before the first choice of one."""
 NUM_AHEAD = 4
 """Steps that the host launches ahead of the one whose ids it reads."""
 
@@ -117,6 +120,7 @@ class BatchStep:
         for size in sizes if self._is_captured else ():
             self._warm_up(functools.partial(self._one_step, size))
             self._graphs["step", size] = self._capture(functools.partial(self._one_step, size))
+            self._sizes.prime(size, self._idle_seconds(size))
 
     def _one_step(self, size: int) -> None:
         """Of `size` queries per row."""
@@ -157,6 +161,17 @@ class BatchStep:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             work()
         return graph
+
+    def _idle_seconds(self, size: int) -> float:
+        """Of a step of rows without a sequence: all that it reads is the weights."""
+        timers = []
+        for _ in range(NUM_TIMED):
+            timers.append(Timer(self.model.device))
+            self._run("step", size, self._one_step)
+            timers[-1].stop()
+        seconds = statistics.median(timer.seconds() for timer in timers)
+        self._state.step.zero_()
+        return seconds
 
     @property
     def num_ahead(self) -> int:

@@ -1,21 +1,21 @@
 """How many drafts a batch's next pass verifies, by what passes have cost and what they have brought. No torch here.
 
 A pass of more queries per row takes longer, by how much depends on the device, the model and the batch; what it brings
-depends on the text. Both are measured while decoding: the size is taken that brings most ids a second, and the next
-larger one is tried now and then. With large batches that is often one query, no drafts at all.
+depends on the text. Both are measured while decoding: the size is taken that brings most ids a second, and its
+neighbours are tried now and then. With large batches that is often one query, no drafts at all.
 """
 
 from collections.abc import Sequence
 
 EVERY = 64
 """Passes after which another size is tried."""
-TRIALS = 2
-"""Passes of each size before one is chosen."""
 WEIGHT_OF_NEWEST = 0.1
+WEIGHT_OF_TRIAL = 0.3
+"""Of the seldom passes of another size than the best."""
 
 
 class PassSizes:
-    """Chooses among sizes.
+    """Chooses among sizes. Until a size has run it is taken to cost what it was primed with, and to bring all it can.
 
     Args:
         sizes: queries per row that a pass may have, ascending.
@@ -25,20 +25,22 @@ class PassSizes:
         self.sizes = tuple(sizes)
         self._seconds: dict[int, float] = {}
         self._ids_per_row: dict[int, float] = {}
-        self._num_tried = dict.fromkeys(self.sizes, 0)
         self._num_chosen = 0
+        self._best = self.sizes[-1]
+
+    def prime(self, size: int, seconds: float) -> None:
+        """A pass of a size takes about so long, without anything to read."""
+        self._seconds[size] = seconds
 
     def choose(self) -> int:
         """The size of the next pass."""
         self._num_chosen += 1
-        untried = [size for size in reversed(self.sizes) if self._num_tried[size] < TRIALS]
-        best = untried[0] if untried else max(self.sizes, key=self._ids_per_second)
-        if not untried and self._num_chosen % EVERY == 0:
-            # The neighbours in turn; a size that does not pay costs this one pass in so many.
-            at = self.sizes.index(best) + (1 if self._num_chosen // EVERY % 2 else -1)
-            best = self.sizes[min(max(at, 0), len(self.sizes) - 1)]
-        self._num_tried[best] += 1
-        return best
+        self._best = max(self.sizes, key=self._ids_per_second)
+        if self._num_chosen % EVERY:
+            return self._best
+        # The neighbours in turn; a size that does not pay costs this one pass in so many.
+        at = self.sizes.index(self._best) + (1 if self._num_chosen // EVERY % 2 else -1)
+        return self.sizes[min(max(at, 0), len(self.sizes) - 1)]
 
     def record(self, size: int, seconds: float, num_ids: Sequence[int]) -> None:
         """A pass is done.
@@ -50,18 +52,19 @@ class PassSizes:
         """
         if not num_ids:
             return
-        _move(self._seconds, size, seconds)
+        weight = WEIGHT_OF_NEWEST if size == self._best else WEIGHT_OF_TRIAL
+        _move(self._seconds, size, seconds, weight)
         for smaller in self.sizes:
             if smaller <= size:  # it would have brought as many, up to its size
-                _move(self._ids_per_row, smaller, sum(min(num, smaller) for num in num_ids) / len(num_ids))
+                mean = sum(min(num, smaller) for num in num_ids) / len(num_ids)
+                _move(self._ids_per_row, smaller, mean, weight)
 
     def _ids_per_second(self, size: int) -> float:
-        if size not in self._seconds:
-            return 0.0
-        return self._ids_per_row[size] / self._seconds[size]
+        # Of sizes that nothing is known of, the largest is tried first.
+        return self._ids_per_row.get(size, size) / self._seconds.get(size, 1e-9)
 
 
-def _move(means: dict[int, float], key: int, value: float) -> None:
+def _move(means: dict[int, float], key: int, value: float, weight: float) -> None:
     """A moving mean, on which a single pass that was disturbed has little weight."""
     mean = means.get(key)
-    means[key] = value if mean is None else mean + WEIGHT_OF_NEWEST * (min(value, 2 * mean) - mean)
+    means[key] = value if mean is None else mean + weight * (min(value, 2 * mean) - mean)

@@ -1,4 +1,4 @@
-// The drafting kernels as functions of a shared library: `library` in tests/support/drafts_on_cpu.py compiles this file.
+// The drafting kernels as functions of a shared library: `library` in tests/support/drafts_on_cpu.py compiles it.
 #include <ptx.cuh>
 
 #include <draft.cu>

@@ -1,14 +1,17 @@
 """Requests for the batch engine, and their events without what no two runs share."""
 
+import copy
+
 import torch
 
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Finished, Token
+from selfspan_core.engine.rules import Limits
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.render import render
 from tests.support.engine_tools import tiny_hf
-from tests.support.span_examples import MARKERS, worked_example
+from tests.support.span_examples import FIRST_TEXT, MARKERS, VOCAB, worked_example
 
 CAPACITY = 160
 
@@ -49,3 +52,23 @@ def by_request(pairs):
 def on_cuda(**changes):
     hf = tiny_hf(head_dim=64, **changes).to(torch.bfloat16)
     return DecodeWeights(SpanModel(hf.cuda()))
+
+
+class Alternating:
+    """Rules: an even id behind an odd one and the other way round; two ids are never written."""
+
+    def __init__(self) -> None:
+        self.written: list[int] = []
+
+    def limits(self) -> Limits:
+        wanted = (self.written[-1] + 1) % 2 if self.written else 0
+        only = range(wanted, VOCAB, 2) if len(self.written) % 3 else None
+        return Limits(only, (FIRST_TEXT, FIRST_TEXT + 1))
+
+    def push(self, token: int) -> None:
+        self.written.append(token)
+
+    def fork(self) -> "Alternating":
+        other = copy.copy(self)
+        other.written = list(self.written)
+        return other

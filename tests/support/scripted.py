@@ -104,7 +104,7 @@ class ScriptedEngine:
     def _closed(self):
         self.num_closed += 1
 
-    def drafter(self, attention, annotated, hints, drafts):
+    def drafter(self, request, hints, drafts, attention, impl):
         """It writes what it is told to, without drafts."""
         self.drafts = drafts
 
