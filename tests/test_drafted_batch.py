@@ -22,7 +22,7 @@ from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.params import MAX_DRAFTS
 from tests.support.asking import asked
-from tests.support.batch_tools import CAPACITY, Alternating, example
+from tests.support.batch_tools import CAPACITY, Alternating, example, on_cuda
 from tests.support.engine_tools import tiny_hf
 from tests.support.slow import examples
 from tests.support.span_examples import FIRST_TEXT, MARKERS, VOCAB
@@ -205,8 +205,7 @@ def test_sizes_of_a_batch():
 @pytest.mark.parametrize("drafts", [3, 15])
 def test_gpu_same_rounds_as_pytorchs_operations(is_dense, num_kv_heads, drafts):
     """Would catch a kernel that sees other tokens for a draft, a draft lost or kept, a table of another step."""
-    hf = tiny_hf(num_key_value_heads=num_kv_heads, hidden_size=384, num_attention_heads=6).to("cuda", torch.bfloat16)
-    weights = DecodeWeights(SpanModel(hf))
+    weights = on_cuda(num_key_value_heads=num_kv_heads)
     shape = BatchShape(5, CAPACITY, is_dense, drafts=drafts)
     steps = [BatchStep(weights, MARKERS, shape, parts=parts) for parts in (CudaParts, TorchParts)]
     for row in range(5):
@@ -234,8 +233,7 @@ def test_gpu_same_rounds_as_pytorchs_operations(is_dense, num_kv_heads, drafts):
 @needs_cuda
 def test_gpu_drafts_change_nothing_but_ties():
     """Would catch a captured step that keeps other ids than were drawn, or that needs the host between its rounds."""
-    hf = tiny_hf(num_key_value_heads=2, hidden_size=384, num_attention_heads=6).to("cuda", torch.bfloat16)
-    weights = DecodeWeights(SpanModel(hf))
+    weights = on_cuda(num_key_value_heads=2)
     prompts = [example(seed)[0] for seed in range(40)]
     wanted = texts(weights, [asked(p, max_new_tokens=60) for p in prompts], BatchShape(8, CAPACITY, False))[0]
     for drafts in ("auto", 7):

@@ -15,10 +15,11 @@ from selfspan_core.spans.render import render
 from tests.support.asking import asked
 from tests.support.engine_tools import tiny_hf
 from tests.support.span_examples import MARKERS, worked_example
-from training import bench_engine, picture_engine
+from training import picture_engine
 from training.bench import engine_cells, shapes
 from training.bench.engine_cells import ReplayedLane, fixed_cell, long_cell, replay_cell
 from training.bench.replay import Recording, Replay, record
+from training.bench.results import Results
 from training.bench.shapes import Machine
 from training.reports import engine as report_engine
 
@@ -96,23 +97,23 @@ def test_the_time_to_an_answer_counts_every_step(weights, monkeypatch):
 def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     """Would catch a cell that fails at the end of a long run, or a report that does not know what it finds."""
     recordings = {"span": [recording(seed)[1] for seed in range(3)], "plain": [recording(9)[1]]}
-    results = bench_engine.Results(tmp_path / "x" / "engine.json", {"read_stream_tb_per_s": 3.0})
+    written = Results(tmp_path / "x" / "engine.json", {"read_stream_tb_per_s": 3.0})
     cell = replay_cell(weights, MARKERS, MACHINE, recordings, 2, 5)
     assert cell["speedup_predicted_by_bytes"] > 1 and 0 < cell["visible_share"] < 1
     # Figures of time are set where they decide what is said.
-    results.add_cell("tiny", "replay", {"operands": 3} | cell | {"time_to_answer_speedup": 0.9})
-    results.add_cell("tiny", "replay", {"batch": 9, "unavailable": "does not fit"})
-    results.add_cell("tiny", "replay", {"operands": 3} | cell | {"batch": 4, "time_to_answer_speedup": 1.1})
+    written.add_cell("tiny", "replay", {"operands": 3} | cell | {"time_to_answer_speedup": 0.9})
+    written.add_cell("tiny", "replay", {"batch": 9, "unavailable": "does not fit"})
+    written.add_cell("tiny", "replay", {"operands": 3} | cell | {"batch": 4, "time_to_answer_speedup": 1.1})
     shares = {"weights": 0.75, "tracker, planning, sampling": 0.004}
     host = {"steps": 8, "calls": {"cudaGraphLaunch": 8}}
-    results.add_cell("tiny", "profile", {"operands": 3, "batch": 2, "share": shares, "host_calls": host})
-    results.add_cell("tiny", "fixed", fixed_cell(weights, MARKERS, MACHINE, 2, 30))
-    results.add_cell("tiny", "long", long_cell(weights, MARKERS, MACHINE, 2, 200))
+    written.add_cell("tiny", "profile", {"operands": 3, "batch": 2, "share": shares, "host_calls": host})
+    written.add_cell("tiny", "fixed", fixed_cell(weights, MARKERS, MACHINE, 2, 30))
+    written.add_cell("tiny", "long", long_cell(weights, MARKERS, MACHINE, 2, 200))
     lanes = {lane: {"right": 1, "n": 2, "tokens_per_second": 3.0} for lane in report_engine.LANES}
-    results.add("answers", {"batch": 2, "operands": {"24": lanes}})
+    written.add("answers", {"batch": 2, "operands": {"24": lanes}})
     way = {"tokens": 10, "other": 1, "largest_gap": 0.25, "gaps": [0.25]}
-    results.add("same_tokens", {"n": 5, "same_text_alone": 4, "mixed batch": way, "alone": way})
-    results.add("shipped", {"speed": [{"batch": 1, "rounds": 3} | dict.fromkeys(report_engine.LANES, 4000.0)]})
+    written.add("same_tokens", {"n": 5, "same_text_alone": 4, "mixed batch": way, "alone": way})
+    written.add("shipped", {"speed": [{"batch": 1, "rounds": 3} | dict.fromkeys(report_engine.LANES, 4000.0)]})
     origin = {"machine": {"gpu": "some GPU"}, "commit": "abc", "dirty": False, "command": "python -m x"}
     written = json.loads((tmp_path / "x" / "engine.json").read_text()) | origin
     text = report_engine.engine_on(written, "x.json")

@@ -13,12 +13,8 @@ one (the results say so): as many bytes are read, from memory that is much large
 """
 
 import argparse
-import gc
 import itertools
-import json
-import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -31,6 +27,7 @@ from selfspan_core.spans.protocol import Markers
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
 from training.bench.engine_cells import fixed_cell, long_cell, profile_cell, replay_cell, transformers_cell
 from training.bench.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_weights
+from training.bench.results import Results, find_machine, free_memory, name_of_gpu
 from training.bench.shapes import ROOM_FOR_THE_REST, SHAPES, Machine, parameters, random_weights
 
 STRIDE = 16
@@ -48,38 +45,6 @@ REHEARSAL = (
 )
 # Batch, and whether with a static cache and torch.compile.
 TRANSFORMERS_RUNS = ((1, False), (32, False), (1, True))
-
-
-class Results:
-    """The results file, written again after every part, so that an interrupted run keeps its finished parts."""
-
-    def __init__(self, path: Path, head: dict) -> None:
-        self._path, self._content = path, head | {"shapes": {}}
-        self._started = time.perf_counter()
-
-    def add(self, name: str, value: object) -> None:
-        """Add a part."""
-        self._content[name] = value
-        self._write(name, value)
-
-    def add_cell(self, shape: str, part: str, cell: dict) -> None:
-        """Add a cell of a shape."""
-        self._content["shapes"].setdefault(shape, {}).setdefault(part, []).append(cell)
-        self._write(f"{shape} {part}", cell)
-
-    def _write(self, name: str, value: object) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(rounded(self._content), indent=1) + "\n", encoding="utf-8")
-        print(f"{time.perf_counter() - self._started:6.1f} s  {name}: {json.dumps(rounded(value))[:900]}", flush=True)
-
-
-def rounded(value: object) -> object:
-    """The value with all numbers rounded to six digits."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 def measure_shipped(arguments: argparse.Namespace, results: Results, device: torch.device) -> dict:
@@ -141,15 +106,6 @@ def with_peak(cell: dict, machine: Machine) -> dict:
     return cell | {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
-def free_memory(machine: Machine) -> None:
-    """Free the memory of the last cell for the next."""
-    gc.collect()
-    if machine.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
 def cells(
     shape: str,
     arguments: argparse.Namespace,
@@ -179,17 +135,6 @@ def cells(
                 "profile",
                 {"operands": o} | profile_cell(weights, markers, machine, r),
             )
-
-
-def find_machine(device: torch.device) -> Machine:
-    """The device with its limits. A CPU is only for rehearsals and has no limits here."""
-    if device.type != "cuda":
-        return Machine(device, 1e10, 8e9)
-    from cuda_kernels.bench.benchmark import read_stream_tb_per_s
-
-    rate = 1e12 * read_stream_tb_per_s()
-    torch.cuda.empty_cache()
-    return Machine(device, rate, torch.cuda.mem_get_info(device)[0])
 
 
 def long_of(text: str) -> tuple[int, int]:
@@ -254,11 +199,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     device = torch.device(arguments.device)
     machine = find_machine(device)
-    gpu = torch.cuda.get_device_name(device).removeprefix("NVIDIA ") if device.type == "cuda" else "cpu"
-    name = "".join(c if c.isalnum() else "_" for c in gpu.lower())
     # A rehearsal is no result, so it is written where no report reads it.
     folder = Path("assets/results" if device.type == "cuda" else "runs")
-    out = arguments.out or folder / f"engine_{name}.json"
+    out = arguments.out or folder / f"engine_{name_of_gpu(device)}.json"
     head = {
         "read_stream_tb_per_s": machine.bytes_per_second / 1e12,
         "seed": arguments.seed,

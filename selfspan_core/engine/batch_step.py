@@ -386,6 +386,20 @@ class BatchStep:
             self._run("skip", size, self._one_skipped)
         self.num_launched += num_steps
 
+    @torch.inference_mode()
+    def skip_one(self) -> list[list[int]]:
+        """One step without the model; waits for it, and says which ids it brought."""
+        slot = self._state.ring[self.num_launched % NUM_SLOTS]
+        self.skip(1)
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        return self._rounds.kept(slot)[0]
+
+    @property
+    def num_planned(self) -> torch.Tensor:
+        """Tokens that the last step read of the cache, of all rows, each once; a new tensor on the device."""
+        return self._rounds.num_planned()
+
     def collect(self) -> First | Stepped:
         """See Step."""
         timer, outcome = self._outstanding.popleft()

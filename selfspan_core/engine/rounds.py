@@ -79,6 +79,10 @@ class Rounds(Protocol):
         """Of a slot of the ring: every row's new ids, and how many drafts it had."""
         ...
 
+    def num_planned(self) -> torch.Tensor:
+        """Tokens of all intervals that were planned last; a new tensor."""
+        ...
+
 
 class SingleRounds:
     """One id per row; see Rounds.
@@ -121,6 +125,10 @@ class SingleRounds:
         """See Rounds."""
         ids = slot[:, 0].tolist()
         return [[token] if token >= 0 else [] for token in ids], [0] * len(ids)
+
+    def num_planned(self) -> torch.Tensor:
+        """See Rounds."""
+        return _total(self.intervals, self.counts)
 
 
 class DraftRounds:
@@ -169,3 +177,13 @@ class DraftRounds:
         """See Rounds."""
         rows = slot.tolist()
         return [[token for token in ids if token >= 0] for *ids, _ in rows], [num for *_, num in rows]
+
+    def num_planned(self) -> torch.Tensor:
+        """See Rounds."""
+        return _total(self._buffers.intervals, self._buffers.counts)
+
+
+def _total(intervals: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Length of the first `counts` intervals of every row."""
+    lengths = intervals[:, :, 1] - intervals[:, :, 0]
+    return lengths.masked_fill(torch.arange(lengths.shape[1], device=counts.device) >= counts[:, None], 0).sum()

@@ -15,7 +15,7 @@ from selfspan_core.engine.decoder import TorchOps
 from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.drafts import Drafter, DraftState, verifiable
 from selfspan_core.models.weights import DecodeWeights
-from selfspan_core.spans.intervals import Interval
+from selfspan_core.spans.intervals import Interval, merge
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.tracker import State, Tracker
 
@@ -121,6 +121,14 @@ class TorchParts:
             buffers.first_positions[row], buffers.num_drafts[row] = first, len(drafted.drafts)
             self._positions[row] = first
             self._visible[row] = [((0, s.position + 1),) if self._is_dense else s.visible for s in states]
+        self._write_union(buffers)
+
+    def _write_union(self, buffers: DraftBuffers) -> None:
+        """What any query sees, for whoever counts it; masks are the kernels' alone."""
+        for row, visible in enumerate(self._visible):
+            union = merge([interval for one in visible for interval in one])
+            buffers.counts[row] = len(union)
+            buffers.intervals[row, : len(union)] = torch.tensor(union, dtype=torch.int32).view(-1, 2)
 
     def accept(
         self, num_queries: int, scripts: torch.Tensor, limits: torch.Tensor, ring: torch.Tensor, step: torch.Tensor

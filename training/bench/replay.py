@@ -56,8 +56,12 @@ def record(engine: BatchEngine, prompts: Sequence[Rendered], annotated: bool) ->
     Raises:
         RuntimeError: one of the requests failed.
     """
-    written: dict[int, list[int]] = {number: [] for number in range(len(prompts))}
-    requests = [PromptRequest(prompt, annotated) for prompt in prompts]
+    return record_requests(engine, [PromptRequest(prompt, annotated) for prompt in prompts])
+
+
+def record_requests(engine: BatchEngine, requests: Sequence[PromptRequest]) -> Recorded:
+    """See `record`; of any requests."""
+    written: dict[int, list[int]] = {number: [] for number in range(len(requests))}
     started = time.perf_counter()
     for number, event in engine.generate(requests):
         if isinstance(event, Token):
@@ -65,8 +69,8 @@ def record(engine: BatchEngine, prompts: Sequence[Rendered], annotated: bool) ->
         elif isinstance(event, Failed):
             raise RuntimeError(f"request {number} failed") from event.error
     recordings = [
-        Recording(prompt.prompt, tuple(ids), annotated, tuple(prompt.ids[: prompt.prompt.num_tokens]))
-        for prompt, ids in zip(prompts, written.values(), strict=True)
+        Recording(one.prompt.prompt, tuple(ids), one.annotated, tuple(one.prompt_ids))
+        for one, ids in zip(requests, written.values(), strict=True)
     ]
     seconds = time.perf_counter() - started
     return Recorded(recordings, sum(map(len, written.values())) / seconds, seconds)
@@ -91,9 +95,22 @@ class Replay:
         script = Script(recording.ids, self._drafts)
         self.step.follow(row, recording.prompt, recording.layout, recording.annotated, script)
 
-    def move(self, num_tokens: int) -> None:
-        """All rows go on by so many ids, without the model."""
-        self.step.skip(num_tokens)
+    def move(self, num_steps: int) -> None:
+        """All rows go on by so many steps, without the model."""
+        self.step.skip(num_steps)
+
+    def rehearse(self, recordings: Sequence[Recording]) -> list[int]:
+        """How many steps every row takes to write its recording but for the first id; rows are free afterwards."""
+        for row, recording in enumerate(recordings):
+            self.follow(row, recording)
+        num_left = [len(recording.ids) - 1 for recording in recordings]
+        num_steps = [0] * len(recordings)
+        while any(num_left):
+            kept = self.step.skip_one()
+            for row, ids in enumerate(kept):
+                num_left[row] -= len(ids)
+                num_steps[row] += bool(ids)
+        return num_steps
 
     def launch(self) -> None:
         """One whole step, timed."""

@@ -1,0 +1,69 @@
+"""What benchmarks at full size share: the results file as it grows, the machine, memory between two cells."""
+
+import gc
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from training.bench.shapes import Machine
+
+
+class Results:
+    """The results file, written again after every part, so that an interrupted run keeps its finished parts."""
+
+    def __init__(self, path: Path, head: dict) -> None:
+        self._path, self._content = path, head | {"shapes": {}}
+        self._started = time.perf_counter()
+
+    def add(self, name: str, value: object) -> None:
+        """Add a part."""
+        self._content[name] = value
+        self._write(name, value)
+
+    def add_cell(self, shape: str, part: str, cell: dict) -> None:
+        """Add a cell of a shape."""
+        self._content["shapes"].setdefault(shape, {}).setdefault(part, []).append(cell)
+        self._write(f"{shape} {part}", cell)
+
+    def _write(self, name: str, value: object) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(rounded(self._content), indent=1) + "\n", encoding="utf-8")
+        print(f"{time.perf_counter() - self._started:6.1f} s  {name}: {json.dumps(rounded(value))[:900]}", flush=True)
+
+
+def rounded(value: object) -> object:
+    """The value with all numbers rounded to six digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
+
+
+def free_memory(machine: Machine) -> None:
+    """Free the memory of the last cell for the next."""
+    gc.collect()
+    if machine.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def find_machine(device: torch.device) -> Machine:
+    """The device with its limits. A CPU is only for rehearsals and has no limits here."""
+    if device.type != "cuda":
+        return Machine(device, 1e10, 8e9)
+    from cuda_kernels.bench.benchmark import read_stream_tb_per_s
+
+    rate = 1e12 * read_stream_tb_per_s()
+    torch.cuda.empty_cache()
+    return Machine(device, rate, torch.cuda.mem_get_info(device)[0])
+
+
+def name_of_gpu(device: torch.device) -> str:
+    """As it stands in the name of a results file."""
+    gpu = torch.cuda.get_device_name(device).removeprefix("NVIDIA ") if device.type == "cuda" else "cpu"
+    return "".join(c if c.isalnum() else "_" for c in gpu.lower())

@@ -1,0 +1,150 @@
+"""The app itself, through its API: `python -m training.bench_app` -> assets/results/app_<device>.json.
+
+The app is started as a user would start it and asked by gradio's client, as any program would ask it: the project's
+own articles to be summarized and some expressions, both lanes side by side, with drafts and without. Tokens per second
+are the lanes' own (prefill left out, as on the page), seconds those of a lane to its answer, prefill included; wall
+seconds are the whole call's, both lanes in turns and the feed included.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cuda_kernels.bench.provenance import provenance
+from selfspan_core.tasks.arithmetic.task import random_problem
+from selfspan_core.tasks.registry import get_task
+from training.bench.results import name_of_gpu
+
+START_SECONDS = 300
+OPERANDS = (24, 48)
+SEED = 2024
+
+
+@contextlib.contextmanager
+def running_app(port: int) -> Iterator[str]:
+    """The app on a port of this machine, once it answers.
+
+    Raises:
+        RuntimeError: it has ended, or does not answer in START_SECONDS.
+    """
+    environment = os.environ | {"PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    process = subprocess.Popen([sys.executable, "app.py"], env=environment)
+    try:
+        yield _when_ready(process, f"http://127.0.0.1:{port}")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _when_ready(process: subprocess.Popen, address: str) -> str:
+    import httpx
+
+    for _ in range(START_SECONDS):
+        if process.poll() is not None:
+            raise RuntimeError(f"the app has ended with {process.returncode}")
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(address, timeout=5).raise_for_status()
+            return address
+        time.sleep(1)
+    raise RuntimeError(f"the app does not answer at {address}")
+
+
+def inputs(seed: int) -> list[tuple[str, dict[str, Any]]]:
+    """Kind and arguments of every call."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+    for length in ("short", "medium"):
+        task = get_task("summarize", length=length)
+        calls += [
+            (f"articles, {length}", {"task": "summarize", "text": text, "length": length}) for text in task.examples
+        ]
+    rng = random.Random(seed)
+    for operands in OPERANDS:
+        texts = [random_problem(rng, operands, held_out=True).text for _ in range(3)]
+        calls += [(f"{operands} operands", {"task": "arithmetic", "text": text}) for text in texts]
+    return calls
+
+
+def ask(client: Any, arguments: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """One input: medians over repeated calls."""
+    ends, walls = [], []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        ends.append(client.predict(api_name="/compare", adapter="plain", **arguments))
+        walls.append(time.perf_counter() - started)
+    lanes = {}
+    for lane in ends[0]["lanes"]:
+        results = [end["lanes"][lane] for end in ends]
+        lanes[lane] = {
+            "tokens": results[0]["tokens"],
+            "tokens_per_second": statistics.median(one["tokens_per_second"] for one in results),
+            "seconds": statistics.median(one["seconds"] for one in results),
+            "tokens_per_pass": results[-1].get("tokens_per_pass"),
+        }
+    return {"wall_seconds": statistics.median(walls), "lanes": lanes, "line": ends[-1]["line"]}
+
+
+def summed(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of one kind of input: rates over all its answers."""
+    lanes = {}
+    for lane in answers[0]["lanes"]:
+        mine = [answer["lanes"][lane] for answer in answers]
+        tokens = sum(one["tokens"] for one in mine)
+        lanes[lane] = {
+            "tokens_per_second": sum(one["tokens"] - 1 for one in mine)
+            / sum((one["tokens"] - 1) / one["tokens_per_second"] for one in mine),
+            "slowest_tokens_per_second": min(one["tokens_per_second"] for one in mine),
+            "seconds_to_answer": statistics.fmean(one["seconds"] for one in mine),
+            "mean_tokens": tokens / len(mine),
+        }
+    to_answer = lanes["dense"]["seconds_to_answer"] / lanes["sparse"]["seconds_to_answer"]
+    behind = sum(one["lanes"]["sparse"]["seconds"] > one["lanes"]["dense"]["seconds"] for one in answers)
+    return {"answers": len(answers), "lanes": lanes, "to_answer": to_answer, "self_selected_behind": behind}
+
+
+def measure(address: str, repeats: int, seed: int) -> dict[str, Any]:
+    """All inputs, with drafts and without."""
+    from gradio_client import Client
+
+    client = Client(address, verbose=False)
+    found: dict[str, Any] = {}
+    for drafts in ("auto", "off"):
+        answers: dict[str, list] = {}
+        for kind, arguments in inputs(seed):
+            ask(client, {**arguments, "drafts": drafts}, 1)  # engines are made and kept
+            answers.setdefault(kind, []).append(ask(client, {**arguments, "drafts": drafts}, repeats))
+            print(f"{kind}, drafts {drafts}: {answers[kind][-1]['line']}", flush=True)
+        found[drafts] = {kind: summed(some) | {"calls": some} for kind, some in answers.items()}
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start, ask, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=7861)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--out", type=Path, help="default: assets/results/app_<device>.json")
+    arguments = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    out = arguments.out or Path("assets/results") / f"app_{name_of_gpu(device)}.json"
+    document = provenance() | {"seed": arguments.seed, "repeats": arguments.repeats}
+    document["clock"] = "device" if device.type == "cuda" else "host"
+    with running_app(arguments.port) as address:
+        document["drafts"] = measure(address, arguments.repeats, arguments.seed)
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
