@@ -85,15 +85,15 @@ def answer_cell(
     weights: DecodeWeights, markers: Markers, machine: Machine, text: Text, batch: int, num_samples: int
 ) -> dict:
     """All lanes of one text at one batch size, drafted ones in every size of step that "auto" chooses from."""
-    chosen = {
-        is_span: list(itertools.islice(itertools.cycle(text.span if is_span else text.plain), batch))
-        for is_span in (True, False)
-    }
-    capacity = max(one.layout.num_tokens + len(one.ids) for rows in chosen.values() for one in rows) + 1
+    capacity = max(one.layout.num_tokens + len(one.ids) for one in (*text.span, *text.plain)) + 1
     made = make_cache(weights, machine, batch, -(-capacity // 64) * 64)
     if made is None:
         return {"text": text.name, "batch": batch, "unavailable": f"{batch} x {capacity} tokens do not fit"}
     cache, shared = made
+    chosen = {
+        is_span: list(itertools.islice(itertools.cycle(text.span if is_span else text.plain), batch))
+        for is_span in (True, False)
+    }
     lanes = {
         (name, size): _lane(weights, markers, cache, chosen[is_span], text, (is_dense, size, num_samples))
         for name, (is_span, is_dense, is_drafted) in LANES.items()

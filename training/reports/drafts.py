@@ -1,0 +1,123 @@
+"""What drafts bring at full size and in the app on a GPU, and that they change no text, as Markdown."""
+
+from training.reports.markdown import origin, picture, read_all, source, table
+
+MISSING = "Drafts on a GPU: not measured yet.\n"
+PLAIN, LOOKUP, SPAN, DRAFTED = "plain dense", "plain dense + lookup", "span sparse", "span sparse + drafts"
+WHAT = (
+    "Milliseconds to a row's answer, without the prompt: random weights of a published shape, replayed text of the "
+    "shipped models, drafts proposed, verified and kept inside the captured step. The plain adapter's text is dense, "
+    "with and without prompt lookup; the span adapter's text names what it reads, and drafts are copied from there"
+)
+HEADER = [
+    "shape, text, batch",
+    PLAIN,
+    "+ lookup",
+    "self-selected",
+    "+ drafts",
+    "against dense",
+    "against lookup",
+    "tokens a step",
+]
+FULL_HEADER = [*HEADER[:5], "queries a row", "ms a step", "of the floor", *HEADER[5:]]
+BRIEF_BATCHES = (1, 128)
+BRIEF_TEXTS = ("64 operands", "900-token articles")
+
+
+def drafts() -> str:
+    """Every GPU that drafts were measured on."""
+    parts = [_replays(results, path) for path, results in read_all("drafts").items()]
+    parts += [_lossless(results, path) for path, results in read_all("lossless").items()]
+    parts += [_app(results, path) for path, results in read_all("app").items()]
+    return "\n".join(parts) or MISSING
+
+
+def drafts_brief() -> str:
+    """A few cells of one GPU's first shape."""
+    measured = read_all("drafts")
+    if not measured:
+        return MISSING
+    path, results = next(iter(measured.items()))
+    shape, parts = next(iter(results["shapes"].items()))
+    cells = [cell for cell in parts["answers"] if cell["text"] in BRIEF_TEXTS and cell["batch"] in BRIEF_BATCHES]
+    rows = [_row(shape, cell) for cell in cells if "unavailable" not in cell]
+    return f"{WHAT} ({origin(results, path)}):\n\n" + table(HEADER, rows)
+
+
+def _row(shape: str, cell: dict) -> list[str]:
+    lanes, mark = cell["lanes"], "\\*" if cell["layers_per_cache"] > 1 else ""
+    drafted = lanes[DRAFTED]
+    return [
+        f"{shape}, {cell['text']}, batch {cell['batch']}{mark}",
+        *(f"{1000 * lanes[lane]['seconds_to_answer']:,.0f}" for lane in (PLAIN, LOOKUP, SPAN, DRAFTED)),
+        f"{drafted['plain_dense_over_this']:.2f}x",
+        f"{drafted['lookup_over_this']:.2f}x",
+        f"{drafted['tokens_per_step']:.1f}",
+    ]
+
+
+def _full_row(shape: str, cell: dict) -> list[str]:
+    row, drafted = _row(shape, cell), cell["lanes"][DRAFTED]
+    size = f"{drafted['queries_per_row']}"
+    return [*row[:5], size, f"{drafted['ms_per_step']:.2f}", f"{100 * drafted['share_of_floor']:.0f} %", *row[5:]]
+
+
+def _replays(results: dict, path: str) -> str:
+    cells = [(shape, cell) for shape, parts in results["shapes"].items() for cell in parts.get("answers", ())]
+    rows = [_full_row(shape, cell) for shape, cell in cells if "unavailable" not in cell]
+    note = (
+        " With \\* several layers share one cache, because a cache per layer does not fit into memory. "
+        "“Queries a row” is the size of step that answers soonest, as “auto” finds it; ms, share of the floor of bytes "
+        "and tokens a step are of the drafted lane."
+    )
+    missing = [f"{shape}, {cell['text']}, {cell['batch']}" for shape, cell in cells if "unavailable" in cell]
+    left_out = f"\nDo not fit: {'; '.join(missing)}.\n" if missing else ""
+    drawn = picture(path, "Tokens per step by its size, and time to the answer over the batch")
+    return f"{WHAT}.{note}\n\n{table(FULL_HEADER, rows)}{left_out}{source(results, path)}\n{drawn}"
+
+
+def _lossless(results: dict, path: str) -> str:
+    rows = [
+        [
+            f"{kind}, {lane}",
+            f"{one['answers']:,}",
+            f"{one['tokens']:,}",
+            f"{one['drafts_kept']:,}",
+            str(one["answers_that_drafts_changed"]),
+            ", ".join(f"{gap:g}" for gap in one["ties"]) or "–",
+        ]
+        for kind, lanes in results["lanes"].items()
+        for lane, one in lanes.items()
+    ]
+    where = results["machine"].get("gpu") or "a CPU"
+    intro = f"The same answers with drafts and without, greedily, on {where} in {results['dtype']}"
+    header = ["inputs, lane", "answers", "tokens", "drafts kept", "answers changed", "gaps of the logits there"]
+    return f"{intro}:\n\n{table(header, rows)}{source(results, path)}"
+
+
+def _app(results: dict, path: str) -> str:
+    rows = []
+    for drafts, kinds in results["drafts"].items():
+        for kind, one in kinds.items():
+            dense, sparse = one["lanes"]["dense"], one["lanes"]["sparse"]
+            rows.append(
+                [
+                    f"{kind}, drafts {drafts}",
+                    *(f"{lane['tokens_per_second']:,.0f}" for lane in (dense, sparse)),
+                    *(f"{1000 * lane['seconds_to_answer']:,.0f}" for lane in (dense, sparse)),
+                    f"{one['to_answer']:.2f}x",
+                    f"{one['self_selected_behind']} of {one['answers']}",
+                ]
+            )
+    where = results["machine"].get("gpu") or "a CPU"
+    header = [
+        "inputs",
+        "dense, tokens/s",
+        "self-selected, tokens/s",
+        "dense, ms to the answer",
+        "self-selected, ms",
+        "to the answer",
+        "self-selected behind",
+    ]
+    intro = f"The app on {where}, asked through its API: the plain adapter dense beside the span adapter self-selected"
+    return f"{intro}, prefill included in the time to the answer:\n\n{table(header, rows)}{source(results, path)}"
