@@ -13,8 +13,10 @@ from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_pool import row_capacity
 from selfspan_core.engine.batch_shape import BatchShape
+from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Finished, OtherRows, Prefilled, Token
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import ImplUnavailable, ModelError, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import render
@@ -337,3 +339,22 @@ def test_gpu_a_float32_model_is_unavailable():
     engine = Engine(SpanModel(tiny_hf(head_dim=64).cuda()), MARKERS)
     with pytest.raises(ImplUnavailable, match="captured graph: dtype"):
         generate(engine, example(0)[0], "dense", "captured")
+
+
+@pytest.mark.parametrize("attention", ["dense", "sparse"])
+def test_drafts_among_others_change_nothing_but_the_passes(forced_on_cpu, attention):
+    """Would catch a load whose other rows are not drafted, or ids of a pass that count for another row."""
+    engine = Engine(SpanModel(tiny_hf()), MARKERS)
+    prompt, others = text_prompt(17), [text_prompt(length) for length in (20, 31, 26)] * 20
+    drafter = DeviceDrafts(DraftHints())
+    plain, drafted = (
+        list(generate_among(engine, prompt, iter(others), 3, attention, max_new_tokens=60, drafter=one))
+        for one in (None, drafter)
+    )
+    ids = [[event.id for event in run if isinstance(event, Token)] for run in (plain, drafted)]
+    assert ids[0] == ids[1] and len(ids[0]) == 60
+    last = [event for event in drafted if isinstance(event, Token)][-1]
+    assert last.num_drafted > 0 and last.num_passes <= 59
+    assert sum(event.num_tokens for event in drafted if isinstance(event, OtherRows)) > 60
+    kept = batch_engines(engine)
+    assert set(kept) == {(attention, True, False, False), (attention, True, False, True)}

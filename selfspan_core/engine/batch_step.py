@@ -8,7 +8,6 @@ rules, or with drafts from the host, has it wait.
 """
 
 import functools
-import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,13 +29,12 @@ from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.rounds import NUM_SLOTS, BatchState, DraftRounds, Rounds, SingleRounds
 from selfspan_core.engine.row_rules import RowRules
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
+from selfspan_core.engine.step_graphs import StepGraphs
 from selfspan_core.engine.torch_parts import TorchParts
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.tracker import Tracker
 
-NUM_TIMED = 3
-"""Idle steps of a size that are timed before the first choice of one."""
 NUM_AHEAD = 4
 """Steps that the host launches ahead of the one whose ids it reads."""
 
@@ -114,13 +112,19 @@ class BatchStep:
         self._followed: dict[int, _Followed] = {}
         self._outstanding: deque[tuple[Timer, Callable[[float], First | Stepped]]] = deque()
         self.num_launched = self._num_numbered = 0
-        self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
         self._logits: dict[int, torch.Tensor] = {}
-        self._is_captured = parts is CudaParts
-        for size in sizes if self._is_captured else ():
-            self._warm_up(functools.partial(self._one_step, size))
-            self._graphs["step", size] = self._capture(functools.partial(self._one_step, size))
-            self._sizes.prime(size, self._idle_seconds(size))
+        self._graphs = StepGraphs(device, parts is CudaParts)
+        for size in sizes:
+            self._prepare(size)
+
+    def _prepare(self, size: int) -> None:
+        """Capture a step, and time it: of rows without a sequence, all that it reads is the weights."""
+        work = functools.partial(self._one_step, size)
+        self._graphs.warm_up(work)
+        seconds = self._graphs.seconds(("step", size), work)
+        if seconds is not None:
+            self._sizes.prime(size, seconds)
+        self._state.step.zero_()
 
     def _one_step(self, size: int) -> None:
         """Of `size` queries per row."""
@@ -141,37 +145,6 @@ class BatchStep:
         keys, values, queries = self.cache.keys[layer], self.cache.values[layer], self._queries[: len(qkv)]
         self._parts.ops.rotary_write(qkv, self._rotary, self._positions, queries, keys, values)
         return self._attend(layer, queries)
-
-    @torch.inference_mode()
-    def _warm_up(self, work: Callable[[], None]) -> None:
-        """What has to happen once before a capture; while no row has a sequence, `work` only counts steps."""
-        stream, current = torch.cuda.Stream(self.model.device), torch.cuda.current_stream(self.model.device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                work()
-        current.wait_stream(stream)
-        self._state.step.zero_()
-
-    @torch.inference_mode()
-    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """What a step does, as a graph; its kernels have run before. Nothing runs now."""
-        graph = torch.cuda.CUDAGraph()
-        # Another thread may use the device meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            work()
-        return graph
-
-    def _idle_seconds(self, size: int) -> float:
-        """Of a step of rows without a sequence: all that it reads is the weights."""
-        timers = []
-        for _ in range(NUM_TIMED):
-            timers.append(Timer(self.model.device))
-            self._run("step", size, self._one_step)
-            timers[-1].stop()
-        seconds = statistics.median(timer.seconds() for timer in timers)
-        self._state.step.zero_()
-        return seconds
 
     @property
     def num_ahead(self) -> int:
@@ -321,7 +294,7 @@ class BatchStep:
         for row in failures:
             self.clear(row)
         timer = Timer(self.model.device)
-        self._run("step", size, self._one_step)
+        self._graphs.run(("step", size), functools.partial(self._one_step, size))
         timer.stop()
         outcome = functools.partial(self._stepped, number, size, slot, failures)
         self._outstanding.append((timer, outcome))
@@ -346,13 +319,6 @@ class BatchStep:
             for row, ids in drafts.items():
                 self._rounds.inject(row, ids)
         return failures
-
-    def _run(self, kind: str, size: int, work: Callable[[int], None]) -> None:
-        graph = self._graphs.get((kind, size))
-        if graph is None:
-            work(size)
-        else:
-            graph.replay()
 
     @torch.inference_mode()
     def _stepped(
@@ -380,10 +346,8 @@ class BatchStep:
     def skip(self, num_steps: int) -> None:
         """So many steps without the model, which only rows that follow a script can take; nobody hears of their ids."""
         size = self._sizes.sizes[-1]
-        if self._is_captured and ("skip", size) not in self._graphs:
-            self._graphs["skip", size] = self._capture(functools.partial(self._one_skipped, size))
         for _ in range(num_steps):
-            self._run("skip", size, self._one_skipped)
+            self._graphs.run(("skip", size), functools.partial(self._one_skipped, size))
         self.num_launched += num_steps
 
     @torch.inference_mode()
