@@ -347,8 +347,9 @@ def test_drafts_among_others_change_nothing_but_the_passes(forced_on_cpu, attent
     engine = Engine(SpanModel(tiny_hf()), MARKERS)
     prompt, others = text_prompt(17), [text_prompt(length) for length in (20, 31, 26)] * 20
     drafter = DeviceDrafts(DraftHints())
+    common = {"max_new_tokens": 60, "annotated": False}  # drafted by lookup, whatever it writes
     plain, drafted = (
-        list(generate_among(engine, prompt, iter(others), 3, attention, max_new_tokens=60, drafter=one))
+        list(generate_among(engine, prompt, iter(others), 3, attention, drafter=one, **common))
         for one in (None, drafter)
     )
     ids = [[event.id for event in run if isinstance(event, Token)] for run in (plain, drafted)]
