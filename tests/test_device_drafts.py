@@ -16,12 +16,14 @@ from selfspan_core.engine.hints import DraftHints
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import render
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, State, Tracker
+from tests.support.attention_problem import needs_cuda
 from tests.support.drafts_on_cpu import Rows
+from tests.support.drafts_on_gpu import GpuRows
 from tests.support.kernel_on_cpu import COMPILER
 from tests.support.slow import examples
 from tests.support.span_examples import FIRST_TEXT, MARKERS, STREAMS, VOCAB, worked_example
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
 GRAMMAR = Grammar(
     *(MARKERS.ref, MARKERS.go, MARKERS.res, MARKERS.end, MARKERS.eos, MARKERS.anchors),
     *(VOCAB, MAX_READS, MAX_BODY_TOKENS),
@@ -69,9 +71,9 @@ class Reference:
         self.num_written += len(tokens)
 
 
-def make_rows(seeds, hints, annotated, streams=None):
+def make_rows(seeds, hints, annotated, streams=None, kind=Rows.idle):
     """Random worked examples, one per row, in both forms."""
-    rows = Rows.idle(GRAMMAR, len(seeds) + 1, LENGTH)
+    rows = kind(GRAMMAR, len(seeds) + 1, LENGTH)
     words = FixedWords(hints.num_reads, tuple(sorted(hints.between)), hints.behind)
     references = []
     for row, seed in enumerate(seeds):
@@ -157,6 +159,7 @@ def run_rounds(rows, references, num_queries, is_dense, rng, injected=None):
     return num_rounds
 
 
+@needs_compiler
 @pytest.mark.parametrize("annotated", [True, False])
 @pytest.mark.parametrize("hints", HINTS)
 @pytest.mark.parametrize("is_dense", [True, False])
@@ -168,6 +171,7 @@ def test_worked_examples(annotated, hints, is_dense):
         run_rounds(rows, references, rng.choice([4, 8, 16]), is_dense, rng)
 
 
+@needs_compiler
 @settings(max_examples=examples(60, 600), deadline=None)
 @given(STREAMS, st.sampled_from(HINTS), st.integers(0, 30), st.booleans())
 def test_streams_near_the_grammar(ids, hints, seed, annotated):
@@ -187,6 +191,7 @@ def adversarial_drafts(rng):
     return rng.choice([drafts, step * 3, [*drafts[:2], *step, *step]])
 
 
+@needs_compiler
 @pytest.mark.parametrize("is_dense", [True, False])
 def test_injected_drafts(is_dense):
     """Would catch a draft that is fed though it cannot be, one that leaves its name in the tracker, or a table of two
@@ -197,6 +202,7 @@ def test_injected_drafts(is_dense):
         run_rounds(rows, references, rng.choice([2, 7, 16]), is_dense, rng, adversarial_drafts)
 
 
+@needs_compiler
 def test_drafts_end_where_the_row_does():
     """Would catch a draft behind a row's last place, over its neighbour's text."""
     rows, references = make_rows([4], HINTS[1], True)
@@ -213,6 +219,7 @@ def test_drafts_end_where_the_row_does():
     assert run == 5
 
 
+@needs_compiler
 def test_a_script_is_what_is_drawn():
     """Would catch a replay that keeps drafts of its own instead of the recorded text."""
     rows, references = make_rows([7], HINTS[0], True)
@@ -237,9 +244,23 @@ def test_too_many_fixed_words_are_refused():
             order_at_start(GRAMMAR, {}, words)
 
 
+@needs_compiler
 def test_the_device_needs_no_more_than_its_own_drafts():
     """Would catch rows that wait for drafts from the host that never come."""
     rows, _ = make_rows([1], HINTS[0], True)
     assert (rows.buffers.injected == OWN_DRAFTS).all()
     rows.draft(16)
     assert rows.buffers.num_drafts[0] > 0
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("is_dense", [True, False])
+@pytest.mark.parametrize("annotated", [True, False])
+def test_gpu_same_as_python(annotated, is_dense):
+    """Would catch threads that read what another is about to write, which a CPU that runs them in turn does not show."""
+    rng = random.Random(8)
+    for first in range(4):
+        hints = HINTS[first % len(HINTS)]
+        rows, references = make_rows(range(9 * first, 9 * first + 9), hints, annotated, kind=GpuRows)
+        run_rounds(rows, references, rng.choice([4, 8, 16]), is_dense, rng, adversarial_drafts if first == 3 else None)
