@@ -263,4 +263,5 @@ def test_gpu_same_as_python(annotated, is_dense):
     for first in range(4):
         hints = HINTS[first % len(HINTS)]
         rows, references = make_rows(range(9 * first, 9 * first + 9), hints, annotated, kind=GpuRows)
-        run_rounds(rows, references, rng.choice([4, 8, 16]), is_dense, rng, adversarial_drafts if first == 3 else None)
+        injected = adversarial_drafts if first == 3 else None
+        run_rounds(rows, references, rng.choice([4, 8, 16]), is_dense, rng, injected)
