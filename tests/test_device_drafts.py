@@ -258,7 +258,7 @@ def test_the_device_needs_no_more_than_its_own_drafts():
 @pytest.mark.parametrize("is_dense", [True, False])
 @pytest.mark.parametrize("annotated", [True, False])
 def test_gpu_same_as_python(annotated, is_dense):
-    """Would catch threads that read what another is about to write, which a CPU that runs them in turn does not show."""
+    """Would catch threads that read what another is about to write: a CPU runs them in turn."""
     rng = random.Random(8)
     for first in range(4):
         hints = HINTS[first % len(HINTS)]

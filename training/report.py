@@ -24,6 +24,7 @@ from training.reports.kernel import kernel, kernel_brief, kernel_on, kernel_rema
 from training.reports.markdown import ROOT, from_document
 from training.reports.problems import problems, problems_brief
 from training.reports.products import products
+from training.reports.queries import queries
 from training.reports.summary import summaries, summaries_brief
 
 __all__ = ["BLOCK", "DOCUMENTS", "blocks", "filled", "kernel_on", "kernel_remarks", "main"]
@@ -42,6 +43,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "kernel": kernel,
     "kernel_brief": kernel_brief,
     "products": products,
+    "queries": queries,
 }
 """Blocks of the base model and of the machine's speed, which belong to no task."""
 TASK_BLOCKS: dict[EvaluationKind, dict[str, Callable[[type[Task[Any]]], str]]] = {

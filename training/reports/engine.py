@@ -15,7 +15,7 @@ HEADER = [
     "speedup to the answer",
 ]
 BRIEF_HEADER = [*HEADER[:4], "speedup per step", "speedup to the answer"]
-MOST_BRIEF_ROWS = 6
+MOST_BRIEF_ROWS = 3
 SHARED_CACHE = (
     "\\* Two or four layers share one cache, because a cache per layer does not fit into memory; the same number of "
     "bytes is read."
