@@ -18,7 +18,7 @@ HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 MAX_QUERIES = 16
 # Of a warp: queries times heads of a group (columns.cuh).
-MAX_COLUMNS = 16
+MAX_COLUMNS = 32
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Warps per multiprocessor (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
 WARPS_PER_SM = 8
