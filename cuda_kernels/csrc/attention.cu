@@ -14,6 +14,7 @@
 
 constexpr int NUM_THREADS = 32 * NUM_WARPS;
 constexpr int NUM_SLOTS = 2 * NUM_WARPS;
+constexpr int SLOTS_PER_WARP_IN_SHARED = IS_WIDE ? 1 : 2;
 // Eight warps have 64 KiB of loads in flight. With twelve, multiprocessors share memory less evenly and are 1-2 %
 // slower.
 constexpr int WARPS_PER_SM = 8;
@@ -61,7 +62,7 @@ constexpr int NO_ROW_HEAD = -1;
 
 // Shared memory of a block; the rows' part of the schedule lies behind it.
 struct SharedStorage {
-    float partials[NUM_SLOTS * PARTIAL_FLOATS];
+    float partials[NUM_WARPS * SLOTS_PER_WARP_IN_SHARED * PARTIAL_FLOATS];
     // Two slots per warp: of a row-head that began before the warp's range, and of one that continues behind it.
     Slot slots[NUM_SLOTS];
     // Row-heads shared with other blocks: one began before the block, one continues behind.
@@ -118,70 +119,88 @@ struct OnlineSoftmax {
         }
     }
 
-    // Scores become exponentials relative to the running maximum; earlier sums are rescaled to the new maximum.
+    // Whether the queries see the entries of this lane's scores, as bits: entry_of_row(lane.row(), half) of a sub-tile.
     // seen_by: with several queries, the bits of those that see tile entry `lane % TILE_TOKENS`, none behind the last.
-    DEVICE void update(Scores& scores, int num_valid, u32 seen_by, float scale, Lane lane) {
-        u32 seen[SUB_TILES][2];
-        if (IS_MASKED) {
+    struct Seen {
+        u32 bits[SUB_TILES][2];
+
+        DEVICE Seen(u32 seen_by, Lane lane) {
+            if (!IS_MASKED) return;
 #pragma unroll
             for (int sub = 0; sub < SUB_TILES; sub++)
 #pragma unroll
                 for (int half = 0; half < 2; half++)
-                    seen[sub][half] = __shfl_sync(FULL_WARP, seen_by, 16 * sub + entry_of_row(lane.row(), half));
+                    bits[sub][half] = __shfl_sync(FULL_WARP, seen_by, 16 * sub + entry_of_row(lane.row(), half));
         }
-#pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++) {
-            float new_max[2] = {MIN_SCORE, MIN_SCORE};
-#pragma unroll
-            for (int sub = 0; sub < SUB_TILES; sub++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float& s = scores[sub][tile][i];
-                    bool valid = IS_MASKED ? seen[sub][i / 2] >> query_of(8 * tile + 2 * lane.column() + i % 2) & 1
-                                           : 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
-                    s = valid ? s * scale : MIN_SCORE;
-                    new_max[i % 2] = fmaxf(new_max[i % 2], s);
-                }
-            }
-            float rescale[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                for (int step = 4; step < 32; step *= 2)
-                    new_max[h] = fmaxf(new_max[h], __shfl_xor_sync(FULL_WARP, new_max[h], step));
-                new_max[h] = fmaxf(new_max[h], max_score[tile][h]);
-                rescale[h] = exp2_fast(max_score[tile][h] - new_max[h]);
-                max_score[tile][h] = new_max[h];
-                exp_sum[tile][h] *= rescale[h];
-            }
-#pragma unroll
-            for (int sub = 0; sub < SUB_TILES; sub++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float& s = scores[sub][tile][i];
-                    s = exp2_fast(s - new_max[i % 2]);
-                    exp_sum[tile][i % 2] += s;
-                }
-            }
-#pragma unroll
-            for (int m = 0; m < ACC_TILES; m++) {
-                acc[tile][m][0] *= rescale[0];
-                acc[tile][m][1] *= rescale[1];
-                acc[tile][m][2] *= rescale[0];
-                acc[tile][m][3] *= rescale[1];
-            }
-        }
-    }
+    };
 
-    DEVICE void accumulate_values(const Scores& weights, const ValueFragment& values) {
+    // Scores of one tile of columns become exponentials relative to the running maximum; earlier sums are rescaled to
+    // the new maximum.
+    DEVICE void update(Scores& scores, int tile, int num_valid, const Seen& seen, float scale, Lane lane) {
+        float new_max[2] = {MIN_SCORE, MIN_SCORE};
 #pragma unroll
         for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
-            for (int tile = 0; tile < COLUMN_TILES; tile++) {
-                const float (&w)[4] = weights[sub][tile];
-                u32 weights0 = transpose_8x8(pack(w[0], w[1])), weights1 = transpose_8x8(pack(w[2], w[3]));
-                mma_values(acc[tile], values, sub, weights0, weights1);
+            for (int i = 0; i < 4; i++) {
+                float& s = scores[sub][tile][i];
+                bool valid = IS_MASKED ? seen.bits[sub][i / 2] >> query_of(8 * tile + 2 * lane.column() + i % 2) & 1
+                                       : 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
+                s = valid ? s * scale : MIN_SCORE;
+                new_max[i % 2] = fmaxf(new_max[i % 2], s);
             }
         }
+        float rescale[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            for (int step = 4; step < 32; step *= 2)
+                new_max[h] = fmaxf(new_max[h], __shfl_xor_sync(FULL_WARP, new_max[h], step));
+            new_max[h] = fmaxf(new_max[h], max_score[tile][h]);
+            rescale[h] = exp2_fast(max_score[tile][h] - new_max[h]);
+            max_score[tile][h] = new_max[h];
+            exp_sum[tile][h] *= rescale[h];
+        }
+#pragma unroll
+        for (int sub = 0; sub < SUB_TILES; sub++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float& s = scores[sub][tile][i];
+                s = exp2_fast(s - new_max[i % 2]);
+                exp_sum[tile][i % 2] += s;
+            }
+        }
+#pragma unroll
+        for (int m = 0; m < ACC_TILES; m++) {
+            acc[tile][m][0] *= rescale[0];
+            acc[tile][m][1] *= rescale[1];
+            acc[tile][m][2] *= rescale[0];
+            acc[tile][m][3] *= rescale[1];
+        }
+    }
+
+    DEVICE void accumulate_values(const Scores& weights, const ValueFragment& values, int sub, int tile) {
+        const float (&w)[4] = weights[sub][tile];
+        u32 weights0 = transpose_8x8(pack(w[0], w[1])), weights1 = transpose_8x8(pack(w[2], w[3]));
+        mma_values(acc[tile], values, sub, weights0, weights1);
+    }
+
+    // Takes in a tile's scores and values.
+    DEVICE void add(Scores& scores, const ValueFragment& values, int num_valid, u32 seen_by, float scale, Lane lane) {
+        Seen seen(seen_by, lane);
+        if (IS_WIDE) {
+#pragma unroll
+            for (int tile = 0; tile < COLUMN_TILES; tile++) {
+                update(scores, tile, num_valid, seen, scale, lane);
+#pragma unroll
+                for (int sub = 0; sub < SUB_TILES; sub++) accumulate_values(scores, values, sub, tile);
+            }
+            return;
+        }
+#pragma unroll
+        for (int tile = 0; tile < COLUMN_TILES; tile++) update(scores, tile, num_valid, seen, scale, lane);
+#pragma unroll
+        for (int sub = 0; sub < SUB_TILES; sub++)
+#pragma unroll
+            for (int tile = 0; tile < COLUMN_TILES; tile++) accumulate_values(scores, values, sub, tile);
     }
 
     // Sums the lanes' exponentials: afterwards every lane has the sum over all tokens.
@@ -256,7 +275,7 @@ struct OnlineSoftmax {
 // while the first tile is loaded. The entries' addresses do not depend on the kernel before; their contents may.
 template <class Overlapped>
 DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv_head, int num_spans, int first,
-                   int last, int step, Lane lane, Overlapped overlapped) {
+                   int last, int step, float* own_memory, Lane lane, Overlapped overlapped) {
     const u16* keys = params.keys.at(row, kv_head);
     const u16* values = params.values.at(row, kv_head);
     // Places behind the last entry load the last entry again, and get weight 0.
@@ -267,7 +286,7 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
     auto seen_by_queries = [&] { return IS_MASKED && entry < last ? cursor.seen_by(position) >> first_query() : 0u; };
     u32 seen_by = seen_by_queries();
     wait_for_prior_grids();
-    QueryFragment queries;
+    Queries queries(own_memory, lane);
     const u16* group = params.queries.at(row, 0, kv_head * GROUP);
     queries.load(
         [&](int column) {
@@ -294,8 +313,7 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
         Scores scores;
         compute_scores(scores, key_tile, queries, lane);
         if (more) key_tile.load(keys, params.keys.token_stride, position, lane);
-        softmax.update(scores, last - tile, tile_seen_by, params.scale, lane);
-        softmax.accumulate_values(scores, value_tile);
+        softmax.add(scores, value_tile, last - tile, tile_seen_by, params.scale, lane);
         if (more) value_tile.load(values, params.values.token_stride, position, lane);
     }
     softmax.reduce_exp_sum();
@@ -361,6 +379,7 @@ DEVICE Partials partials_in_slots(const SharedStorage& shared, u32 run, int colu
 DEVICE void attend_range(const Params& params, SharedStorage& shared, int warp, Lane lane) {
     const Schedule& schedule = shared.schedule;
     Slot* slots = shared.slots + 2 * warp;
+    float* own_memory = shared.partials + warp * SLOTS_PER_WARP_IN_SHARED * PARTIAL_FLOATS;
     if (lane.index < 2) slots[lane.index].row_head = NO_ROW_HEAD;
     __syncwarp();
     WorkRange range = schedule.range_of_warp(work_block() * NUM_WARPS + warp);
@@ -378,7 +397,7 @@ DEVICE void attend_range(const Params& params, SharedStorage& shared, int warp, 
                     slots[slot] = {at.row << 16 | at.head, schedule.blocks_of(at.row, at.head), 0};
             };
             OnlineSoftmax softmax;
-            attend(softmax, params, at.row, at.head, schedule.num_spans(at.row), first, last, step, lane, label);
+            attend(softmax, params, at.row, at.head, schedule.num_spans(at.row), first, last, step, own_memory, lane, label);
             if (is_whole)
                 softmax.write(params, at.row, at.head, schedule.num_kv_heads, lane);
             else

@@ -113,6 +113,8 @@ struct QueryTile {
 struct QueryFragment {
     QueryTile tiles[COLUMN_TILES];
 
+    DEVICE QueryFragment(float*, Lane) {}
+
     template <class QueryAt>
     DEVICE void load(QueryAt query_at, Lane lane) {
 #pragma unroll
@@ -144,6 +146,7 @@ struct SharedQueries {
     static constexpr int VECTORS = COLUMN_TILES * SharedQueryTile::VECTORS;  // of a lane
     uint4* vectors;
 
+    DEVICE SharedQueries(float* memory, Lane lane) : vectors(reinterpret_cast<uint4*>(memory) + lane.index) {}
     template <class QueryAt>
     DEVICE void load(QueryAt query_at, Lane lane) const {
 #pragma unroll
@@ -155,6 +158,16 @@ struct SharedQueries {
     }
     DEVICE SharedQueryTile tile(int tile) const { return {vectors + 32 * SharedQueryTile::VECTORS * tile}; }
 };
+
+template <bool IS_WIDE_>
+struct ChooseQueries {
+    typedef QueryFragment type;
+};
+template <>
+struct ChooseQueries<true> {
+    typedef SharedQueries type;
+};
+typedef ChooseQueries<IS_WIDE>::type Queries;
 
 // scores[sub][tile]: entries of rows lane.row() and + 8, columns 8 * tile + 2 * lane.column() and + 1.
 typedef float Scores[SUB_TILES][COLUMN_TILES][4];
@@ -180,7 +193,6 @@ DEVICE void mma_keys(float (&d)[4], const KeyFragment& keys, const Tile& queries
 // Each mma is valid in every second row only, and there it sums half of the dimensions; the neighbouring row has the
 // other half. The tensor cores have time for that, and whole cache lines make memory faster. When the two rows add
 // their halves, the even one keeps the first eight entries and the odd one the others.
-template <class Queries>
 DEVICE void compute_scores(Scores& scores, const KeyFragment& keys, const Queries& queries, Lane lane) {
 #pragma unroll
     for (int sub = 0; sub < SUB_TILES; sub++) {
