@@ -108,6 +108,21 @@ struct OnlineSoftmax {
     float max_score[COLUMN_TILES][2];  // of columns 2 * lane.column() and + 1, the same in all rows
     float exp_sum[COLUMN_TILES][2];    // this lane's tokens only, until `reduce_exp_sum`
 
+    // Of many columns, maximum and sum wait in shared memory between tiles of tokens: every lane has its own copy.
+    float4* waiting;  // this lane's of each tile of columns, every 32nd
+
+    DEVICE void fetch(int tile) {
+        if (!IS_WIDE) return;
+        float4 x = waiting[32 * tile];
+        max_score[tile][0] = x.x, max_score[tile][1] = x.y;
+        exp_sum[tile][0] = x.z, exp_sum[tile][1] = x.w;
+    }
+    DEVICE void leave(int tile) {
+        if (IS_WIDE)
+            waiting[32 * tile] =
+                make_float4(max_score[tile][0], max_score[tile][1], exp_sum[tile][0], exp_sum[tile][1]);
+    }
+
     DEVICE void clear() {
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; tile++) {
@@ -116,6 +131,7 @@ struct OnlineSoftmax {
                 acc[tile][m][0] = acc[tile][m][1] = acc[tile][m][2] = acc[tile][m][3] = 0.f;
             max_score[tile][0] = max_score[tile][1] = MIN_SCORE;
             exp_sum[tile][0] = exp_sum[tile][1] = 0.f;
+            leave(tile);
         }
     }
 
@@ -150,6 +166,7 @@ struct OnlineSoftmax {
             }
         }
         float rescale[2];
+        fetch(tile);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             for (int step = 4; step < 32; step *= 2)
@@ -168,6 +185,7 @@ struct OnlineSoftmax {
                 exp_sum[tile][i % 2] += s;
             }
         }
+        leave(tile);
 #pragma unroll
         for (int m = 0; m < ACC_TILES; m++) {
             acc[tile][m][0] *= rescale[0];
@@ -206,11 +224,13 @@ struct OnlineSoftmax {
     // Sums the lanes' exponentials: afterwards every lane has the sum over all tokens.
     DEVICE void reduce_exp_sum() {
 #pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++)
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
+            fetch(tile);
 #pragma unroll
             for (int h = 0; h < 2; h++)
                 for (int step = 4; step < 32; step *= 2)
                     exp_sum[tile][h] += __shfl_xor_sync(FULL_WARP, exp_sum[tile][h], step);
+        }
     }
 
     DEVICE void store(float* partial, Lane lane) const {
@@ -300,6 +320,7 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
     ValueFragment value_tile;
     key_tile.load(keys, params.keys.token_stride, position, lane);
     value_tile.load(values, params.values.token_stride, position, lane);
+    softmax.waiting = reinterpret_cast<float4*>(own_memory) + 32 * SharedQueries::VECTORS + lane.index;
     softmax.clear();
     overlapped();
     for (int tile = first; tile < last; tile += step * TILE_TOKENS) {
