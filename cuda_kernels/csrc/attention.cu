@@ -207,7 +207,7 @@ struct OnlineSoftmax {
         if (IS_WIDE) {
 #pragma unroll
             for (int tile = 0; tile < COLUMN_TILES; tile++) {
-                update(scores, tile, num_valid, seen, scale, lane);
+                update(scores, tile, num_valid, seen, scale, Lane());
 #pragma unroll
                 for (int sub = 0; sub < SUB_TILES; sub++) accumulate_values(scores, values, sub, tile);
             }
