@@ -207,7 +207,7 @@ struct OnlineSoftmax {
         if (IS_WIDE) {
 #pragma unroll
             for (int tile = 0; tile < COLUMN_TILES; tile++) {
-                update(scores, tile, num_valid, seen, scale, Lane());
+                update(scores, tile, num_valid, seen, scale, again(lane));
 #pragma unroll
                 for (int sub = 0; sub < SUB_TILES; sub++) accumulate_values(scores, values, sub, tile);
             }
@@ -326,16 +326,16 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
     for (int tile = first; tile < last; tile += step * TILE_TOKENS) {
         bool more = tile + step * TILE_TOKENS < last;
         u32 tile_seen_by = seen_by;
-        entry += step * TILE_TOKENS;
+        entry = IS_WIDE ? tile + step * TILE_TOKENS + again(lane).index % TILE_TOKENS : entry + step * TILE_TOKENS;
         if (more) {
             position = cursor.position(min(entry, last - 1));
             seen_by = seen_by_queries();
         }
         Scores scores;
-        compute_scores(scores, key_tile, queries, lane);
-        if (more) key_tile.load(keys, params.keys.token_stride, position, lane);
+        compute_scores(scores, key_tile, queries, again(lane));
+        if (more) key_tile.load(keys, params.keys.token_stride, position, again(lane));
         softmax.add(scores, value_tile, last - tile, tile_seen_by, params.scale, lane);
-        if (more) value_tile.load(values, params.values.token_stride, position, lane);
+        if (more) value_tile.load(values, params.values.token_stride, position, again(lane));
     }
     softmax.reduce_exp_sum();
 }
@@ -420,9 +420,9 @@ DEVICE void attend_range(const Params& params, SharedStorage& shared, int warp, 
             OnlineSoftmax softmax;
             attend(softmax, params, at.row, at.head, schedule.num_spans(at.row), first, last, step, own_memory, lane, label);
             if (is_whole)
-                softmax.write(params, at.row, at.head, schedule.num_kv_heads, lane);
+                softmax.write(params, at.row, at.head, schedule.num_kv_heads, again(lane));
             else
-                softmax.store(shared.partials + (2 * warp + slot) * PARTIAL_FLOATS, lane);
+                softmax.store(shared.partials + (2 * warp + slot) * PARTIAL_FLOATS, again(lane));
         }
         remaining -= Schedule::work_length(visible) - at.tile;
         if (remaining > 0) at = schedule.next_row_head(at);

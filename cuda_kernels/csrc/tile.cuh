@@ -30,6 +30,11 @@ struct Lane {
     DEVICE bool is_odd_row() const { return index & 4; }
 };
 
+// With many columns, the lane is read again at every use, so that what is derived from it takes up no registers between.
+DEVICE Lane again(Lane lane) {
+    return IS_WIDE ? Lane() : lane;
+}
+
 // The list entry that stands in row `row` + 8 * half of a sub-tile's scores and weights. Even rows hold the first eight
 // entries: `compute_scores` says why.
 DEVICE int entry_of_row(int row, int half) {
