@@ -150,10 +150,8 @@ struct OnlineSoftmax {
         }
     };
 
-    // Scores of one tile of columns become exponentials relative to the running maximum; earlier sums are rescaled to
-    // the new maximum.
-    DEVICE void update(Scores& scores, int tile, int num_valid, const Seen& seen, float scale, Lane lane) {
-        float new_max[2] = {MIN_SCORE, MIN_SCORE};
+    // Scales the scores of one tile of columns; those that do not count become the lowest.
+    DEVICE static void mask(Scores& scores, int tile, int num_valid, const Seen& seen, float scale, Lane lane) {
 #pragma unroll
         for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
@@ -162,9 +160,18 @@ struct OnlineSoftmax {
                 bool valid = IS_MASKED ? seen.bits[sub][i / 2] >> query_of(8 * tile + 2 * lane.column() + i % 2) & 1
                                        : 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
                 s = valid ? s * scale : MIN_SCORE;
-                new_max[i % 2] = fmaxf(new_max[i % 2], s);
             }
         }
+    }
+
+    // Scores of one tile of columns become exponentials relative to the running maximum; earlier sums are rescaled to
+    // the new maximum.
+    DEVICE void update(Scores& scores, int tile) {
+        float new_max[2] = {MIN_SCORE, MIN_SCORE};
+#pragma unroll
+        for (int sub = 0; sub < SUB_TILES; sub++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) new_max[i % 2] = fmaxf(new_max[i % 2], scores[sub][tile][i]);
         float rescale[2];
         fetch(tile);
 #pragma unroll
@@ -201,20 +208,25 @@ struct OnlineSoftmax {
         mma_values(acc[tile], values, sub, weights0, weights1);
     }
 
-    // Takes in a tile's scores and values.
-    DEVICE void add(Scores& scores, const ValueFragment& values, int num_valid, u32 seen_by, float scale, Lane lane) {
+    static DEVICE void mask(Scores& scores, int num_valid, u32 seen_by, float scale, Lane lane) {
         Seen seen(seen_by, lane);
+#pragma unroll
+        for (int tile = 0; tile < COLUMN_TILES; tile++) mask(scores, tile, num_valid, seen, scale, lane);
+    }
+
+    // Takes in a tile's scores and values.
+    DEVICE void add(Scores& scores, const ValueFragment& values) {
         if (IS_WIDE) {
 #pragma unroll
             for (int tile = 0; tile < COLUMN_TILES; tile++) {
-                update(scores, tile, num_valid, seen, scale, again(lane));
+                update(scores, tile);
 #pragma unroll
                 for (int sub = 0; sub < SUB_TILES; sub++) accumulate_values(scores, values, sub, tile);
             }
             return;
         }
 #pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++) update(scores, tile, num_valid, seen, scale, lane);
+        for (int tile = 0; tile < COLUMN_TILES; tile++) update(scores, tile);
 #pragma unroll
         for (int sub = 0; sub < SUB_TILES; sub++)
 #pragma unroll
@@ -315,7 +327,7 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
             return group + (IS_MASKED ? query * params.queries.query_stride : 0) +
                    head_of(column) * params.queries.head_stride;
         },
-        lane);
+        again(lane));
     KeyFragment key_tile;
     ValueFragment value_tile;
     key_tile.load(keys, params.keys.token_stride, position, lane);
@@ -326,15 +338,22 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
     for (int tile = first; tile < last; tile += step * TILE_TOKENS) {
         bool more = tile + step * TILE_TOKENS < last;
         u32 tile_seen_by = seen_by;
-        entry = IS_WIDE ? tile + step * TILE_TOKENS + again(lane).index % TILE_TOKENS : entry + step * TILE_TOKENS;
-        if (more) {
+        Scores scores;
+        auto advance = [&] {
+            entry = IS_WIDE ? tile + step * TILE_TOKENS + again(lane).index % TILE_TOKENS : entry + step * TILE_TOKENS;
+            if (!more) return;
             position = cursor.position(min(entry, last - 1));
             seen_by = seen_by_queries();
-        }
-        Scores scores;
+        };
+        if (!IS_WIDE) advance();
         compute_scores(scores, key_tile, queries, again(lane));
+        if (IS_WIDE) {
+            softmax.mask(scores, last - tile, tile_seen_by, params.scale, again(lane));
+            advance();
+        }
         if (more) key_tile.load(keys, params.keys.token_stride, position, again(lane));
-        softmax.add(scores, value_tile, last - tile, tile_seen_by, params.scale, lane);
+        if (!IS_WIDE) softmax.mask(scores, last - tile, tile_seen_by, params.scale, lane);
+        softmax.add(scores, value_tile);
         if (more) value_tile.load(values, params.values.token_stride, position, again(lane));
     }
     softmax.reduce_exp_sum();
