@@ -150,28 +150,37 @@ struct OnlineSoftmax {
         }
     };
 
-    // Scales the scores of one tile of columns; those that do not count become the lowest.
-    DEVICE static void mask(Scores& scores, int tile, int num_valid, const Seen& seen, float scale, Lane lane) {
+    // A score in base 2; one that does not count is the lowest.
+    static DEVICE float masked(const Scores& scores, int sub, int tile, int i, int num_valid, const Seen& seen,
+                               float scale, Lane lane) {
+        bool valid = IS_MASKED ? seen.bits[sub][i / 2] >> query_of(8 * tile + 2 * lane.column() + i % 2) & 1
+                               : 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
+        return valid ? scores[sub][tile][i] * scale : MIN_SCORE;
+    }
+
+    static DEVICE void mask(Scores& scores, u32 seen_by, float scale, Lane lane) {
+        Seen seen(seen_by, lane);
+#pragma unroll
+        for (int tile = 0; tile < COLUMN_TILES; tile++)
+#pragma unroll
+            for (int sub = 0; sub < SUB_TILES; sub++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) scores[sub][tile][i] = masked(scores, sub, tile, i, 0, seen, scale, lane);
+    }
+
+    // Scores of one tile of columns become exponentials relative to the running maximum; earlier sums are rescaled to
+    // the new maximum.
+    DEVICE void update(Scores& scores, int tile, int num_valid, const Seen& seen, float scale, Lane lane) {
+        float new_max[2] = {MIN_SCORE, MIN_SCORE};
 #pragma unroll
         for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float& s = scores[sub][tile][i];
-                bool valid = IS_MASKED ? seen.bits[sub][i / 2] >> query_of(8 * tile + 2 * lane.column() + i % 2) & 1
-                                       : 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
-                s = valid ? s * scale : MIN_SCORE;
+                if (!IS_WIDE) s = masked(scores, sub, tile, i, num_valid, seen, scale, lane);
+                new_max[i % 2] = fmaxf(new_max[i % 2], s);
             }
         }
-    }
-
-    // Scores of one tile of columns become exponentials relative to the running maximum; earlier sums are rescaled to
-    // the new maximum.
-    DEVICE void update(Scores& scores, int tile) {
-        float new_max[2] = {MIN_SCORE, MIN_SCORE};
-#pragma unroll
-        for (int sub = 0; sub < SUB_TILES; sub++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) new_max[i % 2] = fmaxf(new_max[i % 2], scores[sub][tile][i]);
         float rescale[2];
         fetch(tile);
 #pragma unroll
@@ -208,25 +217,20 @@ struct OnlineSoftmax {
         mma_values(acc[tile], values, sub, weights0, weights1);
     }
 
-    static DEVICE void mask(Scores& scores, int num_valid, u32 seen_by, float scale, Lane lane) {
-        Seen seen(seen_by, lane);
-#pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++) mask(scores, tile, num_valid, seen, scale, lane);
-    }
-
     // Takes in a tile's scores and values.
-    DEVICE void add(Scores& scores, const ValueFragment& values) {
+    DEVICE void add(Scores& scores, const ValueFragment& values, int num_valid, u32 seen_by, float scale, Lane lane) {
+        Seen seen(IS_WIDE ? 0 : seen_by, lane);
         if (IS_WIDE) {
 #pragma unroll
             for (int tile = 0; tile < COLUMN_TILES; tile++) {
-                update(scores, tile);
+                update(scores, tile, num_valid, seen, scale, lane);
 #pragma unroll
                 for (int sub = 0; sub < SUB_TILES; sub++) accumulate_values(scores, values, sub, tile);
             }
             return;
         }
 #pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++) update(scores, tile);
+        for (int tile = 0; tile < COLUMN_TILES; tile++) update(scores, tile, num_valid, seen, scale, lane);
 #pragma unroll
         for (int sub = 0; sub < SUB_TILES; sub++)
 #pragma unroll
@@ -348,12 +352,11 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
         if (!IS_WIDE) advance();
         compute_scores(scores, key_tile, queries, again(lane));
         if (IS_WIDE) {
-            softmax.mask(scores, last - tile, tile_seen_by, params.scale, again(lane));
+            softmax.mask(scores, tile_seen_by, params.scale, again(lane));
             advance();
         }
         if (more) key_tile.load(keys, params.keys.token_stride, position, again(lane));
-        if (!IS_WIDE) softmax.mask(scores, last - tile, tile_seen_by, params.scale, lane);
-        softmax.add(scores, value_tile);
+        softmax.add(scores, value_tile, last - tile, tile_seen_by, params.scale, lane);
         if (more) value_tile.load(values, params.values.token_stride, position, again(lane));
     }
     softmax.reduce_exp_sum();
