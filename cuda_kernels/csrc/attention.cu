@@ -45,7 +45,8 @@ struct Params {
     int max_spans;
     float scale;  // includes log2(e)
     // Of every column block:
-    float* partials;  // [num_row_heads] first splits, then [num_blocks] later splits
+    float* partials;  // [num_row_heads] first splits, then [num_blocks] later splits; behind them all, where slots have
+                      // no room in shared memory, one per warp of the grid
     int* arrived;     // [num_row_heads] splits that are done, where blocks share a row-head; 0 between launches
 };
 
@@ -54,7 +55,10 @@ struct Params {
 struct Slot {
     int row_head;
     BlockRange blocks;
-    int is_last;  // set when the split is counted: it was the last one to finish
+    union {
+        int is_last;   // of a pending row-head, set when the split is counted: it was the last one to finish
+        int is_apart;  // of a warp's slot: its partial result lies in global memory
+    };
     DEVICE int row() const { return row_head >> 16; }
     DEVICE int head() const { return row_head & 0xffff; }
 };
@@ -63,7 +67,9 @@ constexpr int NO_ROW_HEAD = -1;
 // Shared memory of a block; the rows' part of the schedule lies behind it.
 struct SharedStorage {
     float partials[NUM_WARPS * SLOTS_PER_WARP_IN_SHARED * PARTIAL_FLOATS];
-    // Two slots per warp: of a row-head that began before the warp's range, and of one that continues behind it.
+    // Two slots per warp: of a row-head that began before the warp's range, and of one that continues behind it. Where
+    // there is room for one partial result only, it is that of the warp's last row-head, and until then holds what the
+    // warp has no registers for; that of an earlier row-head lies in global memory.
     Slot slots[NUM_SLOTS];
     // Row-heads shared with other blocks: one began before the block, one continues behind.
     Slot pending[2];
@@ -101,6 +107,9 @@ DEVICE void write_lse(const Params& params, int row, int query, int head, int nu
     float lse = sees_nothing(max_score) ? minus_infinity() : (max_score + log2_fast(exp_sum)) * LN_2;
     params.lse[((i64)row * NUM_QUERIES + query) * num_kv_heads * GROUP + head] = lse;
 }
+
+// What a warp keeps in the memory of its slot until it has a partial result.
+static_assert(!IS_WIDE || 512 * (SharedQueries::VECTORS + COLUMN_TILES) <= 4 * PARTIAL_FLOATS, "there is no room");
 
 // Online softmax (arXiv 1805.02867) of one row-head's columns over a split of its tokens, in the registers of a warp.
 struct OnlineSoftmax {
@@ -360,6 +369,8 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
         if (more) value_tile.load(values, params.values.token_stride, position, again(lane));
     }
     softmax.reduce_exp_sum();
+    // Now the warp's memory takes a partial result: no lane needs its queries any more.
+    if (IS_WIDE) __syncwarp();
 }
 
 // The output of one column of a row-head.
@@ -379,6 +390,12 @@ DEVICE void write_column(const Params& params, const Merged& merged, const Slot&
 DEVICE float* partial_at(const Params& params, const Schedule& schedule, i64 index) {
     i64 of_column_block = (i64)column_block() * (schedule.num_row_heads() + schedule.num_blocks);
     return params.partials + (of_column_block + index) * PARTIAL_FLOATS;
+}
+
+// The partial result of a slot that has no room in shared memory.
+DEVICE float* partial_apart(const Params& params, const Schedule& schedule, int warp) {
+    i64 merged = (i64)COLUMN_BLOCKS * (schedule.num_row_heads() + schedule.num_blocks);
+    return params.partials + (merged + (i64)blockIdx.x * NUM_WARPS + warp) * PARTIAL_FLOATS;
 }
 
 // Where this block leaves its split of a row-head that it shares with other blocks.
@@ -411,7 +428,16 @@ DEVICE Partials partials_of_blocks(const Params& params, const Schedule& schedul
     return {partials + first * PARTIAL_FLOATS, partials + base * PARTIAL_FLOATS,
             FULL_WARP >> max(0, 32 - (num_splits - split))};
 }
-DEVICE Partials partials_in_slots(const SharedStorage& shared, u32 run, int column) {
+DEVICE Partials partials_in_slots(const Params& params, const SharedStorage& shared, u32 run, int column, Lane lane) {
+    if (IS_WIDE) {
+        // A warp has at most one slot in a run, and only the last one may lie apart.
+        u32 warps = __ballot_sync(FULL_WARP, lane.index < NUM_WARPS && (run >> 2 * lane.index & 3) != 0);
+        int first = __ffs(warps) - 1, last = 31 - __clz(warps), at = column * COLUMN_FLOATS;
+        const float* base = shared.partials + first * PARTIAL_FLOATS + at;
+        bool is_apart = shared.slots[31 - __clz(run)].is_apart;
+        const float* apart = is_apart ? partial_apart(params, shared.schedule, last) + at : base;
+        return {apart, base, warps >> first, is_apart ? last - first : 0};
+    }
     int first = __ffs(run) - 1;
     const float* partials = shared.partials + first * PARTIAL_FLOATS + column * COLUMN_FLOATS;
     return {partials, partials, run >> first};
@@ -435,16 +461,19 @@ DEVICE void attend_range(const Params& params, SharedStorage& shared, int warp, 
         if (first < last) {
             bool is_whole = first == 0 && last == visible && step == 1;
             int slot = first == 0;
+            bool is_apart = IS_WIDE && remaining > Schedule::work_length(visible) - at.tile;
             auto label = [&] {
                 if (!is_whole && lane.index == 0)
-                    slots[slot] = {at.row << 16 | at.head, schedule.blocks_of(at.row, at.head), 0};
+                    slots[slot] = {at.row << 16 | at.head, schedule.blocks_of(at.row, at.head), {is_apart}};
             };
             OnlineSoftmax softmax;
             attend(softmax, params, at.row, at.head, schedule.num_spans(at.row), first, last, step, own_memory, lane, label);
             if (is_whole)
                 softmax.write(params, at.row, at.head, schedule.num_kv_heads, again(lane));
+            else if (!IS_WIDE)
+                softmax.store(shared.partials + (2 * warp + slot) * PARTIAL_FLOATS, lane);
             else
-                softmax.store(shared.partials + (2 * warp + slot) * PARTIAL_FLOATS, again(lane));
+                softmax.store(is_apart ? partial_apart(params, schedule, warp) : own_memory, again(lane));
         }
         remaining -= Schedule::work_length(visible) - at.tile;
         if (remaining > 0) at = schedule.next_row_head(at);
@@ -489,7 +518,7 @@ DEVICE void merge_step(const Params& params, SharedStorage& shared, const Runs& 
         int num_splits = across_blocks ? slot.blocks.last - slot.blocks.first + 1 : 1;
         for (int split = 0; split < num_splits; split += 32)
             merged.add(across_blocks ? partials_of_blocks(params, schedule, slot, split, column)
-                                     : partials_in_slots(shared, run, column),
+                                     : partials_in_slots(params, shared, run, column, lane),
                        lane.index);
         if (across_blocks || slot.blocks.first == slot.blocks.last) {
             write_column(params, merged, slot, column, schedule.num_kv_heads, lane);

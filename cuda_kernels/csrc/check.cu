@@ -99,7 +99,8 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
     auto* d_lse = on_device(std::vector<float>(batch * NUM_QUERIES * num_heads, NAN));
     auto* d_partials =
-        on_device(std::vector<float>(COLUMN_BLOCKS * (batch * num_kv_heads + num_blocks) * PARTIAL_FLOATS, NAN));
+        on_device(std::vector<float>(
+            COLUMN_BLOCKS * (batch * num_kv_heads + num_blocks * (IS_WIDE ? 1 + NUM_WARPS : 1)) * PARTIAL_FLOATS, NAN));
     const int shared_bytes = (int)sizeof(SharedStorage) - (int)sizeof(Schedule) + 4 * schedule_words;
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;
