@@ -430,13 +430,13 @@ DEVICE Partials partials_of_blocks(const Params& params, const Schedule& schedul
 }
 DEVICE Partials partials_in_slots(const Params& params, const SharedStorage& shared, u32 run, int column, Lane lane) {
     if (IS_WIDE) {
-        // A warp has at most one slot in a run, and only the last one may lie apart.
+        // A warp has at most one slot in a run. Only the last one may lie apart: it comes first.
         u32 warps = __ballot_sync(FULL_WARP, lane.index < NUM_WARPS && (run >> 2 * lane.index & 3) != 0);
         int first = __ffs(warps) - 1, last = 31 - __clz(warps), at = column * COLUMN_FLOATS;
-        const float* base = shared.partials + first * PARTIAL_FLOATS + at;
-        bool is_apart = shared.slots[31 - __clz(run)].is_apart;
-        const float* apart = is_apart ? partial_apart(params, shared.schedule, last) + at : base;
-        return {apart, base, warps >> first, is_apart ? last - first : 0};
+        const float* last_partial = shared.slots[31 - __clz(run)].is_apart ? partial_apart(params, shared.schedule, last)
+                                                                           : shared.partials + last * PARTIAL_FLOATS;
+        return {last_partial + at, shared.partials + (first - 1) * PARTIAL_FLOATS + at,
+                (warps & ~(1u << last)) >> first << 1 | 1};
     }
     int first = __ffs(run) - 1;
     const float* partials = shared.partials + first * PARTIAL_FLOATS + column * COLUMN_FLOATS;

@@ -15,13 +15,12 @@ constexpr int PARTIAL_FLOATS = COLUMNS * COLUMN_FLOATS;
 constexpr int QUADS_PER_COLUMN = HEAD_DIM / 4;
 
 // Addresses of up to 32 partial results of one column that are merged at once, in shared or global memory: contiguous
-// from `base` on, but one of them may lie anywhere. Only those whose bit is set in `used` count.
+// from `base` on, but the first one may lie anywhere. Only those whose bit is set in `used` count.
 struct Partials {
-    const float* apart;
+    const float* first;
     const float* base;
     u32 used;
-    int apart_index = 0;
-    DEVICE const float* at(int i) const { return i == apart_index ? apart : base + i * PARTIAL_FLOATS; }
+    DEVICE const float* at(int i) const { return i == 0 ? first : base + i * PARTIAL_FLOATS; }
 };
 
 // One column's merged result in the registers of a warp: four elements of the sum per lane, the rest equal in all
