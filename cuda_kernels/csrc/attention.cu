@@ -433,8 +433,9 @@ DEVICE Partials partials_in_slots(const Params& params, const SharedStorage& sha
         // A warp has at most one slot in a run. Only the last one may lie apart: it comes first.
         u32 warps = __ballot_sync(FULL_WARP, lane.index < NUM_WARPS && (run >> 2 * lane.index & 3) != 0);
         int first = __ffs(warps) - 1, last = 31 - __clz(warps), at = column * COLUMN_FLOATS;
-        const float* last_partial = shared.slots[31 - __clz(run)].is_apart ? partial_apart(params, shared.schedule, last)
-                                                                           : shared.partials + last * PARTIAL_FLOATS;
+        const float* last_partial = shared.slots[31 - __clz(run)].is_apart
+                                        ? partial_apart(params, shared.schedule, last)
+                                        : shared.partials + last * PARTIAL_FLOATS;
         return {last_partial + at, shared.partials + (first - 1) * PARTIAL_FLOATS + at,
                 (warps & ~(1u << last)) >> first << 1 | 1};
     }
@@ -467,7 +468,8 @@ DEVICE void attend_range(const Params& params, SharedStorage& shared, int warp, 
                     slots[slot] = {at.row << 16 | at.head, schedule.blocks_of(at.row, at.head), {is_apart}};
             };
             OnlineSoftmax softmax;
-            attend(softmax, params, at.row, at.head, schedule.num_spans(at.row), first, last, step, own_memory, lane, label);
+            attend(softmax, params, at.row, at.head, schedule.num_spans(at.row), first, last, step, own_memory, lane,
+                   label);
             if (is_whole)
                 softmax.write(params, at.row, at.head, schedule.num_kv_heads, again(lane));
             else if (!IS_WIDE)

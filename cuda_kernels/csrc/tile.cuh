@@ -30,7 +30,8 @@ struct Lane {
     DEVICE bool is_odd_row() const { return index & 4; }
 };
 
-// With many columns, the lane is read again at every use, so that what is derived from it takes up no registers between.
+// With many columns the lane is read again at every use, so that nothing that follows from it takes up registers
+// between.
 DEVICE Lane again(Lane lane) {
     return IS_WIDE ? Lane() : lane;
 }
@@ -118,7 +119,7 @@ struct QueryTile {
 struct QueryFragment {
     QueryTile tiles[COLUMN_TILES];
 
-    DEVICE QueryFragment(float*, Lane) {}
+    DEVICE QueryFragment(float*, Lane) {}  // takes no memory
 
     template <class QueryAt>
     DEVICE void load(QueryAt query_at, Lane lane) {
@@ -142,9 +143,7 @@ struct SharedQueryTile {
                 make_uint4(tile.half_chunk[0].x, tile.half_chunk[0].y, tile.half_chunk[1].x, tile.half_chunk[1].y);
     }
     DEVICE uint4 of_chunk(int p, int odd) const { return vectors[32 * (2 * p + odd)]; }
-    DEVICE uint2 of_half_chunk(int odd) const {
-        return reinterpret_cast<const uint2*>(vectors + 64 * CHUNKS)[odd];
-    }
+    DEVICE uint2 of_half_chunk(int odd) const { return reinterpret_cast<const uint2*>(vectors + 64 * CHUNKS)[odd]; }
 };
 
 struct SharedQueries {
@@ -164,15 +163,15 @@ struct SharedQueries {
     DEVICE SharedQueryTile tile(int tile) const { return {vectors + 32 * SharedQueryTile::VECTORS * tile}; }
 };
 
-template <bool IS_WIDE_>
+template <bool IN_SHARED>
 struct ChooseQueries {
-    typedef QueryFragment type;
+    typedef QueryFragment Type;
 };
 template <>
 struct ChooseQueries<true> {
-    typedef SharedQueries type;
+    typedef SharedQueries Type;
 };
-typedef ChooseQueries<IS_WIDE>::type Queries;
+typedef ChooseQueries<IS_WIDE>::Type Queries;
 
 // scores[sub][tile]: entries of rows lane.row() and + 8, columns 8 * tile + 2 * lane.column() and + 1.
 typedef float Scores[SUB_TILES][COLUMN_TILES][4];
