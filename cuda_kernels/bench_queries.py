@@ -5,7 +5,7 @@ cost what they cost one query,
 
     keys and values of the tokens that any query sees, once per key/value head  +  queries and outputs
 
-at the bandwidth of a kernel that only reads, measured in the same run: that is the roofline. A warp has room for 16
+at the bandwidth of a kernel that only reads, measured in the same run: that is the roofline. A warp has room for 32
 columns (queries times query heads of a group). Where there are more, several blocks read the same tokens at the same
 time: once from memory, the other times from the second-level cache.
 

@@ -18,7 +18,7 @@ HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 MAX_QUERIES = 16
 # Of a warp: queries times heads of a group (columns.cuh).
-MAX_COLUMNS = 16
+MAX_COLUMNS = 32
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Warps per multiprocessor (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
 WARPS_PER_SM = 8
@@ -64,20 +64,26 @@ class KernelConfig:
         return self.group_size * -(-self.num_queries // self.column_blocks)
 
     @property
+    def is_wide(self) -> bool:
+        """Whether shared memory holds one partial result per warp, not two (IS_WIDE in columns.cuh)."""
+        return self.columns > 16
+
+    @property
     def partial_floats(self) -> int:
         """Floats of one partial result (PARTIAL_FLOATS in partial.cuh)."""
         return self.columns * (self.head_dim + 4)
 
     def shared_bytes(self, batch: int) -> int:
         """Dynamic shared memory of one block (struct SharedStorage in attention.cu)."""
-        partials = 2 * self.num_warps * self.partial_floats
+        partials = (1 if self.is_wide else 2) * self.num_warps * self.partial_floats
         # Four words per slot, and two pending slots.
         return 4 * (partials + 4 * (2 * self.num_warps + 2) + schedule_words(batch))
 
     def num_partials(self, num_row_heads: int, num_blocks: int) -> int:
         """Partial results in global memory: of every column block, the first split of every row-head, and one more per
-        work block."""
-        return self.column_blocks * (num_row_heads + num_blocks)
+        work block; with many columns, also one per warp."""
+        per_block = 1 + (self.num_warps if self.is_wide else 0)
+        return self.column_blocks * (num_row_heads + num_blocks * per_block)
 
     def macros(self) -> tuple[str, ...]:
         """The macros, as compiler options."""

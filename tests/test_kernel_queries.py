@@ -21,12 +21,15 @@ from tests.support.slow import examples, sampled
 
 assert_close = functools.partial(attention_problem.assert_close, exact=exact_queries)
 ONE_BLOCK = KernelConfig(96, 3, True, 2, 5)
-TWO_BLOCKS = KernelConfig(128, 4, True, 4, 8)
+WIDE_BLOCK = KernelConfig(128, 4, True, 4, 8)
+TWO_BLOCKS = KernelConfig(128, 4, True, 4, 16)
 PADDED_BLOCKS = KernelConfig(64, 7, False, 4, 5)
 CONFIGS = [
     ONE_BLOCK,
+    WIDE_BLOCK,
     TWO_BLOCKS,
     PADDED_BLOCKS,
+    KernelConfig(96, 3, True, 8, 6),
     KernelConfig(128, 1, True, 8, 2),
     KernelConfig(64, 1, False, 8, 16),
     KernelConfig(128, 16, False, 2, 2),
@@ -39,7 +42,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize(
     ("group_size", "num_queries", "blocks", "columns"),
-    [(1, 1, 1, 1), (1, 16, 1, 16), (4, 8, 2, 16), (3, 8, 2, 12), (4, 5, 2, 12), (7, 5, 3, 14), (9, 16, 16, 9)],
+    [(1, 1, 1, 1), (1, 16, 1, 16), (4, 8, 1, 32), (3, 8, 1, 24), (4, 16, 2, 32), (7, 5, 2, 21), (9, 16, 6, 27)],
 )
 def test_queries_are_divided_evenly(group_size, num_queries, blocks, columns):
     """Would catch column blocks of very different sizes, or more columns than a warp has room for."""
@@ -48,7 +51,7 @@ def test_queries_are_divided_evenly(group_size, num_queries, blocks, columns):
 
 
 @needs_compiler
-@pytest.mark.parametrize("config", sampled(CONFIGS, CONFIGS[:6]), ids=str)
+@pytest.mark.parametrize("config", sampled(CONFIGS, CONFIGS[:7]), ids=str)
 @settings(max_examples=examples(4, 20), deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 4), st.integers(1, 200), st.integers(1, 2), st.integers(1, 6))
 def test_agrees_with_float64_on_any_table(config, seed, batch, capacity, num_kv_heads, num_blocks):
@@ -84,7 +87,7 @@ def test_a_query_sees_itself_and_none_behind(config):
 
 @needs_compiler
 @pytest.mark.parametrize("num_blocks", [1, 2, 7])
-@pytest.mark.parametrize("config", [ONE_BLOCK, TWO_BLOCKS], ids=str)
+@pytest.mark.parametrize("config", [ONE_BLOCK, WIDE_BLOCK, TWO_BLOCKS], ids=str)
 def test_a_query_that_sees_nothing_gives_zeros(config, num_blocks):
     """Would catch NaN, or the mean of hidden values, where a round has fewer drafts than queries; and that what stands
     in an unused query spreads to the others."""
@@ -103,8 +106,11 @@ def test_a_query_that_sees_nothing_gives_zeros(config, num_blocks):
 SPLITS = {
     "equal": (ONE_BLOCK, [700, 9], 2, 5),
     "equal, column blocks": (TWO_BLOCKS, [900, 33], 1, 3),
+    "equal, 32 columns": (WIDE_BLOCK, [900, 33], 2, 3),
+    "equal, several row-heads per warp": (WIDE_BLOCK, [130, 3, 75, 0, 40, 18, 90], 3, 2),
     "whole, one per warp": (PADDED_BLOCKS, [50, 48, 49, 0], 1, 1),
-    "whole, two warps each": (TWO_BLOCKS, [100] * 4, 1, 2),
+    "whole, two warps each": (WIDE_BLOCK, [100] * 4, 1, 2),
+    "whole, two warps each, column blocks": (TWO_BLOCKS, [100] * 4, 1, 2),
 }
 
 
@@ -230,10 +236,11 @@ def test_masks_that_cannot_be_served_are_named(num_queries, change, message):
 
 
 def test_the_launch_is_of_all_column_blocks():
-    """Would catch column blocks that are never launched or planned for: queries would keep what stood in the output."""
-    config, launches = KernelConfig(64, 4, True, 8, 8), []
+    """Would catch column blocks that are never launched or planned for: queries would keep what stood in the output;
+    and slots of many columns without memory."""
+    config, launches = KernelConfig(64, 4, True, 8, 16), []
     attention = SpanAttention.__new__(SpanAttention)
-    attention.shape = AttentionShape(batch=2, num_heads=8, num_kv_heads=2, head_dim=64, max_spans=3, num_queries=8)
+    attention.shape = AttentionShape(batch=2, num_heads=8, num_kv_heads=2, head_dim=64, max_spans=3, num_queries=16)
     attention.device, attention.debug = torch.device("cpu"), False
     attention._num_blocks, attention._num_threads, attention._shared_bytes = 66, 256, 1024
     attention._plan = attention._attend = None
@@ -241,11 +248,11 @@ def test_the_launch_is_of_all_column_blocks():
     attention._launch = lambda kernel, blocks, threads, arguments, *_: launches.append((blocks, arguments))
     make = functools.partial(torch.ones, dtype=torch.int32)
     attention.plan(make(2, 3, 2), make(2), 16, make(2, 3), make(2))
-    query, cache = torch.zeros(2, 8, 8, 64, dtype=BF16), torch.zeros(2, 2, 16, 64, dtype=BF16)
-    out = attention(query, cache, cache, lse=torch.zeros(2, 8, 8))
+    query, cache = torch.zeros(2, 16, 8, 64, dtype=BF16), torch.zeros(2, 2, 16, 64, dtype=BF16)
+    out = attention(query, cache, cache, lse=torch.zeros(2, 16, 8))
     assert out.shape == query.shape and launches[1][0] == 132
     assert [int(x) for x in launches[1][1][-2:]] == [512, 512]
-    assert [int(x) for x in launches[1][1][1:3]] == [8 * 512, 64]
-    assert attention._partials.shape == (2 * (4 + 66), 16 * 68) and attention._arrived.shape == (8,)
+    assert [int(x) for x in launches[1][1][1:3]] == [16 * 512, 64]
+    assert attention._partials.shape == (2 * (4 + 66 + 8 * 66), 32 * 68) and attention._arrived.shape == (8,)
     with pytest.raises(ValueError, match="query has shape"):
         attention(query[:, 0], cache, cache)

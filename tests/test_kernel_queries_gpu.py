@@ -24,6 +24,8 @@ GPU_CONFIGS = [
     KernelConfig(96, 3, True, 0, 5),
     KernelConfig(128, 4, True, 0, 4),
     KernelConfig(128, 4, True, 0, 8),
+    KernelConfig(128, 4, False, 0, 6),
+    KernelConfig(128, 4, True, 0, 16),
     KernelConfig(96, 4, False, 0, 16),
     KernelConfig(64, 7, False, 0, 5),
     KernelConfig(128, 16, True, 0, 2),
@@ -71,12 +73,32 @@ def test_gpu_equal_rows(config, batch, num_kv_heads):
 
 @pytest.mark.gpu
 @needs_cuda
+@pytest.mark.parametrize(("head_dim", "num_queries"), [(128, 8), (128, 6), (64, 8)])
+def test_gpu_many_columns_of_many_rows(head_dim, num_queries):
+    """Would catch slots in global memory that mix up warps or launches: nearly every warp ends a row-head and begins
+    another."""
+    config, generator = KernelConfig(head_dim, 4, True, 0, num_queries), random.Random(head_dim + num_queries)
+    lengths = [generator.randint(1, 4000) for _ in range(90)]
+    masks, positions = [[2**num_queries - 1]] * 90, [length - 1 for length in lengths]
+    rows = [[(0, length + num_queries - 1)] for length in lengths]
+    problem = make_queries(1, rows, masks, positions, config, 8, 4010)
+    attention, problem, _ = on_gpu(config, problem, 1)
+    out, lse = called(attention, problem)
+    assert_right(out, lse, problem)
+    for _ in range(20):
+        again, lse_again = called(attention, problem)
+        assert torch.equal(out, again) and torch.equal(lse, lse_again)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("num_queries", [4, 8])
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 97, 1025, 65_536])
-def test_gpu_lengths(length):
+def test_gpu_lengths(length, num_queries):
     """Would catch a causal edge that is off by one, or a split over all blocks that loses a part."""
-    config = KernelConfig(128, 4, True, 0, 5)
-    rows = [[(0, length + 4)], [(length - 1, length + 4)]]
-    problem = make_queries(length, rows, [[31], [31]], [length - 1] * 2, config, 1, length + 4)
+    config, end = KernelConfig(128, 4, True, 0, num_queries), length + num_queries - 1
+    rows, masks = [[(0, end)], [(length - 1, end)]], [[2**num_queries - 1]] * 2
+    problem = make_queries(length, rows, masks, [length - 1] * 2, config, 1, end)
     attention, problem, _ = on_gpu(config, problem, 1)
     out, lse = called(attention, problem)
     assert_right(out, lse, problem)

@@ -14,6 +14,7 @@
 
 constexpr int NUM_THREADS = 32 * NUM_WARPS;
 constexpr int NUM_SLOTS = 2 * NUM_WARPS;
+constexpr int SLOTS_PER_WARP_IN_SHARED = IS_WIDE ? 1 : 2;
 // Eight warps have 64 KiB of loads in flight. With twelve, multiprocessors share memory less evenly and are 1-2 %
 // slower.
 constexpr int WARPS_PER_SM = 8;
@@ -44,7 +45,8 @@ struct Params {
     int max_spans;
     float scale;  // includes log2(e)
     // Of every column block:
-    float* partials;  // [num_row_heads] first splits, then [num_blocks] later splits
+    float* partials;  // [num_row_heads] first splits, then [num_blocks] later splits; behind them all, where slots have
+                      // no room in shared memory, one per warp of the grid
     int* arrived;     // [num_row_heads] splits that are done, where blocks share a row-head; 0 between launches
 };
 
@@ -53,7 +55,10 @@ struct Params {
 struct Slot {
     int row_head;
     BlockRange blocks;
-    int is_last;  // set when the split is counted: it was the last one to finish
+    union {
+        int is_last;   // of a pending row-head, set when the split is counted: it was the last one to finish
+        int is_apart;  // of a warp's slot: its partial result lies in global memory
+    };
     DEVICE int row() const { return row_head >> 16; }
     DEVICE int head() const { return row_head & 0xffff; }
 };
@@ -61,8 +66,10 @@ constexpr int NO_ROW_HEAD = -1;
 
 // Shared memory of a block; the rows' part of the schedule lies behind it.
 struct SharedStorage {
-    float partials[NUM_SLOTS * PARTIAL_FLOATS];
-    // Two slots per warp: of a row-head that began before the warp's range, and of one that continues behind it.
+    float partials[NUM_WARPS * SLOTS_PER_WARP_IN_SHARED * PARTIAL_FLOATS];
+    // Two slots per warp: of a row-head that began before the warp's range, and of one that continues behind it. Where
+    // there is room for one partial result only, it is that of the warp's last row-head, and until then holds what the
+    // warp has no registers for; that of an earlier row-head lies in global memory.
     Slot slots[NUM_SLOTS];
     // Row-heads shared with other blocks: one began before the block, one continues behind.
     Slot pending[2];
@@ -101,11 +108,29 @@ DEVICE void write_lse(const Params& params, int row, int query, int head, int nu
     params.lse[((i64)row * NUM_QUERIES + query) * num_kv_heads * GROUP + head] = lse;
 }
 
+// What a warp keeps in the memory of its slot until it has a partial result.
+static_assert(!IS_WIDE || 512 * (SharedQueries::VECTORS + COLUMN_TILES) <= 4 * PARTIAL_FLOATS, "there is no room");
+
 // Online softmax (arXiv 1805.02867) of one row-head's columns over a split of its tokens, in the registers of a warp.
 struct OnlineSoftmax {
     Accumulators acc;
     float max_score[COLUMN_TILES][2];  // of columns 2 * lane.column() and + 1, the same in all rows
     float exp_sum[COLUMN_TILES][2];    // this lane's tokens only, until `reduce_exp_sum`
+
+    // Of many columns, maximum and sum wait in shared memory between tiles of tokens: every lane has its own copy.
+    float4* waiting;  // this lane's of each tile of columns, every 32nd
+
+    DEVICE void fetch(int tile) {
+        if (!IS_WIDE) return;
+        float4 x = waiting[32 * tile];
+        max_score[tile][0] = x.x, max_score[tile][1] = x.y;
+        exp_sum[tile][0] = x.z, exp_sum[tile][1] = x.w;
+    }
+    DEVICE void leave(int tile) {
+        if (IS_WIDE)
+            waiting[32 * tile] =
+                make_float4(max_score[tile][0], max_score[tile][1], exp_sum[tile][0], exp_sum[tile][1]);
+    }
 
     DEVICE void clear() {
 #pragma unroll
@@ -115,83 +140,122 @@ struct OnlineSoftmax {
                 acc[tile][m][0] = acc[tile][m][1] = acc[tile][m][2] = acc[tile][m][3] = 0.f;
             max_score[tile][0] = max_score[tile][1] = MIN_SCORE;
             exp_sum[tile][0] = exp_sum[tile][1] = 0.f;
+            leave(tile);
         }
     }
 
-    // Scores become exponentials relative to the running maximum; earlier sums are rescaled to the new maximum.
+    // Whether the queries see the entries of this lane's scores, as bits: entry_of_row(lane.row(), half) of a sub-tile.
     // seen_by: with several queries, the bits of those that see tile entry `lane % TILE_TOKENS`, none behind the last.
-    DEVICE void update(Scores& scores, int num_valid, u32 seen_by, float scale, Lane lane) {
-        u32 seen[SUB_TILES][2];
-        if (IS_MASKED) {
+    struct Seen {
+        u32 bits[SUB_TILES][2];
+
+        DEVICE Seen(u32 seen_by, Lane lane) {
+            if (!IS_MASKED) return;
 #pragma unroll
             for (int sub = 0; sub < SUB_TILES; sub++)
 #pragma unroll
                 for (int half = 0; half < 2; half++)
-                    seen[sub][half] = __shfl_sync(FULL_WARP, seen_by, 16 * sub + entry_of_row(lane.row(), half));
+                    bits[sub][half] = __shfl_sync(FULL_WARP, seen_by, 16 * sub + entry_of_row(lane.row(), half));
         }
-#pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++) {
-            float new_max[2] = {MIN_SCORE, MIN_SCORE};
-#pragma unroll
-            for (int sub = 0; sub < SUB_TILES; sub++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float& s = scores[sub][tile][i];
-                    bool valid = IS_MASKED ? seen[sub][i / 2] >> query_of(8 * tile + 2 * lane.column() + i % 2) & 1
-                                           : 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
-                    s = valid ? s * scale : MIN_SCORE;
-                    new_max[i % 2] = fmaxf(new_max[i % 2], s);
-                }
-            }
-            float rescale[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                for (int step = 4; step < 32; step *= 2)
-                    new_max[h] = fmaxf(new_max[h], __shfl_xor_sync(FULL_WARP, new_max[h], step));
-                new_max[h] = fmaxf(new_max[h], max_score[tile][h]);
-                rescale[h] = exp2_fast(max_score[tile][h] - new_max[h]);
-                max_score[tile][h] = new_max[h];
-                exp_sum[tile][h] *= rescale[h];
-            }
-#pragma unroll
-            for (int sub = 0; sub < SUB_TILES; sub++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float& s = scores[sub][tile][i];
-                    s = exp2_fast(s - new_max[i % 2]);
-                    exp_sum[tile][i % 2] += s;
-                }
-            }
-#pragma unroll
-            for (int m = 0; m < ACC_TILES; m++) {
-                acc[tile][m][0] *= rescale[0];
-                acc[tile][m][1] *= rescale[1];
-                acc[tile][m][2] *= rescale[0];
-                acc[tile][m][3] *= rescale[1];
-            }
-        }
+    };
+
+    // A score in base 2; one that does not count is the lowest.
+    static DEVICE float masked(const Scores& scores, int sub, int tile, int i, int num_valid, const Seen& seen,
+                               float scale, Lane lane) {
+        bool valid = IS_MASKED ? seen.bits[sub][i / 2] >> query_of(8 * tile + 2 * lane.column() + i % 2) & 1
+                               : 16 * sub + entry_of_row(lane.row(), i / 2) < num_valid;
+        return valid ? scores[sub][tile][i] * scale : MIN_SCORE;
     }
 
-    DEVICE void accumulate_values(const Scores& weights, const ValueFragment& values) {
+    static DEVICE void mask(Scores& scores, u32 seen_by, float scale, Lane lane) {
+        Seen seen(seen_by, lane);
+#pragma unroll
+        for (int tile = 0; tile < COLUMN_TILES; tile++)
+#pragma unroll
+            for (int sub = 0; sub < SUB_TILES; sub++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) scores[sub][tile][i] = masked(scores, sub, tile, i, 0, seen, scale, lane);
+    }
+
+    // Scores of one tile of columns become exponentials relative to the running maximum; earlier sums are rescaled to
+    // the new maximum.
+    DEVICE void update(Scores& scores, int tile, int num_valid, const Seen& seen, float scale, Lane lane) {
+        float new_max[2] = {MIN_SCORE, MIN_SCORE};
 #pragma unroll
         for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
-            for (int tile = 0; tile < COLUMN_TILES; tile++) {
-                const float (&w)[4] = weights[sub][tile];
-                u32 weights0 = transpose_8x8(pack(w[0], w[1])), weights1 = transpose_8x8(pack(w[2], w[3]));
-                mma_values(acc[tile], values, sub, weights0, weights1);
+            for (int i = 0; i < 4; i++) {
+                float& s = scores[sub][tile][i];
+                if (!IS_WIDE) s = masked(scores, sub, tile, i, num_valid, seen, scale, lane);
+                new_max[i % 2] = fmaxf(new_max[i % 2], s);
             }
         }
+        float rescale[2];
+        fetch(tile);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            for (int step = 4; step < 32; step *= 2)
+                new_max[h] = fmaxf(new_max[h], __shfl_xor_sync(FULL_WARP, new_max[h], step));
+            new_max[h] = fmaxf(new_max[h], max_score[tile][h]);
+            rescale[h] = exp2_fast(max_score[tile][h] - new_max[h]);
+            max_score[tile][h] = new_max[h];
+            exp_sum[tile][h] *= rescale[h];
+        }
+#pragma unroll
+        for (int sub = 0; sub < SUB_TILES; sub++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float& s = scores[sub][tile][i];
+                s = exp2_fast(s - new_max[i % 2]);
+                exp_sum[tile][i % 2] += s;
+            }
+        }
+        leave(tile);
+#pragma unroll
+        for (int m = 0; m < ACC_TILES; m++) {
+            acc[tile][m][0] *= rescale[0];
+            acc[tile][m][1] *= rescale[1];
+            acc[tile][m][2] *= rescale[0];
+            acc[tile][m][3] *= rescale[1];
+        }
+    }
+
+    DEVICE void accumulate_values(const Scores& weights, const ValueFragment& values, int sub, int tile) {
+        const float (&w)[4] = weights[sub][tile];
+        u32 weights0 = transpose_8x8(pack(w[0], w[1])), weights1 = transpose_8x8(pack(w[2], w[3]));
+        mma_values(acc[tile], values, sub, weights0, weights1);
+    }
+
+    // Takes in a tile's scores and values.
+    DEVICE void add(Scores& scores, const ValueFragment& values, int num_valid, u32 seen_by, float scale, Lane lane) {
+        Seen seen(IS_WIDE ? 0 : seen_by, lane);
+        if (IS_WIDE) {
+#pragma unroll
+            for (int tile = 0; tile < COLUMN_TILES; tile++) {
+                update(scores, tile, num_valid, seen, scale, lane);
+#pragma unroll
+                for (int sub = 0; sub < SUB_TILES; sub++) accumulate_values(scores, values, sub, tile);
+            }
+            return;
+        }
+#pragma unroll
+        for (int tile = 0; tile < COLUMN_TILES; tile++) update(scores, tile, num_valid, seen, scale, lane);
+#pragma unroll
+        for (int sub = 0; sub < SUB_TILES; sub++)
+#pragma unroll
+            for (int tile = 0; tile < COLUMN_TILES; tile++) accumulate_values(scores, values, sub, tile);
     }
 
     // Sums the lanes' exponentials: afterwards every lane has the sum over all tokens.
     DEVICE void reduce_exp_sum() {
 #pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++)
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
+            fetch(tile);
 #pragma unroll
             for (int h = 0; h < 2; h++)
                 for (int step = 4; step < 32; step *= 2)
                     exp_sum[tile][h] += __shfl_xor_sync(FULL_WARP, exp_sum[tile][h], step);
+        }
     }
 
     DEVICE void store(float* partial, Lane lane) const {
@@ -256,7 +320,7 @@ struct OnlineSoftmax {
 // while the first tile is loaded. The entries' addresses do not depend on the kernel before; their contents may.
 template <class Overlapped>
 DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv_head, int num_spans, int first,
-                   int last, int step, Lane lane, Overlapped overlapped) {
+                   int last, int step, float* own_memory, Lane lane, Overlapped overlapped) {
     const u16* keys = params.keys.at(row, kv_head);
     const u16* values = params.values.at(row, kv_head);
     // Places behind the last entry load the last entry again, and get weight 0.
@@ -267,7 +331,7 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
     auto seen_by_queries = [&] { return IS_MASKED && entry < last ? cursor.seen_by(position) >> first_query() : 0u; };
     u32 seen_by = seen_by_queries();
     wait_for_prior_grids();
-    QueryFragment queries;
+    Queries queries(own_memory, lane);
     const u16* group = params.queries.at(row, 0, kv_head * GROUP);
     queries.load(
         [&](int column) {
@@ -276,29 +340,37 @@ DEVICE void attend(OnlineSoftmax& softmax, const Params& params, int row, int kv
             return group + (IS_MASKED ? query * params.queries.query_stride : 0) +
                    head_of(column) * params.queries.head_stride;
         },
-        lane);
+        again(lane));
     KeyFragment key_tile;
     ValueFragment value_tile;
     key_tile.load(keys, params.keys.token_stride, position, lane);
     value_tile.load(values, params.values.token_stride, position, lane);
+    softmax.waiting = reinterpret_cast<float4*>(own_memory) + 32 * SharedQueries::VECTORS + lane.index;
     softmax.clear();
     overlapped();
     for (int tile = first; tile < last; tile += step * TILE_TOKENS) {
         bool more = tile + step * TILE_TOKENS < last;
         u32 tile_seen_by = seen_by;
-        entry += step * TILE_TOKENS;
-        if (more) {
+        Scores scores;
+        auto advance = [&] {
+            entry = IS_WIDE ? tile + step * TILE_TOKENS + again(lane).index % TILE_TOKENS : entry + step * TILE_TOKENS;
+            if (!more) return;
             position = cursor.position(min(entry, last - 1));
             seen_by = seen_by_queries();
+        };
+        if (!IS_WIDE) advance();
+        compute_scores(scores, key_tile, queries, again(lane));
+        if (IS_WIDE) {
+            softmax.mask(scores, tile_seen_by, params.scale, again(lane));
+            advance();
         }
-        Scores scores;
-        compute_scores(scores, key_tile, queries, lane);
-        if (more) key_tile.load(keys, params.keys.token_stride, position, lane);
-        softmax.update(scores, last - tile, tile_seen_by, params.scale, lane);
-        softmax.accumulate_values(scores, value_tile);
-        if (more) value_tile.load(values, params.values.token_stride, position, lane);
+        if (more) key_tile.load(keys, params.keys.token_stride, position, again(lane));
+        softmax.add(scores, value_tile, last - tile, tile_seen_by, params.scale, lane);
+        if (more) value_tile.load(values, params.values.token_stride, position, again(lane));
     }
     softmax.reduce_exp_sum();
+    // Now the warp's memory takes a partial result: no lane needs its queries any more.
+    if (IS_WIDE) __syncwarp();
 }
 
 // The output of one column of a row-head.
@@ -318,6 +390,12 @@ DEVICE void write_column(const Params& params, const Merged& merged, const Slot&
 DEVICE float* partial_at(const Params& params, const Schedule& schedule, i64 index) {
     i64 of_column_block = (i64)column_block() * (schedule.num_row_heads() + schedule.num_blocks);
     return params.partials + (of_column_block + index) * PARTIAL_FLOATS;
+}
+
+// The partial result of a slot that has no room in shared memory.
+DEVICE float* partial_apart(const Params& params, const Schedule& schedule, int warp) {
+    i64 merged = (i64)COLUMN_BLOCKS * (schedule.num_row_heads() + schedule.num_blocks);
+    return params.partials + (merged + (i64)blockIdx.x * NUM_WARPS + warp) * PARTIAL_FLOATS;
 }
 
 // Where this block leaves its split of a row-head that it shares with other blocks.
@@ -350,7 +428,17 @@ DEVICE Partials partials_of_blocks(const Params& params, const Schedule& schedul
     return {partials + first * PARTIAL_FLOATS, partials + base * PARTIAL_FLOATS,
             FULL_WARP >> max(0, 32 - (num_splits - split))};
 }
-DEVICE Partials partials_in_slots(const SharedStorage& shared, u32 run, int column) {
+DEVICE Partials partials_in_slots(const Params& params, const SharedStorage& shared, u32 run, int column, Lane lane) {
+    if (IS_WIDE) {
+        // A warp has at most one slot in a run. Only the last one may lie apart: it comes first.
+        u32 warps = __ballot_sync(FULL_WARP, lane.index < NUM_WARPS && (run >> 2 * lane.index & 3) != 0);
+        int first = __ffs(warps) - 1, last = 31 - __clz(warps), at = column * COLUMN_FLOATS;
+        const float* last_partial = shared.slots[31 - __clz(run)].is_apart
+                                        ? partial_apart(params, shared.schedule, last)
+                                        : shared.partials + last * PARTIAL_FLOATS;
+        return {last_partial + at, shared.partials + (first - 1) * PARTIAL_FLOATS + at,
+                (warps & ~(1u << last)) >> first << 1 | 1};
+    }
     int first = __ffs(run) - 1;
     const float* partials = shared.partials + first * PARTIAL_FLOATS + column * COLUMN_FLOATS;
     return {partials, partials, run >> first};
@@ -361,6 +449,7 @@ DEVICE Partials partials_in_slots(const SharedStorage& shared, u32 run, int colu
 DEVICE void attend_range(const Params& params, SharedStorage& shared, int warp, Lane lane) {
     const Schedule& schedule = shared.schedule;
     Slot* slots = shared.slots + 2 * warp;
+    float* own_memory = shared.partials + warp * SLOTS_PER_WARP_IN_SHARED * PARTIAL_FLOATS;
     if (lane.index < 2) slots[lane.index].row_head = NO_ROW_HEAD;
     __syncwarp();
     WorkRange range = schedule.range_of_warp(work_block() * NUM_WARPS + warp);
@@ -373,16 +462,20 @@ DEVICE void attend_range(const Params& params, SharedStorage& shared, int warp, 
         if (first < last) {
             bool is_whole = first == 0 && last == visible && step == 1;
             int slot = first == 0;
+            bool is_apart = IS_WIDE && remaining > Schedule::work_length(visible) - at.tile;
             auto label = [&] {
                 if (!is_whole && lane.index == 0)
-                    slots[slot] = {at.row << 16 | at.head, schedule.blocks_of(at.row, at.head), 0};
+                    slots[slot] = {at.row << 16 | at.head, schedule.blocks_of(at.row, at.head), {is_apart}};
             };
             OnlineSoftmax softmax;
-            attend(softmax, params, at.row, at.head, schedule.num_spans(at.row), first, last, step, lane, label);
+            attend(softmax, params, at.row, at.head, schedule.num_spans(at.row), first, last, step, own_memory, lane,
+                   label);
             if (is_whole)
-                softmax.write(params, at.row, at.head, schedule.num_kv_heads, lane);
-            else
+                softmax.write(params, at.row, at.head, schedule.num_kv_heads, again(lane));
+            else if (!IS_WIDE)
                 softmax.store(shared.partials + (2 * warp + slot) * PARTIAL_FLOATS, lane);
+            else
+                softmax.store(is_apart ? partial_apart(params, schedule, warp) : own_memory, again(lane));
         }
         remaining -= Schedule::work_length(visible) - at.tile;
         if (remaining > 0) at = schedule.next_row_head(at);
@@ -427,7 +520,7 @@ DEVICE void merge_step(const Params& params, SharedStorage& shared, const Runs& 
         int num_splits = across_blocks ? slot.blocks.last - slot.blocks.first + 1 : 1;
         for (int split = 0; split < num_splits; split += 32)
             merged.add(across_blocks ? partials_of_blocks(params, schedule, slot, split, column)
-                                     : partials_in_slots(shared, run, column),
+                                     : partials_in_slots(params, shared, run, column, lane),
                        lane.index);
         if (across_blocks || slot.blocks.first == slot.blocks.last) {
             write_column(params, merged, slot, column, schedule.num_kv_heads, lane);

@@ -2,7 +2,8 @@
 //   nvcc -arch=native -std=c++17 -I cuda_kernels/csrc -DHEAD_DIM=128 -DGROUP=4 -DIS_BF16=1 -DNUM_WARPS=4
 //       -DNUM_QUERIES=1 cuda_kernels/csrc/check.cu -o check
 //   compute-sanitizer --tool memcheck ./check && compute-sanitizer --tool racecheck ./check
-// With several queries per row: also -DNUM_QUERIES=2 (one column block of 8) and 5 (two, the second not full).
+// With several queries per row: also -DNUM_QUERIES=2 (8 columns), 8 (32) and 9 (two column blocks, the second not
+// full).
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -98,8 +99,8 @@ static bool is_right(const std::vector<std::vector<int2>>& rows) {
     auto *d_queries = on_device(queries), *d_keys = on_device(keys), *d_values = on_device(values);
     auto* d_out = on_device(std::vector<u16>(queries.size(), 0x7fff));
     auto* d_lse = on_device(std::vector<float>(batch * NUM_QUERIES * num_heads, NAN));
-    auto* d_partials =
-        on_device(std::vector<float>(COLUMN_BLOCKS * (batch * num_kv_heads + num_blocks) * PARTIAL_FLOATS, NAN));
+    auto* d_partials = on_device(std::vector<float>(
+        COLUMN_BLOCKS * (batch * num_kv_heads + num_blocks * (IS_WIDE ? 1 + NUM_WARPS : 1)) * PARTIAL_FLOATS, NAN));
     const int shared_bytes = (int)sizeof(SharedStorage) - (int)sizeof(Schedule) + 4 * schedule_words;
     CHECK(cudaFuncSetAttribute(selfspan_attention, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
     const i64 head = HEAD_DIM, cache = (i64)capacity * HEAD_DIM;

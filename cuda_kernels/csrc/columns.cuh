@@ -7,12 +7,15 @@
 #pragma once
 #include <ptx.cuh>
 
-constexpr int MAX_COLUMNS = 16;
+constexpr int MAX_COLUMNS = 32;
 constexpr int MAX_QUERIES_PER_BLOCK = MAX_COLUMNS / GROUP;
 constexpr int COLUMN_BLOCKS = (NUM_QUERIES + MAX_QUERIES_PER_BLOCK - 1) / MAX_QUERIES_PER_BLOCK;
 // Queries of a column block; the last one may have fewer.
 constexpr int QUERIES = (NUM_QUERIES + COLUMN_BLOCKS - 1) / COLUMN_BLOCKS;
 constexpr int COLUMNS = GROUP * QUERIES;
+// More than two tiles of columns: the registers hold their sums and nothing else of them, and shared memory has room
+// for one partial result per warp only.
+constexpr bool IS_WIDE = COLUMNS > 16;
 // Whether queries of a row see different tokens.
 constexpr bool IS_MASKED = NUM_QUERIES > 1;
 

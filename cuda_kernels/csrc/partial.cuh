@@ -31,15 +31,18 @@ struct Merged {
     float exp_sum = 0.f;
 
     // Each lane computes the factor of one partial result; then all lanes read through all of them. The first sixteen
-    // are being loaded meanwhile.
+    // are being loaded meanwhile; with many columns all of them, and none in vain but to fill up four.
     DEVICE void add(const Partials& partials, int lane) {
         u32 used = partials.used;
         int some = __ffs(used) - 1;  // loaded in place of those that are not used, with factor 0
         int quad = min(lane, QUADS_PER_COLUMN - 1);
-        float4 values[16];
+        constexpr int LOADED = IS_WIDE ? 32 : 16;
+        float4 values[LOADED];
+        auto ends_before = [&](int i) { return IS_WIDE && i % 4 == 0 && used >> i == 0; };
         auto load = [&](int first) {
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
+            for (int i = 0; i < LOADED; i++) {
+                if (ends_before(i)) break;
                 int partial = first + i;
                 values[i] = load_gpu_scope(
                     reinterpret_cast<const float4*>(partials.at(used >> partial & 1 ? partial : some)) + quad);
@@ -58,10 +61,11 @@ struct Merged {
         exp_sum = exp_sum * rescale + exp_sums;
         sum = make_float4(sum.x * rescale, sum.y * rescale, sum.z * rescale, sum.w * rescale);
 #pragma unroll 1
-        for (int first = 0; first < 32 && used >> first; first += 16) {
+        for (int first = 0; first < 32 && used >> first; first += LOADED) {
             if (first > 0) load(first);
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
+            for (int i = 0; i < LOADED; i++) {
+                if (ends_before(i)) break;
                 float times = __shfl_sync(FULL_WARP, factor, first + i);
                 const float4& x = values[i];
                 sum = make_float4(sum.x + x.x * times, sum.y + x.y * times, sum.z + x.z * times, sum.w + x.w * times);

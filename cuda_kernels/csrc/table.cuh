@@ -70,6 +70,7 @@ struct Cursor {
 
     // The cache position of a list index; indices must not decrease from call to call.
     DEVICE int position(int index) {
+        if (IS_WIDE) take(next[-1]);
         while (index >= end) {
             Span span = *next++;
             end = span_end(span);
@@ -77,6 +78,14 @@ struct Cursor {
             if (IS_MASKED) mask = span_mask(span);
         }
         return index + shift;
+    }
+
+    // Registers are scarce with many columns: there the span is read again for every tile, from the first-level cache.
+    DEVICE void take(const Span& span) {
+        end = span_end(span);
+        shift = span_shift(span);
+        mask = span_mask(span);
+        first_position = span_first_position(span);
     }
 
     // Which queries see the token at a cache position, which `position` has just returned: bits. The plan leaves no

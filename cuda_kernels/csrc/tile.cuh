@@ -30,6 +30,12 @@ struct Lane {
     DEVICE bool is_odd_row() const { return index & 4; }
 };
 
+// With many columns the lane is read again at every use, so that nothing that follows from it takes up registers
+// between.
+DEVICE Lane again(Lane lane) {
+    return IS_WIDE ? Lane() : lane;
+}
+
 // The list entry that stands in row `row` + 8 * half of a sub-tile's scores and weights. Even rows hold the first eight
 // entries: `compute_scores` says why.
 DEVICE int entry_of_row(int row, int half) {
@@ -82,51 +88,108 @@ struct ValueFragment {
 
 // Of column lane.row() of every eight: the dimensions that the keys have in lanes of the same column, in even and odd
 // rows.
-struct QueryFragment {
-    uint4 chunk[COLUMN_TILES][CHUNKS][2];
-    uint2 half_chunk[COLUMN_TILES][2];
+struct QueryTile {
+    uint4 chunk[CHUNKS][2];
+    uint2 half_chunk[2];
 
     // query_at: column -> its query. Columns that there are not are zero.
     template <class QueryAt>
-    DEVICE void load(QueryAt query_at, Lane lane) {
+    DEVICE void load(QueryAt query_at, int tile, Lane lane) {
+        int column = 8 * tile + lane.row();
+        // Missing columns load the last one: a branch would duplicate all the code behind it.
+        const u16* query = query_at(min(column, COLUMNS - 1));
 #pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++) {
-            int column = 8 * tile + lane.row();
-            // Missing columns load the last one: a branch would duplicate all the code behind it.
-            const u16* query = query_at(min(column, COLUMNS - 1));
+        for (int odd = 0; odd < 2; odd++) {
 #pragma unroll
-            for (int odd = 0; odd < 2; odd++) {
-#pragma unroll
-                for (int p = 0; p < CHUNKS; p++) {
-                    uint4 loaded = load_stream16(query + 64 * p + 32 * odd + 8 * lane.column());
-                    chunk[tile][p][odd] = column < COLUMNS ? loaded : make_uint4(0, 0, 0, 0);
-                }
-                if (HAS_HALF_CHUNK) {
-                    uint2 loaded = load_stream8(query + 64 * CHUNKS + 16 * odd + 4 * lane.column());
-                    half_chunk[tile][odd] = column < COLUMNS ? loaded : make_uint2(0, 0);
-                }
+            for (int p = 0; p < CHUNKS; p++) {
+                uint4 loaded = load_stream16(query + 64 * p + 32 * odd + 8 * lane.column());
+                chunk[p][odd] = column < COLUMNS ? loaded : make_uint4(0, 0, 0, 0);
+            }
+            if (HAS_HALF_CHUNK) {
+                uint2 loaded = load_stream8(query + 64 * CHUNKS + 16 * odd + 4 * lane.column());
+                half_chunk[odd] = column < COLUMNS ? loaded : make_uint2(0, 0);
             }
         }
     }
+
+    DEVICE uint4 of_chunk(int p, int odd) const { return chunk[p][odd]; }
+    DEVICE uint2 of_half_chunk(int odd) const { return half_chunk[odd]; }
 };
+
+struct QueryFragment {
+    QueryTile tiles[COLUMN_TILES];
+
+    DEVICE QueryFragment(float*, Lane) {}  // takes no memory
+
+    template <class QueryAt>
+    DEVICE void load(QueryAt query_at, Lane lane) {
+#pragma unroll
+        for (int tile = 0; tile < COLUMN_TILES; tile++) tiles[tile].load(query_at, tile, lane);
+    }
+    DEVICE const QueryTile& tile(int tile) const { return tiles[tile]; }
+};
+
+// The same in shared memory. Every lane reads what it has written itself; 32 lanes' vectors lie side by side, so that
+// no two lanes that are served together meet in a bank.
+struct SharedQueryTile {
+    static constexpr int VECTORS = 2 * CHUNKS + HAS_HALF_CHUNK;
+    uint4* vectors;  // this lane's, every 32nd
+
+    DEVICE void store(const QueryTile& tile) const {
+#pragma unroll
+        for (int i = 0; i < 2 * CHUNKS; i++) vectors[32 * i] = tile.chunk[i / 2][i % 2];
+        if (HAS_HALF_CHUNK)
+            vectors[64 * CHUNKS] =
+                make_uint4(tile.half_chunk[0].x, tile.half_chunk[0].y, tile.half_chunk[1].x, tile.half_chunk[1].y);
+    }
+    DEVICE uint4 of_chunk(int p, int odd) const { return vectors[32 * (2 * p + odd)]; }
+    DEVICE uint2 of_half_chunk(int odd) const { return reinterpret_cast<const uint2*>(vectors + 64 * CHUNKS)[odd]; }
+};
+
+struct SharedQueries {
+    static constexpr int VECTORS = COLUMN_TILES * SharedQueryTile::VECTORS;  // of a lane
+    uint4* vectors;
+
+    DEVICE SharedQueries(float* memory, Lane lane) : vectors(reinterpret_cast<uint4*>(memory) + lane.index) {}
+    template <class QueryAt>
+    DEVICE void load(QueryAt query_at, Lane lane) const {
+#pragma unroll
+        for (int i = 0; i < COLUMN_TILES; i++) {
+            QueryTile loaded;
+            loaded.load(query_at, i, lane);
+            tile(i).store(loaded);
+        }
+    }
+    DEVICE SharedQueryTile tile(int tile) const { return {vectors + 32 * SharedQueryTile::VECTORS * tile}; }
+};
+
+template <bool IN_SHARED>
+struct ChooseQueries {
+    typedef QueryFragment Type;
+};
+template <>
+struct ChooseQueries<true> {
+    typedef SharedQueries Type;
+};
+typedef ChooseQueries<IS_WIDE>::Type Queries;
 
 // scores[sub][tile]: entries of rows lane.row() and + 8, columns 8 * tile + 2 * lane.column() and + 1.
 typedef float Scores[SUB_TILES][COLUMN_TILES][4];
 
 // Entries 8 * eight and the following seven, times the queries of the dimensions of even or odd rows.
-DEVICE void mma_keys(float (&d)[4], const KeyFragment& keys, const QueryFragment& queries, int sub, int tile, int eight,
-                     int odd) {
+template <class Tile>
+DEVICE void mma_keys(float (&d)[4], const KeyFragment& keys, const Tile& queries, int sub, int eight, int odd) {
     d[0] = d[1] = d[2] = d[3] = 0.f;
 #pragma unroll
     for (int p = 0; p < CHUNKS; p++) {
         const uint4 &upper = keys.chunk[sub][2 * eight][p], &lower = keys.chunk[sub][2 * eight + 1][p];
-        const uint4& query = queries.chunk[tile][p][odd];
+        const uint4 query = queries.of_chunk(p, odd);
         mma_16x8x16(d, upper.x, lower.x, upper.y, lower.y, query.x, query.y);
         mma_16x8x16(d, upper.z, lower.z, upper.w, lower.w, query.z, query.w);
     }
     if (HAS_HALF_CHUNK) {
         const uint2 &upper = keys.half_chunk[sub][2 * eight], &lower = keys.half_chunk[sub][2 * eight + 1];
-        const uint2& query = queries.half_chunk[tile][odd];
+        const uint2 query = queries.of_half_chunk(odd);
         mma_16x8x16(d, upper.x, lower.x, upper.y, lower.y, query.x, query.y);
     }
 }
@@ -134,14 +197,14 @@ DEVICE void mma_keys(float (&d)[4], const KeyFragment& keys, const QueryFragment
 // Each mma is valid in every second row only, and there it sums half of the dimensions; the neighbouring row has the
 // other half. The tensor cores have time for that, and whole cache lines make memory faster. When the two rows add
 // their halves, the even one keeps the first eight entries and the odd one the others.
-DEVICE void compute_scores(Scores& scores, const KeyFragment& keys, const QueryFragment& queries, Lane lane) {
+DEVICE void compute_scores(Scores& scores, const KeyFragment& keys, const Queries& queries, Lane lane) {
 #pragma unroll
     for (int sub = 0; sub < SUB_TILES; sub++) {
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; tile++) {
             float d[2][2][4];  // [eight][odd]
 #pragma unroll
-            for (int i = 0; i < 4; i++) mma_keys(d[i / 2][i % 2], keys, queries, sub, tile, i / 2, i % 2);
+            for (int i = 0; i < 4; i++) mma_keys(d[i / 2][i % 2], keys, queries.tile(tile), sub, i / 2, i % 2);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 float mine = lane.is_odd_row() ? d[1][1][i] : d[0][0][i];
