@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from cuda_kernels.checks import AttentionShape, check_capacity, check_no_overlap, check_tensor
-from cuda_kernels.compile import KernelConfig, choose_config, load, on_device, schedule_words
+from cuda_kernels.compile import KernelConfig, choose_config, columns_of_warp, load, on_device, schedule_words
 from cuda_kernels.device import cuda_device, require_dtype
 from cuda_kernels.launcher import Launcher, int32s, pointer_and_strides, pointers
 
@@ -69,7 +69,10 @@ class SpanAttention:
         properties: Any = torch.cuda.get_device_properties(self.device)  # its stub lacks a field
         num_sms, limit = properties.multi_processor_count, properties.shared_memory_per_block_optin
         is_bf16 = shape.dtype is torch.bfloat16
-        config = choose_config(shape.head_dim, shape.group_size, is_bf16, shape.batch, limit, shape.num_queries)
+        columns = columns_of_warp(shape.batch * shape.num_kv_heads, num_sms)
+        config = choose_config(
+            shape.head_dim, shape.group_size, is_bf16, shape.batch, limit, shape.num_queries, columns
+        )
         self._shared_bytes = config.shared_bytes(shape.batch)
         # A persistent grid: as many blocks as run at the same time. Several queries may take several of them side by
         # side; the schedule counts those as one.

@@ -17,8 +17,8 @@ INCLUDE = re.compile(r"^#include <([^>]+)>", re.MULTILINE)
 HEAD_DIMS = (64, 96, 128)
 MAX_GROUP_SIZE = 16
 MAX_QUERIES = 16
-# Of a warp: queries times heads of a group (columns.cuh).
-MAX_COLUMNS = 32
+MAX_COLUMNS, FEW_COLUMNS = 32, 16
+"""Of a warp: queries times heads of a group (columns.cuh); the fewer where row-heads are split among many blocks."""
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Warps per multiprocessor (WARPS_PER_SM in attention.cu), in as few blocks as their shared memory allows.
 WARPS_PER_SM = 8
@@ -40,6 +40,7 @@ class KernelConfig:
         is_bf16: bfloat16, otherwise float16.
         num_warps: per block of the attention kernel.
         num_queries: of a row, 1 to 16.
+        max_columns: of a warp, MAX_COLUMNS or FEW_COLUMNS.
     """
 
     head_dim: int
@@ -47,6 +48,7 @@ class KernelConfig:
     is_bf16: bool
     num_warps: int
     num_queries: int = 1
+    max_columns: int = MAX_COLUMNS
 
     @property
     def blocks_per_sm(self) -> int:
@@ -56,7 +58,7 @@ class KernelConfig:
     @property
     def column_blocks(self) -> int:
         """Blocks side by side that read the same tokens for different queries (COLUMN_BLOCKS in columns.cuh)."""
-        return -(-self.num_queries // (MAX_COLUMNS // self.group_size))
+        return -(-self.num_queries // (self.max_columns // self.group_size))
 
     @property
     def columns(self) -> int:
@@ -93,12 +95,27 @@ class KernelConfig:
             "IS_BF16": int(self.is_bf16),
             "NUM_WARPS": self.num_warps,
             "NUM_QUERIES": self.num_queries,
+            "MAX_COLUMNS": self.max_columns,
         }
         return tuple(f"-D{name}={value}" for name, value in macros.items())
 
 
+def columns_of_warp(num_row_heads: int, num_sms: int) -> int:
+    """Most columns of a warp: few where row-heads are fewer than multiprocessors, and each is split among many blocks.
+
+    (H100, 32/8 heads, 8 queries: 1 x 16384 takes 40 us with 16 columns and 50 with 32; 32 x 2048 takes 121 and 110.)
+    """
+    return MAX_COLUMNS if num_row_heads >= num_sms else FEW_COLUMNS
+
+
 def choose_config(
-    head_dim: int, group_size: int, is_bf16: bool, batch: int, limit: int, num_queries: int = 1
+    head_dim: int,
+    group_size: int,
+    is_bf16: bool,
+    batch: int,
+    limit: int,
+    num_queries: int = 1,
+    max_columns: int = MAX_COLUMNS,
 ) -> KernelConfig:
     """The configuration with the most warps whose shared memory stays within `limit` bytes.
 
@@ -106,7 +123,7 @@ def choose_config(
         ValueError: not even the smallest does.
     """
     for num_warps in WARPS_PER_BLOCK:
-        config = KernelConfig(head_dim, group_size, is_bf16, num_warps, num_queries)
+        config = KernelConfig(head_dim, group_size, is_bf16, num_warps, num_queries, max_columns)
         if config.shared_bytes(batch) <= limit:
             return config
     raise ValueError(f"a block of this GPU has {limit} bytes of shared memory, too few for {config}")

@@ -7,6 +7,7 @@ import torch
 
 from cuda_kernels.attention import SpanAttention
 from cuda_kernels.checks import AttentionShape, check_capacity, check_no_overlap, check_tensor
+from cuda_kernels.compile import KernelConfig, columns_of_warp
 from cuda_kernels.device import CudaUnavailable, cuda_device
 from tests.support.attention_problem import BF16
 
@@ -128,3 +129,11 @@ def test_without_a_gpu_the_reason_is_given():
     if not torch.cuda.is_available():
         with pytest.raises(CudaUnavailable, match="torch finds none"):
             SpanAttention(AttentionShape(**SHAPE))
+
+
+def test_columns_are_few_where_row_heads_are():
+    """Would catch a merge of many columns of many splits, which costs more than reading twice from the cache."""
+    assert columns_of_warp(8, 132) == 16 and columns_of_warp(256, 132) == 32
+    wide, narrow = (KernelConfig(128, 4, True, 8, 8, columns) for columns in (32, 16))
+    assert (wide.column_blocks, wide.columns) == (1, 32) and (narrow.column_blocks, narrow.columns) == (2, 16)
+    assert "-DMAX_COLUMNS=16" in narrow.macros()

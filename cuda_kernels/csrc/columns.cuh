@@ -1,13 +1,16 @@
 // Columns of the tiles: one per query of a row and query head of a group, all of which read the same keys and values.
 //
-// A warp has room for MAX_COLUMNS of them. Where a row has more, its queries are divided into column blocks, as equal
+// A warp serves MAX_COLUMNS of them at most: 32, or 16 where few row-heads are split among many blocks, since every
+// split leaves a partial result of all its columns. Where a row has more, its queries are divided into column blocks, as equal
 // as possible. The schedule knows nothing of them: it is made for a grid of "work blocks", each of which is
 // COLUMN_BLOCKS neighbouring thread blocks that read the same tokens at the same time, one for each column block. So
 // memory is read once, and the second-level cache COLUMN_BLOCKS times.
 #pragma once
 #include <ptx.cuh>
 
-constexpr int MAX_COLUMNS = 32;
+#ifndef MAX_COLUMNS
+#define MAX_COLUMNS 32
+#endif
 constexpr int MAX_QUERIES_PER_BLOCK = MAX_COLUMNS / GROUP;
 constexpr int COLUMN_BLOCKS = (NUM_QUERIES + MAX_QUERIES_PER_BLOCK - 1) / MAX_QUERIES_PER_BLOCK;
 // Queries of a column block; the last one may have fewer.
