@@ -149,7 +149,7 @@ struct OnlineSoftmax {
     struct Seen {
         u32 bits[SUB_TILES][2];
 
-        DEVICE Seen(u32 seen_by, Lane lane) {
+        DEVICE void gather(u32 seen_by, Lane lane) {
             if (!IS_MASKED) return;
 #pragma unroll
             for (int sub = 0; sub < SUB_TILES; sub++)
@@ -168,7 +168,8 @@ struct OnlineSoftmax {
     }
 
     static DEVICE void mask(Scores& scores, u32 seen_by, float scale, Lane lane) {
-        Seen seen(seen_by, lane);
+        Seen seen;
+        seen.gather(seen_by, lane);
 #pragma unroll
         for (int tile = 0; tile < COLUMN_TILES; tile++)
 #pragma unroll
@@ -226,24 +227,22 @@ struct OnlineSoftmax {
         mma_values(acc[tile], values, sub, weights0, weights1);
     }
 
-    // Takes in a tile's scores and values.
+    // Takes in a tile's scores (of many columns, already masked) and values.
     DEVICE void add(Scores& scores, const ValueFragment& values, int num_valid, u32 seen_by, float scale, Lane lane) {
-        Seen seen(IS_WIDE ? 0 : seen_by, lane);
-        if (IS_WIDE) {
+        Seen seen;
+        if (!IS_WIDE) seen.gather(seen_by, lane);
 #pragma unroll
-            for (int tile = 0; tile < COLUMN_TILES; tile++) {
-                update(scores, tile, num_valid, seen, scale, lane);
+        for (int tile = 0; tile < COLUMN_TILES; tile++) {
+            update(scores, tile, num_valid, seen, scale, lane);
 #pragma unroll
-                for (int sub = 0; sub < SUB_TILES; sub++) accumulate_values(scores, values, sub, tile);
-            }
-            return;
+            for (int sub = 0; sub < SUB_TILES; sub++)
+                if (IS_WIDE) accumulate_values(scores, values, sub, tile);
         }
-#pragma unroll
-        for (int tile = 0; tile < COLUMN_TILES; tile++) update(scores, tile, num_valid, seen, scale, lane);
 #pragma unroll
         for (int sub = 0; sub < SUB_TILES; sub++)
 #pragma unroll
-            for (int tile = 0; tile < COLUMN_TILES; tile++) accumulate_values(scores, values, sub, tile);
+            for (int tile = 0; tile < COLUMN_TILES; tile++)
+                if (!IS_WIDE) accumulate_values(scores, values, sub, tile);
     }
 
     // Sums the lanes' exponentials: afterwards every lane has the sum over all tokens.
