@@ -86,15 +86,19 @@ class Side:
 
     def gap(self, problem, written: Sequence[int], place: int, other: int) -> float:
         """How much likelier the undrafted id is than the other one, where the texts part."""
-        request = replace(self.request(problem, "off"), forced_tokens=written[: place + 1], with_logits=True)
+        request = self.request(problem, "off")
+        request = replace(request, rules=None, forced_tokens=written[: place + 1], with_logits=True)
         shape = BatchShape(1, request.prompt.prompt.num_tokens + place + 2, self._attention == "dense")
         step = (
             HostStep(self.weights, self.tokenizer.markers, 1, shape.capacity, shape.is_dense)
             if self._device.type == "cpu"
             else BatchStep(self.weights, self.tokenizer.markers, shape)
         )
-        tokens = [event for _, event in DecodeLoop(step).generate([request]) if isinstance(event, Token)]
-        logits = tokens[place].logits.float()
+        (logits,) = [
+            event.logits.float()
+            for _, event in DecodeLoop(step).generate([request])
+            if isinstance(event, Token) and event.position == request.prompt.prompt.num_tokens + place
+        ]
         return float(logits[written[place]] - logits[other])
 
 

@@ -19,7 +19,7 @@ from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.summarize.form import MAX_SEGMENTS, MAX_SUMMARY_TOKENS
-from selfspan_core.tasks.summarize.task import SummarizeProblem, problem_of
+from selfspan_core.tasks.summarize.task import Summarize, SummarizeProblem, problem_of
 from training.bench.replay import Recording, record_requests
 from training.data.generated import evaluation_set
 
@@ -104,7 +104,7 @@ def summaries(num_tokens: int, num: int, seed: int, device: torch.device) -> Tex
         recordings = record_requests(BatchEngine(weights, tokenizer.markers, shape), requests).recordings
         if num_tokens > LONGEST_SUMMARIZED:
             longer = articles(num_tokens, num, seed, tokenizer)
-            whole = get_task("summarize", max_context=4 * num_tokens)
+            whole = Summarize("medium", max_context=4 * num_tokens)
             rendered = [whole.render(problem, tokenizer, annotated) for problem in longer]
             pairs = zip(recordings, rendered, strict=True)
             recordings = [behind_more(one, more, tokenizer.markers) for one, more in pairs]
