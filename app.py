@@ -18,6 +18,7 @@ from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.lazy_session import LazySession, SharedDevice, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
+from selfspan_core.serve.whole_blocks import WholeBlocks
 from selfspan_core.tasks.page import HIDDEN, Controls, controls
 from selfspan_core.tasks.registry import TASKS, get_task
 
@@ -43,7 +44,7 @@ def build_app(
     """
     device = SharedDevice(session)
     runs = PageRuns(device)
-    with gr.Blocks(title="selfspan", analytics_enabled=False) as demo:
+    with WholeBlocks(title="selfspan", analytics_enabled=False) as demo:
         gr.Markdown(INTRO + pitch(tasks))
         with gr.Tabs(elem_id="tasks") if len(tasks) > 1 else nullcontext():
             asked = [_tab(name, len(tasks) > 1, model) for name in tasks]

@@ -10,7 +10,7 @@ import gradio as gr
 from selfspan_core.errors import InputError, NotReady
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, choices
 from selfspan_core.params import MAX_DRAFTS, MAX_NEW_TOKENS, Request, SamplingParams
-from selfspan_core.serve.lazy_session import SharedDevice, public, without_lists
+from selfspan_core.serve.lazy_session import SharedDevice, public
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
 
@@ -48,7 +48,7 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL
     def compare(*values: Any) -> Iterator[dict]:
         try:
             with closing(device.compare(_request(signature, values))) as ticks:
-                yield from map(without_lists, ticks)
+                yield from ticks
         except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error
         except Exception as error:

@@ -138,13 +138,6 @@ class SharedDevice:
             self._lock.release()
 
 
-def without_lists(value):
-    """The same value with tuples for lists: gradio sends edits from yield to yield, and nested lists come out wrong."""
-    if isinstance(value, dict):
-        return {key: without_lists(item) for key, item in value.items()}
-    return tuple(map(without_lists, value)) if isinstance(value, list | tuple) else value
-
-
 def silence_libraries() -> None:
     """Keep progress bars and advice of the libraries out of this process's output; before they are imported.
 
