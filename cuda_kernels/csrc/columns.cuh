@@ -1,8 +1,8 @@
 // Columns of the tiles: one per query of a row and query head of a group, all of which read the same keys and values.
 //
 // A warp serves MAX_COLUMNS of them at most: 32, or 16 where few row-heads are split among many blocks, since every
-// split leaves a partial result of all its columns. Where a row has more, its queries are divided into column blocks, as
-// equal as possible. The schedule knows nothing of them: it is made for a grid of "work blocks", each of which is
+// split leaves a partial result of all its columns. Where a row has more, its queries are divided into column blocks,
+// as equal as possible. The schedule knows nothing of them: it is made for a grid of "work blocks", each of which is
 // COLUMN_BLOCKS neighbouring thread blocks that read the same tokens at the same time, one for each column block. So
 // memory is read once, and the second-level cache COLUMN_BLOCKS times.
 #pragma once
