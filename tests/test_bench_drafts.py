@@ -18,6 +18,7 @@ from selfspan_core.tasks.registry import get_task
 from tests.support.engine_tools import tiny_hf
 from tests.support.span_examples import MARKERS, worked_example
 from training import bench_app, bench_drafts, check_drafts, picture_drafts
+from training.bench import texts
 from training.bench.answer_cells import LANES, AnswerLane, answer_cell, compared
 from training.bench.replay import Recording, Replay
 from training.bench.shapes import Machine
@@ -155,16 +156,37 @@ def test_articles_of_a_length():
     assert tracker.num_malformed == 0 and made.ids[1] == names[2] and made.ids[2] != new
 
 
+def test_summaries_of_articles_beyond_the_context(monkeypatch):
+    """Would catch a benchmark that dies at its longest article, after minutes."""
+    monkeypatch.setattr(texts, "LONGEST_SUMMARIZED", 150)
+    made = texts.summaries(400, 1, 3, torch.device("cpu"))
+    for one in (made.span[0], made.plain[0]):
+        assert 330 < len(one.prompt) < 420 and one.layout.num_tokens == len(one.prompt)
+    tracker = Tracker(weights_of("summarize-span", torch.device("cpu")).model.tokenizer.markers, made.span[0].layout)
+    for token in made.span[0].ids:
+        tracker.push(token)
+    assert tracker.num_malformed == 0 and len(tracker.steps) >= 2
+
+
+def test_the_gap_at_a_tie_of_a_text_with_rules():
+    """Would catch a check that dies at its first tie: the run that names the gap is forced, and has no rules."""
+    side = check_drafts.Side(get_task("summarize", length="short"), "span dense", torch.device("cpu"), 1)
+    problem = get_task("summarize").parse(get_task("summarize").examples[0])
+    (written,), _ = side.texts([problem], "off")
+    place = len(written) // 2
+    assert side.gap(problem, written, place, written[place]) == 0
+
+
 def test_the_check_finds_a_text_that_drafts_changed(monkeypatch):
     """Would catch a check that cannot fail, or that blames drafts for a tie without naming the gap."""
     side = check_drafts.Side(get_task("arithmetic"), "span sparse", torch.device("cpu"), 2)
     problems = [get_task("arithmetic").parse(text) for text in ("7+5*3", "9-4+2")]
     right = check_drafts.compare(side, problems)
     assert (right["answers_that_drafts_changed"], right["ties"]) == (0, []) and right["drafts_kept"] > 5
-    texts, undone = side.texts, iter([False, True])
+    decode, undone = side.texts, iter([False, True])
 
     def changed(*arguments):
-        found, accepted = texts(*arguments)
+        found, accepted = decode(*arguments)
         if next(undone):
             found[1][5] += 1
         return found, accepted
