@@ -132,6 +132,23 @@ def test_a_device_that_cannot_is_unavailable(engine, monkeypatch):
     assert not batch_engines(engine)
 
 
+def test_an_engine_that_nobody_uses_makes_room(engine, monkeypatch):
+    """Would catch a load that no longer fits because the same rows were kept with drafts and without."""
+    prompt, cache, kept = example(0)[0], SpanModel.new_cache, batch_engines(engine)
+    list(generate(engine, prompt, "sparse", "captured", max_new_tokens=3))
+    list(generate(engine, prompt, "dense", "captured", max_new_tokens=3))
+
+    def room_for_one(self, *arguments):
+        if any(attention == "dense" for attention, *_ in kept):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return cache(self, *arguments)
+
+    monkeypatch.setattr(SpanModel, "new_cache", room_for_one)
+    drafter = DeviceDrafts(DraftHints())
+    list(generate(engine, prompt, "dense", "captured", max_new_tokens=3, drafter=drafter))
+    assert set(kept) == {("sparse", False, False, False), ("dense", False, False, True)}
+
+
 def test_what_fails_in_the_batch_engine_is_raised(engine, monkeypatch):
     """Would catch a failure that ends the run as if the answer were complete."""
 

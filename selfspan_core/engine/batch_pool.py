@@ -14,6 +14,7 @@ from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.drafters import Paced
 from selfspan_core.engine.events import Event, Failed, Finished, OtherRows, Prefilled, Token
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ImplUnavailable
@@ -60,28 +61,45 @@ class BatchEngines:
             self._engines.pop(key, None)  # before the new one takes its memory
             capacity = row_capacity(num_positions, self._weights.model.max_context)
             shape = BatchShape(batch, capacity, attention == "dense", with_rules, drafts)
-            self._engines[key] = self._make(shape)
+            engine = self._made(shape)
+            if engine is None and self._drop_others(key):
+                engine = self._made(shape)
+            if engine is None:
+                raise ImplUnavailable(_no_memory(shape))
+            self._engines[key] = engine
         return self._engines[key]
 
-    def _make(self, shape: BatchShape) -> BatchEngine:
+    def _made(self, shape: BatchShape) -> BatchEngine | None:
+        """A new engine; None where the device has no memory for it."""
         try:
             return BatchEngine(self._weights, self._markers, shape)
         except ValueError as error:
             raise ImplUnavailable(f"decoding in a captured graph: {error}") from error
-        except torch.OutOfMemoryError as error:
-            rows = "the cache of one row" if shape.batch == 1 else f"the caches of {shape.batch} rows"
-            raise ImplUnavailable(
-                f"decoding in a captured graph: no memory on the device for {rows} of {shape.capacity:,} tokens"
-            ) from error
+        except torch.OutOfMemoryError:
+            return None
+
+    def _drop_others(self, key: tuple[str, bool, bool, bool]) -> bool:
+        """Give up what is kept of the same attention: no run of it goes on while another begins. Whether any was."""
+        others = [other for other in self._engines if other[0] == key[0]]
+        for other in others:
+            del self._engines[other]
+        return bool(others)
+
+
+def _no_memory(shape: BatchShape) -> str:
+    rows = "the cache of one row" if shape.batch == 1 else f"the caches of {shape.batch} rows"
+    return f"decoding in a captured graph: no memory on the device for {rows} of {shape.capacity:,} tokens"
 
 
 def _drafts_of(request: PromptRequest) -> Drafts:
     """What a batch has to verify for a request."""
-    if request.drafter is None:
+    drafter, most = request.drafter, None
+    if drafter is None:
         return "off"
-    most = (
-        request.drafter.most if isinstance(request.drafter, DeviceDrafts) else getattr(request.drafter, "limit", None)
-    )
+    if isinstance(drafter, DeviceDrafts):
+        most = drafter.most
+    elif isinstance(drafter, Paced):
+        most = drafter.limit
     return "auto" if most is None else most
 
 

@@ -161,12 +161,12 @@ class BatchStep:
         """See Step."""
         if request.rules is not None and self._rules is None:
             raise ValueError("rules: this batch was made without")
+        drafted = self._host_drafts(request)
         layout, device = request.prompt.prompt, self.model.device
         timer = Timer(device)
         logits = self._prefill(row, request.prompt_ids)[None]
         self._place(row, layout, request.annotated, request.forced_tokens or (), max_new_tokens)
         own = request.drafter if isinstance(request.drafter, DeviceDrafts) else None
-        drafted = self._host_drafts(request)
         self._rounds.begin(row, request.prompt_ids, layout, own)
         rules = None if request.forced_tokens else request.rules
         if rules is not None and self._rules is not None:
@@ -183,10 +183,10 @@ class BatchStep:
     def _host_drafts(self, request: PromptRequest) -> HostDrafts | None:
         """What the host keeps of a row for which it proposes drafts."""
         drafter = request.drafter
+        if drafter is not None and not isinstance(self._rounds, DraftRounds):
+            raise ValueError("drafter: this batch was made without drafts")
         if drafter is None or isinstance(drafter, DeviceDrafts):
             return None
-        if not isinstance(self._rounds, DraftRounds):
-            raise ValueError("drafter: this batch was made without drafts")
         tracker = Tracker(self.markers, request.prompt.prompt, request.annotated)
         return HostDrafts(drafter, tracker, request.prompt_ids, self.model.vocab_size, MAX_BODIES)
 
