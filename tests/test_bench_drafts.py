@@ -182,7 +182,7 @@ def test_the_check_finds_a_text_that_drafts_changed(monkeypatch):
     side = check_drafts.Side(get_task("arithmetic"), "span sparse", torch.device("cpu"), 2)
     problems = [get_task("arithmetic").parse(text) for text in ("7+5*3", "9-4+2")]
     right = check_drafts.compare(side, problems)
-    assert (right["answers_that_drafts_changed"], right["ties"]) == (0, []) and right["drafts_kept"] > 5
+    assert right.ties == [] and right.drafts_kept > 5 and right.answers == 2
     decode, undone = side.texts, iter([False, True])
 
     def changed(*arguments):
@@ -193,7 +193,9 @@ def test_the_check_finds_a_text_that_drafts_changed(monkeypatch):
 
     monkeypatch.setattr(side, "texts", changed)
     wrong = check_drafts.compare(side, problems)
-    assert wrong["answers_that_drafts_changed"] == 1 and wrong["ties"][0] > 0
+    assert len(wrong.ties) == 1 and wrong.ties[0] > 0
+    right.add(wrong)
+    assert right.figures()["answers_that_drafts_changed"] == 1 and right.answers == 4
 
 
 def test_rates_of_the_app_are_over_all_tokens():
@@ -215,3 +217,7 @@ def test_arguments(argv, message, capsys):
     with pytest.raises(SystemExit):
         bench_drafts.parse_arguments(["--device", "cpu", "--shapes", "tiny", *argv])
     assert message in capsys.readouterr().err
+    for module in (check_drafts, bench_app):
+        with pytest.raises(SystemExit):
+            module.main(["--out", "/nowhere/at/all.json"])
+        assert "lies in none" in capsys.readouterr().err

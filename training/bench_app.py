@@ -24,7 +24,7 @@ import torch
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.tasks.arithmetic.task import random_problem
 from selfspan_core.tasks.registry import get_task
-from training.bench.results import name_of_gpu
+from training.bench.results import check_out, name_of_gpu
 
 START_SECONDS = 300
 OPERANDS = (24, 48)
@@ -136,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, help="default: assets/results/app_<device>.json")
     arguments = parser.parse_args(argv)
+    check_out(parser, arguments.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out = arguments.out or Path("assets/results") / f"app_{name_of_gpu(device)}.json"
     document = provenance() | {"seed": arguments.seed, "repeats": arguments.repeats}

@@ -25,7 +25,7 @@ import torch
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
 from training.bench.answer_cells import answer_cell
-from training.bench.results import Results, find_machine, free_memory, name_of_gpu
+from training.bench.results import Results, check_out, find_machine, free_memory, name_of_gpu
 from training.bench.shapes import SHAPES, Machine, random_weights
 from training.bench.texts import Text, expressions, summaries, weights_of
 
@@ -105,8 +105,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--device cpu only rehearses, with --shapes tiny: {REHEARSAL}")
     if any(not 2 <= number <= MAX_OPERANDS for number in arguments.operands):
         parser.error(f"--operands: 2 to {MAX_OPERANDS}")
-    if arguments.out is not None and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):
-        parser.error(f"--out: {arguments.out} is a folder, or lies in none")
+    check_out(parser, arguments.out)
     return arguments
 
 

@@ -27,7 +27,7 @@ from selfspan_core.spans.protocol import Markers
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
 from training.bench.engine_cells import fixed_cell, long_cell, profile_cell, replay_cell, transformers_cell
 from training.bench.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_weights
-from training.bench.results import Results, find_machine, free_memory, name_of_gpu
+from training.bench.results import Results, check_out, find_machine, free_memory, name_of_gpu
 from training.bench.shapes import ROOM_FOR_THE_REST, SHAPES, Machine, parameters, random_weights
 
 STRIDE = 16
@@ -189,8 +189,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--operands, --answered: 2 to {MAX_OPERANDS}")
     if arguments.stride > LONGEST_STRIDE:
         parser.error(f"--stride is at most {LONGEST_STRIDE}: a text has to have several samples")
-    if arguments.out is not None and (arguments.out.is_dir() or not arguments.out.parent.is_dir()):
-        parser.error(f"--out: {arguments.out} is a folder, or lies in none")
+    check_out(parser, arguments.out)
     return arguments
 
 

@@ -8,9 +8,11 @@ them, the texts may part: such a tie is counted with the gap between the two ids
 
 import argparse
 import json
+import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from selfspan_core.engine.request import PromptRequest
 from selfspan_core.params import SamplingParams
 from selfspan_core.tasks.base import Task
 from selfspan_core.tasks.registry import get_task
-from training.bench.results import name_of_gpu
+from training.bench.results import check_out, name_of_gpu
 from training.bench.texts import articles, weights_of
 from training.data.generated import evaluation_set
 
@@ -102,25 +104,51 @@ class Side:
         return float(logits[written[place]] - logits[other])
 
 
-def compare(side: Side, problems: Sequence) -> dict:
-    """Figures of one lane over some inputs."""
+@dataclass
+class Compared:
+    """Figures of one lane over some inputs; those of parts of them add up.
+
+    Attributes:
+        answers, tokens: undrafted ones. drafts_kept: of the drafted ones.
+        ties: where an answer came out otherwise, how much likelier the undrafted id was than the other one.
+        seconds: of work.
+    """
+
+    answers: int = 0
+    tokens: int = 0
+    drafts_kept: int = 0
+    ties: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, other: "Compared") -> None:
+        """Account for another part."""
+        self.answers, self.tokens = self.answers + other.answers, self.tokens + other.tokens
+        self.drafts_kept, self.seconds = self.drafts_kept + other.drafts_kept, self.seconds + other.seconds
+        self.ties = sorted([*self.ties, *other.ties])
+
+    def figures(self) -> dict:
+        """As the results file has them."""
+        return {**asdict(self), "answers_that_drafts_changed": len(self.ties)}
+
+
+def compare(side: Side, problems: Sequence) -> Compared:
+    """Both ways over some inputs."""
     started = time.perf_counter()
     plain, _ = side.texts(problems, "off")
     drafted, accepted = side.texts(problems, "auto")
-    gaps = []
+    ties = []
     for problem, a, b in zip(problems, plain, drafted, strict=True):
         if a != b:
             place = next(i for i, (x, y) in enumerate(zip([*a, -1], [*b, -1], strict=False)) if x != y)
-            gaps.append(side.gap(problem, a, place, b[place]))
-    num_tokens = sum(map(len, plain))
-    return {
-        "answers": len(problems),
-        "tokens": num_tokens,
-        "drafts_kept": accepted,
-        "answers_that_drafts_changed": len(gaps),
-        "ties": sorted(gaps),
-        "seconds": time.perf_counter() - started,
-    }
+            ties.append(side.gap(problem, a, place, b[place]))
+    return Compared(len(problems), sum(map(len, plain)), accepted, sorted(ties), time.perf_counter() - started)
+
+
+def compare_part(task: Task, lane: str, device: str, rows: int, problems: Sequence) -> Compared:
+    """`compare` in a process of its own, on one core of a CPU."""
+    if device == "cpu":
+        torch.set_num_threads(1)
+    return compare(Side(task, lane, torch.device(device), rows), problems)
 
 
 def inputs(arguments: argparse.Namespace, tokenizer) -> Iterator[tuple[str, Task, list]]:
@@ -140,27 +168,49 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--expressions", type=int, default=500)
     parser.add_argument("--articles", type=int, default=300)
     parser.add_argument("--rows", type=int, default=8, help="answered at once")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side; on a CPU, one for each core")
+    parser.add_argument("--part", type=int, default=500, help="inputs of a process at a time")
     parser.add_argument("--lanes", nargs="+", default=list(LANES), choices=list(LANES))
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path)
-    return parser.parse_args(argv)
+    parser.add_argument("--out", type=Path, help="default: assets/results/lossless_<device>.json")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device")
+    if min(arguments.rows, arguments.jobs, arguments.part) < 1 or min(arguments.expressions, arguments.articles) < 0:
+        parser.error("--rows, --jobs, --part: 1 or more; --expressions, --articles: 0 or more")
+    check_out(parser, arguments.out)
+    return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Decode, compare, write; the file is written again after every lane."""
+    """Decode, compare, write."""
     arguments = parse_arguments(argv)
     device, origin = torch.device(arguments.device), provenance()
     out = arguments.out or Path("assets/results") / f"lossless_{name_of_gpu(device)}.json"
     dtype = "float32" if device.type == "cpu" else "bfloat16"
     document: dict = {**origin, "seed": arguments.seed, "dtype": dtype, "rows": arguments.rows, "lanes": {}}
     tokenizer = weights_of("summarize-span", torch.device("cpu")).model.tokenizer
-    for name, task, problems in inputs(arguments, tokenizer):
-        for lane in arguments.lanes if problems else ():
-            figures = compare(Side(task, lane, device, arguments.rows), problems)
-            document["lanes"].setdefault(name, {})[lane] = figures
-            out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            print(f"{name}, {lane}: {figures}", flush=True)
+    parts = [
+        (name, lane, task, problems[first : first + arguments.part])
+        for name, task, problems in inputs(arguments, tokenizer)
+        for lane in arguments.lanes
+        for first in range(0, len(problems), arguments.part)
+    ]
+    found: dict[str, dict[str, Compared]] = {}
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        jobs = {
+            pool.submit(compare_part, task, lane, device.type, arguments.rows, problems): (name, lane)
+            for name, lane, task, problems in parts
+        }
+        for number, job in enumerate(as_completed(jobs), start=1):
+            name, lane = jobs[job]
+            found.setdefault(name, {}).setdefault(lane, Compared()).add(job.result())
+            print(f"{number} of {len(jobs)}: {name}, {lane}: {found[name][lane].figures()}", flush=True)
+    for name in found:
+        document["lanes"][name] = {lane: found[name][lane].figures() for lane in LANES if lane in found[name]}
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

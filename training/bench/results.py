@@ -1,5 +1,6 @@
 """What benchmarks at full size share: the results file as it grows, the machine, memory between two cells."""
 
+import argparse
 import gc
 import json
 import math
@@ -61,6 +62,12 @@ def find_machine(device: torch.device) -> Machine:
     rate = 1e12 * read_stream_tb_per_s()
     torch.cuda.empty_cache()
     return Machine(device, rate, torch.cuda.mem_get_info(device)[0])
+
+
+def check_out(parser: argparse.ArgumentParser, out: Path | None) -> None:
+    """Refuse a place for results where no file can be, before anything is measured."""
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        parser.error(f"--out: {out} is a folder, or lies in none")
 
 
 def name_of_gpu(device: torch.device) -> str:
