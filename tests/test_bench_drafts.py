@@ -1,6 +1,7 @@
 """The benchmark of drafts on the CPU, with a tiny shape, and what is made of its results."""
 
 import json
+import socket
 
 import pytest
 import torch
@@ -115,8 +116,11 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
     assert (tmp_path / "picture.png").stat().st_size > 5000
     with pytest.raises(PictureError, match="no replayed text"):
         picture_drafts.cells_of({"shapes": {"x": {"answers": []}}, "machine": {"gpu": "x"}})
-    with pytest.raises(PictureError, match="these are no results"):
-        picture_drafts.cells_of({})
+    half = {"shapes": {"a": {"answers": [{"lanes": {}, "text": "t", "batch": 1}]}}, "machine": {"gpu": "x"}}
+    for wrong in ({}, half):
+        with pytest.raises(PictureError, match="these are no results"):
+            picture_drafts.cells_of(wrong)
+    assert picture_drafts.cells_of({**results, "machine": {"cpu": "some CPU"}})[2] == "some CPU"
 
 
 def test_no_drafts_at_all_is_among_the_sizes():
@@ -211,7 +215,16 @@ def test_rates_of_the_app_are_over_all_tokens():
     assert found["self_selected_behind"] == 1 and found["lanes"]["sparse"]["slowest_tokens_per_second"] == 10
 
 
-@pytest.mark.parametrize(("argv", "message"), [(["--operands", "1"], "--operands"), (["--batches", "0"], "from 1 on")])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--operands", "1"], "--operands"),
+        (["--batches", "0"], "from 1 on"),
+        (["--articles", "3"], "100 tokens or more"),
+        (["--operands", "--articles"], "at least one text"),
+        (["--others", "nonsense"], "no text is called 'nonsense'"),
+    ],
+)
 def test_arguments(argv, message, capsys):
     """Would catch a benchmark that finds out after minutes what it was asked for."""
     with pytest.raises(SystemExit):
@@ -221,3 +234,12 @@ def test_arguments(argv, message, capsys):
         with pytest.raises(SystemExit):
             module.main(["--out", "/nowhere/at/all.json"])
         assert "lies in none" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_refused():
+    """Would catch figures of another program that answers on the port."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(RuntimeError, match="is taken"), bench_app.running_app(other.getsockname()[1]):
+            pass

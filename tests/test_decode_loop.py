@@ -1,5 +1,6 @@
 """The decode loop over both kinds of steps: rows, rules, logits, drafts."""
 
+import copy
 import itertools
 import random
 
@@ -152,6 +153,59 @@ def test_rules_that_leave_nothing_end_their_request_alone(model, num):
             failed = {number: event.error for number, event in events if isinstance(event, Failed)}
             assert list(failed) == [0] and "the rules leave nothing to write" in str(failed[0])
             assert {number for number, event in events if isinstance(event, Finished)} == {1, 2}
+
+
+class Breaks:
+    """Rules that raise at the n-th question or id."""
+
+    def __init__(self, method, number, error) -> None:
+        self._method, self._left, self._error = method, number, error
+
+    def _count(self, method):
+        if method == self._method:
+            self._left -= 1
+            if self._left < 0:
+                raise self._error("of the rules")
+
+    def limits(self) -> Limits:
+        self._count("limits")
+        return Limits(None, ())
+
+    def push(self, token: int) -> None:
+        self._count("push")
+
+    def fork(self) -> "Breaks":
+        return copy.copy(self)
+
+
+@pytest.mark.parametrize("error", [KeyError, IndexError, RuntimeError, ZeroDivisionError])
+@pytest.mark.parametrize("method", ["limits", "push"])
+@pytest.mark.parametrize("number", [0, 1, 5])
+@pytest.mark.parametrize("drafts", ["off", 3])
+def test_rules_that_raise_end_their_request_alone(model, error, method, number, drafts):
+    """Would catch a task's defect that takes other requests with it, is blamed on the device, or leaves a row that
+    goes on under the next request."""
+    shape = BatchShape(2, CAPACITY, False, with_rules=True, drafts=drafts)
+    loops = [BatchEngine(model.weights, MARKERS, shape)]
+    if drafts == "off":
+        loops.append(host(model, 2, "sparse"))
+    prompts = [example(seed)[0] for seed in (1, 2, 3)]
+    for loop in loops:
+        (undisturbed,) = ([e for _, e in loop.generate([asked(prompts[1], max_new_tokens=12)])],)
+        for _ in range(2):
+            drafter = Proposes(two_tokens) if drafts != "off" else None
+            requests = [
+                asked(prompts[0], rules=Breaks(method, number, error), drafter=drafter, max_new_tokens=30),
+                asked(prompts[1], max_new_tokens=12),
+                asked(prompts[2], max_new_tokens=12),
+            ]
+            events = list(loop.generate(requests))
+            failed = {request: event.error for request, event in events if isinstance(event, Failed)}
+            assert list(failed) == [0] and "of the rules" in str(failed[0]), failed
+            assert {request for request, event in events if isinstance(event, Finished)} == {1, 2}
+            ids = [event.id for request, event in events if request == 1 and isinstance(event, Token)]
+            assert ids == [event.id for event in undisturbed if isinstance(event, Token)]
+        assert not loop.is_lost
 
 
 def test_the_last_event_says_which_clock_the_seconds_are_of(model):

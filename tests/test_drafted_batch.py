@@ -140,6 +140,15 @@ def test_the_engine_drafts_on_either_side():
         DeviceDrafts(HINTS, 16)
 
 
+def test_what_cannot_be_is_refused(weights):
+    """Would catch rules that drafts of the device pass by, and a number of drafts that is blamed on the device."""
+    with pytest.raises(ValueError, match="the host proposes the drafts"):
+        asked(example(1)[0], rules=Alternating(), drafter=DeviceDrafts(HINTS))
+    for drafts in (0, -1, 16, True, "x", None, 2.5):
+        with pytest.raises(ValueError, match="drafts is off, auto or 1 to 15"):
+            BatchShape(1, 9, True, drafts=drafts)
+
+
 def test_a_step_on_the_host_does_not_draft_for_the_device(weights):
     """Would catch a request whose drafts are forgotten in silence."""
     engine = Engine(weights.model, MARKERS)

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import torch
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.tasks.arithmetic.task import random_problem
 from selfspan_core.tasks.registry import get_task
-from training.bench.results import check_out, name_of_gpu
+from training.bench.results import check_out, count, name_of_gpu
 
 START_SECONDS = 300
 OPERANDS = (24, 48)
@@ -36,8 +37,11 @@ def running_app(port: int) -> Iterator[str]:
     """The app on a port of this machine, once it answers.
 
     Raises:
-        RuntimeError: it has ended, or does not answer in START_SECONDS.
+        RuntimeError: the port is taken, or the app has ended, or it does not answer in START_SECONDS.
     """
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise RuntimeError(f"port {port} is taken, and what answers there would be measured: choose another --port")
     environment = os.environ | {"PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
     process = subprocess.Popen([sys.executable, "app.py"], env=environment)
     try:
@@ -132,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Start, ask, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=7861)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, help="default: assets/results/app_<device>.json")
     arguments = parser.parse_args(argv)

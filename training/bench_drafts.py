@@ -22,14 +22,24 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.bench.provenance import provenance
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
 from training.bench.answer_cells import answer_cell
-from training.bench.results import Results, check_out, find_machine, free_memory, name_of_gpu
+from training.bench.results import (
+    Results,
+    add_device,
+    begin_results,
+    check_out,
+    check_rehearsal,
+    count,
+    find_machine,
+    free_memory,
+)
 from training.bench.shapes import SHAPES, Machine, random_weights
-from training.bench.texts import Text, expressions, summaries, weights_of
+from training.bench.texts import Text, expressions, name_of_articles, name_of_expressions, summaries, weights_of
 
 SEED = 2024
+LEAST_ARTICLE = 100
+IMPORTANT = ("64 operands", "900-token articles")
 REHEARSAL = (
     "python -m training.bench_drafts --device cpu --shapes tiny --operands 4 --articles 300 --num 2 --batches 2"
     " --samples 4"
@@ -76,35 +86,39 @@ def measure(arguments: argparse.Namespace, results: Results, machine: Machine) -
         del weights
 
 
-def count(text: str) -> int:
-    """A number from 1 on."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text!r}")
-    return int(text)
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f"Without a GPU: {REHEARSAL}")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=f"Without a GPU: {REHEARSAL}",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add: Callable = parser.add_argument
     add("--shapes", nargs="+", default=["7B", "Llama-3-8B", "13B"], choices=list(SHAPES), help="of models")
     add("--operands", type=count, nargs="*", default=[24, 48, 64], help="numbers in a replayed expression")
     add("--articles", type=count, nargs="*", default=[500, 900, 1900, 6000], help="tokens of a summarized article")
-    add("--others", nargs="*", default=["64 operands", "900-token articles"], help="texts of all but the first shape")
+    others = f"texts of all but the first shape (default, where they are measured: {', '.join(IMPORTANT)})"
+    add("--others", nargs="*", help=others)
     add("--batches", type=count, nargs="+", default=[1, 8, 32, 64, 128], help="rows")
     add("--num", type=count, default=32, help="texts of each kind")
     add("--samples", type=count, default=20, help="steps of a text that are timed")
     add("--seed", type=int, default=SEED)
-    has_cuda = torch.cuda.is_available()
-    add("--device", default="cuda" if has_cuda else None, choices=("cpu", "cuda"), help="cpu only rehearses")
+    add_device(parser)
     add("--out", type=Path, help="default: assets/results/drafts_<gpu>.json; on a CPU runs/drafts_cpu.json")
     arguments = parser.parse_args(argv)
-    if arguments.device is None or (arguments.device == "cuda" and not has_cuda):
-        parser.error(f"no CUDA device; in a minute without one: {REHEARSAL}")
-    if arguments.device == "cpu" and set(arguments.shapes) != {"tiny"}:
-        parser.error(f"--device cpu only rehearses, with --shapes tiny: {REHEARSAL}")
+    check_rehearsal(parser, arguments, REHEARSAL)
     if any(not 2 <= number <= MAX_OPERANDS for number in arguments.operands):
         parser.error(f"--operands: 2 to {MAX_OPERANDS}")
+    if any(number < LEAST_ARTICLE for number in arguments.articles):
+        parser.error(f"--articles: {LEAST_ARTICLE} tokens or more")
+    names = [name_of_expressions(n) for n in arguments.operands] + [name_of_articles(n) for n in arguments.articles]
+    if not names:
+        parser.error("--operands, --articles: at least one text")
+    unknown = [name for name in arguments.others or () if name not in names]
+    if unknown:
+        parser.error(f"--others: no text is called {unknown[0]!r}; there are {', '.join(names)}")
+    if arguments.others is None:
+        arguments.others = [name for name in IMPORTANT if name in names]
     check_out(parser, arguments.out)
     return arguments
 
@@ -112,22 +126,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write."""
     arguments = parse_arguments(argv)
-    device = torch.device(arguments.device)
-    origin = provenance()
-    machine = find_machine(device)
-    if device.type == "cuda":
-        from cuda_kernels.bench.benchmark import gpu_versions
-
-        origin["versions"] |= gpu_versions()
-    folder = Path("assets/results" if device.type == "cuda" else "runs")
-    out = arguments.out or folder / f"drafts_{name_of_gpu(device)}.json"
-    head = {
-        "read_stream_tb_per_s": machine.bytes_per_second / 1e12,
-        "seed": arguments.seed,
-        "samples": arguments.samples,
-        "clock": "device",
-    }
-    measure(arguments, Results(out, head | origin), machine)
+    machine = find_machine(torch.device(arguments.device))
+    results, out = begin_results(arguments, "drafts", machine, {"samples": arguments.samples})
+    measure(arguments, results, machine)
     print(f"wrote {out}")
 
 

@@ -20,14 +20,23 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.bench.provenance import provenance, weights_digest
+from cuda_kernels.bench.provenance import weights_digest
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.paths import ADAPTERS as ADAPTER_FOLDERS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS
 from training.bench.engine_cells import fixed_cell, long_cell, profile_cell, replay_cell, transformers_cell
 from training.bench.engine_shipped import ADAPTERS, record_all, same_tokens, shipped_weights
-from training.bench.results import Results, check_out, find_machine, free_memory, name_of_gpu
+from training.bench.results import (
+    Results,
+    add_device,
+    begin_results,
+    check_out,
+    check_rehearsal,
+    count,
+    find_machine,
+    free_memory,
+)
 from training.bench.shapes import ROOM_FOR_THE_REST, SHAPES, Machine, parameters, random_weights
 
 STRIDE = 16
@@ -145,13 +154,6 @@ def long_of(text: str) -> tuple[int, int]:
     return int(context), int(batch)
 
 
-def count(text: str) -> int:
-    """A number from 1 on."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text!r}")
-    return int(text)
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog=f"Without a GPU: {REHEARSAL}")
@@ -176,14 +178,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     stride = f"of a text, one step in so many is measured; at most {LONGEST_STRIDE}"
     add("--stride", type=count, default=STRIDE, help=stride)
     add("--seed", type=int, default=SEED, help="of the expressions; by default those of the arithmetic table")
-    has_cuda = torch.cuda.is_available()
-    add("--device", default="cuda" if has_cuda else None, choices=("cpu", "cuda"), help="cpu only rehearses")
+    add_device(parser)
     add("--out", type=Path, help="default: assets/results/engine_<gpu>.json; on a CPU runs/engine_cpu.json")
     arguments = parser.parse_args(argv)
-    if arguments.device is None or (arguments.device == "cuda" and not has_cuda):
-        parser.error(f"no CUDA device; in a few minutes without one: {REHEARSAL}")
-    if arguments.device == "cpu" and set(arguments.shapes) != {"tiny"}:
-        parser.error(f"--device cpu only rehearses, with --shapes tiny: {REHEARSAL}")
+    check_rehearsal(parser, arguments, REHEARSAL)
     numbers = [*arguments.operands, *arguments.answered]
     if min(numbers) < 2 or max(numbers) > MAX_OPERANDS:
         parser.error(f"--operands, --answered: 2 to {MAX_OPERANDS}")
@@ -198,22 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     device = torch.device(arguments.device)
     machine = find_machine(device)
-    # A rehearsal is no result, so it is written where no report reads it.
-    folder = Path("assets/results" if device.type == "cuda" else "runs")
-    out = arguments.out or folder / f"engine_{name_of_gpu(device)}.json"
-    head = {
-        "read_stream_tb_per_s": machine.bytes_per_second / 1e12,
-        "seed": arguments.seed,
-        "stride": arguments.stride,
-        # Milliseconds of steps; tokens per second of the shipped model are by the wall clock.
-        "clock": "device",
-    }
-    origin = provenance()
-    if device.type == "cuda":
-        from cuda_kernels.bench.benchmark import gpu_versions
-
-        origin["versions"] |= gpu_versions()
-    results = Results(out, head | origin)
+    # Milliseconds of steps are by the device's clock, the shipped model's tokens per second by the wall clock.
+    results, out = begin_results(arguments, "engine", machine, {"stride": arguments.stride})
     shipped = measure_shipped(arguments, results, device)
     for shape in arguments.shapes:
         free_memory(machine)

@@ -28,7 +28,7 @@ from selfspan_core.engine.request import PromptRequest
 from selfspan_core.params import SamplingParams
 from selfspan_core.tasks.base import Task
 from selfspan_core.tasks.registry import get_task
-from training.bench.results import check_out, name_of_gpu
+from training.bench.results import check_out, count, name_of_gpu
 from training.bench.texts import articles, weights_of
 from training.data.generated import evaluation_set
 
@@ -167,9 +167,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--expressions", type=int, default=500)
     parser.add_argument("--articles", type=int, default=300)
-    parser.add_argument("--rows", type=int, default=8, help="answered at once")
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side; on a CPU, one for each core")
-    parser.add_argument("--part", type=int, default=500, help="inputs of a process at a time")
+    parser.add_argument("--rows", type=count, default=8, help="answered at once")
+    parser.add_argument("--jobs", type=count, default=1, help="processes side by side; on a CPU, one for each core")
+    parser.add_argument("--part", type=count, default=500, help="inputs of a process at a time")
     parser.add_argument("--lanes", nargs="+", default=list(LANES), choices=list(LANES))
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
@@ -177,8 +177,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device")
-    if min(arguments.rows, arguments.jobs, arguments.part) < 1 or min(arguments.expressions, arguments.articles) < 0:
-        parser.error("--rows, --jobs, --part: 1 or more; --expressions, --articles: 0 or more")
+    numbers = (arguments.expressions, arguments.articles)
+    if min(numbers) < 0 or max(numbers) == 0 or arguments.seed < 0:
+        parser.error("--expressions, --articles, --seed: 0 or more, and at least one expression or article")
     check_out(parser, arguments.out)
     return arguments
 

@@ -17,7 +17,7 @@ DRAFTED = ("plain dense + lookup", "span sparse + drafts")
 
 
 def cells_of(results: dict) -> tuple[str, dict[str, list[dict]], str]:
-    """The first shape, its cells by text, and the GPU's name.
+    """The first shape, its cells by text, and the device's name.
 
     Raises:
         PictureError: there are none.
@@ -28,12 +28,23 @@ def cells_of(results: dict) -> tuple[str, dict[str, list[dict]], str]:
         for cell in parts["answers"]:
             if "lanes" in cell:
                 found.setdefault(cell["text"], []).append(cell)
-        gpu = results["machine"]["gpu"]
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+                _require(cell)
+        machine = results["machine"]
+        gpu = machine.get("gpu") or machine["cpu"]
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise PictureError("these are no results of training.bench_drafts") from error
     if not found:
         raise PictureError("there is no replayed text in these results")
     return shape, {text: sorted(cells, key=lambda cell: cell["batch"]) for text, cells in found.items()}, gpu
+
+
+def _require(cell: dict) -> None:
+    """Raise a KeyError or TypeError where a cell lacks what is drawn of it."""
+    float(cell["batch"])
+    for lane in COLOURS:
+        float(cell["lanes"][lane]["seconds_to_answer"])
+    for lane in DRAFTED:
+        [float(one["tokens_per_step"]) for one in cell["lanes"][lane]["sizes"].values()]
 
 
 def draw_sizes(axes, cells: list[dict]) -> None:

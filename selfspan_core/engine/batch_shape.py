@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from selfspan_core.params import Drafts
+from selfspan_core.params import MAX_DRAFTS, Drafts
 
 SIZES = (1, 4, 8, 16)
 """Queries per row of the steps that "auto" chooses from."""
@@ -19,7 +19,11 @@ class BatchShape:
         capacity: positions of each row, prompt and answer together.
         is_dense: every query reads everything, whatever is declared.
         with_rules: whether requests may have rules; a step then narrows its logits to what each row may write.
-        drafts: whether steps verify drafts: "off"; "auto": as many as pay, by measured times; or so many in every step.
+        drafts: whether steps verify drafts: "off"; "auto": as many as pay, by measured times; or so many in every step,
+            1 to MAX_DRAFTS.
+
+    Raises:
+        ValueError: a number of drafts that no step verifies.
     """
 
     batch: int
@@ -27,6 +31,11 @@ class BatchShape:
     is_dense: bool
     with_rules: bool = False
     drafts: Drafts = "off"
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.drafts, int) and not isinstance(self.drafts, bool)
+        if self.drafts not in ("off", "auto") and not (is_number and 1 <= int(self.drafts) <= MAX_DRAFTS):
+            raise ValueError(f"drafts is off, auto or 1 to {MAX_DRAFTS}, not {self.drafts!r}")
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -110,6 +110,7 @@ class BatchStep:
         self._positions = torch.empty(0)  # of the step that is being run or captured
         self._rules = RowRules(batch, self.model.vocab_size, device, max(sizes)) if shape.with_rules else None
         self._followed: dict[int, _Followed] = {}
+        self._failed: dict[int, Exception] = {}  # rows whose end nobody has heard of yet
         self._outstanding: deque[tuple[Timer, Callable[[float], First | Stepped]]] = deque()
         self.num_launched = self._num_numbered = 0
         self._logits: dict[int, torch.Tensor] = {}
@@ -243,14 +244,22 @@ class BatchStep:
         self._parts.begin(row, layout, annotated)
 
     def _first(self, first: First) -> First:
-        """A row's first id is in host memory."""
-        self._follow(first.row, first.id)
+        """A row's first id is in host memory. What its rules raise ends the row with the next step."""
+        try:
+            self._follow(first.row, first.id)
+        except Exception as error:
+            self.clear(first.row)
+            self._failed[first.row] = error
         return first
 
     def _follow(self, row: int, token: int) -> None:
-        """Tell the row's rules of its next id, and forget what the host keeps of a row that is at its end."""
+        """Tell the row's rules of its next id, and forget what the host keeps of a row that is at its end.
+
+        Raises:
+            Exception: what its rules raise.
+        """
         followed = self._followed.get(row)
-        if followed is None or token < 0:
+        if followed is None:
             return
         if self._rules is not None:
             self._rules.push(row, token)
@@ -279,6 +288,7 @@ class BatchStep:
     def _forget(self, row: int) -> None:
         """What the host keeps of a row that is at its end."""
         self._followed.pop(row, None)
+        self._failed.pop(row, None)
         if self._rules is not None:
             self._rules.end(row)
 
@@ -303,7 +313,7 @@ class BatchStep:
     def _prepare_followed(self, size: int) -> dict[int, Exception]:
         """Before a step: drafts and tables of the rows that the host follows; by row, what cannot go on and why."""
         drafts: dict[int, Sequence[int]] = {}
-        failures: dict[int, Exception] = {}
+        failures, self._failed = self._failed, {}
         for row, followed in self._followed.items():
             if followed.drafted is None:
                 continue
@@ -331,20 +341,22 @@ class BatchStep:
         for row in list(self._followed):
             if self._followed[row].with_logits:
                 kept[row] = [self._logits[size][size * row + place].clone() for place in range(len(ids[row]))]
-            for token in ids[row]:
-                self._follow(row, token)
+            try:
+                for token in ids[row]:
+                    self._follow(row, token)
+            except Exception as error:  # of its rules
+                failures[row] = error
+                self.clear(row)
         # The last of a row's ids is no draft, unless it ended the row.
         num_accepted = [min(num, max(0, len(one) - 1)) for num, one in zip(num_drafted, ids, strict=True)]
         return Stepped(number, ids, seconds, kept, num_drafted, num_accepted, failures)
 
-    @property
-    def logits(self) -> torch.Tensor:
-        """`[batch, vocab_size]` of the last step that is done, where steps have one query per row."""
-        return self._logits[1]
-
     @torch.inference_mode()
     def skip(self, num_steps: int) -> None:
-        """So many steps without the model, which only rows that follow a script can take; nobody hears of their ids."""
+        """So many steps without the model, which only rows that follow a script can take.
+
+        Nobody hears of their ids; and those of steps on their way may be lost, since the ring's slots are used again.
+        """
         size = self._sizes.sizes[-1]
         for _ in range(num_steps):
             self._graphs.run(("skip", size), functools.partial(self._one_skipped, size))

@@ -138,12 +138,12 @@ class DecodeLoop:
         try:
             room = self._room(request)
             begun = self._step.begin(row, request, room)
-        except (ValueError, TypeError, KeyError, ImplUnavailable, torch.OutOfMemoryError) as error:
+        except Exception as error:
+            if isinstance(error, RuntimeError) and not isinstance(error, ImplUnavailable | torch.OutOfMemoryError):
+                self._lost = _lost(error)
+                return Failed(self._lost)
             self._step.clear(row)  # it may have begun
             return Failed(error)
-        except RuntimeError as error:
-            self._lost = _lost(error)
-            return Failed(self._lost)
         step = self._step
         account = Account(step.markers, layout, request.annotated, step.is_dense, step.clock)
         self._active[row] = _Active(number, account, room, layout.num_tokens, begun)

@@ -38,7 +38,7 @@ class DeviceDrafts:
 
     Attributes:
         hints: of the task.
-        most: most drafts of a pass; None: as many as pay, by measured times.
+        most: most drafts of a pass, for which the batch has to be made (`BatchShape.drafts`); None: as many as pay.
     """
 
     hints: DraftHints

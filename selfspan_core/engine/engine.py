@@ -56,7 +56,7 @@ class Engine:
         attention: Literal["dense", "sparse"] = "dense",
         impl: str = "gather",
     ) -> Drafter | DeviceDrafts | None:
-        """What drafts one run of `generate`, or all rows of `generate_among`.
+        """What drafts one run of `generate`, or of `generate_among`: there all rows, unless they have rules.
 
         Captured steps draft by themselves; but where a request has rules, which the host keeps, the host drafts, too.
 

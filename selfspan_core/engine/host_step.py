@@ -25,6 +25,7 @@ from selfspan_core.engine.decoder import Decoder, StepOps
 from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.drafts import DraftState, PassCosts, verifiable
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.engine.rules import rules_speak
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.params import MAX_DRAFTS
@@ -250,11 +251,14 @@ class _Row:
         if request.forced_tokens is not None:
             return request.forced_tokens[len(self.ids) - self._num_prompt], logits
         if request.rules is not None:
-            logits = sampling.narrow(logits, request.rules.limits())
+            with rules_speak():
+                limits = request.rules.limits()
+            logits = sampling.narrow(logits, limits)
         drawn = request.sampling
         token = sampling.draw(logits, drawn.temperature, drawn.top_p, drawn.seed, len(self.ids) - 1)
         if request.rules is not None:
-            request.rules.push(token)
+            with rules_speak():
+                request.rules.push(token)
         return token, logits
 
 

@@ -25,7 +25,7 @@ class PromptRequest:
         with_logits: attach to each Token the logits that it was drawn from.
 
     Raises:
-        ValueError: `forced_tokens` is empty.
+        ValueError: `forced_tokens` is empty; or a captured step would draft past rules, which the host keeps.
     """
 
     prompt: Rendered
@@ -39,6 +39,8 @@ class PromptRequest:
     def __post_init__(self) -> None:
         if self.forced_tokens is not None and not self.forced_tokens:
             raise ValueError("forced_tokens is empty")
+        if self.rules is not None and isinstance(self.drafter, DeviceDrafts):
+            raise ValueError("drafter: where a request has rules, the host proposes the drafts, too")
 
     @property
     def prompt_ids(self) -> list[int]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from selfspan_core.engine.rules import Rules
+from selfspan_core.engine.rules import Rules, rules_speak
 
 
 class Ahead(NamedTuple):
@@ -65,23 +65,16 @@ class RowRules:
         """A row's next id; nothing happens if it has no rules."""
         rules = self._rules.get(row)
         if rules is not None:
-            rules.push(token)
+            with rules_speak():
+                rules.push(token)
 
     def end(self, row: int) -> None:
         """A row has no rules any more."""
         if self._rules.pop(row, None) is not None:
             self._release(row, 0)
 
-    def write(self) -> dict[int, Exception]:
-        """Before a step: what every row may write, to the device; no step may be on its way.
-
-        Returns:
-            By row, what its rules raised.
-        """
-        return self.write_ahead({}).failures
-
     def write_ahead(self, drafts: Mapping[int, Sequence[int]]) -> Ahead:
-        """Before a step that verifies drafts; see `write`.
+        """Before a step: what every row may write, to the device; no step may be on its way.
 
         Query 0 of a row may write what its rules allow now, query j what they allow behind the first j drafts. A draft
         that is forbidden where it stands is dropped with all behind it; so is a draft behind which the rules leave
@@ -157,7 +150,8 @@ class RowRules:
 
 def _fill(table: np.ndarray, rules: Rules) -> None:
     """True in a table `[vocab_size]` in host memory wherever rules forbid an id; a ValueError if they leave nothing."""
-    only, banned = rules.limits()
+    with rules_speak():
+        only, banned = rules.limits()
     table.fill(only is not None)
     if only is not None:
         table[np.asarray(only, dtype=np.intp)] = False

@@ -1,6 +1,7 @@
 """What a run's decoding may be held to, id by id. A task makes rules; the engine keeps them. No torch here."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -25,3 +26,20 @@ class Rules(Protocol):
     def fork(self) -> "Rules":
         """An independent copy, cheap: ids pushed on one of the two do not change the other."""
         ...
+
+
+class RulesError(ValueError):
+    """A task's rules failed; what they raised is the cause."""
+
+
+@contextlib.contextmanager
+def rules_speak() -> Iterator[None]:
+    """A RuntimeError in here is the rules', and no sign of a lost device.
+
+    Raises:
+        RulesError: in place of a RuntimeError; anything else comes through as it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise RulesError(f"the rules failed: {error}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from cuda_kernels.bench.provenance import provenance
 from training.bench.shapes import Machine
 
 
@@ -62,6 +63,55 @@ def find_machine(device: torch.device) -> Machine:
     rate = 1e12 * read_stream_tb_per_s()
     torch.cuda.empty_cache()
     return Machine(device, rate, torch.cuda.mem_get_info(device)[0])
+
+
+def count(text: str) -> int:
+    """A number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a number from 1 on, not {text!r}")
+    return int(text)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option `--device` of a benchmark for GPUs."""
+    default = "cuda" if torch.cuda.is_available() else None
+    parser.add_argument("--device", default=default, choices=("cpu", "cuda"), help="cpu only rehearses")
+
+
+def check_rehearsal(parser: argparse.ArgumentParser, arguments: argparse.Namespace, rehearsal: str) -> None:
+    """Refuse a device that is not there, and to rehearse with a shape that would take hours.
+
+    Args:
+        parser: says so.
+        arguments: with `device` and `shapes`.
+        rehearsal: the command that runs without a GPU.
+    """
+    if arguments.device is None or (arguments.device == "cuda" and not torch.cuda.is_available()):
+        parser.error(f"no CUDA device; in a few minutes without one: {rehearsal}")
+    if arguments.device == "cpu" and set(arguments.shapes) != {"tiny"}:
+        parser.error(f"--device cpu only rehearses, with --shapes tiny: {rehearsal}")
+
+
+def begin_results(arguments: argparse.Namespace, name: str, machine: Machine, head: dict) -> tuple[Results, Path]:
+    """A results file with its origin, and where it is written.
+
+    A rehearsal is no result, so it is written where no report reads it.
+
+    Args:
+        arguments: with `device`, `out` and `seed`.
+        name: what the file's name begins with.
+        machine: that is measured.
+        head: what else stands at the top.
+    """
+    origin, device = provenance(), torch.device(arguments.device)
+    if device.type == "cuda":
+        from cuda_kernels.bench.benchmark import gpu_versions
+
+        origin["versions"] |= gpu_versions()
+    folder = Path("assets/results" if device.type == "cuda" else "runs")
+    out = arguments.out or folder / f"{name}_{name_of_gpu(device)}.json"
+    rate = {"read_stream_tb_per_s": machine.bytes_per_second / 1e12, "seed": arguments.seed}
+    return Results(out, {**rate, **head, "clock": "device", **origin}), out
 
 
 def check_out(parser: argparse.ArgumentParser, out: Path | None) -> None:

@@ -43,6 +43,16 @@ class Text:
     hints: DraftHints
 
 
+def name_of_expressions(operands: int) -> str:
+    """Of a text."""
+    return f"{operands} operands"
+
+
+def name_of_articles(num_tokens: int) -> str:
+    """Of a text."""
+    return f"{num_tokens}-token articles"
+
+
 def weights_of(adapter: str, device: torch.device) -> DecodeWeights:
     """The shipped base with a shipped adapter, in 16 bits on CUDA."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -60,7 +70,7 @@ def expressions(operands: int, num: int, seed: int, device: torch.device) -> Tex
         requests = [PromptRequest(prompt, annotated) for prompt in prompts]
         shape = BatchShape(min(num, 64), weights.model.max_context, not annotated)
         made[adapter] = record_requests(BatchEngine(weights, tokenizer.markers, shape), requests).recordings
-    return Text(f"{operands} operands", made["span"], made["plain"], task.draft_hints(tokenizer))
+    return Text(name_of_expressions(operands), made["span"], made["plain"], task.draft_hints(tokenizer))
 
 
 def articles(num_tokens: int, num: int, seed: int, tokenizer) -> list[SummarizeProblem]:
@@ -109,7 +119,7 @@ def summaries(num_tokens: int, num: int, seed: int, device: torch.device) -> Tex
             pairs = zip(recordings, rendered, strict=True)
             recordings = [behind_more(one, more, tokenizer.markers) for one, more in pairs]
         made[adapter] = recordings
-    return Text(f"{num_tokens}-token articles", made["span"], made["plain"], task.draft_hints(tokenizer))
+    return Text(name_of_articles(num_tokens), made["span"], made["plain"], task.draft_hints(tokenizer))
 
 
 def behind_more(recording: Recording, longer: Rendered, markers: Markers) -> Recording:
