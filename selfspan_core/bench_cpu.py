@@ -35,6 +35,7 @@ from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event, Token
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.render import Example, Rendered, VisibleRun, render
@@ -207,7 +208,7 @@ def main() -> None:
     load_average = os.getloadavg()[0]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    tokenizer = SpanTokenizer.load(arguments.base)
+    tokenizer = SpanTokenizer.load(place_of_base(arguments.base))
     model = load_model(arguments.base, arguments.random_weights, tokenizer, arguments.seed)
     engine = Engine(model, tokenizer.markers)
     bandwidth = read_bandwidth()

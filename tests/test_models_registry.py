@@ -20,6 +20,7 @@ from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.errors import InputError, ModelError
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.places import place_of
 from selfspan_core.models.registry import (
     DEFAULT_MODEL,
     MODELS,
@@ -28,7 +29,6 @@ from selfspan_core.models.registry import (
     HubModel,
     ModelSpec,
     choices,
-    loaded_from,
     resolve_model,
 )
 from selfspan_core.params import Request
@@ -84,7 +84,7 @@ def test_the_shipped_model():
     """Would catch a name that promises another size than the weights have, and parts that are not there."""
     spec = MODELS[DEFAULT_MODEL]
     sizes = []
-    for file in loaded_from(spec.source).glob("*.safetensors"):
+    for file in place_of(spec.source).glob("*.safetensors"):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118
                 shape = stored.get_slice(name).get_shape()
@@ -98,7 +98,7 @@ def test_what_a_name_means(registered, tmp_path, monkeypatch):
     """Would catch a registered name that is looked up on the hub, and a folder that hides a registered name."""
     assert resolve_model("tiny-bytes") is registered["tiny-bytes"] is resolve_model(registered["tiny-bytes"])
     assert resolve_model("some-one/some-model").source == HubModel("some-one/some-model")
-    assert loaded_from(HubModel("some-one/some-model")) == "some-one/some-model"
+    assert place_of(HubModel("some-one/some-model")) == "some-one/some-model"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny-bytes").mkdir()
     assert resolve_model("tiny-bytes") is registered["tiny-bytes"]
@@ -118,7 +118,7 @@ def test_a_name_that_means_nothing(registered, name):
         resolve_model(name)
     message = str(caught.value)
     assert message.startswith("there is no model folder") and "\n" not in message
-    assert "known models: selfspan-17m, tiny-pieces, tiny-bytes;" in message
+    assert "known models: selfspan-17m, smollm2-135m, tiny-pieces, tiny-bytes;" in message
     assert "as its path" in message and "owner/name" in message
 
 
@@ -221,7 +221,7 @@ def test_a_request_for_an_unknown_model(store, model):
     with pytest.raises(InputError) as caught:
         Session(store).compare(Request("arithmetic", TEXT, model=model))
     message = str(caught.value)
-    assert "known models: tiny-pieces, selfspan-17m, tiny-bytes." in message and len(message) < 200
+    assert "known models: tiny-pieces, selfspan-17m, smollm2-135m, tiny-bytes." in message and len(message) < 200
     with pytest.raises(InputError, match="The model is a name, not 3"):
         Request("arithmetic", TEXT, model=3)
 
@@ -275,7 +275,7 @@ def test_the_command_line_refuses_an_unknown_model_before_it_loads_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], input=b"1+2", capture_output=True, cwd=ROOT, timeout=60)
     assert done.stdout == b"2 False\n" and done.stderr.count(b"\n") == 1
-    assert b"error: there is no model folder 'nope'; known models: selfspan-17m;" in done.stderr
+    assert b"error: there is no model folder 'nope'; known models: selfspan-17m, smollm2-135m;" in done.stderr
 
 
 def test_the_environment_names_the_apps_model(registered, monkeypatch):
@@ -369,5 +369,7 @@ def test_the_api_takes_a_model_where_there_are_several(registered, serve):
 def test_the_api_refuses_an_unknown_model(registered, serve):
     """Would catch an error without its reason, of the real session."""
     client = Client(serve(LazySession("gather", registered["tiny-bytes"])), verbose=False)
-    with pytest.raises(AppError, match="There is no model 'nope'; known models: tiny-bytes, selfspan-17m, tiny-pieces"):
+    with pytest.raises(
+        AppError, match="There is no model 'nope'; known models: tiny-bytes, selfspan-17m, smollm2-135m, tiny-pieces"
+    ):
         client.predict("arithmetic", "1+1", model="nope", api_name="/compare")

@@ -23,6 +23,7 @@ from torch import nn
 
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.models.loading import load_base, resize_for_tokenizer
+from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
 from training.loop.config import ConfigError, load_config
@@ -55,7 +56,7 @@ class FinetuneConfig:
     """One adapter.
 
     Attributes:
-        base: folder or hub id of a Llama-family base (Llama, Mistral, Qwen).
+        base: a Llama-family base (Llama, Mistral, Qwen): a registered model, a folder, a GGUF file or a hub id.
         task: name of the task.
         annotated: True for steps with markers and the span mask, False for the same text without either.
         fold_lora: compute each layer as one product (`training.loop.folded_lora`); quicker for a small base, not for a
@@ -190,10 +191,11 @@ def main() -> None:
     except ConfigError as error:
         parser.error(str(error))
     try:
-        tokenizer = SpanTokenizer.load(config.base)
+        place = place_of_base(config.base)
+        tokenizer = SpanTokenizer.load(place)
         stream, heldout = training_material(config, tokenizer)
         torch.manual_seed(config.loop.seed)
-        base = load_base(config.base, torch.float32, "sdpa")
+        base = load_base(place, torch.float32, "sdpa")
         resize_for_tokenizer(base, tokenizer)
         model = add_adapter(base, tokenizer, config)
         if config.fold_lora:

@@ -36,6 +36,7 @@ from pathlib import Path
 
 import numpy as np
 
+from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from training.data.summary_files import rows_of, source_files
 from training.data.summary_format import (
@@ -75,7 +76,7 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
 
     Args:
         text, pairs: folders of texts, see the command line; either may be missing.
-        tokenizer: folder or hub id.
+        tokenizer: a registered model, a folder, a GGUF file or a hub id.
         out: folder for the packed files.
         form: one of FORMS.
         workers: processes.
@@ -91,7 +92,7 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
 
     started = time.perf_counter()
     files, kept_out = source_files(text, pairs, form)
-    loaded = SpanTokenizer.load(tokenizer)
+    loaded = SpanTokenizer.load(place_of_base(tokenizer))
     dtype = np.dtype(np.uint16 if loaded.vocab_size <= 1 << 16 else np.uint32)
     out.mkdir(parents=True, exist_ok=True)
     (out / META).unlink(missing_ok=True)
@@ -126,7 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, help="folder of NAME-K.jsonl.xz files with id, title, text")
     parser.add_argument("--pairs", type=Path, help="folder of train_*, dev_*, test_* files (id, article, summary)")
-    parser.add_argument("--tokenizer", required=True, help="tokenizer folder or hub id")
+    parser.add_argument(
+        "--tokenizer", required=True, help="whose tokenizer: a registered model, a folder, a GGUF file or a hub id"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the packed files")
     parser.add_argument("--form", choices=FORMS, default="shorten")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

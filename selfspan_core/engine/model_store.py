@@ -14,7 +14,8 @@ from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ModelError, SettingError, brief
 from selfspan_core.models.loading import require_base
 from selfspan_core.models.model import SpanModel
-from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, loaded_from, resolve_model
+from selfspan_core.models.places import place_of
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, resolve_model
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import Rendered
@@ -48,8 +49,8 @@ class ModelStore:
     """Engines by model, task and adapter, on one device.
 
     Args:
-        base: the model of whoever names none: a registered name, a folder or a hub id (see `registry.resolve_model`),
-            or a ModelSpec.
+        base: the model of whoever names none: a registered name, a folder, a GGUF file or a hub id (see
+            `registry.resolve_model`), or a ModelSpec.
         adapters: folder that holds an adapter `<task>-<adapter>` of that model for each; None: see `resolve_model`.
         folders: adapter ("span" or "plain") -> its folder, where that model has another one for every task.
         device: "auto" (CUDA if there is any), "cpu" or "cuda".
@@ -143,7 +144,7 @@ class ModelStore:
             key = (spec.name, folder)
             if key not in self._engines:
                 tokenizer = self._tokenizer_of(spec)
-                loaded = SpanModel.load(loaded_from(spec.source), folder, str(self.device), self.dtype, tokenizer)
+                loaded = SpanModel.load(place_of(spec.source), folder, str(self.device), self.dtype, tokenizer)
                 engine = Engine(loaded, tokenizer.markers)
                 self._warm_up(engine, tokenizer)
                 self._engines[key] = engine
@@ -162,7 +163,7 @@ class ModelStore:
     def _tokenizer_of(self, spec: ModelSpec) -> SpanTokenizer:
         """A model's tokenizer, loaded once; with the lock held."""
         if spec.name not in self._tokenizers:
-            place = loaded_from(spec.tokenizer or spec.source)
+            place = place_of(spec.tokenizer or spec.source)
             require_base(place)
             try:
                 self._tokenizers[spec.name] = SpanTokenizer.load(place)

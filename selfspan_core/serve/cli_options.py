@@ -92,7 +92,8 @@ def _add_models(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--model",
         metavar="NAME",
-        help=f"model: a registered one ({', '.join(MODELS)}), a folder or a hub id (default: {DEFAULT_MODEL})",
+        help=f"model: a registered one ({', '.join(MODELS)}), a folder, a GGUF file or a hub id "
+        f"(default: {DEFAULT_MODEL})",
     )
     run.add_argument("--span-adapter", metavar="DIR", help="span adapter (default: the task's shipped one)")
     run.add_argument("--plain-adapter", metavar="DIR", help="plain adapter (default: the task's shipped one)")

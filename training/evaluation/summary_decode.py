@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.form import MAX_SUMMARY_TOKENS, Length
 from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
@@ -96,7 +97,7 @@ class Material:
     """What is decoded, and how it is run.
 
     Attributes:
-        base: folder or hub id of the base model. adapters: folder that holds the lanes' adapters.
+        base: the base model, as `place_of_base` takes it. adapters: folder that holds the lanes' adapters.
         data: folder of the packed articles. sets: names of those that are decoded.
         device, dtype: where and in which number format the models run.
         batch: articles at once.
@@ -119,7 +120,7 @@ def decode_all(
     Raises:
         OSError, ValueError: a model or the packed articles are missing.
     """
-    tokenizer = SpanTokenizer.load(material.base)
+    tokenizer = SpanTokenizer.load(place_of_base(material.base))
     articles = articles_of(PackedSummaries(material.data, tokenizer, EVALUATION), material.sets)
     if not articles:
         raise ValueError(f"{material.data} holds no articles of {', '.join(material.sets)}")

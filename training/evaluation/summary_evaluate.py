@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cuda_kernels.bench.provenance import provenance, weights_digest
+from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import TASKS
 from selfspan_core.tasks.summarize.examples import EXAMPLES
@@ -165,7 +166,7 @@ def score(arguments: argparse.Namespace, outputs: dict) -> tuple[dict, list[dict
     """Figures of every set, lane and setting, and what there is to read."""
     from training.evaluation import summary_scores as scores
 
-    tokenizer = SpanTokenizer.load(arguments.base)
+    tokenizer = SpanTokenizer.load(place_of_base(arguments.base))
     packed = PackedSummaries(arguments.data, tokenizer, EVALUATION)
     results: dict = {"metric": "F1 in percent, rouge-score with stemming", "sets": {}}
     readings = []
