@@ -72,6 +72,7 @@ class Request:
         drafts: tokens that are proposed and verified several at a time, which changes nothing but the time: "auto", as
             many as pay; "off"; or at most so many, 1 to MAX_DRAFTS.
         model: name of the model; None: the default one. Whether there is such a model is asked where models are.
+        clean: whether the task cleans the text before it parses it; otherwise the text is used as it was pasted.
 
     Raises:
         InputError: a value that makes no sense, whatever the task is.
@@ -86,6 +87,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     model: str | None = None
     drafts: Drafts = "auto"
+    clean: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (("task", self.task), ("input", self.text)):
@@ -93,6 +95,8 @@ class Request:
                 raise InputError(f"The {name} is a text, not {brief(value)}.")
         if self.model is not None and not isinstance(self.model, str):
             raise SettingError(f"The model is a name, not {brief(self.model)}.")
+        if not isinstance(self.clean, bool):
+            raise SettingError(f"clean is true or false, not {brief(self.clean)}.", "clean")
         if self.attention not in ATTENTIONS:
             raise InputError(f"The attention is dense, sparse or both, not {brief(self.attention)}.")
         if self.adapter not in ADAPTERS:

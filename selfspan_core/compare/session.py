@@ -23,7 +23,7 @@ from selfspan_core.errors import InputError, ModelError
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import Request, whole_number
 from selfspan_core.spans.render import Rendered
-from selfspan_core.tasks.base import Problem, Task
+from selfspan_core.tasks.base import Cleaned, Problem, Task, read_pasted
 from selfspan_core.tasks.registry import get_task
 
 TICK_SECONDS = 1 / 15
@@ -55,7 +55,7 @@ class PreparedLane:
 class PreparedRun:
     """A checked request with everything that its run needs; see Session.prepare.
 
-    `most_tokens` is the most tokens that a lane may write.
+    `most_tokens` is the most tokens that a lane may write; `cleaned` is the text that was parsed.
     """
 
     request: Request
@@ -64,6 +64,7 @@ class PreparedRun:
     lanes: tuple[PreparedLane, ...]
     impl: str
     most_tokens: int
+    cleaned: Cleaned
 
     @property
     def load(self) -> int:
@@ -114,7 +115,7 @@ class Session:
         require_load(request.load, self.can_load, self._models.device_name)
         if request.load > 1 and task.rules_text:
             raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
-        problem = task.parse(request.text)
+        problem, cleaned = read_pasted(task, request.text, request.clean)
         model = self._models.spec(request.model).name
         lanes = []
         for spec in lane_specs(request.attention, request.adapter, model):
@@ -129,9 +130,8 @@ class Session:
         if longest >= context:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
         # A hub model's whole context would be gigabytes of keys and values; no worked example is that long.
-        return PreparedRun(
-            request, task, problem, tuple(lanes), self._models.impl, task.max_tokens if most is None else most
-        )
+        most = task.max_tokens if most is None else most
+        return PreparedRun(request, task, problem, tuple(lanes), self._models.impl, most, cleaned)
 
     def stream(self, run: PreparedRun, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
         """The dicts of a prepared run. Closing the iterator frees its lanes."""
@@ -202,6 +202,7 @@ class Session:
             "drafts": run.request.drafts,
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({"caution": caution._asdict()} if caution else {}),
+            **cleaning_of(run.cleaned),
             **({} if run.load == 1 else {"load": run.load}),
         }
 
@@ -214,7 +215,12 @@ class Session:
         results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}
         expected = run.problem.expected if run.task.has_right_answer else None
         end = {"kind": "end", "input": run.problem.text, "expected": expected, "lanes": results}
-        return {**end, **_figures(results, views, run), **_load_figures(run, views)}
+        return {**end, **cleaning_of(run.cleaned), **_figures(results, views, run), **_load_figures(run, views)}
+
+
+def cleaning_of(cleaned: Cleaned) -> dict[str, Any]:
+    """The entry of `start` and `end` about the cleaning of a pasted text; none where nothing was done."""
+    return {"cleaning": {"done": list(cleaned.done), "text": cleaned.text}} if cleaned.done else {}
 
 
 def _tick(views: dict[str, LaneView]) -> dict[str, Any]:

@@ -197,6 +197,19 @@ class Caution(NamedTuple):
     beginning: str
 
 
+@dataclass(frozen=True)
+class Cleaned:
+    """A pasted text in the form that a task's parser reads best.
+
+    Attributes:
+        text: the text.
+        done: what was done to it, in counts and words: "12 line breaks joined"; empty if nothing was.
+    """
+
+    text: str
+    done: tuple[str, ...] = ()
+
+
 class Task(Protocol[ProblemT]):
     """A kind of problem.
 
@@ -229,6 +242,10 @@ class Task(Protocol[ProblemT]):
     has_right_answer: bool
     is_line: bool
     rules_text: str
+
+    def clean(self, text: str) -> Cleaned:
+        """The text as `parse` reads it best, whatever a user pasted; a text that is clean stays as it is."""
+        ...
 
     def parse(self, text: str) -> ProblemT:
         """Parse a user's input. Raises InputError."""
@@ -271,3 +288,9 @@ class Task(Protocol[ProblemT]):
     def similar(self, problem: ProblemT, seed: int) -> Iterator[ProblemT]:
         """Other problems of about the same size, without end; the same ones for the same seed."""
         ...
+
+
+def read_pasted(task: Task[ProblemT], text: str, clean: bool) -> tuple[ProblemT, Cleaned]:
+    """What a user asks, and the text that was parsed: cleaned, or as it was pasted. Raises InputError."""
+    cleaned = task.clean(text) if clean else Cleaned(text)
+    return task.parse(cleaned.text), cleaned

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from selfspan_core.models.tokenizer import TextCodec
+from selfspan_core.tasks.summarize.cleaning.pipeline import cleaned
 from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS
 from selfspan_core.tasks.summarize.text import clean, is_sentence, sentences_of
 from training.data.summary_annotation import MIN_COVERAGE, Aligned, Article, annotate, draw_choices
@@ -103,7 +104,7 @@ class DocumentMaker:
 
     def sentences(self, text: str) -> list[str]:
         """Sentences of a text."""
-        return sentences_of(clean(text))
+        return sentences_of(clean(cleaned(text).text))
 
     def beginning(self, sentences: Sequence[str], max_tokens: int) -> list[str]:
         """As many sentences from the start as fit."""

@@ -18,7 +18,7 @@ from selfspan_core.tasks.arithmetic.parse import parse_expression
 from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS, Node, canonical, evaluate, pieces
-from selfspan_core.tasks.base import EvaluationKind, Generator, Option, PageText, Problem, Tokenizer, View
+from selfspan_core.tasks.base import Cleaned, EvaluationKind, Generator, Option, PageText, Problem, Tokenizer, View
 
 INSTRUCTION = "Calculate: "
 STEP_SEPARATOR = "\n"
@@ -181,6 +181,10 @@ class Arithmetic:
 
     def __init__(self) -> None:
         self._encoder: _Encoder | None = None
+
+    def clean(self, text: str) -> Cleaned:
+        """The text itself."""
+        return Cleaned(text)
 
     def parse(self, text: str) -> ArithmeticProblem:
         """Parse a user's input.

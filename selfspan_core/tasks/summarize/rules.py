@@ -7,7 +7,8 @@ The rules are the same for both lanes. They never choose an id; they only remove
   and those that end like no sentence (headings, lines of a list), unless the article has no others. (A plain lane
   writes no headers; a line break opens each of its steps.)
 * A body ends only behind a full stop, question or exclamation mark, or where a segment ends that it reads and that has
-  none; it has at least MIN_BODY tokens beside such marks, and ends after MAX_BODY at the latest.
+  none; it has at least MIN_BODY tokens beside such marks, or is a whole source that has fewer, and ends after MAX_BODY
+  at the latest.
 * Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
   with: no loops, no sentence twice.
 * A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the requested length; fewer if no segment is
@@ -106,6 +107,7 @@ class SummaryRules:
         self._segments = {name: prompt[start + 1 : end] for name, (start, end) in layout.segments.items()}
         self._fresh = self._fresh_names(list(layout.segments))
         self._plain_sources = [list(ids) for ids in segments]
+        self._article = tuple(prompt[layout.scaffold_end :])
         self._copies_only = copies_only
         # Whole sentences; in a text without any, all segments.
         whole = [name for name, ids in self._segments.items() if self._is_ended(ids)]
@@ -210,6 +212,7 @@ class SummaryRules:
             return Limits(ending, ())
         is_long = self._num_said(body) >= MIN_BODY
         is_whole = is_long and (self._is_ended(body) or self._is_at_open_end(body))
+        is_whole = is_whole or (not is_long and self._is_short_source(body))
         banned = (*tables.body_banned, *self._repeated(body))
         if self._copy is not None:
             allowed = self._copy.allowed(is_long) - set(banned)
@@ -233,6 +236,19 @@ class SummaryRules:
         """Whether the body has come to the end of a segment that it reads and that has no full stop."""
         last = list(body[-MIN_BODY:])
         return any(list(ids[-MIN_BODY:]) == last and not self._is_ended(ids) for ids in self._read)
+
+    def _is_short_source(self, body: Sequence[int]) -> bool:
+        """Whether the body is a whole source: a segment that it reads; in a plain lane, a sentence of the article."""
+        if self._annotated:
+            return any(list(ids) == list(body) for ids in self._read)
+        if not self._is_ended(body):
+            return False
+        article, length = self._article, len(body)
+        return any(
+            article[at : at + length] == tuple(body) and (at == 0 or self._is_ended(article[max(0, at - 4) : at]))
+            for at, token in enumerate(article)
+            if token == body[0]
+        )
 
     def _repeated(self, body: Sequence[int]) -> list[int]:
         """Ids that would make a run of tokens come twice."""

@@ -20,7 +20,18 @@ from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import InputError, TooLongError
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
-from selfspan_core.tasks.base import Caution, EvaluationKind, Generator, Option, PageText, Problem, Tokenizer, View
+from selfspan_core.tasks.base import (
+    Caution,
+    Cleaned,
+    EvaluationKind,
+    Generator,
+    Option,
+    PageText,
+    Problem,
+    Tokenizer,
+    View,
+)
+from selfspan_core.tasks.summarize.cleaning.pipeline import cleaned
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import (
     CUE,
@@ -144,6 +155,10 @@ class Summarize:
     def max_prompt_tokens(self) -> int:
         """Most tokens of a prompt: the context minus room for the summary."""
         return self.max_tokens - min(MAX_SUMMARY_TOKENS, self.max_tokens // 4)
+
+    def clean(self, text: str) -> Cleaned:
+        """The text of an article, out of a text as people paste it; see `cleaning`."""
+        return cleaned(text)
 
     def parse(self, text: str) -> SummarizeProblem:
         """Parse a user's text.

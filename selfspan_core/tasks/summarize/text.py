@@ -13,6 +13,8 @@ from collections.abc import Callable
 import sentencex
 
 from selfspan_core.errors import InputError
+from selfspan_core.tasks.summarize.cleaning.characters import is_ended, visible_lines
+from selfspan_core.tasks.summarize.sentence_ends import corrected
 
 MAX_CHARACTERS = 60_000
 MAX_TYPED_CHARACTERS = 10 * MAX_CHARACTERS
@@ -25,15 +27,9 @@ MIN_WORDS_TO_JUDGE = 40
 MAX_CAPITALS_SHARE = 0.6
 MIN_WHOLE_SHARE = 0.25
 
-_SPACES = re.compile(r"[^\S\n]+")
-_LOOSE_MARK = re.compile(r"(?<=\w)[^\S\n]+([.,;!?])(?=\s|$)")
 _WORD = re.compile(r"\w+(?:[’']\w+)*")
 _TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*)?/?>|<!(?:--|doctype)", re.IGNORECASE)
 _PAGE_TAG = re.compile(r"<(?:html|head|body|div|p|br|table|tr|td|ul|li)\b", re.IGNORECASE)
-# Text that looks like a marker is harmless, but a small model could not copy it.
-_MARKER = re.compile(r"<\|[^|<>\s]{1,12}\|>")
-_CLOSING = "\"”’'»)]"
-_ENDING = re.compile(rf"[.!?…][{re.escape(_CLOSING)}]*$")
 _QUOTES = re.compile(r"[“”«»()\[\]]|(?<!\w)['‘’]|['‘’](?!\w)")
 _CLOSING_NEXT = re.compile(r"\s*[”»)\]'’](?=\s|$|[”»)\]])\s*")
 _OPENING = frozenset("“«([‘")
@@ -46,22 +42,7 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 def clean(text: str) -> str:
     """The text without control and invisible characters, unusual spaces, emoji, and text that looks like markers."""
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    text = re.sub(r"\r\n?|[\v\f\x85\u2028\u2029]", "\n", text)
-    text = text.translate(
-        {ord(c): None for c in set(text) if c not in "\n\t" and not _is_visible(c)} | {ord("\t"): " "}
-    )
-    text = _LOOSE_MARK.sub(r"\1", _MARKER.sub(" ", text))
-    lines = (_SPACES.sub(" ", line).strip() for line in text.split("\n"))
-    return "\n".join(line for line in lines if line)
-
-
-def _is_visible(character: str) -> bool:
-    if character.isascii():
-        return character.isprintable()
-    # Emoji and the like are four bytes each to the model, which loses count of them; ° and © stay.
-    is_picture = character >= "\u2300" and unicodedata.category(character) in ("So", "Sk")
-    return not is_picture and character != "\ufe0f" and unicodedata.category(character) not in ("Cc", "Cf", "Co")
+    return "\n".join(line for line in visible_lines(text) if line)
 
 
 def check(text: str) -> None:
@@ -146,7 +127,7 @@ def first_sentences(text: str, num_characters: int) -> str:
 
 def is_sentence(text: str) -> bool:
     """Whether a text ends as a sentence does: in a full stop, question or exclamation mark, quotes behind it or not."""
-    return bool(_ENDING.search(text))
+    return is_ended(text)
 
 
 def _sentences_of_line(line: str) -> list[str]:
@@ -160,7 +141,7 @@ def _sentences_of_line(line: str) -> list[str]:
     settled = _Boundaries(directed)
     starts = [settled.of(bound) for bound in bounds[:-1]]
     pieces = [line[start:end] for start, end in itertools.pairwise([0, *starts, len(line)])]
-    return [sentence for piece in _joined(pieces) if (sentence := piece.strip())]
+    return [sentence for piece in corrected(pieces) if (sentence := piece.strip())]
 
 
 def directed_quotes(line: str) -> str:
@@ -224,17 +205,3 @@ def _walk(start: int, step: Callable[[int], int], known: dict[int, int]) -> int:
     for place in passed:
         known[place] = known[at]
     return known[at]
-
-
-def _joined(pieces: list[str]) -> list[str]:
-    """Pieces that go on in a small letter put back together ("No 1. player"), unless the text has no capitals."""
-    starts = [piece.lstrip("\"“”'‘(")[:1] for piece in pieces]
-    if sum(start.islower() for start in starts) > 0.3 * len(starts) + 1:
-        return pieces
-    joined: list[str] = []
-    for piece, start in zip(pieces, starts, strict=True):
-        if joined and (start.islower() or not any(map(str.isalnum, piece))):
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    return joined

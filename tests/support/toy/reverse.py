@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import InputError
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
-from selfspan_core.tasks.base import PageText, Problem, Tokenizer, View
+from selfspan_core.tasks.base import Cleaned, PageText, Problem, Tokenizer, View
 
 WORDS = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kite", "lark", "mole", "newt")
 
@@ -105,6 +105,10 @@ class Reverse:
     has_right_answer = True
     is_line = True
     rules_text = ""
+
+    def clean(self, text: str) -> Cleaned:
+        """The text itself."""
+        return Cleaned(text)
 
     def parse(self, text: str) -> ReverseProblem:
         """Words of letters."""

@@ -1,0 +1,224 @@
+"""Lines that were broken to fit a width, joined again; headings, items of lists and paragraphs stay apart.
+
+A break is certain where a line ends within a sentence and the next goes on in a small letter, or where a word is
+hyphenated. Such breaks tell how long the text's lines are; from these lengths follow the breaks before capitals
+("North / Marlow"): the next line's first word would not have fitted. A line that was ended early was ended on purpose.
+
+A word hyphenated at a line's end loses the hyphen, unless it is a compound. It is taken for one if the second part
+begins with a capital or a figure, the first one ends in a figure or has one letter, either has another hyphen, the text
+has the compound elsewhere and not the word in one, the first part is in FIRST_PARTS, or the second one in LAST_PARTS
+and the first not in PREFIXES.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from selfspan_core.tasks.summarize.cleaning.characters import is_ended
+
+_FIRST_PARTS = (
+    "all back best better cross double early east eight even ever far fast first five forty four free front full good "
+    "half hard heavy high hot ill large late left light little long low many mid middle much near new next nine non "
+    "north old one open quasi ready right second self seven short single six sixty small south still strong ten third "
+    "thirty three top triple twelve twenty twice two vice waist well west wide world zero"
+)
+FIRST_PARTS = frozenset(_FIRST_PARTS.split())
+_LAST_PARTS = (
+    "aged area away backed based born bound breaking budget built by case causing class decade deep driven dollar edge "
+    "elect eyed faced fired five four free friendly general half handed haired high hour husband in increase keeping "
+    "language law leading led legged level like long made making metre mile minded minister minute month nine obsessed "
+    "of off old on out owned page party president proof quarter ranking related right rise run running scale seven "
+    "shaped sided six sized speaking speed state style term themed third three to top two up weather wide wife winning "
+    "year"
+)
+LAST_PARTS = frozenset(_LAST_PARTS.split())
+_PREFIXES = "ad be com con de dis em en ex fore im in inter mis out over per pre pro re sub super trans un under"
+PREFIXES = frozenset(_PREFIXES.split())
+"""Before one of these a last part is no sign of a compound: "un-/like"."""
+_LIST_ENDS = frozenset(",:;")
+"""What follows may be an item of a list in small letters: the lengths of the lines decide."""
+_SUSPENDED = frozenset(("and", "or", "to"))
+_MARK_ITEM = re.compile(r"[•‣▪◦●○■*] ")
+# Such a mark begins a line of running text, too: it is an item's only where the line before has ended.
+_OTHER_ITEM = re.compile(r"(?:[-+–—]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)) ")
+_MARK_ALONE = re.compile(r"[•‣▪◦●○■]|\(?\d{1,3}[.)]")
+_BULLET = re.compile(r"[-+*•‣▪◦●○■] ")
+_OPENERS = "\"“‘'(["
+_HYPHENATED = re.compile(r"[^\W_]-\Z")
+_WORDS = re.compile(r"[^\W\d_]{1,40}(?:-[^\W\d_]{1,40}){0,4}")
+_WITH_END = re.compile(r"[.!?…][\"”’')\]]{0,3}(?:\s|\Z)")
+MIN_CERTAIN, MIN_CERTAIN_SHARE = 2, 1 / 3
+MIN_OWN = 3
+"""Certain breaks of a block that has a width of its own."""
+MAX_LONGER = 1.25
+MIN_PROSE_WORDS = 6
+MAX_WIDTH = 200
+"""Longer lines are paragraphs, whatever follows them."""
+FULL, MIN_FULL_SHARE = 0.7, 0.75
+"""So many of the lines with certain breaks are so full, compared with the longest, or the text is no broken prose."""
+MIN_ALONE = 24
+"""Characters of a line that is joined for its letters alone, where the lengths of lines tell nothing."""
+
+
+@dataclass(frozen=True)
+class _Width:
+    """How long broken lines are: `fewest` characters that they and the next word come to, `longest` of a line."""
+
+    fewest: int
+    longest: int
+
+    def breaks(self, line: str, following: str) -> bool:
+        """Whether the next line's first word would not have fitted."""
+        return _sum(line, following) >= self.fewest and len(line) <= MAX_LONGER * self.longest
+
+
+def lines_joined(lines: list[str], tally: Counter) -> list[str]:
+    """Lines as paragraphs and headings; empty lines stay."""
+    items = _items(lines)
+    blocks = list(_blocks(lines))
+    certain = {
+        place
+        for start, end in blocks
+        if _is_prose(lines[start:end])
+        for place in range(start, end - 1)
+        if not items[place + 1] and _is_certain(lines[place], lines[place + 1])
+    }
+    breaks = _breaks(lines, blocks, items, certain)
+    return _with_marks(_glued(lines, breaks, tally), tally)
+
+
+def _blocks(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(start, end) of every run of lines that are not empty."""
+    start = 0
+    for place in range(len(lines) + 1):
+        if place == len(lines) or not lines[place]:
+            if place > start:
+                yield start, place
+            start = place + 1
+
+
+def _items(lines: Sequence[str]) -> list[bool]:
+    """Which lines begin an item of a list."""
+    items: list[bool] = []
+    before = ""
+    for line in lines:
+        ends_before = not before or items[-1] or is_ended(before) or before[-1] in ":;"
+        is_item = bool(_MARK_ITEM.match(line)) or (ends_before and bool(_OTHER_ITEM.match(line)))
+        items.append(is_item)
+        before = line
+    return items
+
+
+def _is_prose(block: Sequence[str]) -> bool:
+    """Whether lines are running text: with the end of a sentence somewhere, or many words each."""
+    num_words = sum(line.count(" ") + 1 for line in block)
+    return num_words >= MIN_PROSE_WORDS * len(block) or any(_WITH_END.search(line) for line in block)
+
+
+def _is_certain(line: str, following: str) -> bool:
+    """Whether the break is within a sentence, by its letters alone."""
+    if not following.lstrip(_OPENERS)[:1].islower() or line[-1] in _LIST_ENDS or is_ended(line):
+        return False
+    return any(map(str.isalpha, line))
+
+
+def _sum(line: str, following: str) -> int:
+    """Characters of a line with the first word of the next."""
+    space = following.find(" ")
+    return len(line) + 1 + (len(following) if space < 0 else space)
+
+
+def _breaks(
+    lines: Sequence[str], blocks: Sequence[tuple[int, int]], items: Sequence[bool], certain: set[int]
+) -> set[int]:
+    """Places of the lines behind which a break goes: the certain ones, and those that follow from them."""
+    num_pairs = sum(end - start - 1 for start, end in blocks)
+    whole = _width(lines, sorted(certain))
+    if whole is None or len(certain) < max(MIN_CERTAIN, MIN_CERTAIN_SHARE * min(num_pairs, 2 * MIN_CERTAIN)):
+        return {place for place in certain if len(lines[place]) >= MIN_ALONE}
+    breaks = set(certain)
+    for start, end in blocks:
+        own = [place for place in range(start, end - 1) if place in certain]
+        width = (_width(lines, own) if len(own) >= MIN_OWN else None) or whole
+        breaks.update(
+            place
+            for place in range(start, end - 1)
+            if not items[place + 1] and width.breaks(lines[place], lines[place + 1])
+        )
+    return breaks
+
+
+def _width(lines: Sequence[str], places: Sequence[int]) -> _Width | None:
+    """How long lines are that end in certain breaks; None if they are not broken to fit a width."""
+    lengths = [len(lines[place]) for place in places if len(lines[place]) <= MAX_WIDTH]
+    if not lengths or 2 * len(lengths) < len(places):
+        return None
+    longest = max(lengths)
+    sums = [_sum(lines[place], lines[place + 1]) for place in places if len(lines[place]) <= MAX_WIDTH]
+    if sum(one >= FULL * longest for one in sums) < MIN_FULL_SHARE * len(sums):
+        return None
+    return _Width(min(sorted(sums)[len(sums) // 10], longest + 1), longest)
+
+
+def _glued(lines: Sequence[str], breaks: set[int], tally: Counter) -> list[str]:
+    """Lines without the breaks behind some of them."""
+    words: set[str] | None = None
+    glued: list[str] = []
+    parts: list[str] = []
+    for place, line in enumerate(lines):
+        parts.append(line)
+        if place not in breaks:
+            glued.append("".join(parts))
+            parts = []
+            continue
+        tally["breaks"] += 1
+        following = lines[place + 1]
+        if not _HYPHENATED.search(line, max(0, len(line) - 2)) or following.split(" ", 1)[0] in _SUSPENDED:
+            parts.append(" ")
+            continue
+        if words is None:
+            words = {word.lower() for text in lines for word in _WORDS.findall(text)}
+        if not _is_compound(line, following, words):
+            tally["hyphens"] += 1
+            parts[-1] = line[:-1]
+    return glued
+
+
+def _is_compound(line: str, following: str, words: set[str]) -> bool:
+    """Whether a word that is hyphenated at a line's end keeps its hyphen; the rule stands above."""
+    head = line[:-1].rsplit(" ", 1)[-1].lstrip(_OPENERS)
+    match = _WORDS.match(following)
+    if match is None or "-" in match[0] or following[0].isupper() or not head.isalpha() or len(head) == 1:
+        return True
+    head, tail = head.lower(), match[0].lower()
+    has_compound = f"{head}-{tail}" in words
+    if head + tail in words or has_compound:
+        return has_compound and head + tail not in words
+    return head in FIRST_PARTS or (tail in LAST_PARTS and head not in PREFIXES)
+
+
+def _with_marks(lines: Sequence[str], tally: Counter) -> list[str]:
+    """Numbers and bullets that stand alone put before their items; bullets before whole sentences taken off."""
+    marked: list[str] = []
+    waiting = ""
+    for line in lines:
+        if waiting and line:
+            tally["breaks"] += 1
+            line, waiting = f"{waiting} {line}", ""
+        elif waiting:
+            marked.append(waiting)
+            waiting = ""
+        if _MARK_ALONE.fullmatch(line):
+            waiting = line
+            continue
+        if line[1:2] == " " and _BULLET.match(line) and _is_whole(line[2:]):
+            tally["bullets"] += 1
+            line = line[2:]
+        marked.append(line)
+    return [*marked, waiting] if waiting else marked
+
+
+def _is_whole(item: str) -> bool:
+    """Whether an item is a sentence, which needs no mark to stand apart."""
+    return is_ended(item) and " " in item and not item.lstrip(_OPENERS)[:1].islower()
