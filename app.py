@@ -86,10 +86,10 @@ def _wire(one: Controls, runs: PageRuns, race: gr.HTML, job: gr.State) -> None:
     def check(request: gr.Request, text: str, *values):
         return runs.check(one, text, values, request.session_hash)
 
-    gr.on(one.begins, check, one.inputs, [one.alert, race, job], **AT_ONCE, **HIDDEN)
+    gr.on(one.begins, check, one.inputs, [one.alert, one.cleaning, race, job], **AT_ONCE, **HIDDEN)
     one.stop.click(runs.halt, None, race, queue=False, **HIDDEN)
     # What was wrong with the last input says nothing of the next.
-    one.box.change(None, None, one.alert, js="() => null", **HIDDEN)
+    one.box.change(None, None, [one.alert, one.cleaning], js="() => [null, null]", **HIDDEN)
 
 
 def launch(demo: gr.Blocks, **options):

@@ -42,7 +42,7 @@ def test_compare_is_the_only_endpoint(client):
     parameters = described["named_endpoints"]["/compare"]["parameters"]
     names = [parameter["parameter_name"] for parameter in parameters]
     drawn = ["max_new_tokens", "load", "temperature", "top_p", "seed"]
-    assert names == ["task", "text", "adapter", *drawn, "length", "drafts"]
+    assert names == ["task", "text", "adapter", *drawn, "length", "drafts", "clean"]
 
 
 @pytest.mark.parametrize("adapter", ["span", "plain"])

@@ -25,7 +25,7 @@ SETTINGS: dict[str, tuple[type, Any]] = {
     "seed": (int, 0),
 }
 """The endpoint's first arguments in order: type and default of each. The options of the tasks follow, then DRAFTS, then
-the name of a model where there are several."""
+the name of a model where there are several, then `clean`, the newest: what stood before keeps its place."""
 DRAFTS = Option(
     "drafts",
     {},
@@ -61,7 +61,7 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL
 
 
 def _model_option(own: ModelSpec) -> list[Option]:
-    """The argument that names a model, if there is a choice; the last one, so that positional values stay valid."""
+    """The argument that names a model, if there is a choice; behind the others, whose places stay."""
     if all(len(choices(task, own)) < 2 for task in TASKS):
         return []
     models = list(dict.fromkeys(name for task in TASKS for name in choices(task, own)))
@@ -72,7 +72,7 @@ def _model_option(own: ModelSpec) -> list[Option]:
 
 def _signature(options: Sequence[Option]) -> Signature:
     """The settings of a request and the options of the tasks, in the form that gradio inspects."""
-    given = {**SETTINGS, **{option.name: (str, option.default) for option in options}}
+    given = {**SETTINGS, **{option.name: (str, option.default) for option in options}, "clean": (bool, True)}
     kind = Parameter.POSITIONAL_OR_KEYWORD
     named = [Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in given.items()]
     return Signature(named, return_annotation=Iterator[dict])
@@ -91,15 +91,24 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
     name, text, adapter, load = (given[setting] for setting in ("task", "text", "adapter", "load"))
     model = given.get("model") or None
     return Request(
-        name, text, options, adapter=adapter, load=load, sampling=sampling, model=model, drafts=given["drafts"]
+        name,
+        text,
+        options,
+        adapter=adapter,
+        load=load,
+        sampling=sampling,
+        model=model,
+        drafts=given["drafts"],
+        clean=given["clean"],
     )
 
 
 def _documentation(options: Sequence[Option]) -> str:
     lines = [f"    {option.name}: {option.help}" for option in options]
-    return "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines])
+    return "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines, _CLEAN])
 
 
+_CLEAN = "    clean: whether a pasted article is cleaned before it is read; the result's `cleaning` says what was done."
 _DOCUMENTATION = """Answer one input in both lanes. Streams one object per tick and ends with how they compare.
 
 Args:

@@ -19,6 +19,8 @@ from selfspan_core.models.registry import DEFAULT_MODEL, resolve_model
 from selfspan_core.params import Request, SamplingParams
 from selfspan_core.serve.cli_options import build_parser
 from selfspan_core.serve.lazy_session import silence_libraries
+from selfspan_core.serve.text_files import UnknownEncoding, decoded
+from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.registry import get_task, task_options
 
 if TYPE_CHECKING:
@@ -97,9 +99,8 @@ def asked(arguments: argparse.Namespace) -> Request:
         options = {option.name: getattr(arguments, option.name) for option in task_options()}
         given = {name: value for name, value in options.items() if value is not None}
         attention, adapter, load = arguments.attention, arguments.adapter, arguments.load
-        return Request(
-            arguments.task, "", given, attention, adapter, load=load, sampling=sampling, drafts=arguments.drafts
-        )
+        shared = {"load": load, "sampling": sampling, "drafts": arguments.drafts, "clean": not arguments.as_is}
+        return Request(arguments.task, "", given, attention, adapter, **shared)
     except SettingError as error:
         raise BadInput(error.named(f"--{(error.name or '').replace('_', '-')}")) from None
     except InputError as error:
@@ -124,14 +125,19 @@ def checked_requests(arguments: argparse.Namespace) -> list[tuple[int, Request]]
     else:
         raise BadInput("give the input itself or --input FILE, not both")
     lines = decoded_lines(data) if task.is_line else [(0, decoded_text(data))]
-    reasons = []
+    reasons, done = [], []
     for number, text in lines:
         try:
-            task.parse(text)
+            _, cleaned = read_pasted(task, text, request.clean)
         except InputError as error:
             reasons.append(f"{place(number)}{error}")
+            continue
+        if cleaned.done:
+            done.append(f"{place(number)}cleaned: {', '.join(cleaned.done)} (--as-is uses the text as it is)")
     if reasons:
         raise BadInput(*reasons)
+    for line in done:
+        print(line, file=sys.stderr)
     return [(number, replace(request, text=text)) for number, text in lines]
 
 
@@ -165,16 +171,21 @@ def read_input(path: str | None, prompt: str) -> bytes:
 
 
 def decoded_text(data: bytes) -> str:
-    """All of the input as one text. Raises BadInput on bytes that are not UTF-8."""
+    """All of the input as one text; another encoding than UTF-8 is named. Raises BadInput if it cannot be told."""
     try:
-        return data.removeprefix(b"\xef\xbb\xbf").decode()
-    except UnicodeDecodeError as error:
-        raise BadInput(f"not UTF-8 text (byte {error.start + 1})") from None
+        text, encoding = decoded(data)
+    except UnknownEncoding as error:
+        raise BadInput(f"{error}; save it as UTF-8") from None
+    if encoding != "utf-8":
+        print(f"read as {encoding.upper()}; if characters are wrong, save the text as UTF-8", file=sys.stderr)
+    return text
 
 
 def decoded_lines(data: bytes) -> list[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1. Raises BadInput if there are none, or on bytes not UTF-8."""
     lines, reasons = [], []
+    if b"\0" in data:
+        data = decoded_text(data).encode()
     every = data.removeprefix(b"\xef\xbb\xbf").splitlines()
     if len(every) > MAX_LINES:
         raise BadInput(f"the input has {len(every):,} lines; give at most {MAX_LINES:,} at a time")

@@ -45,6 +45,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--input", metavar="FILE", help="read FILE instead of standard input: an input per line, or one article"
     )
+    run.add_argument(
+        "--as-is",
+        action="store_true",
+        help="use an article as it was pasted; otherwise broken lines are joined, marks of other formats, menus and "
+        "notices are taken out, and standard error says so",
+    )
     run.add_argument("--json", action="store_true", help="one JSON object per input and lane, one per line")
     _add_decoding(run)
     _add_models(run)

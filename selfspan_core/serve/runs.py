@@ -9,8 +9,9 @@ from contextlib import closing
 import gradio as gr
 
 from selfspan_core.errors import InputError, NotReady, TooLongError
-from selfspan_core.serve.feed import Feed
+from selfspan_core.serve.feed import Feed, dumps
 from selfspan_core.serve.lazy_session import SharedDevice, public
+from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.page import LOAD_INFO, NO_LOAD_INFO, Controls
 from selfspan_core.tasks.registry import get_task
 
@@ -31,19 +32,22 @@ class PageRuns:
         self._newest: dict[str, int] = {}
 
     def check(self, controls: Controls, text: str, values: tuple, tab: str) -> tuple:
-        """Bad input: the reason, and nothing else changes. Good input: a job for `stream`."""
-        number, request = next(self._numbers), None
+        """Bad input: the reason, and nothing else changes. Good input: how it was cleaned, and a job for `stream`."""
+        number, request, cleaning = next(self._numbers), None, None
         try:
             request = controls.request(text or "", values)
-            get_task(request.task, **request.options).parse(request.text)
+            task = get_task(request.task, **request.options)
+            _, cleaned = read_pasted(task, request.text, request.clean)
+            cleaning = dumps({"done": cleaned.done, "text": cleaned.text}) if cleaned.done else None
         except TooLongError:
             pass  # the run reports this error and offers the part that fits
         except InputError as error:
-            return json.dumps({"run": number, "message": str(error)}), gr.skip(), gr.skip()
+            return json.dumps({"run": number, "message": str(error)}), None, gr.skip(), gr.skip()
         self._newest[tab] = number
         page = controls.task.page
         return (
             None,
+            cleaning,
             Feed(str(number)).note("waiting", box=page.box, button=page.run),
             {"run": number, "request": request},
         )

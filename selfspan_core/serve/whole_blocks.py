@@ -1,5 +1,6 @@
-"""Gradio blocks whose streams send every value whole."""
+"""Gradio blocks whose streams send every value whole, and whose API may grow arguments with defaults."""
 
+from inspect import Parameter, signature
 from typing import Any
 
 import gradio as gr
@@ -27,3 +28,15 @@ class WholeBlocks(gr.Blocks):
         is_whole = is_whole or run not in self.pending_diff_streams[session_hash]
         data = super().handle_streaming_diffs(block_fn, data, session_hash, run, final, simple_format=True)
         return data if is_whole else [[["replace", [], value]] for value in data]
+
+    def validate_inputs(self, block_fn: Any, inputs: list) -> None:
+        """See gradio; but values that a caller leaves out at the end are the endpoint's defaults.
+
+        A caller over plain HTTP gives all values in order, and would fail whenever an argument is added.
+        """
+        if block_fn.api_visibility == "public":
+            for parameter in list(signature(block_fn.fn).parameters.values())[len(inputs) : len(block_fn.inputs)]:
+                if parameter.default is Parameter.empty:
+                    break
+                inputs.append(parameter.default)
+        super().validate_inputs(block_fn, inputs)

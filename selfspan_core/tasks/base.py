@@ -98,6 +98,7 @@ class PageText:
         run: label of the button that begins a run.
         lines, max_lines: height of the input box.
         can_surprise: whether there is a button that makes up an input.
+        cleans: whether its inputs are cleaned, so that there is a control to use one as it was pasted.
         max_new_tokens: most tokens of an answer; MAX_NEW_TOKENS: the page has a slider for it.
     """
 
@@ -115,6 +116,7 @@ class PageText:
     lines: int = 1
     max_lines: int = 4
     can_surprise: bool = False
+    cleans: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
 
 

@@ -20,12 +20,19 @@ DRAFTS_INFO = "In both lanes: several likely tokens are checked at once. Same te
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
+AS_IS_LABEL = "Use the text as pasted"
+AS_IS_INFO = "Otherwise broken lines are joined, and marks of other formats, menus and notices are taken out."
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 ALERT: dict[str, Any] = {
     "html_template": '<p class="ss-alert" role="alert"></p>',
     "js_on_load": (PAGE / "alert.js").read_text(encoding="utf-8"),
     "apply_default_css": False,
     "elem_classes": "ss-alert-box",
+}
+CLEANING: dict[str, Any] = {
+    **ALERT,
+    "html_template": (PAGE / "cleaning.html").read_text(encoding="utf-8"),
+    "js_on_load": (PAGE / "cleaning.js").read_text(encoding="utf-8"),
 }
 
 
@@ -36,14 +43,16 @@ class Controls:
     Attributes:
         task: the task.
         box, alert, stop: the input box, the message about a bad input, and the button that ends a run.
+        cleaning: what was done to a pasted input.
         begins: events that begin a run.
         settings: the controls of `request`'s values by name, in order: "adapter", "model" (if several), options,
-            "drafts", "load", "max_new_tokens".
+            "drafts", "load", "max_new_tokens", "as_is".
     """
 
     task: Task
     box: gr.Textbox
     alert: gr.HTML
+    cleaning: gr.HTML
     stop: gr.Button
     begins: list
     settings: dict[str, gr.components.Component]
@@ -80,6 +89,7 @@ class Controls:
             sampling=SamplingParams(limit),
             model=given.get("model"),
             drafts="auto" if given["drafts"] else "off",
+            clean=not given.get("as_is", False),
         )
 
 
@@ -101,6 +111,7 @@ def controls(task: Task, models: Sequence[str] = ()) -> Controls:
             elem_id=page.box,
         )
         alert = gr.HTML(**ALERT, elem_id=f"alert{suffix}")
+        cleaning = gr.HTML(**CLEANING, elem_id=f"cleaning{suffix}")
         with gr.Row(elem_classes="ss-actions"):
             with gr.Row(elem_classes="ss-buttons"):
                 run = gr.Button(page.run, variant="primary", elem_id=f"run{suffix}", min_width=90)
@@ -115,7 +126,7 @@ def controls(task: Task, models: Sequence[str] = ()) -> Controls:
         with gr.Row(elem_classes="ss-options"):
             settings = _settings(task, models)
     begins = [run.click, box.submit] if task.is_line else [run.click]
-    return Controls(task, box, alert, stop, begins, settings)
+    return Controls(task, box, alert, cleaning, stop, begins, settings)
 
 
 def _settings(task: Task, models: Sequence[str]) -> dict[str, gr.components.Component]:
@@ -151,4 +162,8 @@ def _settings(task: Task, models: Sequence[str]) -> dict[str, gr.components.Comp
             settings["max_new_tokens"] = gr.Slider(
                 16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane"
             )
+    if task.page.cleans:
+        settings["as_is"] = gr.Checkbox(
+            False, label=AS_IS_LABEL, info=AS_IS_INFO, elem_classes="ss-as-is", scale=2, min_width=200
+        )
     return settings

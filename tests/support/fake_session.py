@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from selfspan_core.compare.lanes import require_load
 from selfspan_core.errors import TooLongError
 from selfspan_core.params import Request
+from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 
@@ -191,7 +192,8 @@ class FakeSession:
         return self.options["can_load"]
 
     def compare(self, request: Request) -> Iterator[dict]:
-        problem = get_task(request.task, **request.options).parse(request.text)
+        problem, cleaned = read_pasted(get_task(request.task, **request.options), request.text, request.clean)
+        self.cleaned = cleaned
         if self.options["beginning"] and self.options["beginning"] != request.text:
             raise TooLongError("The article is too long.", self.options["beginning"])
         self.model = request.model
@@ -242,6 +244,8 @@ class FakeSession:
             start["rules"] = get_task(task).rules_text
         if self.options["caution"] and problem.text == get_task("summarize").parse(EXAMPLES[0]).text:
             start["caution"] = {"text": self.options["caution"], "beginning": "The beginning."}
+        if self.cleaned.done:
+            start["cleaning"] = {"done": list(self.cleaned.done), "text": self.cleaned.text}
         yield start if load == 1 else {**start, "load": load}
         if self.options["fail"]:
             raise RuntimeError("the fake device fell over <b>")
@@ -258,6 +262,7 @@ class FakeSession:
             "input": problem.text,
             "expected": problem.expected,
             "lanes": results,
+            **({"cleaning": start["cleaning"]} if "cleaning" in start else {}),
             "speedup_ms_per_token": self.rates["sparse"] / self.rates["dense"],
             "speedup_time_to_answer": ratio,
             "read_share": self.options["read_share"],

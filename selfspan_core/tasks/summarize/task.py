@@ -130,6 +130,7 @@ class Summarize:
         run="Summarize",
         lines=6,
         max_lines=10,
+        cleans=True,
         max_new_tokens=MAX_SUMMARY_TOKENS,
     )
     generator: ClassVar[Generator | None] = None

@@ -42,7 +42,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
         r"after newsletter promotion",
     ),
     "more": (
-        r"(?:read|see|learn|find out|discover|view|show|load|watch) more(?: ?[:>»→…]+ ?.{0,150}|\.{0,3})",
+        r"(?:read|see|learn|find out|discover|view|show|load|watch) more(?: ?[:>»→…]{1,3} ?.{0,150}|\.{0,3})",
         r"(?:also read|read also|read next|see also|up next|related|more on this|don['’]t miss) ?[:>»] ?.{0,150}",
         r"(?:continue reading|read (?:the )?full (?:story|article)|keep reading)[ .…→>»]{0,5}",
         r"(?:related|recommended|more)(?: (?:topics|tags|articles|stories|content|reading|links|internet links|news))?"
@@ -108,7 +108,7 @@ _TOPICS = re.compile(r"(?:related )?(?:topics|tags)(?: in this (?:story|article)
 def furniture_dropped(lines: list[str], tally: Counter) -> list[str]:
     """Lines without furniture; an empty line, which keeps the parts around it apart, stands where it was."""
     # A line that goes on below is judged when it is whole, in the next pass.
-    kinds = [
+    kinds: list[str | None] = [
         None if following[:1].islower() else _kind(line)
         for line, following in itertools.zip_longest(lines, lines[1:], fillvalue="")
     ]
@@ -116,8 +116,8 @@ def furniture_dropped(lines: list[str], tally: Counter) -> list[str]:
         kinds[start:end] = ["menus"] * (end - start)
     for place in _bylines(lines):
         kinds[place] = "bylines"
-    for place, kind in _topics(lines):
-        kinds[place] = kind
+    for place in _topics(lines):
+        kinds[place] = "more"
     # Among others of its kind, or of any, a single word is furniture; alone it may be a heading.
     for place, kind in enumerate(kinds):
         is_weak = kind in ("shares", "copyrights", "newsletters") and lines[place].isalpha()
@@ -188,18 +188,18 @@ def _bylines(lines: Sequence[str]) -> Iterator[int]:
             yield place
 
 
-def _topics(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _topics(lines: Sequence[str]) -> Iterator[int]:
     """Places of the tags below "Related topics": short lines, up to the next longer one."""
     place = 0
     while place < len(lines):
         if not lines[place] or not _TOPICS.fullmatch(lines[place]):
             place += 1
             continue
-        yield place, "more"
+        yield place
         place += 1
         last = min(len(lines), place + MAX_TOPICS)
         while place < last and lines[place] and lines[place].count(" ") < 2 and not is_ended(lines[place]):
-            yield place, "more"
+            yield place
             place += 1
 
 
