@@ -1,9 +1,11 @@
 """The API as gradio_client sees it: a stream of plain dicts, clear errors, one lane for everybody."""
 
+import textwrap
 import time
 from collections.abc import Iterator
 
 import gradio as gr
+import httpx
 import pytest
 from gradio.utils import diff
 from gradio_client import Client
@@ -66,6 +68,20 @@ def test_an_article_through_the_api(client, session):
     assert last["lanes"]["sparse"]["correct"] is None and last["lanes"]["sparse"]["answer"]
     with pytest.raises(AppError, match="short, medium"):
         client.predict("summarize", article, length="endless", api_name="/compare")
+
+
+def test_a_pasted_article_through_the_api(client, session):
+    """Would catch a cleaning that nobody hears of, or cannot refuse, and callers who give fewer values."""
+    first, *others = get_task("summarize").examples[0].split("\n")
+    pasted = "\n\n".join([textwrap.fill(first, 50), *others])
+    end = client.predict("summarize", pasted, api_name="/compare")
+    (done,) = end["cleaning"]["done"]
+    assert "line breaks joined" in done and end["cleaning"]["text"] == "\n\n".join([first, *others])
+    assert "cleaning" not in client.predict("summarize", pasted, clean=False, api_name="/compare")
+    values = ["arithmetic", "1+1", "span", 512, 1, 0, 1, 0, "medium", "auto"]
+    url = f"{client.src}gradio_api/call/compare"
+    event = httpx.post(url, json={"data": values}).json()["event_id"]
+    assert "event: complete" in httpx.get(f"{url}/{event}", timeout=60).text
 
 
 def test_load_arrives(client, session):

@@ -123,3 +123,21 @@ class TestArticles:
         tab.wait("done")
         assert "<img src=x onerror='window.pwned=1'>" in tab.page.locator(".ss-article .ss-seg").first.text_content()
         assert tab.page.evaluate("window.pwned") is None
+
+    def test_what_was_cleaned_is_shown_and_undone(self, articles):
+        """Would catch a cleaning that its author cannot see or refuse, and a note that stays for the next text."""
+        tab = articles()
+        first, *others = ARTICLE.split("\n")
+        summarize(tab, "\n\n".join([f"{first} <b>It's</b> so.[1]", *others]))
+        tab.wait("done")
+        note = tab.page.locator("#ask-article .ss-cleaning")
+        assert tab.text("#ask-article .ss-cleaning-done") == "1 reference mark taken off."
+        note.locator("summary").click()
+        assert tab.text("#ask-article .ss-cleaned").startswith(f"{first} <b>It's</b> so.\n")
+        assert "[1]" not in tab.text(".ss-article")
+        tab.page.click("#ask-article .ss-as-pasted")
+        assert note.is_hidden() and tab.page.is_checked(".ss-as-is input")
+        tab.page.click(ASK)
+        tab.page.wait_for_function("document.querySelector('.ss-article').textContent.includes('[1]')")
+        tab.wait("done")
+        assert note.is_hidden()

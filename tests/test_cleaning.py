@@ -129,11 +129,9 @@ def test_what_only_looks_like_a_mark_stays(text):
 
 def test_reference_marks_go():
     """Would catch a sentence that begins with a mark, and a list of sources without its numbers."""
-    text = (
-        "The Marl is a river.[1] It is long.[2][3] It floods [4, 5] in May.[citation needed] It ends.[a]\n[1] A book."
-    )
+    text = "The Marl is a river.[1] It is long.[2][3] It floods [4, 5] in May.[citation needed] It ends.[a]\n[1] Books."
     found = cleaned(text)
-    assert found.text == "The Marl is a river. It is long. It floods in May. It ends.\n[1] A book."
+    assert found.text == "The Marl is a river. It is long. It floods in May. It ends.\n[1] Books."
     assert found.done == ("6 reference marks taken off",)
 
 

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import sys
+import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +56,9 @@ def test_text_and_a_file(monkeypatch, capsys, models, tmp_path):
     [
         ((), b"", "error: The input is empty. Paste an article"),
         ((), b"Two words.", "error: The text has 2 words"),
-        ((), b"\xff" * 50, "error: not UTF-8 text (byte 1)"),
+        ((), b"\xff" * 50, "error: not UTF-8 text (byte 1); save it as UTF-8"),
+        ((), "It is é – so.".encode() + b"\xe9" + ARTICLE.encode(), "error: not UTF-8 text (byte 17)"),
+        ((), b"\xff\xfea", "error: not UTF-16-LE text"),
         (("--length", "long"), ARTICLE.encode(), "error: The length is one of short, medium"),
         (("--task", "arithmetic", "--length", "short"), b"1+2", "error: The length is for summaries"),
         ((), ("The mayor said that the plan was good. " * 3000).encode(), "characters long"),
@@ -66,3 +70,27 @@ def test_bad_input(monkeypatch, capsys, models, arguments, stdin, message):
     assert call(monkeypatch, [*models, *arguments], stdin) == cli.EXIT_BAD_INPUT
     captured = capsys.readouterr()
     assert message in captured.err and "line" not in captured.err and captured.out == ""
+
+
+def test_a_pasted_article_is_cleaned_and_that_can_be_undone(monkeypatch, capsys, models):
+    """Would catch a cleaning that is not told, told among the results, or done although nobody wants it."""
+    pasted = textwrap.fill(ARTICLE.split("\n")[0], 60) + "[1]\n\n" + ARTICLE.split("\n", 1)[1]
+    given = [*models, "--json", "--attention", "sparse", "--length", "short"]
+    assert call(monkeypatch, given, pasted.encode()) == 0
+    captured = capsys.readouterr()
+    assert re.match(r"cleaned: 1 reference mark taken off, \d line breaks joined \(--as-is ", captured.err)
+    assert json.loads(captured.out)["input"] == " ".join(get_task("summarize").parse(ARTICLE).sentences)
+    assert call(monkeypatch, [*given, "--as-is"], pasted.encode()) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "" and "[1]" in json.loads(captured.out)["input"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_encodings_of_files(monkeypatch, capsys, models, encoding):
+    """Would catch a traceback, or wrong characters, for a file as other programs save it."""
+    text = f"The café’s owner said “no” – twice – on Monday. {ARTICLE}"
+    given = [*models, "--json", "--attention", "sparse", "--length", "short"]
+    assert call(monkeypatch, given, text.encode(encoding)) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["input"].startswith("The café’s owner said “no” – twice – on Monday. The town")
+    assert ("read as " in captured.err) == (not encoding.startswith("utf-8"))

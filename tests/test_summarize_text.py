@@ -38,6 +38,17 @@ from selfspan_core.tasks.summarize.text import (
         ["He left.", "(It was late.)", "“No,” he said."],
         ["it went well.", "everyone was happy.", "nobody left."],
         ["Yahoo! Inc. grew.", "The St. Louis team won 3-2.", "He is No. 5 in the list."],
+        ["It sank shortly after 2 a.m. Friday.", "It closes at 6 p.m. EST.", "He left at 4:30 a.m. Eastern time."],
+        [
+            "The meeting began at 9 a.m.",
+            "Nobody was late.",
+            "It ends at 5 p.m. May 3.",
+            "Go by 3 p.m.",
+            "March was cold.",
+        ],
+        ["They chose Plan A.", "Next year they will see."],
+        ["He lives on Park Ave.", "Parking is scarce.", "The Park Ave. Synagogue is old."],
+        ["1. The beams are cracked.", "2. The road is closed.", "(a) So it is."],
         # One mark is missing: the sentences behind it must not be swallowed.
         ['"It was odd, he said.', "Then he left.", "Nobody knows why.", 'Ask "them" about it.', "It is late."],
     ],

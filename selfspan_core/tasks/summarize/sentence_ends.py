@@ -21,6 +21,7 @@ _OF_TIME = re.compile(
     r"(?:[ECMP][SD]?T|GMT|UTC|BST|CEST|CET|AEST|AEDT|AKDT|AKST|HST|IST|JST|MSK|WAT|EAT|SAST|Zulu)\b|\(\d|\([A-Z]{2,4}\b)"
 )
 _NUMBER = re.compile(r"\s*\(?(?:\d{1,3}|[ivxIVX]{1,5}|[A-Za-z])[.)]\s*")
+_LETTER = re.compile(r"\A\s{0,3}\(?(?:[ivx]{1,4}|[a-z])\) (?=[A-Z])")
 # Where a sentence could begin inside of a piece; the splitter takes these for parts of a name or of a time.
 _STREET = re.compile(r"(?<=\w )(?:Ave|Blvd|Rd|St|Dr|Ln|Hwy|Pkwy|Sq)\. (?=[A-Z])")
 _OPENING = re.compile(r"([A-Z]\w{0,30})(?:['’]s)?,? ([a-z0-9]\w{0,30})?")
@@ -77,7 +78,8 @@ def _is_opening(following: str, is_title: bool) -> bool:
 
 def _continued(pieces: Sequence[str]) -> list[str]:
     """Pieces that go on in a small letter put back together ("No 1. player"), unless the text has no capitals."""
-    starts = [piece.lstrip(_OPENERS)[:1] for piece in pieces]
+    # "(a) It is" begins with the capital.
+    starts = [_LETTER.sub("", piece).lstrip(_OPENERS)[:1] for piece in pieces]
     if sum(start.islower() for start in starts) > 0.3 * len(starts) + 1:
         return list(pieces)
     joined: list[str] = []

@@ -10,7 +10,7 @@ from collections import Counter
 from html.entities import html5
 
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_HEADING = re.compile(r"#{1,6} +(?=\S)")
+_HEADING = re.compile(r"#{1,6} (?=\S)")
 _CLOSING_HASHES = re.compile(r" #{1,6}\Z")
 _QUOTED = re.compile(r"(?:> ?){1,20}")
 _RULE = re.compile(r"(?:[-*_=~#] ?){3,200}")
