@@ -2,18 +2,21 @@
 
 import collections
 import json
+import textwrap
 from itertools import islice
 
 import numpy as np
 import pytest
 
 from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.task import Summarize, SummaryStep, problem_of
 from selfspan_core.tasks.summarize.written import WrittenStep
 from tests.support.paths import SHIPPED
 from tests.support.summary_tools import write_texts
 from training import summary_data
 from training.data.sources import summary_source
+from training.data.summary_documents import DocumentMaker
 from training.data.summary_source import Layout, PackedSummaries, Summary, summary_examples, without_some
 from training.evaluation.summary_scores import Item, baselines, check_step, has_repetition
 from training.loop.packing import pack
@@ -39,6 +42,14 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(made, tokenizer):
     return PackedSummaries(made / "packed", tokenizer)
+
+
+def test_training_reads_texts_as_users_paste_them(tokenizer):
+    """Would catch a model that learns from broken lines, or from another cleaning than the one it is used with."""
+    first, *_ = EXAMPLES[0].split("\n")
+    pasted = textwrap.fill(first, 50) + "[1]\n\nRead more: A bridge\n\nShare this article"
+    maker = DocumentMaker(tokenizer, "shorten", frozenset())
+    assert maker.sentences(pasted) == list(Summarize().parse(EXAMPLES[0]).sentences)[:3]
 
 
 def test_articles_come_back_as_text(made, packed, tokenizer):

@@ -6,8 +6,8 @@
 
 Two forms of one task: *shorten*, whose bodies are the cited sentences with words left out, and *rewrite*, whose bodies
 say the same in other words; they differ only in their training data (`training.summary_data`). The parts are split up:
-`text` (accepted input, sentences), `rules` (decoding rules), `written` (reading a model's
-output).
+`cleaning` (from a pasted text to an article's), `text` (accepted input, sentences), `rules` (decoding rules), `written`
+(reading a model's output).
 """
 
 import itertools
@@ -31,7 +31,7 @@ from selfspan_core.tasks.base import (
     Tokenizer,
     View,
 )
-from selfspan_core.tasks.summarize.cleaning.pipeline import cleaned
+from selfspan_core.tasks.summarize.cleaning.pipeline import MAX_TYPED_CHARACTERS, cleaned
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import (
     CUE,
@@ -171,7 +171,7 @@ class Summarize:
         # Imported here: training reads articles as ids and needs no sentence splitter.
         from selfspan_core.tasks.summarize import text as summarize_text
 
-        if len(text) > summarize_text.MAX_TYPED_CHARACTERS:
+        if len(text) > MAX_TYPED_CHARACTERS:
             raise _too_long(len(text), summarize_text.clean(text[: summarize_text.MAX_CHARACTERS]))
         text = summarize_text.clean(text)
         if len(text) > summarize_text.MAX_CHARACTERS:

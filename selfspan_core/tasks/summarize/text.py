@@ -17,8 +17,6 @@ from selfspan_core.tasks.summarize.cleaning.characters import is_ended, visible_
 from selfspan_core.tasks.summarize.sentence_ends import corrected
 
 MAX_CHARACTERS = 60_000
-MAX_TYPED_CHARACTERS = 10 * MAX_CHARACTERS
-"""Most characters of a typed text; a longer text is refused before cleaning."""
 MIN_WORDS, MIN_SENTENCES = 30, 3
 MAX_SENTENCE_CHARACTERS = 2_000
 MIN_LATIN_SHARE = 0.7
