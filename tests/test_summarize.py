@@ -252,35 +252,6 @@ def test_what_has_no_full_stop_is_not_named_and_may_end(tables):
     assert set(rules.limits().only) == {markers.eos}
 
 
-@pytest.mark.parametrize("annotated", [True, False])
-@pytest.mark.parametrize("copies_only", [True, False])
-def test_a_short_sentence_is_copied_as_it_is(tables, annotated, copies_only):
-    """Would catch a body that has to go on behind "Drain it.", and one that may end in the middle of a short one."""
-    markers, encode = tables.markers, tables.tokenizer.encode
-    recipe = problem_of(["Wash the rice.", "Drain it.", "Then boil it again for a while.", "Serve."])
-    rendered, rules = rules_of(tables, recipe, "short", annotated, copies_only)
-    ending = markers.end if annotated else tables.separator
-    opening = [tables.separator]
-    if annotated:
-        opening = [markers.ref, list(rendered.prompt.segments)[1], rules._fresh[0], markers.go]
-    for token in opening:
-        rules.push(token)
-
-    def may_end():
-        only, banned = rules.limits()
-        return ending not in banned and (only is None or ending in only)
-
-    for token in encode(" Drain it."):
-        assert not may_end()
-        rules.push(token)
-    assert may_end()
-    _, other = rules_of(tables, recipe, "short", annotated)
-    for token in [*opening, *encode(" it.")]:
-        other.push(token)
-    only, banned = other.limits()
-    assert ending in banned or (only is not None and ending not in only)
-
-
 def test_no_sentence_begins_twice_and_no_loop(tables, problem):
     """Would catch a summary that says the same again, or never ends."""
     _, rules = rules_of(tables, problem, "medium", annotated=False)

@@ -238,9 +238,10 @@ class SummaryRules:
         return any(list(ids[-MIN_BODY:]) == last and not self._is_ended(ids) for ids in self._read)
 
     def _is_short_source(self, body: Sequence[int]) -> bool:
-        """Whether the body is a whole source: a segment that it reads; in a plain lane, a sentence of the article."""
+        """Whether the body is a whole source: what it reads, or one segment of it; in a plain lane, a sentence."""
         if self._annotated:
-            return any(list(ids) == list(body) for ids in self._read)
+            whole = [token for ids in self._read for token in ids]
+            return any(list(ids) == list(body) for ids in (*self._read, whole))
         if not self._is_ended(body):
             return False
         article, length = self._article, len(body)
