@@ -6,7 +6,7 @@ from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.rules import MIN_BODY, RuleTables, SummaryRules
 from selfspan_core.tasks.summarize.task import Summarize, problem_of
 
-RECIPE = problem_of(["Wash the rice.", "Drain it.", "Then boil it again for a while.", "Serve."], "short")
+RECIPE = problem_of(["Wash the rice.", "Drain it.", "Then boil it again for a while.", "Go."], "short")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_short_sentence_is_copied_as_it_is(tables, annotated, copies_only):
         assert not may_end()
         rules.push(token)
     assert may_end()
-    _, other = rules_of(tables, annotated, copies_only)
+    _, other = rules_of(tables, annotated)
     for token in [*opening, *encode(" it.")]:
         other.push(token)
     only, banned = other.limits()
@@ -53,7 +53,7 @@ def test_two_short_sentences_are_a_whole_source_together(tables):
     markers, encode = tables.markers, tables.tokenizer.encode
     rendered, rules = rules_of(tables, annotated=True)
     _, second, _, fourth = rendered.prompt.segments
-    said = encode(" Drain it. Serve.")
+    said = encode(" Drain it. Go.")
     assert sum(token not in tables.ends for token in said) < MIN_BODY
     for token in (markers.ref, second, fourth, rules._fresh[0], markers.go, *said):
         rules.push(token)
