@@ -41,7 +41,7 @@ _LIST_ENDS = frozenset(",:;")
 _SUSPENDED = frozenset(("and", "or", "to"))
 _MARK_ITEM = re.compile(r"[•‣▪◦●○■*] ")
 # Such a mark begins a line of running text, too: it is an item's only where the line before has ended.
-_OTHER_ITEM = re.compile(r"(?:[-+–—]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)) ")
+_OTHER_ITEM = re.compile(r"(?:[-+–—]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[A-Z][A-Z .'’-]{1,30}:) ")
 _MARK_ALONE = re.compile(r"[•‣▪◦●○■]|\(?\d{1,3}[.)]")
 _BULLET = re.compile(r"[-+*•‣▪◦●○■] ")
 _OPENERS = "\"“‘'(["
@@ -99,7 +99,7 @@ def _blocks(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def _items(lines: Sequence[str]) -> list[bool]:
-    """Which lines begin an item of a list."""
+    """Which lines begin an item of a list, or what another person says ("HOST: ")."""
     items: list[bool] = []
     before = ""
     for line in lines:
