@@ -134,7 +134,7 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch, capsys):
     """Would catch lanes decoded under wrong rules, figures that are missing, and texts that may not be copied."""
     common = ["--base", str(made / "base"), "--data", str(made / "shorten"), "--device", "cpu", "--batch", "16"]
     decoded, out = [tmp_path / "short.json", tmp_path / "others.json"], tmp_path / "summarize.json"
-    settings = [["short"], ["short without rules", "medium copies only"]]
+    settings = [["short", "short rewritten"], ["short without rules", "medium copies only"]]
     common += ["--sets", "dev_cnndm", "test_summeval", "examples"]
     adapters = ["--adapters", str(made / "adapters")]
     runs = [
@@ -142,7 +142,9 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch, capsys):
         for file, names in zip(decoded, settings, strict=True)
     ]
     (written,) = run_without_texts("training.evaluate", ["--task", "summarize", *runs[0]])
-    assert "span-sparse, short: " in written
+    assert "span-sparse, short: " in written and "span-sparse, short rewritten: " in written
+    lanes = json.loads(decoded[0].read_text())["outputs"]
+    assert all(lane["short"] != lane["short rewritten"] for lane in lanes.values()), "both forms are asked for alike"
     # A random model that no rules hold writes as much as it may; copies are shorter than this.
     monkeypatch.setattr(summary_decode, "MAX_SUMMARY_TOKENS", 80)
     run_evaluation(monkeypatch, *runs[1])
