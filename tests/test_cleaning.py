@@ -50,7 +50,8 @@ def test_broken_lines_are_joined_at_any_width(width, prefix):
 def test_items_and_speakers_keep_their_lines():
     """Would catch a list or a dialogue that becomes one paragraph because its lines are broken, too."""
     lines = [
-        "1. Wash the rice in cold water,\nand do so twice.\n2. Boil it for ten minutes with the\nlid on.\n3. Serve.",
+        "1. Wash the rice well in cold water, and\ndo so twice.\n"
+        "2. Boil it for ten minutes with the\nlid on.\n3. Serve.",
         "HOST: Welcome back to the show. Today we\ntalk about a ferry.\nGUEST: Thank you. It is good to be here.\n"
         "HOST: Why was it stopped?\nGUEST: Engineers found cracks in two of the\nbeams.",
     ]

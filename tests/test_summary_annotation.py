@@ -42,6 +42,31 @@ def test_alignment_of_hand_checked_sentences(reference, reads):
     assert (aligned and aligned.reads) == reads
 
 
+@pytest.mark.parametrize(
+    ("reference", "reads", "reads_of_body"),
+    [
+        # A name that only another sentence holds, and a word that is none.
+        ("The work will cost 14 million euros, half of it from the state, officials said in Haven.", (2,), (2, 4)),
+        ("The work will cost 14 million euros, half of it from the state, residents said.", (2,), (2,)),
+        ("Ellmoor's town council voted to close the old heating plant in March.", (0,), (0,)),
+    ],
+)
+def test_a_body_reads_all_that_it_says(reference, reads, reads_of_body):
+    """Would catch a name or number taught out of nothing, and a second read that adds nothing."""
+    article = Article(ARTICLE)
+    assert align(article, reference).reads == reads
+    assert align(article, reference, is_body=True).reads == reads_of_body
+
+
+def test_of_two_reads_both_are_used():
+    """Would catch a sentence read that says nothing beyond the other one."""
+    longer = "Fire destroyed old mills of Ann Reed near Holm, 71."
+    article = Article(["Fire destroyed old mills.", "It rained.", longer])
+    reference = "Fire destroyed old mills of Reed."
+    assert align(article, reference).reads == (0,)
+    assert align(article, reference, is_body=True).reads == (2,)
+
+
 def test_unsupported_sentences_are_counted_and_left_out():
     """Would catch pairs that teach a model to make things up."""
     found = annotate(Article(ARTICLE), ["The council votes to close the heating plant.", "Aliens land in Rome today."])

@@ -8,8 +8,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from selfspan_core.errors import InputError
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.examples import EXAMPLES
+from selfspan_core.tasks.summarize.form import MAX_SEGMENTS
 from selfspan_core.tasks.summarize.task import Summarize, SummaryStep, problem_of
 from selfspan_core.tasks.summarize.written import WrittenStep
 from tests.support.paths import SHIPPED
@@ -17,7 +19,16 @@ from tests.support.summary_tools import write_texts
 from training import summary_data
 from training.data.sources import summary_source
 from training.data.summary_documents import DocumentMaker
-from training.data.summary_source import Layout, PackedSummaries, Summary, summary_examples, without_some
+from training.data.summary_mixture import key_of, parts_of
+from training.data.summary_source import (
+    Layout,
+    MixturePart,
+    PackedSummaries,
+    Summary,
+    among_others,
+    summary_examples,
+    without_some,
+)
 from training.evaluation.summary_scores import Item, baselines, check_step, has_repetition
 from training.loop.packing import pack
 from training.loop.summary_heldout import bodies, first_reads
@@ -155,17 +166,18 @@ def test_trained_on_is_what_the_task_renders(packed, tokenizer, annotated):
 
 def test_stream_is_endless_shuffled_and_shared_out(packed, tokenizer):
     """Would catch workers that see the same summaries, names that always start alike, and lanes that differ."""
-    numbers, annotated = packed.of_kind("titles"), Layout(tokenizer, True)
-    shares = [list(islice(summary_examples(packed, "titles", annotated, 3, w, 2), len(numbers))) for w in (0, 1)]
+    numbers, annotated = packed.of_kind("titles"), MixturePart(packed, "titles", Layout(tokenizer, True))
+    shares = [list(islice(summary_examples(annotated, 3, w, 2), len(numbers))) for w in (0, 1)]
     half = len(numbers) // 2
     texts = [{tokenizer.decode(r.ids) for r in share[:half]} for share in shares]
     assert not texts[0] & texts[1]
     assert len({min(r.prompt.segments) for r in shares[0]}) > 10
-    plain = next(summary_examples(packed, "titles", Layout(tokenizer, False), 3, 0, 2))
+    plain = next(summary_examples(MixturePart(packed, "titles", Layout(tokenizer, False)), 3, 0, 2))
     assert tokenizer.decode(plain.ids).replace("\n ", " ") == tokenizer.decode(shares[0][0].ids)
     with pytest.raises(ValueError, match="no summaries of kind 'poems'"):
         packed.of_kind("poems")
-    rows = pack(summary_source(packed, "gaps", tokenizer, True, 0.5, 0.2)(0, 0, 1), 2048, 4, 0)
+    part = MixturePart(packed, "gaps", Layout(tokenizer, True))
+    rows = pack(summary_source(part, 0.5, 0.2)(0, 0, 1), 2048, 4, 0)
     assert next(iter(rows)).used > 1000
 
 
@@ -178,6 +190,83 @@ def test_sentences_that_are_read_stay():
     for reads, body in thinner.steps:
         assert [int(thinner.segments[read][0]) for read in reads] == body.tolist()
     assert without_some(summary, 0.0, np.random.default_rng(0)).steps == summary.steps
+
+
+def test_an_article_among_pieces_of_others_is_read_where_it_stands(packed, tokenizer):
+    """Would catch steps that read a piece of another article, and articles that always stand at one place."""
+    number, places = int(packed.of_kind("highlights")[0]), set()
+    alone = packed.summary(number)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        summary = among_others(alone, number, packed, 1500, rng)
+        num_tokens = sum(len(ids) + 1 for ids in summary.segments)
+        assert 1000 < num_tokens <= 1500 and len(summary.segments) <= MAX_SEGMENTS
+        shift = summary.steps[0][0][0] - alone.steps[0][0][0]
+        places.add(round(3 * shift / len(summary.segments)))
+        for place, ids in enumerate(alone.segments):
+            assert (summary.segments[shift + place] == ids).all()
+        assert [reads for reads, _ in summary.steps] == [(read + shift,) for (read,), _ in alone.steps]
+    assert len(places) >= 3
+    assert among_others(alone, number, packed, 10, np.random.default_rng(0)).steps == alone.steps
+    spanned, plain = (
+        next(summary_examples(MixturePart(packed, "highlights", Layout(tokenizer, annotated), among=True), 0))
+        for annotated in (True, False)
+    )
+    assert len(spanned.ids) > 1500
+    assert tokenizer.decode(spanned.ids) == tokenizer.decode(plain.ids).replace("\n ", " ")
+
+
+def test_articles_of_an_event_are_one_document(made, tokenizer):
+    """Would catch an event's articles that are not joined, and one of an event alone that is there twice."""
+    rows = [row for row in rows_of(made / "pairs" / "train_allsides_some.jsonl.xz") if row["event"] == "e0"]
+    for folder in ("packed", "rewritten"):
+        packed = PackedSummaries(made / folder, tokenizer)
+        numbers = packed.of_kind("events").tolist()
+        assert {packed.ids[packed.document_of(number)] for number in numbers} == {"event-e0", "event-e1"}
+        summary = packed.summary(numbers[0])
+        text = "".join(tokenizer.decode(ids.tolist()) for ids in summary.segments)
+        assert len(rows) == 3 and all(row["article"] in text for row in rows)
+    assert len(packed.of_kind("roundups")) == 7
+
+
+def test_the_prompt_names_the_form_where_both_are_learned(made, tokenizer):
+    """Would catch two forms asked for alike, and a shipped adapter that is asked in another way than before."""
+    both = {"short": str(made / "packed"), "own": str(made / "rewritten")}
+    mixture = {"short/highlights": 1.0, "own/highlights": 1.0}
+    asked = {}
+    for data, keys in ((both, mixture), (both["own"], {"highlights": 1.0})):
+        for key, part in parts_of(data, keys, tokenizer, annotated=False).items():
+            summary = part.packed.summary(int(part.packed.of_kind(part.kind)[0]))
+            asked[key] = tokenizer.decode(part.layout.render(summary, length="medium").ids)
+    assert asked["short/highlights"].startswith("Summarize: ")
+    assert asked["highlights"].startswith("Summarize: ")
+    assert asked["own/highlights"].startswith("Summarize in your own words: ")
+    decode = lambda ids: tokenizer.decode(ids.tolist()).strip()  # noqa: E731
+    task = Summarize("short", form="rewrite")
+    problem = problem_of([decode(ids) for ids in summary.segments], "short", form=task.form)
+    part = parts_of(both, mixture, tokenizer, annotated=True)["own/highlights"]
+    expected = part.layout.render(Summary(summary.segments, []), length="short")
+    assert task.render(problem, tokenizer, annotated=True).ids == expected.ids
+    with pytest.raises(InputError, match="The form is one of shorten, rewrite, not sing"):
+        Summarize(form="sing")
+
+
+@pytest.mark.parametrize(
+    ("key", "data", "message"),
+    [
+        ("a/gaps", "folder", "names 'a/gaps'; its keys are KIND"),
+        ("gaps", {"a": "folder"}, "names 'gaps'; its keys are NAME/KIND"),
+        ("among", "folder", "names 'among'; kinds"),
+        ("b/gaps", {"a": "folder"}, "data has no 'b'; it has: a"),
+        ("a/gaps/long", {"a": "folder"}, "names 'a/gaps/long'; its keys are"),
+        ("a/poems/among", {"a": "folder"}, "names 'a/poems/among'; kinds"),
+    ],
+)
+def test_keys_of_a_mixture_are_checked(key, data, message):
+    """Would catch a part of a mixture that is silently not trained on."""
+    with pytest.raises(ValueError, match=message):
+        key_of(key, data)
+    assert key_of("a/gaps/among", {"a": "folder"}).among and not key_of("gaps", "folder").among
 
 
 def test_data_of_another_tokenizer_is_refused(made, tokenizer, tmp_path):

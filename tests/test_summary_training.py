@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
 from selfspan_core.tasks.summarize.task import Summarize
@@ -26,6 +28,7 @@ from training.evaluation.batch_decode import decode_greedily
 from training.evaluation.summary_evaluate import sample_text
 from training.finetune import FinetuneConfig
 from training.loop.config import ConfigError, load_config
+from training.materials import training_material
 
 CONFIGS = ROOT / "training" / "configs"
 
@@ -131,7 +134,7 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch, capsys):
     """Would catch lanes decoded under wrong rules, figures that are missing, and texts that may not be copied."""
     common = ["--base", str(made / "base"), "--data", str(made / "shorten"), "--device", "cpu", "--batch", "16"]
     decoded, out = [tmp_path / "short.json", tmp_path / "others.json"], tmp_path / "summarize.json"
-    settings = [["short"], ["short without rules", "medium copies only"]]
+    settings = [["short", "short rewritten"], ["short without rules", "medium copies only"]]
     common += ["--sets", "dev_cnndm", "test_summeval", "examples"]
     adapters = ["--adapters", str(made / "adapters")]
     runs = [
@@ -139,7 +142,9 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch, capsys):
         for file, names in zip(decoded, settings, strict=True)
     ]
     (written,) = run_without_texts("training.evaluate", ["--task", "summarize", *runs[0]])
-    assert "span-sparse, short: " in written
+    assert "span-sparse, short: " in written and "span-sparse, short rewritten: " in written
+    lanes = json.loads(decoded[0].read_text())["outputs"]
+    assert all(lane["short"] != lane["short rewritten"] for lane in lanes.values()), "both forms are asked for alike"
     # A random model that no rules hold writes as much as it may; copies are shorter than this.
     monkeypatch.setattr(summary_decode, "MAX_SUMMARY_TOKENS", 80)
     run_evaluation(monkeypatch, *runs[1])
@@ -220,6 +225,38 @@ def test_batched_decoding_follows_the_rules_as_a_single_run_does(made):
         assert 2 <= len(steps) <= 5 and not any(step.malformed for step in steps)
 
 
+def test_both_forms_in_one_adapter(made, tmp_path, monkeypatch):
+    """Would catch a folder of a mixture that is not drawn from, and markers that start at random all the same."""
+    mixture = {"s/highlights": 1, "s/titles/among": 1, "r/highlights": 1, "r/events": 1}
+    config = config_of(made, tmp_path, True, workers=0) | {
+        "data": {"s": str(made / "shorten"), "r": str(made / "rewrite")},
+        "mixture": mixture,
+        "marker_start": "meaning",
+    }
+    config["loop"] |= {"row_tokens": 8192, "max_intervals": 4, "steps": 1, "checkpoint_every": 1}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    config = load_config(tmp_path / "config.yaml", FinetuneConfig)
+    tokenizer = SpanTokenizer.load(made / "base")
+    stream, heldout = training_material(config, tokenizer)
+    prompts = [tokenizer.decode(sample.ids[:20].tolist()) for sample in islice(stream(0, 0, 1), 30)]
+    assert {"in your own words:" in prompt for prompt in prompts} == {True, False}
+    assert set(heldout._samples) <= set(mixture)
+
+
+@pytest.mark.parametrize("name", ["smollm2-summarize-span", "smollm2-summarize-plain"])
+def test_configs_of_a_language_model_load(name):
+    """Would catch a lane with other data than the other, rows too short for long documents, an adapter too large."""
+    config = load_config(CONFIGS / f"{name}.yaml", FinetuneConfig)
+    span = load_config(CONFIGS / "smollm2-summarize-span.yaml", FinetuneConfig)
+    assert (config.mixture, config.data, config.lora) == (span.mixture, span.data, span.lora)
+    assert config.annotated == name.endswith("span") == (config.marker_start == "meaning")
+    total, loop = sum(config.mixture.values()), config.loop
+    shares = {part: sum(v for k, v in config.mixture.items() if part in k) / total for part in ("rewrite", "among")}
+    assert 0.2 <= shares["rewrite"] <= 0.3 and 0.05 <= shares["among"] <= 0.15
+    assert loop.row_tokens == 8192 and loop.rows_per_step * loop.row_tokens == 16 * 4096
+    assert set(config.lora.target_modules) == set(finetune.ALL_LINEAR) and config.lora.rank == 8
+
+
 @pytest.mark.parametrize("name", ["summarize-span", "summarize-plain", "summarize-rewrite"])
 def test_shipped_configs_load(name):
     """Would catch a renamed key that leaves a configuration behind, and lanes that are trained differently."""
@@ -237,6 +274,13 @@ def test_shipped_configs_load(name):
         ({"data": None}, "needs data"),
         ({"mixture": {}}, "needs data"),
         ({"mixture": {"poems": 1}}, "the mixture names 'poems'"),
+        ({"mixture": {"a/titles": 1}}, "the mixture names 'a/titles'"),
+        ({"data": {"a": "x", "b": "y"}, "mixture": {"a/titles": 1}}, "data has 'b', but no key of the mixture"),
+        ({"data": {"a/b": "x"}, "mixture": {"a/titles": 1}}, "data has no 'a'"),
+        ({"data": ["x"]}, "data: expected str or dict, got ['x']"),
+        ({"data": {"a": 3}}, "data: expected str, got 3"),
+        ({"marker_start": "there"}, "marker_start is random or meaning, not there"),
+        ({"annotated": False, "mask_off_share": 0, "marker_start": "meaning"}, "marker_start is for span adapters"),
         ({"task": "arithmetic"}, "are for the task summarize, not arithmetic"),
         ({"sentence_dropout": 1.0}, "sentence_dropout is a share"),
         ({"mixture": {"highlights": -1}}, "the share of 'highlights' is -1"),

@@ -26,12 +26,14 @@ from selfspan_core.models.loading import load_base, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
+from training.data import summary_mixture
 from training.loop.config import ConfigError, load_config
 from training.loop.folded_lora import fold_lora
+from training.loop.marker_rows import start_marker_rows
 from training.loop.trainer import LoopConfig, Trainer, require_positive
 from training.materials import DIFFERENCES, training_material
-from training.summary_data import KINDS
 
+MARKER_STARTS = ("random", "meaning")
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -68,8 +70,12 @@ class FinetuneConfig:
             (`random_trees.DIFFERENCES_MIX`); of tasks whose generator has that variant.
         heldout_operands: sizes of the held-out problems (of expressions: operands), `heldout_problems` of each; their
             longest worked solution has to fit into `loop.row_tokens`.
-        data: for the task summarize, the folder that `training.summary_data` wrote.
-        mixture: for the task summarize, kind of summaries -> share of the tokens.
+        marker_start: where the markers' rows of a span adapter start: "random" as the resized base has them, or
+            "meaning", what they mean in pieces that the base knows (`training.loop.marker_rows`). The trained rows
+            are in the adapter either way.
+        data: for the task summarize, the folder that `training.summary_data` wrote, or several by name.
+        mixture: for the task summarize, kind of summaries -> share of the tokens; for several folders `name/kind`;
+            with `/among` behind it, articles among pieces of others (`training.data.summary_mixture`).
         sentence_dropout: share of an article's sentences, of those that no step reads, that are left out at random.
     """
 
@@ -86,7 +92,8 @@ class FinetuneConfig:
     more_differences: bool = False
     heldout_operands: tuple[int, ...] = (8, 24, 48)
     heldout_problems: int = 96
-    data: str | None = None
+    marker_start: str = "random"
+    data: str | dict[str, str] | None = None
     mixture: dict[str, float] = field(default_factory=dict)
     sentence_dropout: float = 0.0
 
@@ -96,6 +103,10 @@ class FinetuneConfig:
         if self.mask_off_share and not self.annotated:
             raise ValueError("mask_off_share is for span adapters: without annotations there is no mask")
         require_positive("learning_rate", self.learning_rate)
+        if self.marker_start not in MARKER_STARTS:
+            raise ValueError(f"marker_start is {' or '.join(MARKER_STARTS)}, not {self.marker_start}")
+        if self.marker_start == "meaning" and not self.annotated:
+            raise ValueError("marker_start is for span adapters: without annotations there are no markers")
         needed = get_task(self.task).max_reads_intervals
         if self.annotated and self.loop.max_intervals < needed:
             raise ValueError(
@@ -123,11 +134,9 @@ class FinetuneConfig:
             if self.data is not None or self.mixture or self.sentence_dropout:
                 raise ValueError(f"data, mixture and sentence_dropout are for the task summarize, not {self.task}")
             return
-        if self.data is None or not self.mixture:
+        if not self.data or not self.mixture:
             raise ValueError("the task summarize needs data (what training.summary_data wrote) and a mixture")
-        for kind in self.mixture:
-            if kind not in KINDS:
-                raise ValueError(f"the mixture names '{kind}'; kinds of summaries: {', '.join(KINDS)}")
+        summary_mixture.check(self.data, self.mixture)
 
 
 def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConfig) -> PeftModel:
@@ -159,6 +168,8 @@ def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConf
     )
     adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = config.base
+    if config.marker_start == "meaning":
+        start_marker_rows(adapted, tokenizer)
     return adapted
 
 

@@ -9,7 +9,7 @@ from selfspan_core.tasks.base import Task
 from selfspan_core.tasks.registry import get_task
 from training.data import sources
 from training.data.generated import evaluation_set
-from training.data.summary_source import PackedSummaries
+from training.data.summary_mixture import parts_of
 from training.loop import heldout as metrics
 from training.loop.packing import Sample, sample_of, without_mask
 from training.loop.summary_heldout import SummaryHeldout
@@ -69,12 +69,10 @@ def training_material(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> tup
 
 
 def _prepared(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> tuple[SampleStream, SummaryHeldout]:
-    packed = PackedSummaries(config.data, tokenizer)
+    train, heldout = (
+        parts_of(config.data, config.mixture, tokenizer, config.annotated, split) for split in ("train", "heldout")
+    )
     kinds = {
-        kind: sources.summary_source(
-            packed, kind, tokenizer, config.annotated, config.mask_off_share, config.sentence_dropout
-        )
-        for kind in config.mixture
+        key: sources.summary_source(part, config.mask_off_share, config.sentence_dropout) for key, part in train.items()
     }
-    heldout = SummaryHeldout(config.data, list(config.mixture), tokenizer, config.annotated, config.loop)
-    return sources.mix(kinds, config.mixture), heldout
+    return sources.mix(kinds, config.mixture), SummaryHeldout(heldout, tokenizer, config.annotated, config.loop)

@@ -19,8 +19,10 @@ GPUs has to be given. Kinds of summaries (shares of a `mixture` in the configura
                  the first one or two other sentences of the article. News puts what matters first, which is the
                  strongest sign of importance (Zhu et al., arXiv 1912.11602, train on it alone)
 
-With `--form rewrite` the bodies are the references' own sentences, and kinds without such
-sentences are left out.
+    events       two or more articles of one event, one below the other, with its round-up   (rows with an `event`)
+
+With `--form rewrite` the bodies are the references' own sentences, each of which reads two sentences where the second
+adds words, a name or a number to it; kinds without such sentences are left out.
 
 One document in 200 is held out, by the hash that `training.text_data` uses. Documents that share a passage with a file
 named dev_* or test_* are left out; those files become `evaluation`: prompts alone, for `training.evaluate`.
@@ -38,12 +40,12 @@ import numpy as np
 
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.summarize.form import FORMS
 from training.data.summary_files import rows_of, source_files
 from training.data.summary_format import (
     EVALUATION,
     EVALUATION_SETS,
     EXAMPLES_SET,
-    FORMS,
     KINDS,
     META,
     NO_READ,
@@ -119,6 +121,8 @@ def counts_of(packed: Packed, split: str) -> dict[str, int]:
     """How many summaries of each kind, documents and tokens a split has."""
     kinds = Counter(KINDS[kind] for kind in packed.target_kinds)
     counts = {f"{split}: {kind}": number for kind, number in kinds.items()}
+    counts[f"{split}: steps"] = len(packed.step_reads)
+    counts[f"{split}: steps of two reads"] = sum(second != NO_READ for _, second in packed.step_reads)
     return counts | {f"{split}: documents": len(packed.ids), f"{split}: tokens": len(packed.tokens)}
 
 

@@ -197,7 +197,7 @@ class Session:
             ],
             "lanes": [self._described(spec) for spec in specs],
             "expected": run.problem.expected if run.task.has_right_answer else None,
-            "device": self._models.device_with(run.impl),
+            "device": self._models.device_with(run.impl, run.request.model),
             "clock": "device" if run.impl == CAPTURED else "host",
             "drafts": run.request.drafts,
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),

@@ -12,11 +12,13 @@ from selfspan_core.attention.backends import CAPTURED, default_impl, require_imp
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ModelError, SettingError, brief
+from selfspan_core.models.int8_matrix import Int8Matrix, multiplies_bfloat16
 from selfspan_core.models.loading import require_base
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.places import place_of
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, resolve_model
 from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.models.weights import DenseMatrix, Store
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import Rendered
 
@@ -38,10 +40,13 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """float32 on a CPU; on CUDA bfloat16 where the hardware computes in it, else float16."""
+def pick_dtype(device: torch.device, has_few_bits: bool = False) -> torch.dtype:
+    """On CUDA bfloat16 where the hardware computes in it, else float16.
+
+    On a CPU float32, but bfloat16 for weights of few bits where it has instructions for that.
+    """
     if device.type == "cpu":
-        return torch.float32
+        return torch.bfloat16 if has_few_bits and multiplies_bfloat16() else torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
@@ -54,7 +59,7 @@ class ModelStore:
         adapters: folder that holds an adapter `<task>-<adapter>` of that model for each; None: see `resolve_model`.
         folders: adapter ("span" or "plain") -> its folder, where that model has another one for every task.
         device: "auto" (CUDA if there is any), "cpu" or "cuda".
-        dtype: None picks by device and its capability.
+        dtype: None picks by model, device and its capability.
         impl: how engines run, one of `backends.ENGINE_IMPLS`; None: by device, captured on CUDA and gather on a CPU.
 
     Attributes:
@@ -76,7 +81,7 @@ class ModelStore:
     ) -> None:
         self.default = resolve_model(base, adapters)
         self.device = pick_device(device)
-        self.dtype = dtype or pick_dtype(self.device)
+        self._dtype = dtype
         self.impl = default_impl(self.device) if impl is None else impl
         require_impl(self.impl, self.device)
         self._folders = {adapter: Path(folder) for adapter, folder in (folders or {}).items()}
@@ -90,12 +95,20 @@ class ModelStore:
         """The device in words, the number format, and how a step runs unless as on any CPU: "CPU, float32"."""
         return self.device_with(self.impl)
 
-    def device_with(self, impl: str) -> str:
-        """The same for an implementation that is not the store's own."""
+    def numbers_of(self, spec: ModelSpec) -> tuple[torch.dtype, Store]:
+        """In what a model computes here, and how its decode steps store matrices."""
+        dtype = self._dtype or pick_dtype(self.device, spec.has_few_bits)
+        keeps_few_bits = self._dtype is None and dtype is torch.bfloat16 and self.device.type == "cpu"
+        return dtype, Int8Matrix.of if keeps_few_bits else DenseMatrix
+
+    def device_with(self, impl: str, model: str | None = None) -> str:
+        """The same for an implementation that is not the store's own, and another model."""
+        dtype, store = self.numbers_of(self.spec(model))
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         how = "captured graph" if impl == CAPTURED else f"impl {impl}"
         is_usual = self.device.type == "cpu" and impl == default_impl(self.device)
-        return f"{name}, {str(self.dtype).removeprefix('torch.')}" + ("" if is_usual else f", {how}")
+        numbers = str(dtype).removeprefix("torch.") + ("" if store is DenseMatrix else " with weights of 8 bits")
+        return f"{name}, {numbers}" + ("" if is_usual else f", {how}")
 
     @property
     def can_load(self) -> bool:
@@ -144,7 +157,8 @@ class ModelStore:
             key = (spec.name, folder)
             if key not in self._engines:
                 tokenizer = self._tokenizer_of(spec)
-                loaded = SpanModel.load(place_of(spec.source), folder, str(self.device), self.dtype, tokenizer)
+                dtype, store = self.numbers_of(spec)
+                loaded = SpanModel.load(place_of(spec.source), folder, str(self.device), dtype, tokenizer, store)
                 engine = Engine(loaded, tokenizer.markers)
                 self._warm_up(engine, tokenizer)
                 self._engines[key] = engine

@@ -17,7 +17,7 @@ from selfspan_core.attention.readers import Reader
 from selfspan_core.errors import ModelError
 from selfspan_core.models.loading import FAMILIES, load_base, merge_adapter, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
-from selfspan_core.models.weights import DecodeWeights
+from selfspan_core.models.weights import DecodeWeights, DenseMatrix, Store
 
 if TYPE_CHECKING:
     from selfspan_core.models.tokenizer import SpanTokenizer
@@ -59,7 +59,9 @@ class SpanModel:
         vocab_size: rows of its output layer.
     """
 
-    def __init__(self, hf: PreTrainedModel, tokenizer: "SpanTokenizer | None" = None) -> None:
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: "SpanTokenizer | None" = None, store: Store = DenseMatrix
+    ) -> None:
         config = hf.config
         if config.model_type not in FAMILIES:
             raise ModelError(f"a model of type {config.model_type!r} is not supported; {', '.join(FAMILIES)} are")
@@ -67,6 +69,7 @@ class SpanModel:
             hf.set_attn_implementation(ATTENTION_NAME)
         self.hf = hf.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self._store = store
         self.device, self.dtype = hf.device, hf.dtype
         self.num_layers = config.num_hidden_layers
         self.num_kv_heads = config.num_key_value_heads
@@ -84,6 +87,7 @@ class SpanModel:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         tokenizer: "SpanTokenizer | None" = None,
+        store: Store = DenseMatrix,
     ) -> "SpanModel":
         """Load a base, and merge an adapter into this copy of it.
 
@@ -96,6 +100,7 @@ class SpanModel:
             device: torch device.
             dtype: of weights, keys and values.
             tokenizer: the base's tokenizer where it is already loaded.
+            store: how decode steps store matrices.
 
         Raises:
             ModelError: a folder is missing or incomplete, the architecture is not supported, or the adapter was made
@@ -117,7 +122,7 @@ class SpanModel:
             # Parameters alone: `hf.to(dtype)` would round the rotary frequencies, which are a buffer, too.
             for parameter in hf.parameters():
                 parameter.data = parameter.data.to(dtype)
-        return cls(hf.to(device), tokenizer)
+        return cls(hf.to(device), tokenizer, store)
 
     @functools.cached_property
     def weights(self) -> DecodeWeights:
@@ -126,7 +131,7 @@ class SpanModel:
         Raises:
             ModelError: the model has something that the decode step does not know.
         """
-        return DecodeWeights(self)
+        return DecodeWeights(self, self._store)
 
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """A key/value cache of this model's shape."""

@@ -100,6 +100,11 @@ class ModelSpec:
     license: str = ""
     card: Path | None = None
 
+    @property
+    def has_few_bits(self) -> bool:
+        """Whether its weights come with few bits: then a CPU keeps them in 8, where it is faster so."""
+        return isinstance(self.source, GgufFrom | PublishedGguf)
+
     def has_both_adapters(self, task: str) -> bool:
         """Whether a task can be run in full: its span and its plain adapter are there."""
         own = self.adapters.get(task, {})

@@ -1,10 +1,9 @@
 """A model's weights for decode steps, in the form and the order of the step's GEMMs.
 
-A step multiplies with `Matrix` objects, not with tensors: a matrix alone decides how its weights are stored (as floats
-today).
+A step multiplies with `Matrix` objects, not with tensors: a matrix alone decides how its weights are stored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -78,6 +77,10 @@ class DenseMatrix:
         return F.linear(x, self.weight, self.bias)
 
 
+Store = Callable[[torch.Tensor, torch.Tensor | None], Matrix]
+"""(weight `[num_out, depth]`, bias or None) -> the matrix; it may write the values that it keeps into the weight."""
+
+
 @dataclass(frozen=True)
 class Layer:
     """One layer's weights; `qkv` and `gate_up` each fuse several of the model's matrices, the gate's rows first."""
@@ -110,12 +113,13 @@ class DecodeWeights:
 
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 model.
+        store: how matrices are stored.
 
     Raises:
         ModelError: the model has a part that the decode step does not support.
     """
 
-    def __init__(self, model: "SpanModel") -> None:
+    def __init__(self, model: "SpanModel", store: Store = DenseMatrix) -> None:
         config = model.hf.config
         body: Any = model.hf.get_decoder()  # transformers' modules say nothing of their parts' types
         if config.hidden_act != "silu":
@@ -124,9 +128,9 @@ class DecodeWeights:
         self.num_heads, self.num_kv_heads = config.num_attention_heads, model.num_kv_heads
         self.epsilon, self.hidden_size = config.rms_norm_eps, config.hidden_size
         head: Any = model.hf.get_output_embeddings()
-        self.head: Matrix = DenseMatrix(_fused((head,)), head.bias)
+        self.head: Matrix = store(_fused((head,)), head.bias)
         self.embedding = body.embed_tokens.weight
-        self.layers = [_layer_of(module) for module in body.layers]
+        self.layers = [_layer_of(module, store) for module in body.layers]
         self.norm = body.norm.weight
         self._rotary = torch.empty(0)
 
@@ -167,7 +171,7 @@ def bytes_of(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _layer_of(module: Any) -> Layer:
+def _layer_of(module: Any, store: Store) -> Layer:
     attention, mlp = module.self_attn, module.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     biases = [projection.bias for projection in projections]
@@ -175,13 +179,13 @@ def _layer_of(module: Any) -> Layer:
         raise ModelError("the decode step knows biases of queries, keys and values only")
     return Layer(
         module.input_layernorm.weight,
-        DenseMatrix(_fused(projections), None if biases[0] is None else torch.cat(biases)),
+        store(_fused(projections), None if biases[0] is None else torch.cat(biases)),
         getattr(getattr(attention, "q_norm", None), "weight", None),
         getattr(getattr(attention, "k_norm", None), "weight", None),
-        DenseMatrix(_fused((attention.o_proj,))),
+        store(_fused((attention.o_proj,)), None),
         module.post_attention_layernorm.weight,
-        DenseMatrix(_fused((mlp.gate_proj, mlp.up_proj))),
-        DenseMatrix(_fused((mlp.down_proj,))),
+        store(_fused((mlp.gate_proj, mlp.up_proj)), None),
+        store(_fused((mlp.down_proj,)), None),
     )
 
 

@@ -140,7 +140,7 @@ class ScriptedStore:
         self.can_load = can_load
         self.engines = engines
 
-    def device_with(self, impl):
+    def device_with(self, impl, model=None):
         return self.device_name
 
     def spec(self, model=None):

@@ -43,7 +43,7 @@ def reference_of(text: str) -> str:
 def write_texts(folder: Path, seed: int = 0) -> tuple[Path, Path]:
     """Write folders `text` and `pairs`; returns them."""
     rng = random.Random(seed)
-    news, pairs, dev, several = [], [], [], []
+    news, pairs, dev, several, events = [], [], [], [], []
     for i in range(60):
         sentences = article(rng, 14)
         news.append({"id": f"n{i}", "title": reference_of(sentences[1])[:-1], "text": " ".join(sentences)})
@@ -56,11 +56,19 @@ def write_texts(folder: Path, seed: int = 0) -> tuple[Path, Path]:
         sentences = article(rng, 12)
         dev.append({"id": f"d{i}", "article": " ".join(sentences), "summary": reference_of(sentences[0])})
         several.append(dev[-1] | {"references": [reference_of(s) for s in sentences[:3]]})
+    for event, num in (("e0", 3), ("e1", 2), ("e2", 1), ("e5", 1)):
+        articles = [article(rng, 10) for _ in range(num)]
+        summary = reference_of(articles[0][0]) + "\n" + reference_of(articles[-1][1])
+        events += [
+            {"id": f"{event}-{i}", "event": event, "article": " ".join(one), "summary": summary}
+            for i, one in enumerate(articles)
+        ]
     copied = {"id": "copy", "article": "Well. " + dev[0]["article"], "summary": dev[0]["summary"]}
     wiki = [{"id": f"w{i}", "text": f"{news[i]['title']}.\n{news[i]['text']}"} for i in range(20)]
     write_jsonl(folder / "text" / "news-0.jsonl.xz", news)
     write_jsonl(folder / "text" / "wikipedia-0.jsonl.xz", wiki)
     write_jsonl(folder / "pairs" / "train_cnn_some.jsonl.xz", [*pairs, copied])
+    write_jsonl(folder / "pairs" / "train_allsides_some.jsonl.xz", events)
     for name in summary_data.EVALUATION_SETS:
         write_jsonl(folder / "pairs" / f"{name}.jsonl.xz", several if name.endswith("summeval") else dev)
     return folder / "text", folder / "pairs"

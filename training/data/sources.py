@@ -13,7 +13,7 @@ from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.base import Task
 from training.data.copying import copy_examples
 from training.data.generated import examples as generated_examples
-from training.data.summary_source import Layout, PackedSummaries, summary_examples
+from training.data.summary_source import MixturePart, summary_examples
 from training.loop.packing import Sample, plain_sample, sample_of, without_mask
 from training.loop.trainer import SampleStream
 from training.text_data import TextShards
@@ -69,20 +69,11 @@ def generated_source(
     return stream
 
 
-def summary_source(
-    packed: PackedSummaries,
-    kind: str,
-    tokenizer: SpanTokenizer,
-    annotated: bool,
-    mask_off_share: float = 0.0,
-    sentence_dropout: float = 0.0,
-) -> ShardedSource:
+def summary_source(part: MixturePart, mask_off_share: float = 0.0, sentence_dropout: float = 0.0) -> ShardedSource:
     """Annotated summaries of one kind (`training.summary_data`), with or without markers; see `generated_source`."""
 
-    layout = Layout(tokenizer, annotated)
-
     def stream(seed: int, shard: int, num_shards: int) -> Iterator[Sample]:
-        examples = summary_examples(packed, kind, layout, seed, shard, num_shards, sentence_dropout)
+        examples = summary_examples(part, seed, shard, num_shards, sentence_dropout)
         yield from partly_without_mask(examples, mask_off_share, seed, shard)
 
     return stream

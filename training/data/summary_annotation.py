@@ -1,8 +1,9 @@
 """Which sentences of an article does a summary sentence draw on? Oracle alignment by overlap.
 
 For each reference sentence the article sentence that overlaps with it most (ROUGE-1 plus ROUGE-2 F1 on stems), and a
-second one if it adds a good share of the reference that the first lacks. A reference of which its sentences hold too
-little is unsupported: a model would learn from it to make things up.
+second one if it adds a good share of the reference that the first lacks; for bodies that are the references themselves,
+already if it adds two of its words, a name or a number. A reference of which its sentences hold too little is
+unsupported: a model would learn from it to make things up.
 """
 
 import itertools
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from training.data.summary_words import content, stems
+from training.data.summary_words import content, details, stems
 
 MIN_COVERAGE = 0.4
 SECOND_GAIN = 0.2
@@ -69,12 +70,17 @@ def f1(candidate: Counter, reference: Counter) -> float:
 
 
 def align(
-    article: Article, reference: str, allowed: Sequence[bool] | None = None, min_coverage: float = MIN_COVERAGE
+    article: Article,
+    reference: str,
+    allowed: Sequence[bool] | None = None,
+    min_coverage: float = MIN_COVERAGE,
+    is_body: bool = False,
 ) -> Aligned | None:
     """Where a reference sentence comes from, or None if no one or two sentences support it.
 
     Args:
         allowed: which sentences may be named (all, if None).
+        is_body: the reference itself is what is written, so that whatever it says has to be read: see `_second`.
     """
     words = stems(reference)
     unigrams, bigrams = Counter(words), Counter(itertools.pairwise(words))
@@ -86,17 +92,36 @@ def align(
     first = max(places, key=lambda place: (article.overlap(place, unigrams, bigrams), -place))
     held = wanted & article.contents[first]
     reads = [first]
-    rest = [place for place in places if place != first]
-    if rest:
-        gains = {place: len((wanted - held) & article.contents[place]) for place in rest}
-        second = max(rest, key=lambda place: (gains[place], -abs(place - first)))
-        if gains[second] >= max(MIN_SHARED, SECOND_GAIN * len(wanted)):
-            reads.append(second)
-            held |= wanted & article.contents[second]
+    second = _second(article, first, places, wanted - held, len(wanted), details(reference) if is_body else None)
+    if second is not None:
+        # Two reads of which the first says nothing that the second does not say are one.
+        is_used = not is_body or held - article.contents[second]
+        reads = [first, second] if is_used else [second]
+        held |= wanted & article.contents[second]
     coverage = len(held) / len(wanted)
     if coverage < min_coverage or len(held) < MIN_SHARED:
         return None
     return Aligned(reference, tuple(sorted(reads)), coverage)
+
+
+def _second(
+    article: Article, first: int, places: Sequence[int], lacking: set[str], num_wanted: int, named: set[str] | None
+) -> int | None:
+    """The sentence that adds most to the first, the nearest of equals; None if it adds too little.
+
+    Args:
+        lacking: content words of the reference that the first sentence does not hold; `num_wanted`: of all of them.
+        named: names and numbers of a reference that is the body itself: a second sentence is then worth reading for
+            one of them, or for any two words. None: it has to add a good share.
+    """
+    rest = [place for place in places if place != first]
+    if not rest:
+        return None
+    added = {place: lacking & article.contents[place] for place in rest}
+    gains = {place: len(words) + len(words & (named or set())) for place, words in added.items()}
+    second = max(rest, key=lambda place: (gains[place], -abs(place - first)))
+    least = MIN_SHARED if named is not None else max(MIN_SHARED, SECOND_GAIN * num_wanted)
+    return second if gains[second] >= least else None
 
 
 @dataclass(frozen=True)
@@ -117,9 +142,10 @@ def annotate(
     references: Sequence[str],
     allowed: Sequence[bool] | None = None,
     min_coverage: float = MIN_COVERAGE,
+    is_body: bool = False,
 ) -> Annotation:
-    """Align each sentence of a summary."""
-    found = [align(article, reference, allowed, min_coverage) for reference in references]
+    """Align each sentence of a summary; arguments as for `align`."""
+    found = [align(article, reference, allowed, min_coverage, is_body) for reference in references]
     return Annotation(tuple(step for step in found if step is not None), sum(step is None for step in found))
 
 

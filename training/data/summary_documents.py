@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from selfspan_core.models.tokenizer import TextCodec
 from selfspan_core.tasks.summarize.cleaning.pipeline import cleaned
-from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS
+from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS, MAX_SEGMENTS
 from selfspan_core.tasks.summarize.text import clean, is_sentence, sentences_of
 from training.data.summary_annotation import MIN_COVERAGE, Aligned, Article, annotate, draw_choices
 from training.data.summary_files import kind_of, shares_passages
-from training.data.summary_format import Document, Target
+from training.data.summary_format import MAX_LONG_TOKENS, Document, Target
 from training.data.summary_shorten import shorten
 from training.data.summary_tokens import is_pronoun_led
 from training.data.summary_words import content, is_finite
@@ -62,8 +62,8 @@ class DocumentMaker:
         if kind == "titles":
             # Only the beginning is kept, so only that is split.
             return self._news(row, self.sentences(body[: 10 * MAX_NEWS_TOKENS[1]]))
-        sentences = self.sentences(body)
-        sentences = self.beginning(sentences, MAX_LEARNED_TOKENS)
+        longest = MAX_LONG_TOKENS if kind == "events" else MAX_LEARNED_TOKENS
+        sentences = self.beginning(self.sentences(body), longest)[:MAX_SEGMENTS]
         if len(sentences) < MIN_SENTENCES:
             return None
         references = self.sentences(str(row["summary"]))
@@ -121,7 +121,7 @@ class DocumentMaker:
         article = Article(sentences)
         rewrite = self._form == "rewrite"
         min_coverage = MIN_REWRITE_COVERAGE if rewrite else max(min_coverage, MIN_COVERAGE)
-        found = annotate(article, references, allowed_places(sentences), min_coverage)
+        found = annotate(article, references, allowed_places(sentences), min_coverage, is_body=rewrite)
         self.counts[f"{kind}: reference sentences"] += len(references)
         self.counts[f"{kind}: of them unsupported"] += found.num_unsupported
         if rewrite:

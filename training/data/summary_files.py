@@ -2,13 +2,17 @@
 
 import json
 import lzma
+import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from training.text_data import share_of
 
-REWRITTEN = ("highlights", "roundups", "briefs", "leads")
+REWRITTEN = ("highlights", "roundups", "briefs", "leads", "events")
 """Kinds whose references are sentences of their own, which a model can be taught to write."""
+EVENTS = "events"
+"""The source of documents that are several articles of one event, joined."""
 PASSAGE_WORDS, PASSAGE_STRIDE, MAX_PASSAGES = 13, 4, 2
 
 
@@ -31,6 +35,8 @@ def source_files(text: Path | None, pairs: Path | None, form: str) -> tuple[list
 
 def kind_of(source: str) -> str:
     """The kind of summaries that a source's documents have."""
+    if source == EVENTS:
+        return "events"
     if source.startswith("train_cnn"):
         return "highlights"
     if source.startswith("train_allsides"):
@@ -60,6 +66,26 @@ def jobs_of(files: Sequence[tuple[str, Path]], size: int = 200) -> Iterator[tupl
                 rows = []
         if rows:
             yield source, rows
+
+
+def event_jobs_of(files: Sequence[tuple[str, Path]], size: int = 50) -> Iterator[tuple[str, list[dict]]]:
+    """(EVENTS, some rows), each row the articles of one event one below the other, in an order drawn by the event.
+
+    Rows of an event share their summary; an event of one article alone gives none.
+    """
+    events: dict[str, list[dict]] = defaultdict(list)
+    for _, file in files:
+        for row in rows_of(file):
+            if row.get("event"):
+                events[str(row["event"])].append(row)
+    joined = []
+    for event, rows in events.items():
+        if len(rows) > 1:
+            random.Random(f"event {event}").shuffle(rows)
+            article = "\n".join(row["article"] for row in rows)
+            joined.append({"id": f"event-{event}", "event": event, "article": article, "summary": rows[0]["summary"]})
+    for at in range(0, len(joined), size):
+        yield EVENTS, joined[at : at + size]
 
 
 def hash_of(words: Sequence[str]) -> int:

@@ -9,13 +9,14 @@ import numpy as np
 
 from selfspan_core.models.tokenizer import TextCodec
 
-FORMS = ("shorten", "rewrite")
-KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "choices", "openings")
+KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "choices", "openings", "events")
 META = "meta.json"
 EVALUATION = "evaluation"
 EVALUATION_SETS = ("dev_cnndm", "test_cnndm", "test_summeval")
 EXAMPLES_SET = "examples"
 NO_READ = 2**16 - 1
+MAX_LONG_TOKENS = 7_500
+"""Of a long document with its sentences' names: what a context of 8,192 holds beside instruction and summary."""
 
 
 @dataclass(frozen=True)

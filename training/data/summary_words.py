@@ -85,6 +85,12 @@ def content(text: str) -> set[str]:
     return {stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS}
 
 
+def details(text: str) -> set[str]:
+    """Stems of a sentence's names and numbers: of words with a digit, or a capital letter behind the first word."""
+    words = text.split()
+    return content(" ".join(word for at, word in enumerate(words) if re.search(r"\d" if not at else r"\d|[A-Z]", word)))
+
+
 def is_finite(word: str) -> bool:
     """Whether a word looks like a finite verb."""
     word = word.lower().replace("’", "'")

@@ -12,7 +12,7 @@ from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import MAX_CONTEXT, MAX_SUMMARY_TOKENS
 from selfspan_core.tasks.summarize.task import segments_of
 from training.data.summary_documents import DocumentMaker
-from training.data.summary_files import jobs_of, passages_of, rows_of
+from training.data.summary_files import event_jobs_of, jobs_of, passages_of, rows_of
 from training.data.summary_format import EXAMPLES_SET, Document, Packed
 from training.text_data import HELDOUT_SHARE, split_of
 
@@ -41,7 +41,9 @@ def documents_of(
         (name of the newest source, documents and counts of the next rows).
     """
     arguments = (codec.to_json(), form, passages_of(kept_out))
-    jobs = jobs_of(files)
+    jobs = itertools.chain(
+        jobs_of(files), event_jobs_of([(name, file) for name, file in files if name.startswith("train_")])
+    )
     # A fresh interpreter each: forking a process that has threads may hang.
     with multiprocessing.get_context("spawn").Pool(max(1, workers), _start_worker, arguments) as pool:
         # In batches: `imap` would read all texts into memory at once.

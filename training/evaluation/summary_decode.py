@@ -14,7 +14,7 @@ import torch
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.tasks.summarize.form import MAX_SUMMARY_TOKENS, Length
+from selfspan_core.tasks.summarize.form import MAX_SUMMARY_TOKENS, Form, Length
 from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
 from training.data.summary_source import Layout, PackedSummaries, Summary
 from training.evaluation.batch_decode import decode_greedily
@@ -29,12 +29,14 @@ class Setting:
     Attributes:
         rules: those of `rules`; without them the model writes what it likes.
         copies_only: besides, only words of what is read, in order.
+        form: that the prompt asks for; "rewrite" is for adapters that learned both forms.
     """
 
     name: str
     length: Length
     rules: bool = True
     copies_only: bool = False
+    form: Form = "shorten"
 
 
 _KINDS = (("", True, False), (" without rules", False, False), (" copies only", True, True))
@@ -43,6 +45,13 @@ SETTINGS = tuple(
     for length in ("short", "medium")
     for suffix, rules, copies_only in _KINDS
 )
+REWRITTEN_SETTINGS = tuple(
+    Setting(f"{length} rewritten{suffix}", length, rules, form="rewrite")
+    for length in ("short", "medium")
+    for suffix, rules, copies_only in _KINDS
+    if not copies_only
+)
+SETTING_OF = {setting.name: setting for setting in (*SETTINGS, *REWRITTEN_SETTINGS)}
 
 
 def articles_of(packed: PackedSummaries, sets: Sequence[str]) -> dict[str, Summary]:
@@ -63,7 +72,7 @@ def decode_lane(
     batch: int,
 ) -> dict[str, dict]:
     """What one lane writes of each article: `ids`, `attended` and `dense` tokens."""
-    layout, tables = Layout(tokenizer, lane.annotated), RuleTables(tokenizer)
+    layout, tables = Layout(tokenizer, lane.annotated, setting.form), RuleTables(tokenizer)
     # Of like length together: less padding.
     names = sorted(articles, key=lambda name: sum(map(len, articles[name].segments)))
     found = {}

@@ -30,7 +30,7 @@ def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
     """The command line of one task's evaluation, checked."""
     import torch
 
-    from training.evaluation.summary_decode import SETTINGS
+    from training.evaluation.summary_decode import SETTING_OF, SETTINGS
 
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -46,7 +46,9 @@ def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--base", default="assets/base")
     parser.add_argument("--adapters", default="assets/adapters", help="folder that holds the adapters")
     parser.add_argument("--lanes", nargs="+", default=lanes, choices=lanes)
-    parser.add_argument("--settings", nargs="+", default=names, choices=names)
+    parser.add_argument(
+        "--settings", nargs="+", default=names, choices=list(SETTING_OF), help="rewritten: of adapters of both forms"
+    )
     parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 8, help="articles decoded at once")
@@ -144,7 +146,7 @@ def origin_of(arguments: argparse.Namespace) -> dict:
 
 def decode(arguments: argparse.Namespace) -> dict:
     """Everything asked for, decoded: lane -> setting -> article."""
-    from training.evaluation.summary_decode import SETTINGS, Material, decode_all
+    from training.evaluation.summary_decode import SETTING_OF, Material, decode_all
 
     material = Material(
         arguments.base,
@@ -158,7 +160,7 @@ def decode(arguments: argparse.Namespace) -> dict:
     return decode_all(
         material,
         asked_lanes(arguments),
-        [setting for setting in SETTINGS if setting.name in arguments.settings],
+        [setting for name, setting in SETTING_OF.items() if name in arguments.settings],
     )
 
 
@@ -219,12 +221,14 @@ def items_of(pairs: Path, name: str, packed: PackedSummaries, tokenizer: SpanTok
 def written_of(row: dict, item, lane: str, setting: str, packed: PackedSummaries, tokenizer: SpanTokenizer):
     """What a lane wrote, read back."""
     from selfspan_core.tasks.summarize.written import read_lines, read_steps
+    from training.evaluation.summary_decode import SETTING_OF
     from training.evaluation.summary_scores import Written
 
     is_span = lane.startswith("span")
     if is_span:
         summary = Summary(packed.segments(packed.ids.index(item.name)), [])
-        prompt = Layout(tokenizer, True).render(summary, length=setting.partition(" ")[0])
+        asked = SETTING_OF[setting]
+        prompt = Layout(tokenizer, True, asked.form).render(summary, length=asked.length)
         steps = read_steps(row["ids"], prompt.prompt, tokenizer)
     else:
         steps = read_lines(row["ids"], tokenizer)

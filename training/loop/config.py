@@ -80,14 +80,23 @@ def build(data: Any, kind: type[T], where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _convert_to_one_of(value: Any, hints: tuple, where: str) -> Any:
+    if value is None and type(None) in hints:
+        return None
+    choices = [hint for hint in hints if hint is not type(None)]
+    fitting = [hint for hint in choices if isinstance(value, typing.get_origin(hint) or hint)]
+    if not fitting and len(choices) > 1:
+        wanted = " or ".join(getattr(hint, "__name__", str(hint)) for hint in choices)
+        raise ConfigError(f"{where}: expected {wanted}, got {value!r} ({type(value).__name__})")
+    return _convert(value, (fitting or choices)[0], where)
+
+
 def _convert(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(value, hint, where)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert(value, next(arg for arg in args if arg is not type(None)), where)
+        return _convert_to_one_of(value, args, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(item, args[0], where) for item in value)
     if origin is dict and isinstance(value, dict):

@@ -3,14 +3,16 @@
 Is the right sentence named first, and is a step written word for word as annotated?
 """
 
-from pathlib import Path
+from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
-from training.data.summary_source import Layout, PackedSummaries
+from training.data.summary_format import MAX_LONG_TOKENS
+from training.data.summary_source import MixturePart, among_others
 from training.loop import heldout as metrics
 from training.loop.packing import Row, Sample, pack, sample_of
 from training.loop.trainer import LanguageModelLoss, LoopConfig
@@ -21,25 +23,25 @@ Range = tuple[int, int]
 
 
 class SummaryHeldout:
-    """Held-out summaries per kind of a mixture, never trained on; calling it gives their figures.
+    """Held-out summaries per key of a mixture, never trained on; calling it gives their figures.
+
+    Args:
+        parts: of the mixture, by key, of the held-out split.
 
     Raises:
-        OSError, ValueError: there is no packed data, or a summary does not fit into `loop.row_tokens`.
+        ValueError: a summary does not fit into `loop.row_tokens`.
     """
 
     def __init__(
-        self, folder: str | Path, kinds: list[str], tokenizer: SpanTokenizer, annotated: bool, loop: LoopConfig
+        self, parts: Mapping[str, MixturePart], tokenizer: SpanTokenizer, annotated: bool, loop: LoopConfig
     ) -> None:
         self._row = (loop.row_tokens, loop.max_intervals, tokenizer.pad_id)
-        packed, layout = PackedSummaries(folder, tokenizer, "heldout"), Layout(tokenizer, annotated)
         self._samples: dict[str, list[Sample]] = {}
         self._rows: dict[str, list[Row]] = {}
         self._bodies: dict[str, list[list[Range]]] = {}
         self._first_reads: dict[str, list[list[Range]]] = {}
-        separator = layout.separator
-        for kind in kinds:
-            numbers = packed.of_kind(kind)[:MAX_SUMMARIES].tolist()
-            rendered = [layout.render(packed.summary(number), offset=7 * number) for number in numbers]
+        for kind, part in parts.items():
+            separator, rendered = part.layout.separator, examples_of(part)
             if not rendered:
                 continue
             metrics.require_room((len(r.ids) for r in rendered), loop.row_tokens, f"the held-out summaries ({kind})")
@@ -60,6 +62,17 @@ class SummaryHeldout:
                         module, device, samples, ranges[kind], self._row, micro_rows
                     )
         return figures
+
+
+def examples_of(part: MixturePart) -> list[Rendered]:
+    """The first MAX_SUMMARIES summaries of a part, always the same; among pieces of others, as long as they come."""
+    rendered = []
+    for number in part.packed.of_kind(part.kind)[:MAX_SUMMARIES].tolist():
+        summary = part.packed.summary(number)
+        if part.among:
+            summary = among_others(summary, number, part.packed, MAX_LONG_TOKENS, np.random.default_rng(number))
+        rendered.append(part.layout.render(summary, offset=7 * number))
+    return rendered
 
 
 def bodies(rendered: Rendered, markers: Markers, separator: int | None) -> list[Range]:

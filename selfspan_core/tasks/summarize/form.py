@@ -5,8 +5,14 @@ from typing import Literal
 from selfspan_core.spans.protocol import NUM_ANCHORS
 
 Length = Literal["short", "medium"]
+Form = Literal["shorten", "rewrite"]
 
-INSTRUCTIONS: dict[str, str] = {"short": "Summarize briefly:", "medium": "Summarize:"}
+FORMS: tuple[Form, ...] = ("shorten", "rewrite")
+INSTRUCTIONS: dict[Form, dict[Length, str]] = {
+    "shorten": {"short": "Summarize briefly:", "medium": "Summarize:"},
+    "rewrite": {"short": "Summarize briefly in your own words:", "medium": "Summarize in your own words:"},
+}
+"""By form and length. An adapter that learned one form alone, whichever it is, is asked as for shorten."""
 CUE = "\nSummary:"
 STEP_SEPARATOR = "\n"
 MAX_STEPS: dict[str, int] = {"short": 2, "medium": 5}

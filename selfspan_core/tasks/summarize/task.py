@@ -5,9 +5,9 @@
               header: one or two sentences, new name     body: sees only these, and itself
 
 Two forms of one task: *shorten*, whose bodies are the cited sentences with words left out, and *rewrite*, whose bodies
-say the same in other words; they differ only in their training data (`training.summary_data`). The parts are split up:
-`cleaning` (from a pasted text to an article's), `text` (accepted input, sentences), `rules` (decoding rules), `written`
-(reading a model's output).
+say the same in other words. They differ in their training data (`training.summary_data`), and in the instruction where
+an adapter learned both (`form.INSTRUCTIONS`). The parts are split up: `cleaning` (from a pasted text to an article's),
+`text` (accepted input, sentences), `rules` (decoding rules), `written` (reading a model's output).
 """
 
 import itertools
@@ -42,6 +42,7 @@ from selfspan_core.tasks.summarize.form import (
     MAX_SEGMENTS,
     MAX_SUMMARY_TOKENS,
     STEP_SEPARATOR,
+    Form,
     Length,
 )
 from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
@@ -72,16 +73,21 @@ class SummarizeProblem(Problem):
         sentences: the article's sentences.
         length: how long the summary is to be.
         steps: a worked summary, where there is one.
+        form: which form is asked for.
     """
 
     segments: tuple[str, ...]
     sentences: tuple[str, ...]
     length: Length = "medium"
     steps: tuple[SummaryStep, ...] = ()
+    form: Form = "shorten"
 
 
 def problem_of(
-    sentences: Sequence[str], length: Length = "medium", steps: Sequence[SummaryStep] = ()
+    sentences: Sequence[str],
+    length: Length = "medium",
+    steps: Sequence[SummaryStep] = (),
+    form: Form = "shorten",
 ) -> SummarizeProblem:
     """The problem that an article poses; the reads of `steps` are places in `sentences`, as many as there are names."""
     segments = segments_of(sentences)
@@ -93,6 +99,7 @@ def problem_of(
         segments=segments,
         sentences=tuple(sentences),
         length=length,
+        form=form,
         steps=tuple(steps),
     )
 
@@ -110,6 +117,7 @@ class Summarize:
     Args:
         length: how long summaries are to be: "short" is two sentences, "medium" three to five.
         max_context: positions of the model; a base with a longer context takes longer articles.
+        form: which form is asked for: "rewrite" of an adapter that learned both.
     """
 
     name: ClassVar[str] = "summarize"
@@ -145,10 +153,12 @@ class Summarize:
         "the summary stays shorter. Which sentences to read and what to write of them is the model's choice."
     )
 
-    def __init__(self, length: Length = "medium", max_context: int = MAX_CONTEXT) -> None:
-        if length not in INSTRUCTIONS:
-            raise InputError(f"The length is one of {', '.join(INSTRUCTIONS)}, not {str(length)[:40]}.")
-        self.length = length
+    def __init__(self, length: Length = "medium", max_context: int = MAX_CONTEXT, form: Form = "shorten") -> None:
+        if form not in INSTRUCTIONS:
+            raise InputError(f"The form is one of {', '.join(INSTRUCTIONS)}, not {str(form)[:40]}.")
+        if length not in INSTRUCTIONS[form]:
+            raise InputError(f"The length is one of {', '.join(INSTRUCTIONS[form])}, not {str(length)[:40]}.")
+        self.length, self.form = length, form
         self.max_tokens = max_context
         self._tables: RuleTables | None = None
 
@@ -177,10 +187,11 @@ class Summarize:
         if len(text) > summarize_text.MAX_CHARACTERS:
             raise _too_long(len(text), text)
         summarize_text.check(text)
-        return problem_of(summarize_text.checked_sentences(text), self.length)
+        return problem_of(summarize_text.checked_sentences(text), self.length, form=self.form)
 
     def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer, max_prompt_tokens: int) -> str:
-        room = max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold_of(tokenizer, self.length))
+        scaffold = scaffold_of(tokenizer, self.length, self.form)
+        room = max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold)
         kept = []
         for sentence in sentences:
             room -= len(tokenizer.encode(f" {sentence}")) + 1
@@ -200,7 +211,7 @@ class Summarize:
         markers = tokenizer.markers
         segments = [tuple(tokenizer.encode(text)) for text, _ in problem.display]
         steps = [tuple(tokenizer.encode(f" {step.text}")) for step in problem.steps] if with_steps else []
-        scaffold = scaffold_of(tokenizer, problem.length)
+        scaffold = scaffold_of(tokenizer, problem.length, problem.form)
         num_tokens = len(scaffold) + sum(len(ids) + 1 for ids in segments)
         if num_tokens > self.max_prompt_tokens:
             beginning = self._beginning(problem.sentences, tokenizer, self.max_prompt_tokens)
@@ -280,7 +291,7 @@ class Summarize:
         while True:
             sentences = list(problem.sentences)
             rng.shuffle(sentences)
-            yield problem_of(sentences, problem.length)
+            yield problem_of(sentences, problem.length, form=problem.form)
 
 
 def _too_long(num_characters: int, text: str) -> TooLongError:
@@ -297,10 +308,10 @@ def _too_long(num_characters: int, text: str) -> TooLongError:
     )
 
 
-def scaffold_of(tokenizer: Tokenizer, length: str) -> tuple[int, ...]:
+def scaffold_of(tokenizer: Tokenizer, length: Length, form: Form = "shorten") -> tuple[int, ...]:
     """`<bos>` and the instruction."""
     bos = tokenizer.markers.bos
-    return (*(() if bos is None else (bos,)), *tokenizer.encode(INSTRUCTIONS[length]))
+    return (*(() if bos is None else (bos,)), *tokenizer.encode(INSTRUCTIONS[form][length]))
 
 
 def example_of(

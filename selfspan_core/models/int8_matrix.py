@@ -1,0 +1,72 @@
+"""Weights of 8 bits for decode steps on a CPU: half the bytes of bfloat16, a quarter of float32's.
+
+A step of one token reads every weight once, so bytes are its time. PyTorch multiplies such matrices without a compiler;
+the product reads the codes once for a few rows, and costs more operations than one of floats for many: these take the
+floats, which are the codes' values, so that all passes compute with the same weights.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+MOST_ROWS = 7
+"""Of a product with codes. Two cores of an Intel Xeon with AMX, 960 x 576, microseconds for codes and floats: 1 row 15
+and 45, 4 rows 28 and 45, 8 rows 55 and 46, 16 rows 104 and 48."""
+
+
+@dataclass(frozen=True)
+class Int8Matrix:
+    """A matrix of a decode step with one scale per row (`selfspan_core.models.weights.Matrix`).
+
+    Attributes:
+        codes: int8 `[num_out, depth]`.
+        scales: `[num_out]`, in the type of activations.
+        values: `[num_out, depth]`, codes times scales, rounded to that type; the model's own modules share it.
+        bias: `[num_out]`, or None.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    values: torch.Tensor
+    bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> "Int8Matrix":
+        """The matrix whose values are nearest to a weight of bfloat16, into which they are written."""
+        wide = weight.float()
+        scales = (wide.abs().amax(1) / 127).clamp(min=1e-12).to(weight.dtype)
+        codes = (wide / scales.float()[:, None]).round().clamp(-128, 127).to(torch.int8)
+        weight.copy_(codes.float() * scales.float()[:, None])
+        return cls(codes, scales, weight, bias)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """See Matrix."""
+        num_out, depth = self.codes.shape
+        return num_out, depth
+
+    @property
+    def num_bytes(self) -> int:
+        """See Matrix."""
+        parts = (self.codes, self.scales, *(() if self.bias is None else (self.bias,)))
+        return sum(part.numel() * part.element_size() for part in parts)
+
+    @property
+    def floats(self) -> torch.Tensor | None:
+        """None: a kernel for floats must not take the values in place of the codes. See Matrix."""
+        return None
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """See Matrix."""
+        if x.ndim != 2 or len(x) > MOST_ROWS:
+            return F.linear(x, self.values, self.bias)
+        product: Any = torch.ops.aten._weight_int8pack_mm
+        out = product(x.contiguous(), self.codes, self.scales)
+        return out if self.bias is None else out + self.bias
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16; elsewhere it is slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported()
