@@ -359,7 +359,7 @@ def test_the_api_takes_a_model_where_there_are_several(registered, serve):
     session = FakeSession(dense=2000, sparse=2000)
     client = Client(serve(session), verbose=False)
     parameters = client.view_api(return_format="dict")["named_endpoints"]["/compare"]["parameters"]
-    assert [one["parameter_name"] for one in parameters][-4:] == ["seed", "length", "drafts", "model"]
+    assert [one["parameter_name"] for one in parameters][-5:] == ["seed", "length", "drafts", "model", "clean"]
     client.predict("arithmetic", "1+1", api_name="/compare")
     assert session.model is None
     client.predict("arithmetic", "1+1", model="tiny-bytes", api_name="/compare")
