@@ -18,24 +18,39 @@ from dataclasses import dataclass
 from selfspan_core.tasks.summarize.cleaning.characters import is_ended
 
 _FIRST_PARTS = (
-    "all back best better cross double early east eight even ever far fast first five forty four free front full good "
-    "half hard heavy high hot ill large late left light little long low many mid middle much near new next nine non "
-    "north old one open quasi ready right second self seven short single six sixty small south still strong ten third "
-    "thirty three top triple twelve twenty twice two vice waist well west wide world zero"
+    "all anti back best better cross double early east eight ever far fast fifth first five forty four free front "
+    "full good half hard heavy high hot ill large late left life light little live long low many mid middle mind much "
+    "multi near neo never new next nine non north off old one open quasi ready real right risk road "
+    "sci second self seven short single sixty small south still strong super then third thirty three top triple twelve "
+    "twenty twice two upside vice waist well west wide world zero"
 )
 FIRST_PARTS = frozenset(_FIRST_PARTS.split())
 _LAST_PARTS = (
-    "aged area away backed based born bound breaking budget built by case causing class decade deep driven dollar edge "
-    "elect eyed faced fired five four free friendly general half handed haired high hour husband in increase keeping "
-    "language law leading led legged level like long made making metre mile minded minister minute month nine obsessed "
-    "of off old on out owned page party president proof quarter ranking related right rise run running scale seven "
-    "shaped sided six sized speaking speed state style term themed third three to top two up weather wide wife winning "
-    "year"
+    "affiliated aged altering area armed averse away backed based born bound breaking budget built by called capped "
+    "caught causing certified class collar controlled covered decade deep dollar driven edge educated elect ending "
+    "equipped established eyed faced fashioned filled fired five foot founder founders four free friendly funded "
+    "general generated grader grossing growing half handed haired hearted high host hosts hour husband in inch "
+    "increase inspired inspiring keeping known language lasting law leading legged level like listed long "
+    "looking loving made making member metre mile minded minister minute month needed nine obsessed of off old on "
+    "operated out owned paced packed page paid party point pound powered president produced producing proof quarter "
+    "ranked ranking reaching ready related resistant rich ridden right rise risk rooted run running sapping "
+    "saving scale scorer selling sensitive seven shaped sharing sided six sized speaking speed sponsored star starring "
+    "stars state stopping strong style supervised supported taking tech term themed third threatening three time timer "
+    "to top torn trained two type up watched weather week wide wife winner winning worker workers worn worst "
+    "wrote year"
 )
 LAST_PARTS = frozenset(_LAST_PARTS.split())
-_PREFIXES = "ad be com con de dis em en ex fore im in inter mis out over per pre pro re sub super trans un under"
+_ENDINGS = (
+    "ation dency dom er ern est hood ice ing ion ity land lance less light ly ment mes ness night pack ship side sion "
+    "sions some tain teen tion tions tual tually ty ward wards water way ways while wise work"
+)
+ENDINGS = frozenset(_ENDINGS.split())
+"""Behind a first part one of these is no word of its own: "free-/dom", "high-/way"."""
+_PREFIXES = "ad al be com con de dis em en ex fore im in inter mis out over per pre re sub super trans un under"
 PREFIXES = frozenset(_PREFIXES.split())
 """Before one of these a last part is no sign of a compound: "un-/like"."""
+MIN_PART = 5
+"""Letters of both parts, each of which the text has as a word, of a compound that is known by that alone."""
 _LIST_ENDS = frozenset(",:;")
 """What follows may be an item of a list in small letters: the lengths of the lines decide."""
 _SUSPENDED = frozenset(("and", "or", "to"))
@@ -195,7 +210,9 @@ def _is_compound(line: str, following: str, words: set[str]) -> bool:
     has_compound = f"{head}-{tail}" in words
     if head + tail in words or has_compound:
         return has_compound and head + tail not in words
-    return head in FIRST_PARTS or (tail in LAST_PARTS and head not in PREFIXES)
+    if min(len(head), len(tail)) >= MIN_PART and head in words and tail in words:
+        return head not in PREFIXES
+    return (head in FIRST_PARTS and tail not in ENDINGS) or (tail in LAST_PARTS and head not in PREFIXES)
 
 
 def _with_marks(lines: Sequence[str], tally: Counter) -> list[str]:
