@@ -2,12 +2,15 @@
 
 A break is certain where a line ends within a sentence and the next goes on in a small letter, or where a word is
 hyphenated. Such breaks tell how long the text's lines are; from these lengths follow the breaks before capitals
-("North / Marlow"): the next line's first word would not have fitted. A line that was ended early was ended on purpose.
+("North / Marlow"): the next line's first word would not have fitted. A line that was ended early was ended on purpose;
+one without a full stop behind a sentence's end is a heading; a few words that come as a line several times are a label,
+such as a speaker's name.
 
 A word hyphenated at a line's end loses the hyphen, unless it is a compound. It is taken for one if the second part
 begins with a capital or a figure, the first one ends in a figure or has one letter, either has another hyphen, the text
-has the compound elsewhere and not the word in one, the first part is in FIRST_PARTS, or the second one in LAST_PARTS
-and the first not in PREFIXES.
+has the compound elsewhere and not the word in one, or has either part, of MIN_PART letters at least, as a word; if the
+first part is in FIRST_PARTS and the second not in ENDINGS, or the second one in LAST_PARTS and the first not in
+PREFIXES.
 """
 
 import re
@@ -56,7 +59,8 @@ _LIST_ENDS = frozenset(",:;")
 _SUSPENDED = frozenset(("and", "or", "to"))
 _MARK_ITEM = re.compile(r"[•‣▪◦●○■*] ")
 # Such a mark begins a line of running text, too: it is an item's only where the line before has ended.
-_OTHER_ITEM = re.compile(r"(?:[-+–—]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[A-Z][A-Z .'’-]{1,30}:) ")
+_OTHER_ITEM = re.compile(r"(?:[-+–—]|\(?\d{1,3}[.)]|\(?(?:[ivx]{1,5}|[a-zA-Z])\)|[A-Z][A-Z .'’-]{1,30}:) ")
+_ADDRESS = re.compile(r"(?:https?://|www\.)\S{1,500}|\S{1,100}@\S{1,100}")
 _MARK_ALONE = re.compile(r"[•‣▪◦●○■]|\(?\d{1,3}[.)]")
 _BULLET = re.compile(r"[-+*•‣▪◦●○■] ")
 _OPENERS = "\"“‘'(["
@@ -74,6 +78,7 @@ FULL, MIN_FULL_SHARE = 0.7, 0.75
 """So many of the lines with certain breaks are so full, compared with the longest, or the text is no broken prose."""
 MIN_ALONE = 24
 """Characters of a line that is joined for its letters alone, where the lengths of lines tell nothing."""
+MAX_LABEL_WORDS, MAX_LABEL_CHARACTERS = 4, 40
 
 
 @dataclass(frozen=True)
@@ -90,16 +95,16 @@ class _Width:
 
 def lines_joined(lines: list[str], tally: Counter) -> list[str]:
     """Lines as paragraphs and headings; empty lines stay."""
-    items = _items(lines)
+    apart = _apart(lines)
     blocks = list(_blocks(lines))
     certain = {
         place
         for start, end in blocks
         if _is_prose(lines[start:end])
         for place in range(start, end - 1)
-        if not items[place + 1] and _is_certain(lines[place], lines[place + 1])
+        if not apart[place + 1] and _is_certain(lines[place], lines[place + 1])
     }
-    breaks = _breaks(lines, blocks, items, certain)
+    breaks = _breaks(lines, blocks, apart, certain)
     return _with_marks(_glued(lines, breaks, tally), tally)
 
 
@@ -111,6 +116,18 @@ def _blocks(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
             if place > start:
                 yield start, place
             start = place + 1
+
+
+def _apart(lines: Sequence[str]) -> list[bool]:
+    """Which lines never go on the one before: items of lists, labels, and what stands below a label."""
+    apart = _items(lines)
+    short = Counter(line for line in lines if len(line) <= MAX_LABEL_CHARACTERS)
+    for place, line in enumerate(lines):
+        if short[line] > 1 and line.count(" ") < MAX_LABEL_WORDS and not is_ended(line):
+            apart[place] = True
+            if place + 1 < len(lines):
+                apart[place + 1] = True
+    return apart
 
 
 def _items(lines: Sequence[str]) -> list[bool]:
@@ -133,9 +150,11 @@ def _is_prose(block: Sequence[str]) -> bool:
 
 def _is_certain(line: str, following: str) -> bool:
     """Whether the break is within a sentence, by its letters alone."""
+    if line[-1] == "-" and line[-2:-1].isdigit() and following[:1].isdigit():
+        return True
     if not following.lstrip(_OPENERS)[:1].islower() or line[-1] in _LIST_ENDS or is_ended(line):
         return False
-    return any(map(str.isalpha, line))
+    return any(map(str.isalpha, line)) and not _ADDRESS.fullmatch(following)
 
 
 def _sum(line: str, following: str) -> int:
@@ -145,31 +164,46 @@ def _sum(line: str, following: str) -> int:
 
 
 def _breaks(
-    lines: Sequence[str], blocks: Sequence[tuple[int, int]], items: Sequence[bool], certain: set[int]
+    lines: Sequence[str], blocks: Sequence[tuple[int, int]], apart: Sequence[bool], certain: set[int]
 ) -> set[int]:
     """Places of the lines behind which a break goes: the certain ones, and those that follow from them."""
     num_pairs = sum(end - start - 1 for start, end in blocks)
-    whole = _width(lines, sorted(certain))
+    places = sorted(certain)
+    whole = _width(lines, places, lines)
     if whole is None or len(certain) < max(MIN_CERTAIN, MIN_CERTAIN_SHARE * min(num_pairs, 2 * MIN_CERTAIN)):
-        return {place for place in certain if len(lines[place]) >= MIN_ALONE}
+        return _long_enough(lines, places)
     breaks = set(certain)
     for start, end in blocks:
         own = [place for place in range(start, end - 1) if place in certain]
-        width = (_width(lines, own) if len(own) >= MIN_OWN else None) or whole
-        breaks.update(
-            place
-            for place in range(start, end - 1)
-            if not items[place + 1] and width.breaks(lines[place], lines[place + 1])
-        )
+        width = (_width(lines, own, lines[start:end]) if len(own) >= MIN_OWN else None) or whole
+        # From the end: a heading is known by that it does not go on.
+        for place in range(end - 2, start - 1, -1):
+            line, following = lines[place], lines[place + 1]
+            is_heading = is_ended(line) and not is_ended(following) and place + 1 not in breaks
+            if not apart[place + 1] and not is_heading and width.breaks(line, following):
+                breaks.add(place)
     return breaks
 
 
-def _width(lines: Sequence[str], places: Sequence[int]) -> _Width | None:
-    """How long lines are that end in certain breaks; None if they are not broken to fit a width."""
+def _long_enough(lines: Sequence[str], certain: Sequence[int]) -> set[int]:
+    """Certain breaks behind MIN_ALONE characters at least, those of lines that they join counted in."""
+    kept: set[int] = set()
+    length = 0
+    for place in certain:
+        length = len(lines[place]) + (length if place - 1 in kept else 0)
+        if length >= MIN_ALONE or _HYPHENATED.search(lines[place], max(0, len(lines[place]) - 2)):
+            kept.add(place)
+    return kept
+
+
+def _width(lines: Sequence[str], places: Sequence[int], among: Sequence[str]) -> _Width | None:
+    """How long lines are that end in certain breaks; None if they, or those `among` which they stand, fit no width."""
     lengths = [len(lines[place]) for place in places if len(lines[place]) <= MAX_WIDTH]
     if not lengths or 2 * len(lengths) < len(places):
         return None
     longest = max(lengths)
+    if sum(len(line) > MAX_LONGER * longest for line in among) > len(lengths):
+        return None
     sums = [_sum(lines[place], lines[place + 1]) for place in places if len(lines[place]) <= MAX_WIDTH]
     if sum(one >= FULL * longest for one in sums) < MIN_FULL_SHARE * len(sums):
         return None
@@ -193,11 +227,22 @@ def _glued(lines: Sequence[str], breaks: set[int], tally: Counter) -> list[str]:
             parts.append(" ")
             continue
         if words is None:
-            words = {word.lower() for text in lines for word in _WORDS.findall(text)}
+            words = _whole_words(lines, breaks)
         if not _is_compound(line, following, words):
             tally["hyphens"] += 1
             parts[-1] = line[:-1]
     return glued
+
+
+def _whole_words(lines: Sequence[str], breaks: set[int]) -> set[str]:
+    """Words of a text in small letters, without the parts of those that a break parts."""
+    words: set[str] = set()
+    for place, line in enumerate(lines):
+        found = _WORDS.findall(line)
+        is_rest = place - 1 in breaks and lines[place - 1].endswith("-")
+        is_begun = place in breaks and line.endswith("-")
+        words.update(word.lower() for word in found[is_rest : len(found) - is_begun])
+    return words
 
 
 def _is_compound(line: str, following: str, words: set[str]) -> bool:
