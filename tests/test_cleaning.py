@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspan_core.tasks.summarize.cleaning import characters, furniture, joining, markup, pipeline
+from selfspan_core.tasks.summarize.cleaning import characters, furniture, joining, markup, pipeline, references, transcripts
 from selfspan_core.tasks.summarize.cleaning.pipeline import MAX_PASSES, MAX_TYPED_CHARACTERS, WORDS, cleaned
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.text import clean, sentences_of
@@ -296,7 +296,7 @@ def steps_of(text: str) -> int:
     return count
 
 
-MODULES = ("characters", "furniture", "joining", "markup", "pipeline")
+MODULES = ("characters", "furniture", "joining", "markup", "pipeline", "references", "transcripts")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_no_pattern_repeats_without_a_bound():
     """Would catch a pattern that searches the rest of the text from each place; a run of spaces is one match."""
     parser = importlib.import_module("re._parser")
     checked = 0
-    for module in (characters, furniture, joining, markup):
+    for module in (characters, furniture, joining, markup, references, transcripts):
         patterns = [value for value in vars(module).values() if isinstance(value, re.Pattern)]
         patterns += [
             one
@@ -345,6 +345,6 @@ def test_no_pattern_repeats_without_a_bound():
 
 def test_every_kind_of_work_is_told():
     """Would catch something done to a text that its author never hears of."""
-    sources = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (furniture, joining, markup))
+    sources = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (furniture, joining, markup, references, transcripts))
     counted = set(re.findall(r'tally\["(\w+)"\]', sources))
     assert counted | set(furniture._KINDS) | {"menus", "bylines"} == {*WORDS} - {"controls"}

@@ -186,10 +186,17 @@ def _breaks(
 
 
 def _long_enough(lines: Sequence[str], certain: Sequence[int]) -> set[int]:
-    """Certain breaks behind MIN_ALONE characters at least, those of lines that they join counted in."""
+    """Certain breaks behind MIN_ALONE characters at least, those of lines that they join counted in.
+
+    Lines in small letters below a colon are a list.
+    """
     kept: set[int] = set()
+    listed: set[int] = set()
     length = 0
     for place in certain:
+        if place and lines[place - 1] and (lines[place - 1][-1] == ":" or place - 1 in listed):
+            listed.add(place)
+            continue
         length = len(lines[place]) + (length if place - 1 in kept else 0)
         if length >= MIN_ALONE or _HYPHENATED.search(lines[place], max(0, len(lines[place]) - 2)):
             kept.add(place)

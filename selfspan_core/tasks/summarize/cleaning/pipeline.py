@@ -16,8 +16,9 @@ from selfspan_core.tasks.summarize.cleaning.markup import (
     entities_read,
     inline_read,
     quotes_opened,
-    times_taken_off,
 )
+from selfspan_core.tasks.summarize.cleaning.references import references_taken_off
+from selfspan_core.tasks.summarize.cleaning.transcripts import times_taken_off
 
 MAX_TYPED_CHARACTERS = 600_000
 """Most characters of a typed text; a longer one is refused by the parser and returned as it is."""
@@ -37,6 +38,7 @@ WORDS = {
     "links": ("link address taken off", "link addresses taken off"),
     "emphasis": ("emphasis mark pair taken off", "emphasis mark pairs taken off"),
     "references": ("reference mark taken off", "reference marks taken off"),
+    "notes": ("note left out", "notes left out"),
     "times": ("time taken off", "times taken off"),
     "breaks": ("line break joined", "line breaks joined"),
     "hyphens": ("hyphenated word joined", "hyphenated words joined"),
@@ -79,6 +81,7 @@ def _one_pass(text: str, tally: Counter) -> str:
         quotes_opened,
         times_taken_off,
         inline_read,
+        references_taken_off,
         furniture_dropped,
         lines_joined,
     ):
