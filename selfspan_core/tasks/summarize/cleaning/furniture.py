@@ -32,6 +32,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
         r"(?:we|(?:this|our) (?:web)?site|we and our (?:\d{1,5} )?partners) (?:uses?|store) .{0,60}cookies\b.{0,200}",
         r"by (?:clicking|continuing|using|browsing|closing) .{0,100}\b(?:cookies|you agree|you consent)\b.{0,150}",
         r"(?:necessary|strictly necessary|essential) cookies only",
+        r"we (?:value|respect|care about) your privacy[.!]?|got it!?",
+        r"(?:accept|agree) (?:and|&) (?:close|continue|proceed)|(?:continue|proceed) without (?:accepting|agreeing)",
     ),
     "adverts": (
         r"advertisement(?: ?[-–—:] ?.{0,40})?",
@@ -62,12 +64,21 @@ _KINDS: dict[str, tuple[str, ...]] = {
         r"get (?:the|our|all|your)\b.{0,100}\b(?:in|to) your inbox\b.{0,100}",
         r"(?:enter )?(?:your )?e-?mail(?: address)?|subscribe(?: now| today)?[.!]?|sign up(?: now| today| here)?[.!]?",
         r"(?:download|get) (?:our|the)(?: free)?(?: \w{1,20}){0,2} app\b.{0,80}",
+        r"(?:click|tap) here to (?:subscribe|sign up|register|join)\b.{0,120}",
         r"(?:create (?:a )?free account|already a subscriber\?.{0,40}|already have an account\?.{0,40})",
     ),
     "copyrights": (
         r"(?:©|\(c\)|copyright\b).{0,200}",
         r"[^.!?]{0,60}\ball rights reserved\b.{0,100}",
+        r"(?:(?:terms (?:of (?:use|service)|and conditions|& conditions)|privacy policy|cookies?(?: policy)?|"
+        r"accessibility(?: statement)?|contact us|about us|do not sell .{0,40})(?: ?[|·•] ?|\Z)){2,8}",
         r"(?:terms (?:of (?:use|service)|and conditions|& conditions)|privacy policy|accessibility(?: statement)?)",
+    ),
+    "credits": (
+        r"image (?:source|copyright|credit)(?:[,:] ?| )[^.!?]{1,60}|(?:image|media) caption[,:]? [^.!?]{1,60}",
+        r"(?:photo|photograph|picture|image)s?(?: credit| courtesy)?(?: ?: ?| by )[^.!?]{2,80}",
+        r"(?:getty images|shutterstock|istock(?:photo)?|alamy)(?: ?/ ?[^.!?/]{1,40}){0,3}",
+        r"[^.!?]{2,50} ?/ ?(?:getty images|reuters|afp|ap|shutterstock|alamy|bloomberg)(?: via [^.!?]{2,40})?",
     ),
 }
 _KIND = re.compile("|".join(f"(?P<{kind}>{'|'.join(patterns)})" for kind, patterns in _KINDS.items()), re.IGNORECASE)
@@ -90,6 +101,8 @@ _DATED = re.compile(
 # A date without year and hour may begin a letter or a diary.
 _BARE_DATE = re.compile(_DATE, re.IGNORECASE)
 _EXACT = re.compile(r"\d{4}|\d[:.]\d\d")
+_WEAK = frozenset(("shares", "copyrights", "newsletters", "cookies"))
+_ANSWERS = frozenset(("got it",))
 _MENU_ENTRIES = (
     "home|news|sport|sports|weather|business|world|politics|opinion|culture|travel|menu|search|sign in|log in|login|"
     "register|subscribe|contact|contact us|about|about us|video|videos|tech|technology|science|health|lifestyle|"
@@ -97,10 +110,13 @@ _MENU_ENTRIES = (
     "markets|football|cricket|tennis|music|film|tv|radio|food|fashion|style|education|environment|climate|audio|"
     "podcasts|live|latest|headlines|obituaries|classifieds|jobs|shop|help|faq|account|my account|innovation|earth|"
     "cars|property|crosswords|puzzles|games|photos|pictures|letters|editorial|features|blogs|topics|sections|"
-    "newsletters|advertise|advertise with us|privacy|terms|careers|notifications|settings|profile|events|books|"
+    "newsletters|my profile|log out|sign out|jump to content|skip navigation|open menu|close menu|advertise|advertise with us|privacy|terms|careers|notifications|settings|profile|events|books|"
     "international|national|society|gallery|magazine|close|back|next|previous|back to top"
 )
 _MENU_WORDS = frozenset(_MENU_ENTRIES.split("|"))
+_SURE_ENTRIES = frozenset(
+    ("skip to content", "skip to main content", "jump to content", "skip navigation", "back to top", "open menu")
+)
 _SEPARATORS = re.compile(r" ?[|>»•·/›] ?")
 _TOPICS = re.compile(r"(?:related )?(?:topics|tags)(?: in this (?:story|article))?:?", re.IGNORECASE)
 
@@ -120,7 +136,7 @@ def furniture_dropped(lines: list[str], tally: Counter) -> list[str]:
         kinds[place] = "more"
     # Among others of its kind, or of any, a single word is furniture; alone it may be a heading.
     for place, kind in enumerate(kinds):
-        is_weak = kind in ("shares", "copyrights", "newsletters") and lines[place].isalpha()
+        is_weak = kind in _WEAK and (lines[place].isalpha() or lines[place].lower().strip(",.!") in _ANSWERS)
         if is_weak and not _has_neighbour(lines, kinds, place):
             kinds[place] = None
     for kind in filter(None, kinds):
@@ -138,7 +154,7 @@ def _kind(line: str) -> str | None:
         return None
     if kind == "more" and _TWO_SENTENCES.search(line):
         return None
-    if kind is None and _is_menu_line(line):
+    if kind is None and (_is_menu_line(line) or line.lower() in _SURE_ENTRIES):
         return "menus"
     return kind
 
@@ -159,7 +175,8 @@ def _menus(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
     run: list[int] = []
     for place in range(len(lines) + 1):
         line = lines[place] if place < len(lines) else None
-        if line and len(line) < 30 and line.count(" ") < MAX_MENU_WORDS and not is_ended(line):
+        is_entry = line is not None and (line.count(" ") < MAX_MENU_WORDS or line.lower() in _MENU_WORDS)
+        if line and len(line) < 30 and is_entry and not is_ended(line):
             run.append(place)
             continue
         if line == "" and run:  # entries often stand in paragraphs of their own

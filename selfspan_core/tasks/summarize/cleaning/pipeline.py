@@ -50,6 +50,7 @@ WORDS = {
     "shares": ("share line dropped", "share lines dropped"),
     "more": ("line about other stories dropped", "lines about other stories dropped"),
     "newsletters": ("newsletter line dropped", "newsletter lines dropped"),
+    "credits": ("picture credit dropped", "picture credits dropped"),
     "copyrights": ("copyright line dropped", "copyright lines dropped"),
 }
 """What was done, for one and for several, in the order in which it is told."""
