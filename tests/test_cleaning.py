@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspan_core.tasks.summarize.cleaning import characters, furniture, joining, markup, pipeline, references, transcripts
+from selfspan_core.tasks.summarize.cleaning import (
+    characters,
+    furniture,
+    joining,
+    markup,
+    pipeline,
+    references,
+    transcripts,
+)
 from selfspan_core.tasks.summarize.cleaning.pipeline import MAX_PASSES, MAX_TYPED_CHARACTERS, WORDS, cleaned
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.text import clean, sentences_of
@@ -345,6 +353,9 @@ def test_no_pattern_repeats_without_a_bound():
 
 def test_every_kind_of_work_is_told():
     """Would catch something done to a text that its author never hears of."""
-    sources = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (furniture, joining, markup, references, transcripts))
+    sources = "".join(
+        Path(module.__file__).read_text(encoding="utf-8")
+        for module in (furniture, joining, markup, references, transcripts)
+    )
     counted = set(re.findall(r'tally\["(\w+)"\]', sources))
     assert counted | set(furniture._KINDS) | {"menus", "bylines"} == {*WORDS} - {"controls"}

@@ -110,7 +110,8 @@ _MENU_ENTRIES = (
     "markets|football|cricket|tennis|music|film|tv|radio|food|fashion|style|education|environment|climate|audio|"
     "podcasts|live|latest|headlines|obituaries|classifieds|jobs|shop|help|faq|account|my account|innovation|earth|"
     "cars|property|crosswords|puzzles|games|photos|pictures|letters|editorial|features|blogs|topics|sections|"
-    "newsletters|my profile|log out|sign out|jump to content|skip navigation|open menu|close menu|advertise|advertise with us|privacy|terms|careers|notifications|settings|profile|events|books|"
+    "newsletters|my profile|log out|sign out|jump to content|skip navigation|open menu|close menu|"
+    "advertise|advertise with us|privacy|terms|careers|notifications|settings|profile|events|books|"
     "international|national|society|gallery|magazine|close|back|next|previous|back to top"
 )
 _MENU_WORDS = frozenset(_MENU_ENTRIES.split("|"))

@@ -22,7 +22,12 @@ _TABLE_ROW = re.compile(r"\|[^|]{1,300}(?:\|[^|]{0,300}){1,60}\|")
 MIN_ROWS = 2
 """Rows of a table that has no rule of dashes."""
 _TABLE_RULE = re.compile(r"(?=[^|]{0,100}\|)\|? ?:?-{1,100}:? ?(?:\| ?:?-{1,100}:? ?){0,60}\|?")
-_DEFINITION = re.compile(r"\[([^\[\]^]{1,100})\]: ?(?:<?(?:https?://|www\.|[/#.])\S{1,1000})?(?: ?[\"'(].{1,200}[\"')])?")
+_TITLE = r"(?: ?[\"'(].{1,200}[\"')])?"
+# Without an address only under a name with a figure: "[Ida]: "Well."" is what somebody says.
+_DEFINITION = re.compile(
+    rf"\[([^\[\]^]{{1,100}})\]: ?<?(?:https?://|www\.|[/#.])\S{{1,1000}}{_TITLE}|"
+    rf"\[([a-zA-Z_-]{{0,40}}\d[\w-]{{0,40}})\]:{_TITLE}"
+)
 _NAMED_LINK = re.compile(r"\[([^\[\]]{1,300})\] ?\[([^\[\]]{0,100})\]")
 _ADDRESS = r"\((?:<[^<>]{0,300}>|(?:[^()\s]|\([^()\s]{0,100}\)){0,300})(?: \"[^\"]{0,200}\"| '[^']{0,200}')?\)"
 _IMAGE = re.compile(rf"!\[[^\[\]]{{0,300}}\]{_ADDRESS}")
@@ -78,7 +83,11 @@ def blocks_left_out(lines: list[str], tally: Counter) -> list[str]:
 
 def _with_named_links(lines: list[str], tally: Counter) -> list[str]:
     """Links whose addresses stand in definitions, "[the plan][1]" or "[plan][]", as their words."""
-    names = {match[1].lower() for line in lines if line.startswith("[") and (match := _DEFINITION.fullmatch(line))}
+    names = {
+        (match[1] or match[2]).lower()
+        for line in lines
+        if line.startswith("[") and (match := _DEFINITION.fullmatch(line))
+    }
     if not names:
         return lines
 
@@ -104,7 +113,7 @@ def _without_code(lines: list[str], tally: Counter) -> list[str]:
 
 
 def _without_tables(lines: list[str], tally: Counter) -> list[str]:
-    """Without Markdown's tables: a header, a rule of dashes and strokes, and the rows below; or rows between strokes."""
+    """Without Markdown's tables: a header, a rule of dashes and strokes, and rows; or rows between strokes alone."""
     gone: set[int] = set()
     for place, line in enumerate(lines):
         if place in gone or "|" not in line or not _TABLE_RULE.fullmatch(line):

@@ -9,7 +9,8 @@ from collections import Counter
 
 _NUMBERS = r"\d{1,3}(?: ?[,–-] ?\d{1,3}){0,9}(?:, pp?\. ?\d{1,4}(?:[–-]\d{1,4})?)?"
 _NOTES = (
-    r"citations? needed|clarification needed|better source needed|(?:additional |non-primary )?source(?:\(s\)|s)? needed|"
+    r"citations? needed|clarification needed|better source needed|"
+    r"(?:additional |non-primary )?source(?:\(s\)|s)? needed|"
     r"page needed|verification needed|failed verification|original research\??|unreliable source\??|dead link|"
     r"dubious(?: ?[–-] ?discuss)?|by whom\?|who\?|when\?|where\?|which\?|why\?|how\?|according to whom\?|update|edit|"
     r"(?:note|nb|n|fn) \d{1,3}"
@@ -23,7 +24,9 @@ _REFERENCE = re.compile(rf"(?<=[^\s\[])( ?){_ANY}{_MORE}(?::\d{{1,4}}(?:[–-]\d
 _LETTER = re.compile(r"(?<=[.,;!?”’)\]])\[[a-z]\](?!\w)|(?<=[.,;!?])[\"']?\[[a-z]\](?=\s|\Z)")
 _HIGH = re.compile(r"(?<=[.,;!?”\"’)])[⁰¹²³⁴-⁹]{1,3}(?:[,–-][⁰¹²³⁴-⁹]{1,3}){0,5}(?=\s|\Z)")
 _HIGH_FIGURES = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹")
-_NOUN_BEFORE = re.compile(r"\b(?:in|see|from|by|of|to|with|than|also|and|or|ref\.|refs\.|reference|references)\Z", re.IGNORECASE)
+_NOUN_BEFORE = re.compile(
+    r"\b(?:in|see|from|by|of|to|with|than|also|and|or|ref\.|refs\.|reference|references)\Z", re.IGNORECASE
+)
 _NOTE = re.compile(r"\[\^[\w-]{1,30}\]:.{0,2000}")
 
 

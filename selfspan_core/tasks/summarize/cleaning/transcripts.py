@@ -22,9 +22,7 @@ def times_taken_off(lines: list[str], tally: Counter) -> list[str]:
     None is before the one above. Lines of captions that hold nothing but a number and a span of time go as a whole.
     """
     lines = _without_captions(lines, tally)
-    first = {
-        place: match for place, line in enumerate(lines) if line[:1] in _STARTS and (match := _FIRST.match(line))
-    }
+    first = {place: match for place, line in enumerate(lines) if line[:1] in _STARTS and (match := _FIRST.match(line))}
     if _are_times(first, lines):
         tally["times"] += len(first)
         cut = [line[first[place].end() :] if place in first else line for place, line in enumerate(lines)]
