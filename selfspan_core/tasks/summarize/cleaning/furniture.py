@@ -168,7 +168,8 @@ def _is_menu_line(line: str) -> bool:
 
 def _are_entries(parts: Sequence[str]) -> bool:
     known = sum(part.lower() in _MENU_WORDS for part in parts)
-    return known >= MIN_MENU_SHARE * len(parts) and all(part.count(" ") < MAX_MENU_WORDS for part in parts)
+    are_short = all(part.count(" ") < MAX_MENU_WORDS or part.lower() in _MENU_WORDS for part in parts)
+    return are_short and known >= MIN_MENU_SHARE * len(parts)
 
 
 def _menus(lines: Sequence[str]) -> Iterator[tuple[int, int]]:

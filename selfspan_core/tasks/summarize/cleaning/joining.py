@@ -168,13 +168,13 @@ def _breaks(
 ) -> set[int]:
     """Places of the lines behind which a break goes: the certain ones, and those that follow from them."""
     num_pairs = sum(end - start - 1 for start, end in blocks)
-    places = sorted(certain)
+    places = _without_lists(lines, sorted(certain))
     whole = _width(lines, places, lines)
-    if whole is None or len(certain) < max(MIN_CERTAIN, MIN_CERTAIN_SHARE * min(num_pairs, 2 * MIN_CERTAIN)):
+    if whole is None or len(places) < max(MIN_CERTAIN, MIN_CERTAIN_SHARE * min(num_pairs, 2 * MIN_CERTAIN)):
         return _long_enough(lines, places)
-    breaks = set(certain)
+    breaks = set(places)
     for start, end in blocks:
-        own = [place for place in range(start, end - 1) if place in certain]
+        own = [place for place in range(start, end - 1) if place in breaks]
         width = (_width(lines, own, lines[start:end]) if len(own) >= MIN_OWN else None) or whole
         # From the end: a heading is known by that it does not go on.
         for place in range(end - 2, start - 1, -1):
@@ -185,18 +185,20 @@ def _breaks(
     return breaks
 
 
-def _long_enough(lines: Sequence[str], certain: Sequence[int]) -> set[int]:
-    """Certain breaks behind MIN_ALONE characters at least, those of lines that they join counted in.
-
-    Lines in small letters below a colon are a list.
-    """
-    kept: set[int] = set()
+def _without_lists(lines: Sequence[str], certain: Sequence[int]) -> list[int]:
+    """Certain breaks without those between lines in small letters below a colon, which may be a list."""
     listed: set[int] = set()
+    for place in certain:
+        if place and (lines[place - 1][-1:] == ":" or place - 1 in listed):
+            listed.add(place)
+    return [place for place in certain if place not in listed]
+
+
+def _long_enough(lines: Sequence[str], certain: Sequence[int]) -> set[int]:
+    """Certain breaks behind MIN_ALONE characters at least, those of lines that they join counted in."""
+    kept: set[int] = set()
     length = 0
     for place in certain:
-        if place and lines[place - 1] and (lines[place - 1][-1] == ":" or place - 1 in listed):
-            listed.add(place)
-            continue
         length = len(lines[place]) + (length if place - 1 in kept else 0)
         if length >= MIN_ALONE or _HYPHENATED.search(lines[place], max(0, len(lines[place]) - 2)):
             kept.add(place)
