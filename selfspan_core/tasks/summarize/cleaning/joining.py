@@ -95,16 +95,16 @@ class _Width:
 
 def lines_joined(lines: list[str], tally: Counter) -> list[str]:
     """Lines as paragraphs and headings; empty lines stay."""
-    apart = _apart(lines)
+    items = _items(lines)
     blocks = list(_blocks(lines))
     certain = {
         place
         for start, end in blocks
         if _is_prose(lines[start:end])
         for place in range(start, end - 1)
-        if not apart[place + 1] and _is_certain(lines[place], lines[place + 1])
+        if not items[place + 1] and _is_certain(lines[place], lines[place + 1])
     }
-    breaks = _breaks(lines, blocks, apart, certain)
+    breaks = _breaks(lines, blocks, items, certain)
     return _with_marks(_glued(lines, breaks, tally), tally)
 
 
@@ -116,18 +116,6 @@ def _blocks(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
             if place > start:
                 yield start, place
             start = place + 1
-
-
-def _apart(lines: Sequence[str]) -> list[bool]:
-    """Which lines never go on the one before: items of lists, labels, and what stands below a label."""
-    apart = _items(lines)
-    short = Counter(line for line in lines if len(line) <= MAX_LABEL_CHARACTERS)
-    for place, line in enumerate(lines):
-        if short[line] > 1 and line.count(" ") < MAX_LABEL_WORDS and not is_ended(line):
-            apart[place] = True
-            if place + 1 < len(lines):
-                apart[place + 1] = True
-    return apart
 
 
 def _items(lines: Sequence[str]) -> list[bool]:
@@ -164,11 +152,11 @@ def _sum(line: str, following: str) -> int:
 
 
 def _breaks(
-    lines: Sequence[str], blocks: Sequence[tuple[int, int]], apart: Sequence[bool], certain: set[int]
+    lines: Sequence[str], blocks: Sequence[tuple[int, int]], items: Sequence[bool], certain: set[int]
 ) -> set[int]:
     """Places of the lines behind which a break goes: the certain ones, and those that follow from them."""
     num_pairs = sum(end - start - 1 for start, end in blocks)
-    places = _without_lists(lines, sorted(certain))
+    places = _firm(lines, sorted(certain))
     whole = _width(lines, places, lines)
     if whole is None or len(places) < max(MIN_CERTAIN, MIN_CERTAIN_SHARE * min(num_pairs, 2 * MIN_CERTAIN)):
         return _long_enough(lines, places)
@@ -180,18 +168,26 @@ def _breaks(
         for place in range(end - 2, start - 1, -1):
             line, following = lines[place], lines[place + 1]
             is_heading = is_ended(line) and not is_ended(following) and place + 1 not in breaks
-            if not apart[place + 1] and not is_heading and width.breaks(line, following):
+            if not items[place + 1] and not is_heading and width.breaks(line, following):
                 breaks.add(place)
     return breaks
 
 
-def _without_lists(lines: Sequence[str], certain: Sequence[int]) -> list[int]:
-    """Certain breaks without those between lines in small letters below a colon, which may be a list."""
+def _firm(lines: Sequence[str], certain: Sequence[int]) -> list[int]:
+    """Certain breaks without those at labels, and between lines in small letters below a colon, which may be a list.
+
+    Only where lines are broken to a width are these breaks, too, if they fit it.
+    """
+    short = Counter(line for line in lines if len(line) <= MAX_LABEL_CHARACTERS and line.count(" ") < MAX_LABEL_WORDS)
     listed: set[int] = set()
     for place in certain:
         if place and (lines[place - 1][-1:] == ":" or place - 1 in listed):
             listed.add(place)
-    return [place for place in certain if place not in listed]
+    return [
+        place
+        for place in certain
+        if place not in listed and not any(short[line] > 1 and not is_ended(line) for line in lines[place : place + 2])
+    ]
 
 
 def _long_enough(lines: Sequence[str], certain: Sequence[int]) -> set[int]:
