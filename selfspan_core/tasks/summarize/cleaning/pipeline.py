@@ -24,7 +24,7 @@ MAX_TYPED_CHARACTERS = 600_000
 """Most characters of a typed text; a longer one is refused by the parser and returned as it is."""
 MAX_CLEANED_CHARACTERS = 120_000
 """Most characters beside unusual spaces and the like: twice what an article may have; a longer text keeps its form."""
-MAX_PASSES = 5
+MAX_PASSES = 8
 
 WORDS = {
     "controls": ("control character dropped", "control characters dropped"),
