@@ -147,6 +147,9 @@ def test_pictures_menus_and_notices():
     [
         "Okay.\nGot it\nI agree\nSo it is. It rained.",
         "Accept\nThe pier is old. Nobody wept.",
+        "The feast has four themes:\nMusic\nFilm\nFood\nTheatre\nIt begins on Friday. Nobody pays.",
+        "Cut it.\nShare with friends.\nShare this pie with your neighbours.\nServe it.",
+        "Register to vote by e-mail, the council said.\nAdvertising\nIt costs less than before. So it is.",
         "Photographs of the pier were shown. Image is all.\nPicture this: it rains. Nobody came.",
     ],
 )

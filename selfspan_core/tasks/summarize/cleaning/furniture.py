@@ -53,14 +53,16 @@ _KINDS: dict[str, tuple[str, ...]] = {
         r"editors['’] picks?|recommended for you|around the web|more stories|more on this story)",
     ),
     "shares": (
-        r"share(?: (?:this|on|via|by|with|to)\b.{0,60})?",
+        r"share(?: (?:this (?:article|story|page|post|video)\b.{0,60}|(?:this|via)\b[^.!?]{0,60}|"
+        r"(?:on|by|to|with) (?:facebook|twitter|x|linkedin|whatsapp|reddit|e-?mail|social media|pinterest)\b.{0,40}))?",
         r"(?:tweet|save|print|e-?mail|copy link|link copied|pin it|bookmark|listen(?: to this (?:article|story))?)",
         r"(?:facebook|twitter|whatsapp|linkedin|reddit|messenger|pinterest|telegram|instagram|x)(?: messenger)?",
         r"(?:follow|like|join) us (?:on|at) .{1,60}",
         r"(?:(?:view|show|leave|post|add|see)(?: all| a)? )?(?:\d{1,6} )?comments?(?: ?\(\d{1,6}\))?",
     ),
     "newsletters": (
-        r"(?:sign up|subscribe|register)\b.{0,120}\b(?:newsletters?|inbox|updates|alerts|e-?mails?|briefing)\b.{0,150}",
+        r"(?:sign up|subscribe|register (?:for|now|today|to (?:get|receive)))\b.{0,120}"
+        r"\b(?:newsletters?|inbox|updates|alerts|e-?mails?|briefing)\b.{0,150}",
         r"get (?:the|our|all|your)\b.{0,100}\b(?:in|to) your inbox\b.{0,100}",
         r"(?:enter )?(?:your )?e-?mail(?: address)?|subscribe(?: now| today)?[.!]?|sign up(?: now| today| here)?[.!]?",
         r"(?:download|get) (?:our|the)(?: free)?(?: \w{1,20}){0,2} app\b.{0,80}",
@@ -137,7 +139,9 @@ def furniture_dropped(lines: list[str], tally: Counter) -> list[str]:
         kinds[place] = "more"
     # Among others of its kind, or of any, a single word is furniture; alone it may be a heading.
     for place, kind in enumerate(kinds):
-        is_weak = kind in _WEAK and (lines[place].isalpha() or lines[place].lower().strip(",.!") in _ANSWERS)
+        is_weak = (kind in _WEAK or lines[place].lower() == "advertising") and (
+            lines[place].isalpha() or lines[place].lower().strip(",.!") in _ANSWERS
+        )
         if is_weak and not _has_neighbour(lines, kinds, place):
             kinds[place] = None
     for kind in filter(None, kinds):
@@ -175,6 +179,7 @@ def _are_entries(parts: Sequence[str]) -> bool:
 def _menus(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
     """(start, end) of runs of short lines, most of them well-known entries; both ends are such entries."""
     run: list[int] = []
+    before = ""
     for place in range(len(lines) + 1):
         line = lines[place] if place < len(lines) else None
         is_entry = line is not None and (line.count(" ") < MAX_MENU_WORDS or line.lower() in _MENU_WORDS)
@@ -184,11 +189,12 @@ def _menus(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
         if line == "" and run:  # entries often stand in paragraphs of their own
             continue
         known = [at for at in run if lines[at].lower() in _MENU_WORDS]
-        if len(known) >= MIN_MENU_LINES:
+        # Below a colon such words are a list of the article.
+        if len(known) >= MIN_MENU_LINES and not before.endswith(":"):
             inner = [lines[at] for at in run if known[0] <= at <= known[-1]]
             if _are_entries(inner):
                 yield known[0], known[-1] + 1
-        run = []
+        before, run = line or before, []
 
 
 def _bylines(lines: Sequence[str]) -> Iterator[int]:
