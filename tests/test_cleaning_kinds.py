@@ -36,7 +36,7 @@ def test_marks_of_sources(pasted, text, num_marks):
 @pytest.mark.parametrize(
     "text",
     [
-        '"[T]his is old," he said. "It is [t]he pier." He wept [sic].',
+        '"[T]his is old," he said. "It is [t]he pier." He wept [sic]. "So it is ’[t]he pier’."',
         "In [8] this is denied. As shown by [9], it is so. See [10].",
         "[1] Holt, A. Piers of the North. Kolby 2011.\n[2] Day, T. Boats. Kolby 2012.",
         '[Ida]: "It is old."\n[Tom]: "So it is."',
@@ -50,11 +50,11 @@ def test_brackets_that_are_words_stay(text):
 def test_links_notes_and_tables_of_markdown():
     """Would catch addresses and marks that stay where a link's address stands elsewhere, and rows read as prose."""
     found = cleaned(
-        'See [the plan][1], [the map][] and [more](<a b.html> "t") at <https://kolby.example/x>.[^n]\n\n'
+        'See [the plan][1], [the map][], [his][sic] and [more](<a b.html> "t") at <https://kolby.example/x>.[^n]\n\n'
         "| 2024 | 900 |\n| 2025 | 950 |\n\nNobody knows.\n--\n"
         '[1]: https://kolby.example/plan\n[The map]: /map.png "Map"\n[^n]: Built in 1931.'
     )
-    assert found.text == "See the plan, the map and more at https://kolby.example/x.\n\nNobody knows."
+    assert found.text == "See the plan, the map, [his][sic] and more at https://kolby.example/x.\n\nNobody knows."
     assert {"1 table left out", "1 note left out", "6 link addresses taken off"} <= {*found.done}
 
 
@@ -105,11 +105,13 @@ def test_a_heading_behind_a_full_line():
 @pytest.mark.parametrize(
     "text",
     [
-        "Ida Holt\nida@kolby.example\nKolby Port, Denmark\nTom Day\ntom@kolby.example\nKolby Port, Denmark\n" + PIER,
+        "Professor Ida Holt of the Port\nida@kolby.example\nKolby Hall\nTom Day\ntom@kolby.example\nKolby Hall\n"
+        + PIER,
         "It has three aims:\nsafer boats in the harbour of Kolby\nmore room for the boats of the islands\na bus\n"
         + PIER,
         "i) The pier is old and will be rebuilt, and\nii) The bus is free for all of the town, and\niii) It rains.",
-        f"Fees\n2 Boats\nHarbour dues\n{PIER}\npier and crane\nOpening Hours\n{PIER}\ntoday\nHolidays\n{PIER}",
+        f"Old boats and\nnew ones\nSummer\nHolidays begin\n{PIER}\nSailing and\nrowing\nWinter\nStorage costs\n{PIER}\n"
+        f"Fees\n{PIER}",
     ],
 )
 def test_lines_that_no_width_broke(text):
@@ -117,8 +119,19 @@ def test_lines_that_no_width_broke(text):
     assert cleaned(text).text == text
 
 
-def test_hyphens_in_a_row_of_short_lines():
+def test_many_breaks_without_a_width():
     """Would catch a cleaning that joins one line at a time, and gives up."""
+    words = ["was", "long", "as", "any", "other", "in", "that", "cold", "north", "land", "once."]
+    words.insert(0, "The pier of the town is old and it")
+    assert cleaned("\n".join(words)).text == " ".join(words)
+    assert (
+        cleaned("A mother-in-\nlaw came. It rained all day long.").text
+        == "A mother-in-law came. It rained all day long."
+    )
+
+
+def test_hyphens_in_a_row_of_short_lines():
+    """Would catch a word in two because its line is short, and figures of a range run together."""
     words = ["The pier is anti-", "war and self-", "made, a mother-in-", "law is 3-", "4 feet from over-", "all of it."]
     found = cleaned("\n".join(words))
     assert found.text == "The pier is anti-war and self-made, a mother-in-law is 3-4 feet from overall of it."
