@@ -25,7 +25,8 @@ PIER = (
         ("It is old.[original research?] It is long (see [3, 4]) here.", "It is old. It is long here.", 2),
         ("It is old.¹ It covers 40 m² of land. It stays.²,³", "It is old. It covers 40 m² of land. It stays.", 2),
         ("It is old.[^1] It stays.[^b]", "It is old. It stays.", 2),
-        ("It is old.[a] It stays.[b]", "It is old. It stays.", 2),
+        ("It is old.[a] The pier[b] stays.", "It is old. The pier stays.", 2),
+        ("It is old.[1]: 12 It stays.[2]: 3–4", "It is old. It stays.", 2),
     ],
 )
 def test_marks_of_sources(pasted, text, num_marks):
@@ -37,6 +38,7 @@ def test_marks_of_sources(pasted, text, num_marks):
     "text",
     [
         '"[T]his is old," he said. "It is [t]he pier." He wept [sic]. "So it is ’[t]he pier’."',
+        "He broke Rule E1[a] of the old service[s]. Nobody cared.",
         "In [8] this is denied. As shown by [9], it is so. See [10].",
         "[1] Holt, A. Piers of the North. Kolby 2011.\n[2] Day, T. Boats. Kolby 2012.",
         '[Ida]: "It is old."\n[Tom]: "So it is."',
@@ -69,6 +71,26 @@ def test_speakers_with_times():
     assert found.text == "\n".join(f"{name}:\n{text}" for name, text in zip(names, said, strict=True))
     assert found.done == ("3 times taken off",)
     assert cleaned("Kolby won 3:10\nHolm lost 2:11\nSandoy won 1:12").done == ()
+
+
+def test_times_of_a_programme_stay():
+    """Would catch clock times, which are news, taken for those of a transcript."""
+    text = "9:00 The doors open.\n9:30 The mayor speaks.\n11:05 It ends."
+    assert cleaned(text) == Cleaned(text)
+    assert cleaned(text.replace("9:", "0:")).done == ("3 times taken off",)
+
+
+def test_pages_of_a_document():
+    """Would catch a sentence in two because a page ends in it, and numbers of a list or a table taken for pages."""
+    words = PIER.split(" ")
+    pages = [textwrap.fill(" ".join(part), 50) for part in (words[:20], words[20:31], words[31:])]
+    assert pages[1][0].islower() and pages[2][0].islower()
+    for form in ("{}", "- {} -", "Page {} of 9"):
+        pasted = f"{pages[0]}\n\n{form.format(9)}\n\n{pages[1]}\n{form.format(10)}\n{pages[2]}"
+        found = cleaned(pasted)
+        assert found.text == PIER and found.done[0] == "2 page numbers taken off"
+    for text in ("The pier\n1\nThe boats\n2\nThe bus\n3", "It is old.\n1931\nIt stays.\n1932\nSo it is."):
+        assert cleaned(text) == Cleaned(text)
 
 
 def test_captions_name_their_speaker():
@@ -149,7 +171,9 @@ def test_pictures_menus_and_notices():
     first, second, third = sentences_of(PIER)
     page = [
         "Skip to main content", "Subscribe", "Sign in", "We value your privacy", "Got it", "Pier to close",
-        "Image source, Getty Images", first, "Photo: Ida Holt/Reuters", second, "Click here to sign up for our alerts",
+        "By Ida Holt | March 3, 2026 | Updated 10:15 a.m.", "Published", "3 March 2026",
+        "Image source, Getty Images", "Media caption,", first, "Photo: Ida Holt/Reuters", second,
+        "Click here to sign up for our alerts",
         third, "Privacy Policy | Terms of Use",
     ]  # fmt: skip
     assert sentences_of(clean(cleaned("\n".join(page)).text)) == ["Pier to close", first, second, third]
@@ -160,6 +184,7 @@ def test_pictures_menus_and_notices():
     [
         "Okay.\nGot it\nI agree\nSo it is. It rained.",
         "Accept\nThe pier is old. Nobody wept.",
+        "Follow us on Facebook, on\nTwitter and in the paper. So it is.",
         "The feast has four themes:\nMusic\nFilm\nFood\nTheatre\nIt begins on Friday. Nobody pays.",
         "Cut it.\nShare with friends.\nShare this pie with your neighbours.\nServe it.",
         "Register to vote by e-mail, the council said.\nAdvertising\nIt costs less than before. So it is.",

@@ -78,6 +78,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     ),
     "credits": (
         r"image (?:source|copyright|credit)(?:[,:] ?| )[^.!?]{1,60}|(?:image|media) caption[,:]? [^.!?]{1,60}",
+        r"(?:image|media) (?:caption|source|copyright),?|this video can ?not be played.{0,40}",
         r"(?:photo|photograph|picture|image)s?(?: credit| courtesy)?(?: ?: ?| by )[^.!?]{2,80}",
         r"(?:getty images|shutterstock|istock(?:photo)?|alamy)(?: ?/ ?[^.!?/]{1,40}){0,3}",
         r"[^.!?]{2,50} ?/ ?(?:getty images|reuters|afp|ap|shutterstock|alamy|bloomberg)(?: via [^.!?]{2,40})?",
@@ -96,10 +97,14 @@ _BYLINE = re.compile(
 )
 _DATED = re.compile(
     r"(?:(?:first |last )?(?:published|updated|posted|modified)(?: on| at)?:? ?"
-    rf"(?:{_DATE}|{_AGO}|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}{_CLOCK}?)"
+    rf"(?:{_DATE}|{_AGO}|\d{{1,2}}[:.]\d\d(?: ?[ap]\.?m\.?)?(?: [a-z]{{2,4}})?"
+    rf"|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}{_CLOCK}?)"
     rf"|{_DATE}|{_AGO}|\d{{1,3}} min(?:ute)?s? read)",
     re.IGNORECASE,
 )
+_GOES_ON = re.compile(r"(?:(?<!caption),|;| (?:a|an|and|at|by|for|from|in|of|on|or|the|to|with))\Z")
+_PARTS = re.compile(r" ?[|•·] ?")
+_PUBLISHED = frozenset(("published", "updated", "last updated", "posted"))
 # A date without year and hour may begin a letter or a diary.
 _BARE_DATE = re.compile(_DATE, re.IGNORECASE)
 _EXACT = re.compile(r"\d{4}|\d[:.]\d\d")
@@ -126,9 +131,8 @@ _TOPICS = re.compile(r"(?:related )?(?:topics|tags)(?: in this (?:story|article)
 
 def furniture_dropped(lines: list[str], tally: Counter) -> list[str]:
     """Lines without furniture; an empty line, which keeps the parts around it apart, stands where it was."""
-    # A line that goes on below is judged when it is whole, in the next pass.
     kinds: list[str | None] = [
-        None if following[:1].islower() else _kind(line)
+        None if _goes_on(line, following) else _kind(line)
         for line, following in itertools.zip_longest(lines, lines[1:], fillvalue="")
     ]
     for start, end in _menus(lines):
@@ -147,6 +151,11 @@ def furniture_dropped(lines: list[str], tally: Counter) -> list[str]:
     for kind in filter(None, kinds):
         tally[kind] += 1
     return ["" if kind else line for line, kind in zip(lines, kinds, strict=True)]
+
+
+def _goes_on(line: str, following: str) -> bool:
+    """Whether a line goes on below: it is judged when it is whole, in the next pass."""
+    return following[:1].islower() or (bool(following) and bool(_GOES_ON.search(line, max(0, len(line) - 8))))
 
 
 def _kind(line: str) -> str | None:
@@ -207,10 +216,16 @@ def _bylines(lines: Sequence[str]) -> Iterator[int]:
         if num_seen >= MAX_BYLINE_PLACE:
             return
         num_seen += 1
-        if (_DATED.fullmatch(line) and (_BARE_DATE.fullmatch(line) is None or _EXACT.search(line))) or (
-            line[0] in "BbWSR" and not is_ended(line) and _BYLINE.fullmatch(line)
-        ):
+        following = lines[place + 1] if place + 1 < len(lines) and len(lines[place + 1]) <= 120 else ""
+        if all(map(_is_byline, _PARTS.split(line))) or (line.lower() in _PUBLISHED and _DATED.fullmatch(following)):
             yield place
+
+
+def _is_byline(part: str) -> bool:
+    """Whether a line, or a part of one between strokes, is a byline, or a date with its year or hour."""
+    if _DATED.fullmatch(part):
+        return _BARE_DATE.fullmatch(part) is None or bool(_EXACT.search(part))
+    return part[:1] in tuple("BbWSR") and not is_ended(part) and bool(_BYLINE.fullmatch(part))
 
 
 def _topics(lines: Sequence[str]) -> Iterator[int]:

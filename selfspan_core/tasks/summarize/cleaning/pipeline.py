@@ -17,6 +17,7 @@ from selfspan_core.tasks.summarize.cleaning.markup import (
     inline_read,
     quotes_opened,
 )
+from selfspan_core.tasks.summarize.cleaning.pages import page_numbers_taken_off
 from selfspan_core.tasks.summarize.cleaning.references import references_taken_off
 from selfspan_core.tasks.summarize.cleaning.transcripts import times_taken_off
 
@@ -40,6 +41,7 @@ WORDS = {
     "references": ("reference mark taken off", "reference marks taken off"),
     "notes": ("note left out", "notes left out"),
     "times": ("time taken off", "times taken off"),
+    "pages": ("page number taken off", "page numbers taken off"),
     "breaks": ("line break joined", "line breaks joined"),
     "hyphens": ("hyphenated word joined", "hyphenated words joined"),
     "bullets": ("list bullet taken off", "list bullets taken off"),
@@ -80,6 +82,7 @@ def _one_pass(text: str, tally: Counter) -> str:
     for step in (
         blocks_left_out,
         quotes_opened,
+        page_numbers_taken_off,
         times_taken_off,
         inline_read,
         references_taken_off,

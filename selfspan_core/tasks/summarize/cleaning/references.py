@@ -21,7 +21,11 @@ _MORE = rf"(?: ?[,–-]? ?{_ANY}){{0,9}}"
 _BRACKETED = re.compile(rf" ?\((?:(?:see|cf\.|e\.g\.,?|see also|ref\.|refs\.) )?{_ANY}{_MORE}\)", re.IGNORECASE)
 # The page may follow: "[6]:17".
 _REFERENCE = re.compile(rf"(?<=[^\s\[])( ?){_ANY}{_MORE}(?::\d{{1,4}}(?:[–-]\d{{1,4}})?)?")
-_LETTER = re.compile(r"(?<=[.,;!?”’)\]])\[[a-z]\](?!\w)|(?<=[.,;!?])[\"']?\[[a-z]\](?=\s|\Z)")
+_LETTER = re.compile(
+    r"(?<=[.,;!?”’)\]])\[[a-z]\](?!\w)|(?<=[.,;!?])[\"']?\[[a-z]\](?=\s|\Z)|(?<=[a-z])\[[a-c]\](?=[\s.,;]|\Z)"
+)
+# "It is old.[1]: 12 It is long."
+_PAGED = re.compile(rf"(?<=[.!?”\"]){_ANY}: \d{{1,4}}(?:[–-]\d{{1,4}})?(?= [A-Z“\"]|\Z)")
 _HIGH = re.compile(r"(?<=[.,;!?”\"’)])[⁰¹²³⁴-⁹]{1,3}(?:[,–-][⁰¹²³⁴-⁹]{1,3}){0,5}(?=\s|\Z)")
 _HIGH_FIGURES = frozenset("⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NOUN_BEFORE = re.compile(
@@ -49,8 +53,9 @@ def _taken_off(line: str, tally: Counter) -> str:
         return ""
 
     line, num_bracketed = _BRACKETED.subn("", line)
+    line, num_paged = _PAGED.subn("", line)
     line = _REFERENCE.sub(without, line)
     line, num_letters = _LETTER.subn("", line)
     line, num_high = _HIGH.subn("", line)
-    tally["references"] += num_bracketed + num_letters + num_high
+    tally["references"] += num_bracketed + num_paged + num_letters + num_high
     return line

@@ -14,6 +14,8 @@ _STARTS = frozenset("[(0123456789")
 _ENDS = frozenset("])0123456789")
 MAX_SPEAKER_WORDS, MAX_SPEAKER_CHARACTERS = 5, 60
 MIN_TIMES, MIN_TIMES_SHARE = 3, 0.3
+MIN_CLOCK = 5 * 60
+"""From "5:00" on, times that are all multiples of five may be a clock's."""
 
 
 def times_taken_off(lines: list[str], tally: Counter) -> list[str]:
@@ -51,6 +53,13 @@ def _are_times(found: dict[int, re.Match], lines: list[str]) -> bool:
     if len(found) < max(MIN_TIMES, MIN_TIMES_SHARE * sum(map(bool, lines))):
         return False
     seconds = [3600 * int(match[1] or 0) + 60 * int(match[2]) + int(match[3]) for match in found.values()]
+    # "9:30 The doors open" is a programme's.
+    if (
+        seconds[0] >= MIN_CLOCK
+        and not any(match[1] for match in found.values())
+        and not any(one % 5 for one in seconds)
+    ):
+        return False
     return all(earlier <= later for earlier, later in itertools.pairwise(seconds))
 
 
