@@ -323,6 +323,11 @@ MODULES = ("characters", "furniture", "joining", "markup", "pages", "pipeline", 
         "- a\n\n",
         "&amp;",
         "a\n\n1\n\n",
+        "see [1] it[2]",
+        "By A | B\n",
+        "Anna 0:01\n",
+        "anna\nis\n",
+        "a:\nis\n",
     ],
 )
 def test_work_grows_with_the_length(piece):
