@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfspan_core.tasks.summarize.cleaning import characters, furniture, joining, markup, pipeline
+from selfspan_core.tasks.summarize.cleaning import (
+    characters,
+    furniture,
+    joining,
+    markup,
+    pages,
+    pipeline,
+    references,
+    transcripts,
+)
 from selfspan_core.tasks.summarize.cleaning.pipeline import MAX_PASSES, MAX_TYPED_CHARACTERS, WORDS, cleaned
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.text import clean, sentences_of
@@ -97,7 +106,7 @@ def test_the_text_itself_decides_about_a_hyphen():
 def test_markdown_and_entities_are_text():
     """Would catch marks in sentences, a table read as prose, and list marks that are sentences."""
     text = (
-        "# No ferry\n\n**SANDOY** — The *old* ferry &amp; its crew stay in [Holm](https://a.org/a_(b)) now.\n\n"
+        "# No ferry\n\n**SANDOY** — The ***old*** ferry &amp; its crew stay in [Holm](https://a.org/a_(b)) now.\n\n"
         "- It needs an `engine`.\n- Nobody knows who pays.\n\n> It&#39;s &quot;late&quot;.\n\n"
         "| Year | Trips |\n| --- | ---: |\n| 2024 | 900 |\n\n***\n\n![a map](map.png)\n\n"
         "1.\nThe first.\n2. The second.\n"
@@ -296,12 +305,30 @@ def steps_of(text: str) -> int:
     return count
 
 
-MODULES = ("characters", "furniture", "joining", "markup", "pipeline")
+MODULES = ("characters", "furniture", "joining", "markup", "pages", "pipeline", "references", "transcripts")
 
 
 @pytest.mark.parametrize(
     "piece",
-    ["a\n", "> a\n", "a |\n", "|-|\n", "Home\n", "Related topics\n", "1.\n", "resi-\na", "0:01\n", "- a\n\n", "&amp;"],
+    [
+        "a\n",
+        "> a\n",
+        "a |\n",
+        "|-|\n",
+        "Home\n",
+        "Related topics\n",
+        "1.\n",
+        "resi-\na",
+        "0:01\n",
+        "- a\n\n",
+        "&amp;",
+        "a\n\n1\n\n",
+        "see [1] it[2]",
+        "By A | B\n",
+        "Anna 0:01\n",
+        "anna\nis\n",
+        "a:\nis\n",
+    ],
 )
 def test_work_grows_with_the_length(piece):
     """Would catch a loop over all lines for each line."""
@@ -327,7 +354,7 @@ def test_no_pattern_repeats_without_a_bound():
     """Would catch a pattern that searches the rest of the text from each place; a run of spaces is one match."""
     parser = importlib.import_module("re._parser")
     checked = 0
-    for module in (characters, furniture, joining, markup):
+    for module in (characters, furniture, joining, markup, pages, references, transcripts):
         patterns = [value for value in vars(module).values() if isinstance(value, re.Pattern)]
         patterns += [
             one
@@ -345,6 +372,9 @@ def test_no_pattern_repeats_without_a_bound():
 
 def test_every_kind_of_work_is_told():
     """Would catch something done to a text that its author never hears of."""
-    sources = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (furniture, joining, markup))
+    sources = "".join(
+        Path(module.__file__).read_text(encoding="utf-8")
+        for module in (furniture, joining, markup, pages, references, transcripts)
+    )
     counted = set(re.findall(r'tally\["(\w+)"\]', sources))
     assert counted | set(furniture._KINDS) | {"menus", "bylines"} == {*WORDS} - {"controls"}

@@ -56,8 +56,8 @@ def test_text_and_a_file(monkeypatch, capsys, models, tmp_path):
     [
         ((), b"", "error: The input is empty. Paste an article"),
         ((), b"Two words.", "error: The text has 2 words"),
-        ((), b"\xff" * 50, "error: not UTF-8 text (byte 1); save it as UTF-8"),
-        ((), "It is é – so.".encode() + b"\xe9" + ARTICLE.encode(), "error: not UTF-8 text (byte 17)"),
+        ((), b"\xff" * 50, "error: neither UTF-8 nor cp1252 text (byte 1); save it as UTF-8"),
+        ((), "It is é – so.".encode() + b"\xe9" + ARTICLE.encode(), "error: neither UTF-8 nor cp1252 text (byte 17)"),
         ((), b"\xff\xfea", "error: not UTF-16-LE text"),
         (("--length", "long"), ARTICLE.encode(), "error: The length is one of short, medium"),
         (("--task", "arithmetic", "--length", "short"), b"1+2", "error: The length is for summaries"),

@@ -12,6 +12,8 @@ _MARKS = (
 )
 _UTF8_SEQUENCE = re.compile(rb"[\xc3-\xdf][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}")
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+# What English in Mac Roman or a Central European encoding becomes: "ItÕs", "ÒIt", "jaŸñ", "lu»ou", "¯ó³".
+_OTHER_LETTERS = re.compile(r"[a-zß-ÿ][À-ÖØ-ÞŠŽŒŸ]|[À-ÖØ-Þ][A-Z][a-z]|[a-zß-ÿ][¡-©«¬®-¶¸¹»-¿×÷•†‡ˆ‰][A-Za-zß-ÿ]")
 MAX_HIGH_SHARE = 0.15
 """Of the bytes of an English text in cp1252 that are not ASCII."""
 MIN_ZERO_SHARE = 0.3
@@ -39,7 +41,7 @@ def decoded(data: bytes) -> tuple[str, str]:
         return data.decode(), "utf-8"
     except UnicodeDecodeError as error:
         if not _is_western(data):
-            raise UnknownEncoding(f"not UTF-8 text (byte {error.start + 1})") from None
+            raise UnknownEncoding(f"neither UTF-8 nor cp1252 text (byte {error.start + 1})") from None
         return data.decode("cp1252"), "cp1252"
 
 
@@ -55,4 +57,4 @@ def _is_western(data: bytes) -> bool:
     num_high = sum(byte >= 0x80 for byte in data)
     if num_high > MAX_HIGH_SHARE * len(data) or _NO_TEXT.search(data) or _UTF8_SEQUENCE.search(data):
         return False
-    return not set(data) & {0x81, 0x8D, 0x8F, 0x90, 0x9D}
+    return not set(data) & {0x81, 0x8D, 0x8F, 0x90, 0x9D} and not _OTHER_LETTERS.search(data.decode("cp1252"))

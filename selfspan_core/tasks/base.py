@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.rules import Rules
+from selfspan_core.errors import InputError
 from selfspan_core.params import MAX_NEW_TOKENS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Rendered
@@ -295,4 +296,10 @@ class Task(Protocol[ProblemT]):
 def read_pasted(task: Task[ProblemT], text: str, clean: bool) -> tuple[ProblemT, Cleaned]:
     """What a user asks, and the text that was parsed: cleaned, or as it was pasted. Raises InputError."""
     cleaned = task.clean(text) if clean else Cleaned(text)
-    return task.parse(cleaned.text), cleaned
+    try:
+        return task.parse(cleaned.text), cleaned
+    except InputError as error:
+        if not cleaned.done or type(error) is not InputError:
+            raise
+        # Its author sees another text than the one that is meant.
+        raise InputError(f"{error} The text was cleaned before that: {', '.join(cleaned.done)}.") from None

@@ -11,17 +11,25 @@ from collections.abc import Iterable, Sequence
 
 _TIME = re.compile(r"\b[ap]\.m\.\s*\Z", re.IGNORECASE)
 _OF_TIME = re.compile(
-    r"(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)days?|(?:Mon|Tues?|Wed|Thu|Thur|Thurs|Fri|Sat|Sun)\b\.?|"
+    r"(?:(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)days?(?!['’]s\b)|"
+    r"(?:New Year['’]?s|Christmas|Thanksgiving|Easter|Independence|Memorial|Labor|Boxing|Good) "
+    r"(?:Day|Eve|Sunday|Monday|Friday)\b(?!['’]s\b)|(?:Mon|Tues?|Wed|Thu|Thur|Thurs|Fri|Sat|Sun)\b\.?|"
     r"(?:January|February|March|April|May|June|July|August|September|October|November|December)(?= \d)|"
     r"(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.|"
     r"(?:Eastern|Central|Mountain|Pacific|Atlantic|Alaska|Hawaii|Greenwich|Moscow|Beijing|Tokyo|London|Paris|"
     r"Jerusalem|Israel|Standard|Daylight|Local|British|European|Australian)(?= (?:[a-z]+ )?(?:time|standard|daylight|"
     r"summer|European|Time|Standard|Daylight|Summer|Mean)\b)|"
-    r"Eastern\b(?=[ ,.;)])(?! [A-Z])|(?:Central|Mountain|Pacific)(?=[,.;)])|"
+    r"Eastern\b(?=[ ,.;)/])(?! [A-Z])|(?:Central|Mountain|Pacific)(?=[,.;)])|"
     r"(?:[ECMP][SD]?T|GMT|UTC|BST|CEST|CET|AEST|AEDT|AKDT|AKST|HST|IST|JST|MSK|WAT|EAT|SAST|Zulu)\b|\(\d|\([A-Z]{2,4}\b)"
 )
 _NUMBER = re.compile(r"\s*\(?(?:\d{1,3}|[ivxIVX]{1,5}|[A-Za-z])[.)]\s*")
 _LETTER = re.compile(r"\A\s{0,3}\(?(?:[ivx]{1,4}|[a-z])\) (?=[A-Z])")
+# "St." is a street behind a name or a number with "on" or "along" before; "on Lake St. Clair" is none.
+_NAMED_STREET = re.compile(
+    r"\b(?:(?:on|along|On|Along) (?!(?:Port|Fort|Mount|Mt\.?|Sault|Lake|Cape|Island|Bay|The|Old|Pope)\b)"
+    r"(?:\w{1,20} )?[A-Z]\w{1,20}|"
+    r"\d{1,5} [A-Z]\w{1,20}|\d{1,3}(?:st|nd|rd|th)) \Z"
+)
 # Where a sentence could begin inside of a piece; the splitter takes these for parts of a name or of a time.
 _STREET = re.compile(r"(?<=\w )(?:Ave|Blvd|Rd|St|Dr|Ln|Hwy|Pkwy|Sq)\. (?=[A-Z])")
 _OPENING = re.compile(r"([A-Z]\w{0,30})(?:['’]s)?,? ([a-z0-9]\w{0,30})?")
@@ -64,7 +72,8 @@ def _split(piece: str) -> list[str]:
     """A piece in two where it goes on behind a street."""
     parts, start = [], 0
     for street in _STREET.finditer(piece):
-        if _is_opening(piece[street.end() : street.end() + 70], street[0][:2] in ("St", "Dr")):
+        is_title = street[0][:2] in ("St", "Dr") and not _NAMED_STREET.search(piece[: street.start()][-60:])
+        if _is_opening(piece[street.end() : street.end() + 70], is_title):
             parts.append(piece[start : street.end()])
             start = street.end()
     return [*parts, piece[start:]]

@@ -32,6 +32,8 @@ _KINDS: dict[str, tuple[str, ...]] = {
         r"(?:we|(?:this|our) (?:web)?site|we and our (?:\d{1,5} )?partners) (?:uses?|store) .{0,60}cookies\b.{0,200}",
         r"by (?:clicking|continuing|using|browsing|closing) .{0,100}\b(?:cookies|you agree|you consent)\b.{0,150}",
         r"(?:necessary|strictly necessary|essential) cookies only",
+        r"we (?:value|respect|care about) your privacy[.!]?|got it!?",
+        r"(?:accept|agree) (?:and|&) (?:close|continue|proceed)|(?:continue|proceed) without (?:accepting|agreeing)",
     ),
     "adverts": (
         r"advertisement(?: ?[-–—:] ?.{0,40})?",
@@ -51,23 +53,35 @@ _KINDS: dict[str, tuple[str, ...]] = {
         r"editors['’] picks?|recommended for you|around the web|more stories|more on this story)",
     ),
     "shares": (
-        r"share(?: (?:this|on|via|by|with|to)\b.{0,60})?",
+        r"share(?: (?:this (?:article|story|page|post|video)\b.{0,60}|(?:this|via)\b[^.!?]{0,60}|"
+        r"(?:on|by|to|with) (?:facebook|twitter|x|linkedin|whatsapp|reddit|e-?mail|social media|pinterest)\b.{0,40}))?",
         r"(?:tweet|save|print|e-?mail|copy link|link copied|pin it|bookmark|listen(?: to this (?:article|story))?)",
         r"(?:facebook|twitter|whatsapp|linkedin|reddit|messenger|pinterest|telegram|instagram|x)(?: messenger)?",
         r"(?:follow|like|join) us (?:on|at) .{1,60}",
         r"(?:(?:view|show|leave|post|add|see)(?: all| a)? )?(?:\d{1,6} )?comments?(?: ?\(\d{1,6}\))?",
     ),
     "newsletters": (
-        r"(?:sign up|subscribe|register)\b.{0,120}\b(?:newsletters?|inbox|updates|alerts|e-?mails?|briefing)\b.{0,150}",
+        r"(?:sign up|subscribe|register (?:for|now|today|to (?:get|receive)))\b.{0,120}"
+        r"\b(?:newsletters?|inbox|updates|alerts|e-?mails?|briefing)\b.{0,150}",
         r"get (?:the|our|all|your)\b.{0,100}\b(?:in|to) your inbox\b.{0,100}",
         r"(?:enter )?(?:your )?e-?mail(?: address)?|subscribe(?: now| today)?[.!]?|sign up(?: now| today| here)?[.!]?",
         r"(?:download|get) (?:our|the)(?: free)?(?: \w{1,20}){0,2} app\b.{0,80}",
+        r"(?:click|tap) here to (?:subscribe|sign up|register|join)\b.{0,120}",
         r"(?:create (?:a )?free account|already a subscriber\?.{0,40}|already have an account\?.{0,40})",
     ),
     "copyrights": (
         r"(?:©|\(c\)|copyright\b).{0,200}",
         r"[^.!?]{0,60}\ball rights reserved\b.{0,100}",
+        r"(?:(?:terms (?:of (?:use|service)|and conditions|& conditions)|privacy policy|cookies?(?: policy)?|"
+        r"accessibility(?: statement)?|contact us|about us|do not sell .{0,40})(?: ?[|·•] ?|\Z)){2,8}",
         r"(?:terms (?:of (?:use|service)|and conditions|& conditions)|privacy policy|accessibility(?: statement)?)",
+    ),
+    "credits": (
+        r"image (?:source|copyright|credit)(?:[,:] ?| )[^.!?]{1,60}|(?:image|media) caption[,:]? [^.!?]{1,60}",
+        r"(?:image|media) (?:caption|source|copyright),?|this video can ?not be played.{0,40}",
+        r"(?:photo|photograph|picture|image)s?(?: credit| courtesy)?(?: ?: ?| by )[^.!?]{2,80}",
+        r"(?:getty images|shutterstock|istock(?:photo)?|alamy)(?: ?/ ?[^.!?/]{1,40}){0,3}",
+        r"[^.!?]{2,50} ?/ ?(?:getty images|reuters|afp|ap|shutterstock|alamy|bloomberg)(?: via [^.!?]{2,40})?",
     ),
 }
 _KIND = re.compile("|".join(f"(?P<{kind}>{'|'.join(patterns)})" for kind, patterns in _KINDS.items()), re.IGNORECASE)
@@ -83,13 +97,19 @@ _BYLINE = re.compile(
 )
 _DATED = re.compile(
     r"(?:(?:first |last )?(?:published|updated|posted|modified)(?: on| at)?:? ?"
-    rf"(?:{_DATE}|{_AGO}|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}{_CLOCK}?)"
+    rf"(?:{_DATE}|{_AGO}|\d{{1,2}}[:.]\d\d(?: ?[ap]\.?m\.?)?(?: [a-z]{{2,4}})?"
+    rf"|\d{{1,4}}[-/.]\d{{1,2}}[-/.]\d{{1,4}}{_CLOCK}?)"
     rf"|{_DATE}|{_AGO}|\d{{1,3}} min(?:ute)?s? read)",
     re.IGNORECASE,
 )
+_GOES_ON = re.compile(r"(?:(?<!caption),|;| (?:a|an|and|at|by|for|from|in|of|on|or|the|to|with))\Z")
+_PARTS = re.compile(r" ?[|•·] ?")
+_PUBLISHED = frozenset(("published", "updated", "last updated", "posted"))
 # A date without year and hour may begin a letter or a diary.
 _BARE_DATE = re.compile(_DATE, re.IGNORECASE)
 _EXACT = re.compile(r"\d{4}|\d[:.]\d\d")
+_WEAK = frozenset(("shares", "copyrights", "newsletters", "cookies"))
+_ANSWERS = frozenset(("got it",))
 _MENU_ENTRIES = (
     "home|news|sport|sports|weather|business|world|politics|opinion|culture|travel|menu|search|sign in|log in|login|"
     "register|subscribe|contact|contact us|about|about us|video|videos|tech|technology|science|health|lifestyle|"
@@ -97,19 +117,22 @@ _MENU_ENTRIES = (
     "markets|football|cricket|tennis|music|film|tv|radio|food|fashion|style|education|environment|climate|audio|"
     "podcasts|live|latest|headlines|obituaries|classifieds|jobs|shop|help|faq|account|my account|innovation|earth|"
     "cars|property|crosswords|puzzles|games|photos|pictures|letters|editorial|features|blogs|topics|sections|"
-    "newsletters|advertise|advertise with us|privacy|terms|careers|notifications|settings|profile|events|books|"
+    "newsletters|my profile|log out|sign out|jump to content|skip navigation|open menu|close menu|"
+    "advertise|advertise with us|privacy|terms|careers|notifications|settings|profile|events|books|"
     "international|national|society|gallery|magazine|close|back|next|previous|back to top"
 )
 _MENU_WORDS = frozenset(_MENU_ENTRIES.split("|"))
+_SURE_ENTRIES = frozenset(
+    ("skip to content", "skip to main content", "jump to content", "skip navigation", "back to top", "open menu")
+)
 _SEPARATORS = re.compile(r" ?[|>»•·/›] ?")
 _TOPICS = re.compile(r"(?:related )?(?:topics|tags)(?: in this (?:story|article))?:?", re.IGNORECASE)
 
 
 def furniture_dropped(lines: list[str], tally: Counter) -> list[str]:
     """Lines without furniture; an empty line, which keeps the parts around it apart, stands where it was."""
-    # A line that goes on below is judged when it is whole, in the next pass.
     kinds: list[str | None] = [
-        None if following[:1].islower() else _kind(line)
+        None if _goes_on(line, following) else _kind(line)
         for line, following in itertools.zip_longest(lines, lines[1:], fillvalue="")
     ]
     for start, end in _menus(lines):
@@ -120,12 +143,19 @@ def furniture_dropped(lines: list[str], tally: Counter) -> list[str]:
         kinds[place] = "more"
     # Among others of its kind, or of any, a single word is furniture; alone it may be a heading.
     for place, kind in enumerate(kinds):
-        is_weak = kind in ("shares", "copyrights", "newsletters") and lines[place].isalpha()
+        is_weak = (kind in _WEAK or lines[place].lower() == "advertising") and (
+            lines[place].isalpha() or lines[place].lower().strip(",.!") in _ANSWERS
+        )
         if is_weak and not _has_neighbour(lines, kinds, place):
             kinds[place] = None
     for kind in filter(None, kinds):
         tally[kind] += 1
     return ["" if kind else line for line, kind in zip(lines, kinds, strict=True)]
+
+
+def _goes_on(line: str, following: str) -> bool:
+    """Whether a line goes on below: it is judged when it is whole, in the next pass."""
+    return following[:1].islower() or (bool(following) and bool(_GOES_ON.search(line, max(0, len(line) - 8))))
 
 
 def _kind(line: str) -> str | None:
@@ -138,7 +168,7 @@ def _kind(line: str) -> str | None:
         return None
     if kind == "more" and _TWO_SENTENCES.search(line):
         return None
-    if kind is None and _is_menu_line(line):
+    if kind is None and (_is_menu_line(line) or line.lower() in _SURE_ENTRIES):
         return "menus"
     return kind
 
@@ -151,25 +181,29 @@ def _is_menu_line(line: str) -> bool:
 
 def _are_entries(parts: Sequence[str]) -> bool:
     known = sum(part.lower() in _MENU_WORDS for part in parts)
-    return known >= MIN_MENU_SHARE * len(parts) and all(part.count(" ") < MAX_MENU_WORDS for part in parts)
+    are_short = all(part.count(" ") < MAX_MENU_WORDS or part.lower() in _MENU_WORDS for part in parts)
+    return are_short and known >= MIN_MENU_SHARE * len(parts)
 
 
 def _menus(lines: Sequence[str]) -> Iterator[tuple[int, int]]:
     """(start, end) of runs of short lines, most of them well-known entries; both ends are such entries."""
     run: list[int] = []
+    before = ""
     for place in range(len(lines) + 1):
         line = lines[place] if place < len(lines) else None
-        if line and len(line) < 30 and line.count(" ") < MAX_MENU_WORDS and not is_ended(line):
+        is_entry = line is not None and (line.count(" ") < MAX_MENU_WORDS or line.lower() in _MENU_WORDS)
+        if line and len(line) < 30 and is_entry and not is_ended(line):
             run.append(place)
             continue
         if line == "" and run:  # entries often stand in paragraphs of their own
             continue
         known = [at for at in run if lines[at].lower() in _MENU_WORDS]
-        if len(known) >= MIN_MENU_LINES:
+        # Below a colon such words are a list of the article.
+        if len(known) >= MIN_MENU_LINES and not before.endswith(":"):
             inner = [lines[at] for at in run if known[0] <= at <= known[-1]]
             if _are_entries(inner):
                 yield known[0], known[-1] + 1
-        run = []
+        before, run = line or before, []
 
 
 def _bylines(lines: Sequence[str]) -> Iterator[int]:
@@ -182,10 +216,16 @@ def _bylines(lines: Sequence[str]) -> Iterator[int]:
         if num_seen >= MAX_BYLINE_PLACE:
             return
         num_seen += 1
-        if (_DATED.fullmatch(line) and (_BARE_DATE.fullmatch(line) is None or _EXACT.search(line))) or (
-            line[0] in "BbWSR" and not is_ended(line) and _BYLINE.fullmatch(line)
-        ):
+        following = lines[place + 1] if place + 1 < len(lines) and len(lines[place + 1]) <= 120 else ""
+        if all(map(_is_byline, _PARTS.split(line))) or (line.lower() in _PUBLISHED and _DATED.fullmatch(following)):
             yield place
+
+
+def _is_byline(part: str) -> bool:
+    """Whether a line, or a part of one between strokes, is a byline, or a date with its year or hour."""
+    if _DATED.fullmatch(part):
+        return _BARE_DATE.fullmatch(part) is None or bool(_EXACT.search(part))
+    return part[:1] in tuple("BbWSR") and not is_ended(part) and bool(_BYLINE.fullmatch(part))
 
 
 def _topics(lines: Sequence[str]) -> Iterator[int]:

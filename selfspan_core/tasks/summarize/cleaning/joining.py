@@ -2,12 +2,15 @@
 
 A break is certain where a line ends within a sentence and the next goes on in a small letter, or where a word is
 hyphenated. Such breaks tell how long the text's lines are; from these lengths follow the breaks before capitals
-("North / Marlow"): the next line's first word would not have fitted. A line that was ended early was ended on purpose.
+("North / Marlow"): the next line's first word would not have fitted. A line that was ended early was ended on purpose;
+one without a full stop behind a sentence's end is a heading; a few words that come as a line several times are a label,
+such as a speaker's name.
 
 A word hyphenated at a line's end loses the hyphen, unless it is a compound. It is taken for one if the second part
 begins with a capital or a figure, the first one ends in a figure or has one letter, either has another hyphen, the text
-has the compound elsewhere and not the word in one, the first part is in FIRST_PARTS, or the second one in LAST_PARTS
-and the first not in PREFIXES.
+has the compound elsewhere and not the word in one, or has either part, of MIN_PART letters at least, as a word; if the
+first part is in FIRST_PARTS and the second not in ENDINGS, or the second one in LAST_PARTS and the first not in
+PREFIXES.
 """
 
 import re
@@ -18,30 +21,46 @@ from dataclasses import dataclass
 from selfspan_core.tasks.summarize.cleaning.characters import is_ended
 
 _FIRST_PARTS = (
-    "all back best better cross double early east eight even ever far fast first five forty four free front full good "
-    "half hard heavy high hot ill large late left light little long low many mid middle much near new next nine non "
-    "north old one open quasi ready right second self seven short single six sixty small south still strong ten third "
-    "thirty three top triple twelve twenty twice two vice waist well west wide world zero"
+    "all anti back best better cross double early east eight ever far fast fifth first five forty four free front "
+    "full good half hard heavy high hot ill large late left life light little live long low many mid middle mind much "
+    "multi near neo never new next nine non north off old one open quasi ready real right risk road "
+    "sci second self seven short single sixty small south still strong super then third thirty three top triple twelve "
+    "twenty twice two upside vice waist well west wide world zero"
 )
 FIRST_PARTS = frozenset(_FIRST_PARTS.split())
 _LAST_PARTS = (
-    "aged area away backed based born bound breaking budget built by case causing class decade deep driven dollar edge "
-    "elect eyed faced fired five four free friendly general half handed haired high hour husband in increase keeping "
-    "language law leading led legged level like long made making metre mile minded minister minute month nine obsessed "
-    "of off old on out owned page party president proof quarter ranking related right rise run running scale seven "
-    "shaped sided six sized speaking speed state style term themed third three to top two up weather wide wife winning "
-    "year"
+    "affiliated aged altering area armed averse away backed based born bound breaking budget built by called capped "
+    "caught causing certified class collar controlled covered decade deep dollar driven edge educated elect ending "
+    "equipped established eyed faced fashioned filled fired five foot founder founders four free friendly funded "
+    "general generated grader grossing growing half handed haired hearted high host hosts hour husband in inch "
+    "increase inspired inspiring keeping known language lasting law leading legged level like listed long "
+    "looking loving made making member metre mile minded minister minute month needed nine obsessed of off old on "
+    "operated out owned paced packed page paid party point pound powered president produced producing proof quarter "
+    "ranked ranking reaching ready related resistant rich ridden right rise risk rooted run running sapping "
+    "saving scale scorer selling sensitive seven shaped sharing sided six sized speaking speed sponsored star starring "
+    "stars state stopping strong style supervised supported taking tech term themed third threatening three time timer "
+    "to top torn trained two type up watched weather week wide wife winner winning worker workers worn worst "
+    "wrote year"
 )
 LAST_PARTS = frozenset(_LAST_PARTS.split())
-_PREFIXES = "ad be com con de dis em en ex fore im in inter mis out over per pre pro re sub super trans un under"
+_ENDINGS = (
+    "ation dency dom er ern est hood ice ing ion ity land lance less light ly ment mes ness night pack ship side sion "
+    "sions some tain teen tion tions tual tually ty ward wards water way ways while wise work"
+)
+ENDINGS = frozenset(_ENDINGS.split())
+"""Behind a first part one of these is no word of its own: "free-/dom", "high-/way"."""
+_PREFIXES = "ad al be com con de dis em en ex fore im in inter mis out over per pre re sub super trans un under"
 PREFIXES = frozenset(_PREFIXES.split())
 """Before one of these a last part is no sign of a compound: "un-/like"."""
+MIN_PART = 5
+"""Letters of both parts, each of which the text has as a word, of a compound that is known by that alone."""
 _LIST_ENDS = frozenset(",:;")
 """What follows may be an item of a list in small letters: the lengths of the lines decide."""
 _SUSPENDED = frozenset(("and", "or", "to"))
 _MARK_ITEM = re.compile(r"[•‣▪◦●○■*] ")
 # Such a mark begins a line of running text, too: it is an item's only where the line before has ended.
-_OTHER_ITEM = re.compile(r"(?:[-+–—]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\)|[A-Z][A-Z .'’-]{1,30}:) ")
+_OTHER_ITEM = re.compile(r"(?:[-+–—]|\(?\d{1,3}[.)]|\(?(?:[ivx]{1,5}|[a-zA-Z])\)|[A-Z][A-Z .'’-]{1,30}:) ")
+_ADDRESS = re.compile(r"(?:https?://|www\.)\S{1,500}|\S{1,100}@\S{1,100}")
 _MARK_ALONE = re.compile(r"[•‣▪◦●○■]|\(?\d{1,3}[.)]")
 _BULLET = re.compile(r"[-+*•‣▪◦●○■] ")
 _OPENERS = "\"“‘'(["
@@ -59,6 +78,7 @@ FULL, MIN_FULL_SHARE = 0.7, 0.75
 """So many of the lines with certain breaks are so full, compared with the longest, or the text is no broken prose."""
 MIN_ALONE = 24
 """Characters of a line that is joined for its letters alone, where the lengths of lines tell nothing."""
+MAX_LABEL_WORDS, MAX_LABEL_CHARACTERS = 4, 40
 
 
 @dataclass(frozen=True)
@@ -118,9 +138,11 @@ def _is_prose(block: Sequence[str]) -> bool:
 
 def _is_certain(line: str, following: str) -> bool:
     """Whether the break is within a sentence, by its letters alone."""
+    if line[-1] == "-" and line[-2:-1].isdigit() and following[:1].isdigit():
+        return True
     if not following.lstrip(_OPENERS)[:1].islower() or line[-1] in _LIST_ENDS or is_ended(line):
         return False
-    return any(map(str.isalpha, line))
+    return any(map(str.isalpha, line)) and not _ADDRESS.fullmatch(following)
 
 
 def _sum(line: str, following: str) -> int:
@@ -134,27 +156,59 @@ def _breaks(
 ) -> set[int]:
     """Places of the lines behind which a break goes: the certain ones, and those that follow from them."""
     num_pairs = sum(end - start - 1 for start, end in blocks)
-    whole = _width(lines, sorted(certain))
-    if whole is None or len(certain) < max(MIN_CERTAIN, MIN_CERTAIN_SHARE * min(num_pairs, 2 * MIN_CERTAIN)):
-        return {place for place in certain if len(lines[place]) >= MIN_ALONE}
-    breaks = set(certain)
+    places = _firm(lines, sorted(certain))
+    whole = _width(lines, places, lines)
+    if whole is None or len(places) < max(MIN_CERTAIN, MIN_CERTAIN_SHARE * min(num_pairs, 2 * MIN_CERTAIN)):
+        return _long_enough(lines, places)
+    breaks = set(places)
     for start, end in blocks:
-        own = [place for place in range(start, end - 1) if place in certain]
-        width = (_width(lines, own) if len(own) >= MIN_OWN else None) or whole
-        breaks.update(
-            place
-            for place in range(start, end - 1)
-            if not items[place + 1] and width.breaks(lines[place], lines[place + 1])
-        )
+        own = [place for place in range(start, end - 1) if place in breaks]
+        width = (_width(lines, own, lines[start:end]) if len(own) >= MIN_OWN else None) or whole
+        # From the end: a heading is known by that it does not go on.
+        for place in range(end - 2, start - 1, -1):
+            line, following = lines[place], lines[place + 1]
+            is_heading = is_ended(line) and not is_ended(following) and place + 1 not in breaks
+            if not items[place + 1] and not is_heading and width.breaks(line, following):
+                breaks.add(place)
     return breaks
 
 
-def _width(lines: Sequence[str], places: Sequence[int]) -> _Width | None:
-    """How long lines are that end in certain breaks; None if they are not broken to fit a width."""
+def _firm(lines: Sequence[str], certain: Sequence[int]) -> list[int]:
+    """Certain breaks without those at labels, and between lines in small letters below a colon, which may be a list.
+
+    Only where lines are broken to a width are these breaks, too, if they fit it.
+    """
+    short = Counter(line for line in lines if len(line) <= MAX_LABEL_CHARACTERS and line.count(" ") < MAX_LABEL_WORDS)
+    listed: set[int] = set()
+    for place in certain:
+        if place and (lines[place - 1][-1:] == ":" or place - 1 in listed):
+            listed.add(place)
+    return [
+        place
+        for place in certain
+        if place not in listed and not any(short[line] > 1 and not is_ended(line) for line in lines[place : place + 2])
+    ]
+
+
+def _long_enough(lines: Sequence[str], certain: Sequence[int]) -> set[int]:
+    """Certain breaks behind MIN_ALONE characters at least, those of lines that they join counted in."""
+    kept: set[int] = set()
+    length = 0
+    for place in certain:
+        length = len(lines[place]) + (length if place - 1 in kept else 0)
+        if length >= MIN_ALONE or _HYPHENATED.search(lines[place], max(0, len(lines[place]) - 2)):
+            kept.add(place)
+    return kept
+
+
+def _width(lines: Sequence[str], places: Sequence[int], among: Sequence[str]) -> _Width | None:
+    """How long lines are that end in certain breaks; None if they, or those `among` which they stand, fit no width."""
     lengths = [len(lines[place]) for place in places if len(lines[place]) <= MAX_WIDTH]
     if not lengths or 2 * len(lengths) < len(places):
         return None
     longest = max(lengths)
+    if sum(len(line) > MAX_LONGER * longest for line in among) > len(lengths):
+        return None
     sums = [_sum(lines[place], lines[place + 1]) for place in places if len(lines[place]) <= MAX_WIDTH]
     if sum(one >= FULL * longest for one in sums) < MIN_FULL_SHARE * len(sums):
         return None
@@ -178,11 +232,22 @@ def _glued(lines: Sequence[str], breaks: set[int], tally: Counter) -> list[str]:
             parts.append(" ")
             continue
         if words is None:
-            words = {word.lower() for text in lines for word in _WORDS.findall(text)}
+            words = _whole_words(lines, breaks)
         if not _is_compound(line, following, words):
             tally["hyphens"] += 1
             parts[-1] = line[:-1]
     return glued
+
+
+def _whole_words(lines: Sequence[str], breaks: set[int]) -> set[str]:
+    """Words of a text in small letters, without the parts of those that a break parts."""
+    words: set[str] = set()
+    for place, line in enumerate(lines):
+        found = _WORDS.findall(line)
+        is_rest = place - 1 in breaks and lines[place - 1].endswith("-")
+        is_begun = place in breaks and line.endswith("-")
+        words.update(word.lower() for word in found[is_rest : len(found) - is_begun])
+    return words
 
 
 def _is_compound(line: str, following: str, words: set[str]) -> bool:
@@ -195,7 +260,9 @@ def _is_compound(line: str, following: str, words: set[str]) -> bool:
     has_compound = f"{head}-{tail}" in words
     if head + tail in words or has_compound:
         return has_compound and head + tail not in words
-    return head in FIRST_PARTS or (tail in LAST_PARTS and head not in PREFIXES)
+    if min(len(head), len(tail)) >= MIN_PART and head in words and tail in words:
+        return head not in PREFIXES
+    return (head in FIRST_PARTS and tail not in ENDINGS) or (tail in LAST_PARTS and head not in PREFIXES)
 
 
 def _with_marks(lines: Sequence[str], tally: Counter) -> list[str]:

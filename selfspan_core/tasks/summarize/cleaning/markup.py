@@ -1,4 +1,4 @@
-"""Marks of other formats: HTML entities, Markdown, reference marks, and the times of transcripts.
+"""Marks of other formats: HTML entities and Markdown.
 
 Every repeat of a pattern is bounded, and each is tried at a line's start or from a mark on: the work is linear.
 """
@@ -9,20 +9,34 @@ import re
 from collections import Counter
 from html.entities import html5
 
+from selfspan_core.tasks.summarize.cleaning.characters import is_ended
+
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _HEADING = re.compile(r"#{1,6} (?=\S)")
 _CLOSING_HASHES = re.compile(r" #{1,6}\Z")
 _QUOTED = re.compile(r"(?:> ?){1,20}")
 _RULE = re.compile(r"(?:[-*_=~#] ?){3,200}")
+_RULED = frozenset("-*_=~#")
 _FENCE = re.compile(r"(?:```|~~~)[\w+-]{0,20}")
+_TABLE_ROW = re.compile(r"\|[^|]{1,300}(?:\|[^|]{0,300}){1,60}\|")
+MIN_ROWS = 2
+"""Rows of a table that has no rule of dashes."""
 _TABLE_RULE = re.compile(r"(?=[^|]{0,100}\|)\|? ?:?-{1,100}:? ?(?:\| ?:?-{1,100}:? ?){0,60}\|?")
-_DEFINITION = re.compile(r"\[[^\[\]]{1,100}\]: ?(?:<?https?://\S{1,1000})?(?: ?[\"'(].{1,200}[\"')])?")
-_ADDRESS = r"\((?:[^()\s]|\([^()\s]{0,100}\)){0,300}(?: \"[^\"]{0,200}\")?\)"
+_TITLE = r"(?: ?[\"'(].{1,200}[\"')])?"
+# Without an address only under a name with a figure: "[Ida]: "Well."" is what somebody says.
+_DEFINITION = re.compile(
+    rf"\[([^\[\]^]{{1,100}})\]: ?<?(?:https?://|www\.|[/#.])\S{{1,1000}}{_TITLE}|"
+    rf"\[([a-zA-Z_-]{{0,40}}\d[\w-]{{0,40}})\]:{_TITLE}"
+)
+_NAMED_LINK = re.compile(r"\[([^\[\]]{1,300})\] ?\[([^\[\]]{0,100})\]")
+_ADDRESS = r"\((?:<[^<>]{0,300}>|(?:[^()\s]|\([^()\s]{0,100}\)){0,300})(?: \"[^\"]{0,200}\"| '[^']{0,200}')?\)"
 _IMAGE = re.compile(rf"!\[[^\[\]]{{0,300}}\]{_ADDRESS}")
 _LINK = re.compile(rf"\[([^\[\]]{{1,300}})\]{_ADDRESS}")
+_BARE_ADDRESS = re.compile(r"<((?:https?://|mailto:|www\.)[^\s<>]{1,500}|[^\s<>@]{1,100}@[^\s<>@]{1,100})>")
 _EMPHASIS = tuple(
     re.compile(pattern)
     for pattern in (
+        r"(?<![\w*])\*{3}(?=[^\s*])([^*]{1,500})(?<=\S)\*{3}(?![\w*])",
         r"(?<![\w*])\*\*(?=[^\s*])([^*]{1,500})(?<=\S)\*\*(?![\w*])",
         r"(?<!\w)__(?=[^\s_])([^_]{1,500})(?<=\S)__(?!\w)",
         r"(?<![\w*])\*(?=[^\s*])([^*]{1,500})(?<=\S)\*(?![\w*])",
@@ -31,17 +45,6 @@ _EMPHASIS = tuple(
         r"(?<!`)`(?!`)([^`]{1,500})`(?!`)",
     )
 )
-_NUMBERS = r"\d{1,3}(?: ?[,–-] ?\d{1,3}){0,9}"
-_NOTES = (
-    r"citations? needed|clarification needed|better source needed|page needed|verification needed|failed verification|"
-    r"dubious(?: ?[–-] ?discuss)?|by whom\?|who\?|when\?|where\?|which\?|according to whom\?|update|edit|"
-    r"(?:note|nb|n|fn) \d{1,3}"
-)
-# Behind something: a list of sources, whose lines begin with such marks, keeps them.
-_REFERENCE = re.compile(rf"(?<=[^\s\[]) ?\[(?:{_NUMBERS}|{_NOTES}|(?<=[.,;!?”\"’)\]]\[)[a-z])\]", re.IGNORECASE)
-_TIME = re.compile(r"[\[(]?(?:(\d{1,2}):)?(\d{1,2}):([0-5]\d)(?:[.,]\d{1,3})?[\])]?(?: ?[-–]?(?: |\Z))(?![ap]\.?m\b)")
-_CAPTION_TIME = re.compile(r"[\d:.,]{4,15} ?-{2}> ?[\d:.,]{4,15}.{0,100}")
-MIN_TIMES, MIN_TIMES_SHARE = 3, 0.3
 
 
 def entities_read(text: str, tally: Counter) -> str:
@@ -61,10 +64,10 @@ def blocks_left_out(lines: list[str], tally: Counter) -> list[str]:
 
     A rule under a line makes that line a heading.
     """
-    lines = _without_tables(_without_code(lines, tally), tally)
+    lines = _with_named_links(_without_tables(_without_code(lines, tally), tally), tally)
     kept = []
     for line in lines:
-        if line[:1] in ("-", "*", "_", "=", "~", "#") and _RULE.fullmatch(line):
+        if line[:1] in _RULED and (line == "--" or _RULE.fullmatch(line)):
             tally["rules"] += 1
             line = ""
         elif line.startswith("[") and _DEFINITION.fullmatch(line):
@@ -77,6 +80,25 @@ def blocks_left_out(lines: list[str], tally: Counter) -> list[str]:
             line = ""
         kept.append(line)
     return kept
+
+
+def _with_named_links(lines: list[str], tally: Counter) -> list[str]:
+    """Links whose addresses stand in definitions, "[the plan][1]" or "[plan][]", as their words."""
+    names = {
+        (match[1] or match[2]).lower()
+        for line in lines
+        if line.startswith("[") and (match := _DEFINITION.fullmatch(line))
+    }
+    if not names:
+        return lines
+
+    def words(match: re.Match) -> str:
+        if (match[2] or match[1]).lower() not in names:
+            return match[0]
+        tally["links"] += 1
+        return match[1]
+
+    return [_NAMED_LINK.sub(words, line) if "][" in line or "] [" in line else line for line in lines]
 
 
 def _without_code(lines: list[str], tally: Counter) -> list[str]:
@@ -92,7 +114,7 @@ def _without_code(lines: list[str], tally: Counter) -> list[str]:
 
 
 def _without_tables(lines: list[str], tally: Counter) -> list[str]:
-    """Without Markdown's tables: a header, a rule of dashes and strokes, and the rows below."""
+    """Without Markdown's tables: a header, a rule of dashes and strokes, and rows; or rows between strokes alone."""
     gone: set[int] = set()
     for place, line in enumerate(lines):
         if place in gone or "|" not in line or not _TABLE_RULE.fullmatch(line):
@@ -105,71 +127,52 @@ def _without_tables(lines: list[str], tally: Counter) -> list[str]:
             if "|" not in lines[row]:
                 break
             gone.add(row)
+    rows = [place for place, line in enumerate(lines) if line[:1] == "|" and place not in gone]
+    rows = [place for place in rows if _TABLE_ROW.fullmatch(lines[place])]
+    for _, run in itertools.groupby(enumerate(rows), key=lambda numbered: numbered[1] - numbered[0]):
+        together = [place for _, place in run]
+        if len(together) >= MIN_ROWS:
+            tally["tables"] += 1
+            gone.update(together)
     return ["" if place in gone else line for place, line in enumerate(lines)] if gone else lines
 
 
 def quotes_opened(lines: list[str], tally: Counter) -> list[str]:
-    """Quoted mail and quotations without the marks that begin their lines."""
-    opened = []
+    """Quoted mail and quotations without the marks that begin their lines, apart from what others say."""
+    opened: list[str] = []
+    before, depth_before = "", 0
     for line in lines:
+        depth = 0
         if line.startswith(">") and (mark := _QUOTED.match(line)):
             tally["quoted"] += 1
+            depth = mark[0].count(">")
             line = line[mark.end() :]
+        # A quotation may go on without its mark, within a sentence only.
+        if depth != depth_before and line and before and (is_ended(before) or before[-1] == ":"):
+            opened.append("")
         opened.append(line)
+        before, depth_before = line, depth
     return opened
 
 
 def inline_read(lines: list[str], tally: Counter) -> list[str]:
-    """Links as their words, emphasis without its marks, no reference marks and no images."""
+    """Links as their words, emphasis without its marks, and no images."""
     return [_inline(line, tally) if set(line) & _INLINE_MARKS else line for line in lines]
 
 
-_INLINE_MARKS = frozenset("[*_~`")
+_INLINE_MARKS = frozenset("[*_~`<")
 
 
 def _inline(line: str, tally: Counter) -> str:
     if "[" in line:
         line, num_images = _IMAGE.subn("", line)
         line, num_links = _LINK.subn(r"\1", line)
-        line, num_references = _REFERENCE.subn("", line)
         tally["images"] += num_images
         tally["links"] += num_links
-        tally["references"] += num_references
+    if "<" in line:
+        line, num_addresses = _BARE_ADDRESS.subn(r"\1", line)
+        tally["links"] += num_addresses
     for pattern in _EMPHASIS:
         line, num_marked = pattern.subn(r"\1", line)
         tally["emphasis"] += num_marked
     return line
-
-
-def times_taken_off(lines: list[str], tally: Counter) -> list[str]:
-    """Without the times of a transcript: at least MIN_TIMES lines begin with one, and none is before the one above.
-
-    Lines of captions that hold nothing but a number and a span of time go as a whole.
-    """
-    lines = _without_captions(lines, tally)
-    found = {
-        place: match for place, line in enumerate(lines) if line[:1] in _TIME_STARTS and (match := _TIME.match(line))
-    }
-    if len(found) < max(MIN_TIMES, MIN_TIMES_SHARE * sum(map(bool, lines))):
-        return lines
-    seconds = [3600 * int(match[1] or 0) + 60 * int(match[2]) + int(match[3]) for match in found.values()]
-    if any(later < earlier for earlier, later in itertools.pairwise(seconds)):
-        return lines
-    tally["times"] += len(found)
-    cut = [line[found[place].end() :] if place in found else line for place, line in enumerate(lines)]
-    # A time alone is no paragraph's end.
-    return [line for place, line in enumerate(cut) if line or place not in found]
-
-
-_TIME_STARTS = frozenset("[(0123456789")
-
-
-def _without_captions(lines: list[str], tally: Counter) -> list[str]:
-    spans = {place for place, line in enumerate(lines) if "->" in line and _CAPTION_TIME.fullmatch(line)}
-    if len(spans) < MIN_TIMES:
-        return lines
-    tally["times"] += len(spans)
-    numbers = {place - 1 for place in spans if place and lines[place - 1].isdigit()}
-    kept = [line for place, line in enumerate(lines) if place not in spans | numbers and line != "WEBVTT"]
-    # Each caption is a block of its own, wherever its sentence ends.
-    return [line for line in kept if line]

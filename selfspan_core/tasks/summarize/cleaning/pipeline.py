@@ -16,14 +16,16 @@ from selfspan_core.tasks.summarize.cleaning.markup import (
     entities_read,
     inline_read,
     quotes_opened,
-    times_taken_off,
 )
+from selfspan_core.tasks.summarize.cleaning.pages import page_numbers_taken_off
+from selfspan_core.tasks.summarize.cleaning.references import references_taken_off
+from selfspan_core.tasks.summarize.cleaning.transcripts import times_taken_off
 
 MAX_TYPED_CHARACTERS = 600_000
 """Most characters of a typed text; a longer one is refused by the parser and returned as it is."""
 MAX_CLEANED_CHARACTERS = 120_000
 """Most characters beside unusual spaces and the like: twice what an article may have; a longer text keeps its form."""
-MAX_PASSES = 5
+MAX_PASSES = 8
 
 WORDS = {
     "controls": ("control character dropped", "control characters dropped"),
@@ -37,7 +39,9 @@ WORDS = {
     "links": ("link address taken off", "link addresses taken off"),
     "emphasis": ("emphasis mark pair taken off", "emphasis mark pairs taken off"),
     "references": ("reference mark taken off", "reference marks taken off"),
+    "notes": ("note left out", "notes left out"),
     "times": ("time taken off", "times taken off"),
+    "pages": ("page number taken off", "page numbers taken off"),
     "breaks": ("line break joined", "line breaks joined"),
     "hyphens": ("hyphenated word joined", "hyphenated words joined"),
     "bullets": ("list bullet taken off", "list bullets taken off"),
@@ -48,6 +52,7 @@ WORDS = {
     "shares": ("share line dropped", "share lines dropped"),
     "more": ("line about other stories dropped", "lines about other stories dropped"),
     "newsletters": ("newsletter line dropped", "newsletter lines dropped"),
+    "credits": ("picture credit dropped", "picture credits dropped"),
     "copyrights": ("copyright line dropped", "copyright lines dropped"),
 }
 """What was done, for one and for several, in the order in which it is told."""
@@ -77,8 +82,10 @@ def _one_pass(text: str, tally: Counter) -> str:
     for step in (
         blocks_left_out,
         quotes_opened,
+        page_numbers_taken_off,
         times_taken_off,
         inline_read,
+        references_taken_off,
         furniture_dropped,
         lines_joined,
     ):
