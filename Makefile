@@ -55,7 +55,7 @@ $(VENV)/.test: requirements-test.txt requirements-train.txt requirements.txt req
 	@touch $@ $(VENV)/.app
 
 # Without a browser or g++, and without the rights to install them, the tests that need them are skipped and say why;
-# SELFSPAN_REQUIRE=browser,compiler makes them fail.
+# SELFSPAN_REQUIRE=browser,compiler,model makes them fail.
 tools chromium:
 	@{ command -v chromium && command -v g++; } >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \

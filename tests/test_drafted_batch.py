@@ -1,6 +1,7 @@
 """Batch steps that verify drafts: the same texts as without, whatever is drafted, by whom and for whom."""
 
 import random
+import time
 
 import pytest
 import torch
@@ -156,6 +157,33 @@ def test_a_step_on_the_host_does_not_draft_for_the_device(weights):
         list(engine.generate(asked(example(1)[0], drafter=DeviceDrafts(HINTS)), "dense", "gather"))
 
 
+class Slow:
+    """A drafter of the host that takes its time and has nothing to say."""
+
+    SECONDS = 0.03
+
+    def propose(self, state, most):
+        time.sleep(self.SECONDS)
+        return []
+
+
+class SlowRules(Alternating):
+    """Rules that take their time."""
+
+    def push(self, token):
+        time.sleep(Slow.SECONDS)
+        super().push(token)
+
+
+@pytest.mark.parametrize("given", [{"drafter": Slow()}, {"rules": SlowRules()}], ids=["drafter", "rules"])
+def test_the_clock_counts_what_a_step_waits_for(weights, given):
+    """Would catch figures without the host's part of a step, which for rows with rules is much of it."""
+    shape = BatchShape(1, CAPACITY, True, True, "auto" if "drafter" in given else "off")
+    _, events = texts(weights, [asked(example(1)[0], max_new_tokens=6, **given)], shape)
+    seconds = [event.step_ms / 1000 for event in events[0] if isinstance(event, Token)][1:]
+    assert len(seconds) == 5 and min(seconds) >= Slow.SECONDS
+
+
 # ---- sizes
 
 
@@ -193,6 +221,31 @@ def test_a_text_that_becomes_predictable_is_drafted_again():
         if number == 999:
             assert size == 1 or number % EVERY == EVERY - 1
     assert 8 in (sizes.choose(), sizes.choose())
+
+
+@pytest.mark.parametrize("unpredictable", [10, 45, 60, 500])
+@pytest.mark.parametrize("costs", [(0.166, 0.170, 0.175, 0.193), (4.81, 4.9, 5.0, 5.24)])
+def test_an_easy_text_behind_a_hard_one(costs, unpredictable):
+    """Would catch answers of many requests that are drafted too short, because of one that nothing predicted."""
+    cost_of = dict(zip((1, 4, 8, 16), costs, strict=True))
+
+    def passes(sizes: PassSizes, num_ids: int, most: int) -> int:
+        sizes.expect_new_text()
+        num = 0
+        while num_ids > 0:
+            size = sizes.choose()
+            brought = min(size, most, num_ids)
+            sizes.record(size, cost_of[size], [brought])
+            num, num_ids = num + 1, num_ids - brought
+        return num
+
+    sizes = PassSizes(tuple(cost_of))
+    for size, cost in cost_of.items():
+        sizes.prime(size, cost)
+    fresh = passes(sizes, 95, 13)
+    assert fresh == 8
+    passes(sizes, unpredictable, 1)
+    assert all(passes(sizes, 95, 13) <= fresh + 2 for _ in range(20))
 
 
 def test_sizes_of_a_batch():

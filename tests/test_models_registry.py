@@ -134,6 +134,9 @@ def test_adapters_of_a_folder_are_those_that_are_there(tmp_path):
     assert spec.has_both_adapters("two-words") and not spec.has_both_adapters("other")
     with pytest.raises(ModelError, match=r"other-span'; make it with: .*training/configs/other-span\.yaml"):
         spec.adapter_folder("other", "span")
+    trained_otherwise = replace(spec, adapters=AdaptersIn(tmp_path, made_by=None))
+    with pytest.raises(ModelError, match=r"other-span'; docs/training.md says how"):
+        trained_otherwise.adapter_folder("other", "span")
     listed = replace(spec, adapters={"other": {"span": tmp_path / "gone"}})
     with pytest.raises(ModelError, match=r"no adapter folder '.*gone'"):
         listed.adapter_folder("other", "span")

@@ -3,7 +3,8 @@
 Every answer is decoded greedily with drafts and without: expressions of several lengths and summaries (with their
 rules), each self-selected and dense, on the CPU in float32 by the step on the host, on a GPU in 16 bits by captured
 steps. On a GPU a step of another size sums in another order, so that where two logits are as near as rounding moves
-them, the texts may part: such a tie is counted with the gap between the two ids, from the undrafted run.
+them, the texts may part: such a tie is counted with the gap between the two ids, from a
+run of one row that is led through the undrafted text.
 """
 
 import argparse

@@ -8,6 +8,7 @@ rules, or with drafts from the host, has it wait.
 """
 
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,6 +164,8 @@ class BatchStep:
         if request.rules is not None and self._rules is None:
             raise ValueError("rules: this batch was made without")
         drafted = self._host_drafts(request)
+        if self.batch == 1:  # in larger batches texts come and go, and means are of many
+            self._sizes.expect_new_text()
         layout, device = request.prompt.prompt, self.model.device
         timer = Timer(device)
         logits = self._prefill(row, request.prompt_ids)[None]
@@ -300,10 +303,11 @@ class BatchStep:
         number, slot = self._next_number(), self._state.ring[self.num_launched % NUM_SLOTS]
         self.num_launched += 1
         size = self._sizes.choose()
+        # Before the host's part: the device waits for that of rows which the host follows.
+        timer = Timer(self.model.device)
         failures = self._prepare_followed(size)
         for row in failures:
             self.clear(row)
-        timer = Timer(self.model.device)
         self._graphs.run(("step", size), functools.partial(self._one_step, size))
         timer.stop()
         outcome = functools.partial(self._stepped, number, size, slot, failures)
@@ -335,9 +339,10 @@ class BatchStep:
         self, number: int, size: int, slot: torch.Tensor, failures: dict[int, Exception], seconds: float
     ) -> Stepped:
         """A step's ids are in host memory: none in rows without a sequence."""
+        started = time.perf_counter()
         ids, num_drafted = self._rounds.kept(slot)
-        self._sizes.record(size, seconds, [len(one) for one in ids if one])
         kept: list[list[torch.Tensor]] = [[] for _ in ids]
+        has_followed = bool(self._followed)
         for row in list(self._followed):
             if self._followed[row].with_logits:
                 kept[row] = [self._logits[size][size * row + place].clone() for place in range(len(ids[row]))]
@@ -347,6 +352,9 @@ class BatchStep:
             except Exception as error:  # of its rules
                 failures[row] = error
                 self.clear(row)
+        if has_followed:  # the next step waits for this, too
+            seconds += time.perf_counter() - started
+        self._sizes.record(size, seconds, [len(one) for one in ids if one])
         # The last of a row's ids is no draft, unless it ended the row.
         num_accepted = [min(num, max(0, len(one) - 1)) for num, one in zip(num_drafted, ids, strict=True)]
         return Stepped(number, ids, seconds, kept, num_drafted, num_accepted, failures)

@@ -32,6 +32,15 @@ class PassSizes:
         """A pass of a size takes about so long, without anything to read."""
         self._seconds[size] = seconds
 
+    def expect_new_text(self) -> None:
+        """The next passes write another text, which may be easier to predict than the last one.
+
+        What larger sizes have brought counts as half of all that they can, at least: otherwise a text that nothing
+        predicts, after which they are hardly tried, would slow down many texts behind it.
+        """
+        for size, mean in self._ids_per_row.items():
+            self._ids_per_row[size] = max(mean, size / 2)
+
     def choose(self) -> int:
         """The size of the next pass."""
         self._num_chosen += 1
@@ -53,7 +62,8 @@ class PassSizes:
         if not num_ids:
             return
         weight = WEIGHT_OF_NEWEST if size == self._best else WEIGHT_OF_TRIAL
-        _move(self._seconds, size, seconds, weight)
+        # A single pass that was disturbed has little weight.
+        _move(self._seconds, size, min(seconds, 2 * self._seconds.get(size, seconds)), weight)
         for smaller in self.sizes:
             if smaller <= size:  # it would have brought as many, up to its size
                 mean = sum(min(num, smaller) for num in num_ids) / len(num_ids)
@@ -65,6 +75,6 @@ class PassSizes:
 
 
 def _move(means: dict[int, float], key: int, value: float, weight: float) -> None:
-    """A moving mean, on which a single pass that was disturbed has little weight."""
+    """A moving mean."""
     mean = means.get(key)
-    means[key] = value if mean is None else mean + weight * (min(value, 2 * mean) - mean)
+    means[key] = value if mean is None else mean + weight * (value - mean)

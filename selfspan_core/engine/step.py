@@ -2,7 +2,8 @@
 
 Two kinds: `batch_step.BatchStep` keeps everything that changes in device memory and runs ahead of the host;
 `host_step.HostStep` decides on the host, token by token or draft by draft. Seconds are of the clock that the step
-names: "device" (CUDA events around a step's kernels; the wall clock around the step where there is no CUDA) or "host"
+names: "device" (CUDA events around a step's kernels, and whatever the host does before and behind them that the next
+step has to wait for; the wall clock around the step where there is no CUDA) or "host"
 (the wall clock from the launch to the ids in host memory). The start of a run says which clock its figures are of.
 """
 

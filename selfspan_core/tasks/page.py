@@ -16,7 +16,10 @@ COMPARISONS = [
     ("Plain adapter against span adapter: time to answer", "plain"),
 ]
 DRAFTS_LABEL = "Drafts"
-DRAFTS_INFO = "In both lanes: several likely tokens are checked at once. Same text, less time; drafted text is tinted."
+DRAFTS_INFO = (
+    "In both lanes: several likely tokens are checked at once. Less time for the same text (on a GPU near ties may "
+    "fall the other way); drafted text is tinted."
+)
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ LONGEST_SUMMARIZED = 1900
 
 @dataclass(frozen=True)
 class Text:
-    """Recordings of one kind of input.
+    """Recordings of one kind of input; the first is the most typical one, since it stands alone at batch 1.
 
     Attributes:
         name: like "64 operands".
@@ -53,6 +54,17 @@ def name_of_articles(num_tokens: int) -> str:
     return f"{num_tokens}-token articles"
 
 
+def typical_first(span: list[Recording], plain: list[Recording]) -> tuple[list[Recording], list[Recording]]:
+    """The same recordings, with the pair in front whose lengths are nearest their means."""
+    means = [statistics.fmean(len(one.ids) for one in side) for side in (span, plain)]
+
+    def distance(number: int) -> float:
+        return sum(abs(len(side[number].ids) / mean - 1) for side, mean in zip((span, plain), means, strict=True))
+
+    order = sorted(range(len(span)), key=lambda number: (number != min(range(len(span)), key=distance), number))
+    return [span[number] for number in order], [plain[number] for number in order]
+
+
 def weights_of(adapter: str, device: torch.device) -> DecodeWeights:
     """The shipped base with a shipped adapter, in 16 bits on CUDA."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -70,7 +82,7 @@ def expressions(operands: int, num: int, seed: int, device: torch.device) -> Tex
         requests = [PromptRequest(prompt, annotated) for prompt in prompts]
         shape = BatchShape(min(num, 64), weights.model.max_context, not annotated)
         made[adapter] = record_requests(BatchEngine(weights, tokenizer.markers, shape), requests).recordings
-    return Text(name_of_expressions(operands), made["span"], made["plain"], task.draft_hints(tokenizer))
+    return Text(name_of_expressions(operands), *typical_first(made["span"], made["plain"]), task.draft_hints(tokenizer))
 
 
 def articles(num_tokens: int, num: int, seed: int, tokenizer) -> list[SummarizeProblem]:

@@ -9,7 +9,7 @@ WHAT = (
     "shipped models, drafts proposed, verified and kept inside the captured step. The plain adapter's text is dense, "
     "with and without prompt lookup; the span adapter's text names what it reads, and drafts are copied from there. "
     "Articles are made of the examples' sentences and replayed without the decoding rules of the app, whose work on "
-    "the host is not in these figures; at batch 1 it is one text"
+    "the host is not in these figures; at batch 1 it is the text whose length is nearest the mean"
 )
 HEADER = [
     "shape, text, batch",
@@ -123,8 +123,8 @@ def _app(results: dict, path: str) -> str:
     ]
     intro = f"The app on {where}, asked through its API: the plain adapter dense beside the span adapter self-selected"
     clock = (
-        "Time of the device: what the host does between steps for articles (rules, drafts, waiting) is not in it; "
-        "whole calls, both lanes in turns and the feed included, are in the file as `wall_seconds`"
+        "What the host does between steps for articles (rules, their drafts) is in it; whole calls, both lanes in "
+        "turns and the feed included, are in the file as `wall_seconds`"
     )
     return (
         f"{intro}, prefill included in the time to the answer. {clock}:\n\n{table(header, rows)}{source(results, path)}"
