@@ -2,6 +2,7 @@
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from training.bench import texts
 from training.bench.answer_cells import LANES, AnswerLane, answer_cell, compared
 from training.bench.replay import Recording, Replay
 from training.bench.shapes import Machine
-from training.bench.texts import Text, articles, behind_more, weights_of
+from training.bench.texts import Text, articles, behind_more, typical_first, weights_of
 from training.reports import drafts as report
 
 MACHINE = Machine(torch.device("cpu"), 1e10, 8e9)
@@ -243,3 +244,14 @@ def test_a_port_that_is_taken_is_refused():
         other.listen()
         with pytest.raises(RuntimeError, match="is taken"), bench_app.running_app(other.getsockname()[1]):
             pass
+
+
+def test_the_most_typical_text_comes_first():
+    """Would catch a figure for a single row that rests on a text which is short in one lane by chance, and pairs that
+    come apart."""
+    lengths = [(10, 40), (30, 31), (31, 30), (80, 5), (29, 30)]
+    spans, plains = ([SimpleNamespace(ids=[0] * pair[side]) for pair in lengths] for side in (0, 1))
+    span, plain = typical_first(spans, plains)
+    found = [(len(a.ids), len(b.ids)) for a, b in zip(span, plain, strict=True)]
+    assert found[0] in lengths[1:3] and sorted(found) == sorted(lengths)
+    assert found[1:] == [pair for pair in lengths if pair != found[0]]

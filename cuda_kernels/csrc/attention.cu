@@ -212,8 +212,6 @@ struct OnlineSoftmax {
             }
         }
         leave(tile);
-        // A maximum that no lane has raised, as in most tiles of a long context, leaves the sums as they are.
-        if (IS_WIDE && __ballot_sync(FULL_WARP, rescale[0] != 1.f || rescale[1] != 1.f) == 0) return;
 #pragma unroll
         for (int m = 0; m < ACC_TILES; m++) {
             acc[tile][m][0] *= rescale[0];

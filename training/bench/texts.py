@@ -131,7 +131,7 @@ def summaries(num_tokens: int, num: int, seed: int, device: torch.device) -> Tex
             pairs = zip(recordings, rendered, strict=True)
             recordings = [behind_more(one, more, tokenizer.markers) for one, more in pairs]
         made[adapter] = recordings
-    return Text(name_of_articles(num_tokens), made["span"], made["plain"], task.draft_hints(tokenizer))
+    return Text(name_of_articles(num_tokens), *typical_first(made["span"], made["plain"]), task.draft_hints(tokenizer))
 
 
 def behind_more(recording: Recording, longer: Rendered, markers: Markers) -> Recording:

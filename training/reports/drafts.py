@@ -9,7 +9,7 @@ WHAT = (
     "shipped models, drafts proposed, verified and kept inside the captured step. The plain adapter's text is dense, "
     "with and without prompt lookup; the span adapter's text names what it reads, and drafts are copied from there. "
     "Articles are made of the examples' sentences and replayed without the decoding rules of the app, whose work on "
-    "the host is not in these figures; at batch 1 it is the text whose length is nearest the mean"
+    "the host is not in these figures; at batch 1 it is one text, which may be shorter in one lane than most (see its tokens)"
 )
 HEADER = [
     "shape, text, batch",
@@ -20,6 +20,7 @@ HEADER = [
     "against dense",
     "against lookup",
     "tokens a step",
+    "tokens, plain / span",
 ]
 FULL_HEADER = [*HEADER[:5], "queries a row", "ms a step", "of the floor", *HEADER[5:]]
 BRIEF_BATCHES = (1, 128)
@@ -55,6 +56,7 @@ def _row(shape: str, cell: dict) -> list[str]:
         f"{drafted['plain_dense_over_this']:.2f}x",
         f"{drafted['lookup_over_this']:.2f}x",
         f"{drafted['tokens_per_step']:.1f}",
+        f"{lanes[PLAIN]['tokens']:.0f} / {lanes[SPAN]['tokens']:.0f}",
     ]
 
 
