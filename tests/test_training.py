@@ -23,8 +23,9 @@ from training.evaluation.batch_decode import decode_greedily
 from training.finetune import FinetuneConfig, LoraShape, add_adapter
 from training.loop.folded_lora import fold_lora
 from training.loop.heldout import exact_answers, heldout_loss
-from training.loop.packing import pack, plain_sample
-from training.loop.trainer import LanguageModelLoss, LoopConfig, share_of_step
+from training.loop.loss import LanguageModelLoss
+from training.loop.packing import pack, plain_sample, stack
+from training.loop.trainer import LoopConfig, share_of_step, to_device
 
 pytest_plugins = ["tests.support.training_fixtures"]
 
@@ -170,6 +171,26 @@ def test_heldout_loss_does_not_depend_on_batching(tiny_base):
         module = LanguageModelLoss(model)
         losses = [heldout_loss(module, torch.device("cpu"), rows, micro) for micro in (1, 2, 4)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_the_loss_is_that_of_all_logits(tiny_base):
+    """Would catch a target whose logits are those of another place, or places that only fill up and count."""
+    model = LlamaForCausalLM.from_pretrained(tiny_base)
+    model.set_attn_implementation("sdpa")
+    rng = np.random.default_rng(1)
+    samples = (plain_sample(rng.integers(300, 8000, n), rng.integers(0, 2, n)) for n in (90, 20, 100, 7, 60))
+    batch = to_device(
+        {key: torch.from_numpy(value) for key, value in stack(list(pack(samples, 128, 1, 0))).items()},
+        torch.device("cpu"),
+    )
+    module, found = LanguageModelLoss(model), []
+    for whole in (True, False):
+        model.zero_grad()
+        logits = module.logits(batch["ids"], batch["bounds"]).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, batch["labels"].flatten()) if whole else module(**batch)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_mixture_follows_its_shares_in_tokens():

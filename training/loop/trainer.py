@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from training.loop.masks import attention_implementation, visibility_mask
-from training.loop.packing import IGNORE, MAX_ROW_TOKENS, Sample, pack, stack
+from training.loop.loss import LanguageModelLoss
+from training.loop.masks import attention_implementation
+from training.loop.packing import MAX_ROW_TOKENS, Sample, pack, stack
 
 SampleStream = Callable[[int, int, int], Iterator[Sample]]
 """`stream(seed, shard, num_shards)`: an endless iterator of samples; shards are disjoint or differently seeded."""
@@ -132,35 +132,6 @@ class _Batches(IterableDataset):
             if len(rows) == self._micro_rows:
                 yield {key: torch.from_numpy(value) for key, value in stack(rows).items()}
                 rows = []
-
-
-class LanguageModelLoss(nn.Module):
-    """Mean cross-entropy of a causal LM over the targets of a packed batch.
-
-    Args:
-        model: a transformers causal LM, or a PEFT model around one.
-        compiled: fuse the loss with torch.compile.
-    """
-
-    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
-        super().__init__()
-        self.model = model
-        self._cross_entropy = torch.compile(cross_entropy) if compiled else cross_entropy
-
-    def logits(self, ids: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        """Logits [B, S, vocab] for ids [B, S] under the visibility of bounds [B, S, K, 2]."""
-        causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = causal_lm.model(input_ids=ids, attention_mask=visibility_mask(bounds), use_cache=False)
-        return causal_lm.lm_head(hidden.last_hidden_state)
-
-    def forward(self, ids: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        """Scalar loss; labels [B, S] hold IGNORE where nothing is to be predicted."""
-        return self._cross_entropy(self.logits(ids, bounds), labels)
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over the targets, in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
 
 
 def prepare_model(model: nn.Module, config: LoopConfig, device: torch.device) -> None:
