@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         document["lanes"][name] = {lane: found[name][lane].figures() for lane in LANES if lane in found[name]}
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {out}")
-    widest = max((gap for lanes in found.values() for one in lanes.values() for gap in one.ties), default=0.0)
+    widest = max((abs(gap) for lanes in found.values() for one in lanes.values() for gap in one.ties), default=0.0)
     if widest > MOST_GAP[dtype]:
         raise SystemExit(f"drafts changed a text where the logits are {widest:g} apart: no rounding does that")
 

@@ -9,7 +9,7 @@ WHAT = (
     "shipped models, drafts proposed, verified and kept inside the captured step. The plain adapter's text is dense, "
     "with and without prompt lookup; the span adapter's text names what it reads, and drafts are copied from there. "
     "Articles are made of the examples' sentences and replayed without the decoding rules of the app, whose work on "
-    "the host is not in these figures; at batch 1 it is one text, maybe a short one in one lane: see its tokens"
+    "the host is not in these figures; at batch 1 it is one text, the one whose lengths are nearest the means"
 )
 HEADER = [
     "shape, text, batch",
