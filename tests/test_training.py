@@ -145,6 +145,28 @@ def test_weights_have_a_digest_of_their_own(tmp_path):
     assert digest(tmp_path) != before
 
 
+def test_snapshots_are_adapters_of_their_step(tmp_path, tiny_base, train_here):
+    """Would catch a snapshot of other weights, and training that goes on with what was rounded for the file."""
+    found = {}
+    for name, snapshots in (("with", [1]), ("without", [])):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = write_config(folder, tiny_base, steps=2, workers=0)
+        config = yaml.safe_load(path.read_text())
+        config["loop"]["snapshots"] = snapshots
+        path.write_text(yaml.safe_dump(config))
+        train_here("--config", str(path))
+        found[name] = load_file(folder / "adapter" / "adapter_model.safetensors")
+    first = load_file(tmp_path / "with" / "adapter-step-1" / "adapter_model.safetensors")
+    report = json.loads((tmp_path / "with" / "adapter-step-1" / "training.json").read_text())
+    assert report["tokens"] == 2 * 1024 and first.keys() == found["with"].keys()
+    assert any(not torch.equal(first[key], found["with"][key]) for key in first)
+    torch.testing.assert_close(found["with"], found["without"], rtol=0, atol=0)
+    assert not list((tmp_path / "without").glob("adapter-step-*"))
+    with pytest.raises(ValueError, match="snapshots are steps from 1 to 1"):
+        LoopConfig(steps=2, rows_per_step=1, micro_rows=1, snapshots=(2,))
+
+
 def test_exact_answers_is_what_greedy_decoding_writes(tiny_base, tokenizer):
     """Would catch an off-by-one between teacher forcing and decoding, which would report rates that nobody gets."""
     model = LlamaForCausalLM.from_pretrained(tiny_base).eval()
