@@ -237,7 +237,7 @@ def test_both_forms_in_one_adapter(made, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     config = load_config(tmp_path / "config.yaml", FinetuneConfig)
     tokenizer = SpanTokenizer.load(made / "base")
-    stream, heldout = training_material(config, tokenizer)
+    stream, heldout, learned = training_material(config, tokenizer)
     prompts = [tokenizer.decode(sample.ids[:20].tolist()) for sample in islice(stream(0, 0, 1), 30)]
     assert {"in your own words:" in prompt for prompt in prompts} == {True, False}
     assert set(heldout._samples) <= set(mixture)

@@ -111,7 +111,7 @@ def test_in_training_evaluation_and_report(tmp_path, monkeypatch):
     loop = LoopConfig(row_tokens=512, max_intervals=8, steps=1, rows_per_step=1, micro_rows=1)
     held_out = {"heldout_operands": (2,), "heldout_problems": 2}
     config = FinetuneConfig(str(base), "reverse", True, "out", "run", loop, 1e-3, **held_out)
-    stream, heldout = training_material(config, model.tokenizer)
+    stream, heldout, learned = training_material(config, model.tokenizer)
     assert len(next(stream(0, 0, 1)).ids) and list(heldout._samples) == ["exact/2"]
     monkeypatch.setattr(markdown, "ROOT", tmp_path)
     assert report.blocks()["reverse"]() == "Reversals of the task reverse: not measured yet.\n"

@@ -22,6 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from cuda_kernels.bench.provenance import provenance
+from selfspan_core.models.learned import record_of
 from selfspan_core.models.loading import load_base, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
@@ -204,7 +205,7 @@ def main() -> None:
     try:
         place = place_of_base(config.base)
         tokenizer = SpanTokenizer.load(place)
-        stream, heldout = training_material(config, tokenizer)
+        stream, heldout, learned = training_material(config, tokenizer)
         torch.manual_seed(config.loop.seed)
         base = load_base(place, torch.float32, "sdpa")
         resize_for_tokenizer(base, tokenizer)
@@ -229,6 +230,7 @@ def main() -> None:
         report = {
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             **trainer.report(),
+            **record_of(learned),
             "config": asdict(config),
             **provenance(),
         }

@@ -3,11 +3,11 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.rules import Rules
-from selfspan_core.errors import InputError
+from selfspan_core.errors import InputError, SettingError
 from selfspan_core.params import MAX_NEW_TOKENS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Rendered
@@ -74,6 +74,8 @@ class Option:
         default: the value if none is given.
         label: the option's label on a page.
         help: for the command line.
+        is_learned: whether a value can be asked only of adapters that were trained on it; the default stands for what
+            those learned whose record says nothing of it.
     """
 
     name: str
@@ -81,6 +83,30 @@ class Option:
     default: str
     label: str
     help: str
+    is_learned: bool = False
+
+    def values(self, learned: "Learned") -> tuple[str, ...]:
+        """What can be asked of adapters, the usual value first."""
+        if not self.is_learned:
+            return tuple(self.choices)
+        known = learned.options.get(self.name) or (self.default,)
+        return tuple(
+            sorted((value for value in self.choices if value in known), key=lambda value: value != self.default)
+        )
+
+
+class Learned(Protocol):
+    """What the adapters that answer a request learned (`selfspan_core.models.learned.Learned` is one)."""
+
+    @property
+    def options(self) -> Mapping[str, tuple[str, ...]]:
+        """Option -> the values that they were trained on, for options whose values have to be learned."""
+        ...
+
+    @property
+    def document_tokens(self) -> int | None:
+        """Most tokens of a document in training; None where it is not recorded."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -246,6 +272,10 @@ class Task(Protocol[ProblemT]):
     is_line: bool
     rules_text: str
 
+    def for_model(self, max_context: int, learned: Learned) -> "Task[ProblemT]":
+        """The same task for a model: with its context, and as its adapters learned to be asked."""
+        ...
+
     def clean(self, text: str) -> Cleaned:
         """The text as `parse` reads it best, whatever a user pasted; a text that is clean stays as it is."""
         ...
@@ -291,6 +321,23 @@ class Task(Protocol[ProblemT]):
     def similar(self, problem: ProblemT, seed: int) -> Iterator[ProblemT]:
         """Other problems of about the same size, without end; the same ones for the same seed."""
         ...
+
+
+def require_learned(task: Task[Any], options: Mapping[str, Any], learned: Learned, model: str, others: str) -> None:
+    """Raise SettingError if a request asks for a value of an option that a model's adapters were not trained on.
+
+    Args:
+        options: of the request, by name.
+        model: its name.
+        others: what else could be done, as the end of the message: other models that know it.
+    """
+    for option in task.options:
+        value, known = options.get(option.name), option.values(learned)
+        if value is not None and value not in known:
+            raise SettingError(
+                f"The model {model} has not learned the {option.name} {value!r} for {task.answers}, only "
+                f"{' and '.join(map(repr, known))}. {others}"
+            )
 
 
 def read_pasted(task: Task[ProblemT], text: str, clean: bool) -> tuple[ProblemT, Cleaned]:

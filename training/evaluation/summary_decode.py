@@ -90,6 +90,7 @@ def decode_lane(
                     lane.annotated,
                     setting.copies_only,
                     [ids.tolist() for ids in articles[name].segments],
+                    setting.form,
                 )
                 for name, prompt in zip(chosen, prompts, strict=True)
             ]

@@ -15,41 +15,32 @@ The rules are the same for both lanes. They never choose an id; they only remove
   left that may be named.
 * If `copies_only` is set, in addition: a body's words are those of the segments it reads (in a plain lane, of one of
   the article), in their order; only its first letter may be made large.
+* In the form *rewrite*, in addition: a body has no name and no number that the article does not have, and no
+  REPEATED_WORDS words in a row that the summary already has (`own_words`). Copying is no rule of that form.
 
-No torch here. A captured step could apply these rules, too: a row's state is a handful of numbers, its last ids, a bit
-per name and the ids of the segments read, all of which the device has, and the output is a short list of allowed or
-forbidden ids, once per id.
+No torch here. A captured step could apply most of these rules, too: a row's state is a handful of numbers, its last
+ids, a bit per name and the ids of the segments read, all of which the device has, and the output is a short list of
+allowed or forbidden ids, once per id.
 """
 
 import copy
+import functools
 import re
 from collections.abc import Sequence
 
 from selfspan_core.engine.rules import Limits
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.tasks.base import Tokenizer
-from selfspan_core.tasks.summarize.form import MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
+from selfspan_core.tasks.summarize.form import CUE, MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Form, Length
+from selfspan_core.tasks.summarize.own_words import OwnWords, PieceTables, word_runs
 
 MIN_BODY, MAX_BODY = 5, 160
 NGRAM = 8
 START = 8
-REPEATED_WORDS = 4
 
 _ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*\Z")
 _CLOSING = re.compile(r"[\"'”’)\]]+")
-_WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 _STARTING = re.compile(r"[\s,;:.!?…\"“”)\]]")
-
-
-def words_of(text: str) -> list[str]:
-    """Words in small letters, marks dropped."""
-    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
-
-
-def word_runs(text: str) -> list[tuple[str, ...]]:
-    """Every run of REPEATED_WORDS words."""
-    words = words_of(text)
-    return [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
 
 
 class RuleTables:
@@ -69,13 +60,18 @@ class RuleTables:
         structural = {markers.eos, tokenizer.pad_id, *markers.ids}
         if markers.bos is not None:
             structural.add(markers.bos)
-        pieces = {i: tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i not in structural}
+        self._pieces = pieces = {i: tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i not in structural}
         self.ends = frozenset(i for i, piece in pieces.items() if _ENDING.search(piece))
         self.closes = frozenset(i for i, piece in pieces.items() if _CLOSING.fullmatch(piece))
         self.starts = frozenset(i for i, piece in pieces.items() if _STARTING.match(piece))
         breaks = {i for i, piece in pieces.items() if "\n" in piece}
         self.separator = tokenizer.encode(STEP_SEPARATOR)[-1]
         self.body_banned = tuple(sorted(structural | breaks))
+
+    @functools.cached_property
+    def words(self) -> PieceTables:
+        """For rows in own words, made when the first of them begins."""
+        return PieceTables(self._pieces)
 
 
 class SummaryRules:
@@ -89,6 +85,10 @@ class SummaryRules:
         annotated: whether it is a span lane.
         copies_only: whether words must come from the segments read.
         segments: ids of the article's segments, for a plain lane with `copies_only`.
+        form: of the bodies.
+
+    Raises:
+        ValueError: words that are to be copied, in the form that has its own.
     """
 
     def __init__(
@@ -100,7 +100,10 @@ class SummaryRules:
         annotated: bool,
         copies_only: bool = False,
         segments: Sequence[Sequence[int]] = (),
+        form: Form = "shorten",
     ) -> None:
+        if copies_only and form == "rewrite":
+            raise ValueError("copies_only: in the form rewrite words are the model's own")
         self._tables, self._annotated = tables, annotated
         self._fewest, self._most = MIN_STEPS[length], MAX_STEPS[length]
         # Without the segment's name, which a body does not copy.
@@ -119,6 +122,9 @@ class SummaryRules:
         self._body: list[int] | None = None
         self._header: list[int] | None = None
         self._copy: _Copy | None = None
+        self._own_words: OwnWords | None = None
+        if form == "rewrite":
+            self._own_words = OwnWords(tables.words, tables.tokenizer.decode(self._article).removesuffix(CUE))
 
     @property
     def num_steps(self) -> int:
@@ -214,6 +220,10 @@ class SummaryRules:
         is_whole = is_long and (self._is_ended(body) or self._is_at_open_end(body))
         is_whole = is_whole or (not is_long and self._is_short_source(body))
         banned = (*tables.body_banned, *self._repeated(body))
+        if self._own_words is not None:
+            text, said = tables.tokenizer.decode(body), [tables.tokenizer.decode(other) for other in self._bodies]
+            banned = (*banned, *self._own_words.banned(text), *self._own_words.repeating(text, said))
+            is_whole = is_whole and self._own_words.may_end(text)
         if self._copy is not None:
             allowed = self._copy.allowed(is_long) - set(banned)
             if not allowed:
