@@ -17,7 +17,8 @@ def tables():
 def rules_of(tables, annotated, copies_only=False):
     rendered = Summarize("short").render(RECIPE, tables.tokenizer, annotated, offset=250)
     segments = [tables.tokenizer.encode(f" {sentence}") for sentence in RECIPE.segments]
-    return rendered, SummaryRules(tables, rendered.ids, rendered.prompt, "short", annotated, copies_only, segments)
+    words = "copied" if copies_only else "free"
+    return rendered, SummaryRules(tables, rendered.ids, rendered.prompt, "short", annotated, words, segments)
 
 
 @pytest.mark.parametrize("annotated", [True, False])

@@ -46,10 +46,10 @@ def learned_of(adapter: Path) -> Learned:
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from error
     found = record.get(KEY, {}) if isinstance(record, dict) else None
-    options, tokens = (found.get("options", {}), found.get("document_tokens")) if isinstance(found, dict) else (None, 0)
-    if not _are_options(options) or not (tokens is None or (type(tokens) is int and tokens > 0)):
+    if not isinstance(found, dict) or not _is_in_order(found):
         raise ModelError(f"{file}: '{KEY}' is not of the form that training.finetune writes")
-    return Learned({name: tuple(values) for name, values in options.items()}, tokens)
+    options = {name: tuple(values) for name, values in found.get("options", {}).items()}
+    return Learned(options, found.get("document_tokens"))
 
 
 def record_of(learned: Learned) -> dict[str, Any]:
@@ -76,8 +76,11 @@ def common(several: Iterable[Learned]) -> Learned:
     return Learned({name: values for name, values in options.items() if values}, shortest)
 
 
-def _are_options(options: Any) -> bool:
-    return isinstance(options, dict) and all(
-        isinstance(values, list) and values and all(isinstance(value, str) for value in values)
-        for values in options.values()
+def _is_in_order(found: Mapping[str, Any]) -> bool:
+    options, tokens = found.get("options", {}), found.get("document_tokens")
+    are_lists = isinstance(options, dict) and all(isinstance(values, list) and values for values in options.values())
+    return (
+        are_lists
+        and all(isinstance(value, str) for values in options.values() for value in values)
+        and (tokens is None or (isinstance(tokens, int) and tokens > 0))
     )

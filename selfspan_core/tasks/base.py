@@ -3,11 +3,11 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.rules import Rules
-from selfspan_core.errors import InputError, SettingError
+from selfspan_core.errors import InputError
 from selfspan_core.params import MAX_NEW_TOKENS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Rendered
@@ -255,7 +255,6 @@ class Task(Protocol[ProblemT]):
         max_tokens: the most tokens that a worked example takes, prompt included.
         has_right_answer: whether an answer is right or wrong; a summary, for example, is neither.
         is_line: whether an input is one line of text; otherwise it is a whole text.
-        rules_text: the decoding rules, in a sentence for the user; empty if the model decodes freely.
     """
 
     name: ClassVar[str]
@@ -270,7 +269,11 @@ class Task(Protocol[ProblemT]):
     max_tokens: int
     has_right_answer: bool
     is_line: bool
-    rules_text: str
+
+    @property
+    def rules_text(self) -> str:
+        """The decoding rules, in a sentence for the user; empty if the model decodes freely."""
+        ...
 
     def for_model(self, max_context: int, learned: Learned) -> "Task[ProblemT]":
         """The same task for a model: with its context, and as its adapters learned to be asked."""
@@ -323,21 +326,18 @@ class Task(Protocol[ProblemT]):
         ...
 
 
-def require_learned(task: Task[Any], options: Mapping[str, Any], learned: Learned, model: str, others: str) -> None:
-    """Raise SettingError if a request asks for a value of an option that a model's adapters were not trained on.
+def not_learned(option: Option, value: str, learned: Learned, model: str, others: Sequence[str]) -> str:
+    """The message about a value of an option that a model's adapters were not trained on.
 
     Args:
-        options: of the request, by name.
         model: its name.
-        others: what else could be done, as the end of the message: other models that know it.
+        others: names of models whose adapters were.
     """
-    for option in task.options:
-        value, known = options.get(option.name), option.values(learned)
-        if value is not None and value not in known:
-            raise SettingError(
-                f"The model {model} has not learned the {option.name} {value!r} for {task.answers}, only "
-                f"{' and '.join(map(repr, known))}. {others}"
-            )
+    known = " and ".join(option.values(learned))
+    instead = f"Choose {' or '.join(others)} for that, or leave" if others else "Leave"
+    return (
+        f"The model {model} has not learned the {option.name} {value}, only {known}. {instead} the {option.name} out."
+    )
 
 
 def read_pasted(task: Task[ProblemT], text: str, clean: bool) -> tuple[ProblemT, Cleaned]:

@@ -27,12 +27,12 @@ _MAX_TAIL = 80
 _SMALL = "small"
 """Stands for any word in small letters: they are all alike, unless one of the article's begins so and goes on large."""
 _OPENERS = (
-    "a about according after all although an and another any are as at because before both but by can despite do does "
-    "during each early even every few first following for four from had has have he her here hers his how however i if "
-    "in is it its just last later many more most much nearly neither new next no nobody none not nothing now of on once "
-    "one only or other others our over people police several she since so some such ten than that the their then there "
-    "these they this those though three to today tomorrow two under until was we were what when where whether which "
-    "while who why will with without would yesterday you your"
+    "a about according after all although an and another any are as at because before both but by can despite do "
+    "does during each early even every few first following for four from had has have he her here hers his how "
+    "however i if in is it its just last later many more most much nearly neither new next no nobody none not "
+    "nothing now of on once one only or other others our over people police several she since so some such ten than "
+    "that the their then there these they this those though three to today tomorrow two under until was we were "
+    "what when where whether which while who why will with without would yesterday you your"
 )
 
 
@@ -143,11 +143,10 @@ class OwnWords:
             self._banned[key] = tuple(self._find(*key))
         return self._banned[key]
 
-    def _find(self, unit: str, unit_begins: bool, next_begins: bool) -> Iterable[int]:
-        tables, found = self._tables, set()
-        for behind in tables.behind:
-            if not self._allows(behind, next_begins):
-                found.add(behind.token)
+    def _find(self, unit: str, unit_begins: bool, next_begins: bool) -> set[int]:
+        tables = self._tables
+        found: set[int] = set()
+        found.update(behind.token for behind in tables.behind if not self._allows(behind, next_begins))
         if not self._is_whole(unit, unit_begins):
             found.update(tables.boundaries)
             for mark, tokens in tables.marks.items():
@@ -160,11 +159,11 @@ class OwnWords:
             found.update(tables.checked_leads)
             return found
         for group, is_open in ((tables.whole, True), (tables.closed, False)):
-            for lead, tokens in group.items():
+            for lead, ids in group.items():
                 joined = unit + lead if unit == stem or lead[0].isdigit() else lead
                 fits = self._is_begun(joined, begins) if is_open else self._is_whole(joined, begins)
                 if not fits or (joined == lead and not self._is_whole(unit, unit_begins)):
-                    found.update(tokens)
+                    found.update(ids)
         return found
 
     def _allows(self, behind: _Behind, next_begins: bool) -> bool:

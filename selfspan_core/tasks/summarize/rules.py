@@ -13,10 +13,10 @@ The rules are the same for both lanes. They never choose an id; they only remove
   with: no loops, no sentence twice.
 * A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the requested length; fewer if no segment is
   left that may be named.
-* If `copies_only` is set, in addition: a body's words are those of the segments it reads (in a plain lane, of one of
-  the article), in their order; only its first letter may be made large.
-* In the form *rewrite*, in addition: a body has no name and no number that the article does not have, and no
-  REPEATED_WORDS words in a row that the summary already has (`own_words`). Copying is no rule of that form.
+* If words are to be "copied", in addition: a body's words are those of the segments it reads (in a plain lane, of one
+  of the article), in their order; only its first letter may be made large.
+* If words are the model's "own", as in the form *rewrite*, in addition: a body has no name and no number that the
+  article does not have, and no REPEATED_WORDS words in a row that the summary already has (`own_words`).
 
 No torch here. A captured step could apply most of these rules, too: a row's state is a handful of numbers, its last
 ids, a bit per name and the ids of the segments read, all of which the device has, and the output is a short list of
@@ -27,13 +27,16 @@ import copy
 import functools
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from selfspan_core.engine.rules import Limits
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.tasks.base import Tokenizer
-from selfspan_core.tasks.summarize.form import CUE, MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Form, Length
+from selfspan_core.tasks.summarize.form import CUE, MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
 from selfspan_core.tasks.summarize.own_words import OwnWords, PieceTables, word_runs
 
+Words = Literal["free", "copied", "own"]
+"""What bodies are made of; "free" leaves it to the model."""
 MIN_BODY, MAX_BODY = 5, 160
 NGRAM = 8
 START = 8
@@ -83,12 +86,8 @@ class SummaryRules:
         layout: positions of its segments; without names for a plain lane, whose segments then are `segments`.
         length: of the summary.
         annotated: whether it is a span lane.
-        copies_only: whether words must come from the segments read.
-        segments: ids of the article's segments, for a plain lane with `copies_only`.
-        form: of the bodies.
-
-    Raises:
-        ValueError: words that are to be copied, in the form that has its own.
+        words: what bodies are made of.
+        segments: ids of the article's segments, for a plain lane that is to copy.
     """
 
     def __init__(
@@ -98,12 +97,9 @@ class SummaryRules:
         layout: PromptLayout,
         length: Length,
         annotated: bool,
-        copies_only: bool = False,
+        words: Words = "free",
         segments: Sequence[Sequence[int]] = (),
-        form: Form = "shorten",
     ) -> None:
-        if copies_only and form == "rewrite":
-            raise ValueError("copies_only: in the form rewrite words are the model's own")
         self._tables, self._annotated = tables, annotated
         self._fewest, self._most = MIN_STEPS[length], MAX_STEPS[length]
         # Without the segment's name, which a body does not copy.
@@ -111,7 +107,7 @@ class SummaryRules:
         self._fresh = self._fresh_names(list(layout.segments))
         self._plain_sources = [list(ids) for ids in segments]
         self._article = tuple(prompt[layout.scaffold_end :])
-        self._copies_only = copies_only
+        self._copies_only = words == "copied"
         # Whole sentences; in a text without any, all segments.
         whole = [name for name, ids in self._segments.items() if self._is_ended(ids)]
         self._unread = dict.fromkeys(whole or self._segments)
@@ -123,7 +119,7 @@ class SummaryRules:
         self._header: list[int] | None = None
         self._copy: _Copy | None = None
         self._own_words: OwnWords | None = None
-        if form == "rewrite":
+        if words == "own":
             self._own_words = OwnWords(tables.words, tables.tokenizer.decode(self._article).removesuffix(CUE))
 
     @property

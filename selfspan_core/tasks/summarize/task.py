@@ -47,7 +47,7 @@ from selfspan_core.tasks.summarize.form import (
     Form,
     Length,
 )
-from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
+from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules, Words
 
 LENGTH = Option(
     "length",
@@ -190,7 +190,7 @@ class Summarize:
     def for_model(self, max_context: int, learned: Learned) -> "Summarize":
         """The same task with a model's context, in a form that its adapters learned.
 
-        A form that was asked for is kept, whether it was learned or not; `tasks.base.require_learned` asks that.
+        A form that was asked for is kept, whether it was learned or not; sessions ask that before.
         """
         forms = FORM.values(learned)
         other = copy.copy(self)
@@ -296,7 +296,8 @@ class Summarize:
         # All lanes, and the warm-up, share the tables, which depend on the tokenizer only.
         if self._tables is None or self._tables.tokenizer is not tokenizer:
             self._tables = RuleTables(tokenizer)
-        return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated, form=self.form)
+        words: Words = "own" if self.form == "rewrite" else "free"
+        return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated, words)
 
     def caution(self, problem: SummarizeProblem, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
         """A warning about an article longer than those in training, in whose middle a small model finds little."""
