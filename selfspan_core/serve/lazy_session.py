@@ -23,7 +23,7 @@ def public(error: Exception | str) -> str:
 
 
 def shipped_tasks(model: ModelSpec | None = None) -> tuple[str, ...]:
-    """Tasks whose adapters a model has, or their usual ones; at least the first task, whose runs report what is missing.
+    """Tasks whose adapters are there; at least the first task, whose runs then report what is missing.
 
     Args:
         model: of all tasks; None: the usual one of each.

@@ -103,7 +103,8 @@ class Controls:
     def _asked(self, model: str | None) -> list[Option]:
         """The options of which there is a choice with a model."""
         options = [option for option in self.task.options if option.name in self.settings]
-        return [one for one in options if model not in self.models or len(one.values(self.models[model])) > 1]
+        learned = self.models.get(model) if model is not None else None
+        return [one for one in options if learned is None or len(one.values(learned)) > 1]
 
 
 def controls(task: Task, models: Mapping[str, Learned] | None = None) -> Controls:
