@@ -201,7 +201,7 @@ def _package(path: Path) -> ModuleType:
     try:
         return importlib.import_module("gguf")
     except ImportError as error:
-        raise ModelUnavailable(f"{path} is a GGUF file, which the package gguf reads: pip install gguf") from error
+        raise ModelUnavailable(f"{path.name} is a GGUF file, which the package gguf reads: pip install gguf") from error
 
 
 def _llama3_factors(rotary_dim: int, rope: dict[str, Any]) -> np.ndarray:

@@ -24,7 +24,8 @@ _SENTENCE_START = re.compile(r"(?:\A|[.!?…:][\"'”’)\]]*|[\"“‘'(\[])\s*
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 _MAX_TAIL = 80
-_SMALL = "small"
+_NUMBER_MARKS = ".,:"
+_SMALL = "\0"
 """Stands for any word in small letters: they are all alike, unless one of the article's begins so and goes on large."""
 _OPENERS = (
     "a about according after all although an and another any are as at because before both but by can despite do "
@@ -71,32 +72,45 @@ class PieceTables:
 
     Args:
         pieces: id -> text.
+
+    Attributes:
+        by_text: text in small letters -> ids.
+        whole, closed: of ids whose text begins with letters or digits, these -> ids: the whole text is of them, or not.
+            Twice: as they are, and in small letters.
+        leads, checked_leads: all of these ids, and those that look like a name or a number.
+        boundaries: the other ids.
+        incomplete: ids of parts of a character, which stand in none of the above.
+        behind: what ids have behind their first boundary, where it is to be judged.
     """
 
     def __init__(self, pieces: Mapping[int, str]) -> None:
-        by_text: dict[str, list[int]] = defaultdict(list)
-        whole: dict[str, list[int]] = defaultdict(list)
-        closed: dict[str, list[int]] = defaultdict(list)
+        self.by_text: dict[str, list[int]] = defaultdict(list)
+        self.whole, self.closed = (
+            {is_small: defaultdict[str, list[int]](list) for is_small in (False, True)} for _ in range(2)
+        )
+        self.leads, self.checked_leads, self.boundaries = set[int](), set[int](), set[int]()
+        self.incomplete = set[int]()
         self.behind: list[_Behind] = []
-        boundaries = []
         for token, piece in pieces.items():
-            if not piece or _INCOMPLETE in piece:  # a character in parts is judged when it is whole
+            if not piece:
                 continue
-            by_text[piece.lower()].append(token)
+            if _INCOMPLETE in piece:
+                self.incomplete.add(token)
+                continue
+            self.by_text[piece.lower()].append(token)
             lead = _LEAD.match(piece).group()  # type: ignore[union-attr]
-            if not lead:
-                boundaries.append(token)
+            if lead:
+                group = self.whole if lead == piece else self.closed
+                group[False][lead].append(token)
+                group[True][lead.lower()].append(token)
+                self.leads.add(token)
+                if is_checked(lead):
+                    self.checked_leads.add(token)
             else:
-                (whole if lead == piece else closed)[lead].append(token)
+                self.boundaries.add(token)
             found = _behind(token, piece, len(lead))
             if found.units:
                 self.behind.append(found)
-        self.by_text = {text: tuple(tokens) for text, tokens in by_text.items()}
-        self.whole, self.closed, self.boundaries = dict(whole), dict(closed), tuple(boundaries)
-        self.marks = {mark: self.by_text.get(mark, ()) for mark in ".,:"}
-        self.checked_leads = tuple(
-            token for group in (whole, closed) for lead, tokens in group.items() if is_checked(lead) for token in tokens
-        )
 
 
 def _behind(token: int, piece: str, start: int) -> _Behind:
@@ -121,17 +135,19 @@ class OwnWords:
     def __init__(self, tables: PieceTables, article: str) -> None:
         self._tables = tables
         units = set(_UNIT.findall(article))
-        small = {unit.lower() for unit in units} | set(_OPENERS.split())
-        self._whole = {False: units, True: small}
+        checked = set(filter(is_checked, units))
+        # By whether a unit begins a sentence.
+        self._whole = {False: checked, True: {unit.lower() for unit in units} | set(_OPENERS.split())}
         self._begun = {begins: _prefixes(known) for begins, known in self._whole.items()}
         # Beginnings in small letters of what goes on with a capital letter or a digit, as "iPhone" does.
-        self._small_begun = {start for start in _prefixes(filter(is_checked, units)) if not is_checked(start)}
+        self._small_begun = {start for start in self._begun[False] if not is_checked(start)}
         self._banned: dict[tuple[str, bool, bool], tuple[int, ...]] = {}
+        self._behind: dict[bool, set[int]] = {}
 
     def may_end(self, text: str) -> bool:
         """Whether a body that came so far ends in no half name."""
         unit, begins = _open_unit(text)
-        return self._is_whole(unit, begins)
+        return self._is_whole(unit, begins) or not self._is_begun(unit, begins)
 
     def banned(self, text: str) -> tuple[int, ...]:
         """Ids that would make a name or number that the article does not have, behind so much of a body."""
@@ -145,26 +161,41 @@ class OwnWords:
 
     def _find(self, unit: str, unit_begins: bool, next_begins: bool) -> set[int]:
         tables = self._tables
-        found: set[int] = set()
-        found.update(behind.token for behind in tables.behind if not self._allows(behind, next_begins))
-        if not self._is_whole(unit, unit_begins):
-            found.update(tables.boundaries)
-            for mark, tokens in tables.marks.items():
-                if unit[-1:].isdigit() and unit + mark in self._begun[unit_begins]:
-                    found.difference_update(tokens)
-        # A mark behind a digit belongs to the number only if a digit follows.
-        stem = unit.rstrip(".,:")
-        begins = unit_begins if unit and unit == stem else next_begins
-        if unit == _SMALL:
-            found.update(tables.checked_leads)
+        if next_begins not in self._behind:
+            unfit = (one.token for one in tables.behind if not self._allows(one, next_begins))
+            self._behind[next_begins] = set(unfit)
+        # What came in parts of characters is judged too late: it may end.
+        is_whole = self._is_whole(unit, unit_begins) or not self._is_begun(unit, unit_begins)
+        fitting = self._leads(unit, unit_begins if unit else next_begins)
+        if unit[-1:] in _NUMBER_MARKS and is_whole:  # a digit goes on with the number, a letter begins a word
+            fitting |= self._leads("", next_begins)
+        if is_whole and not (is_checked(unit) and unit[-1].isalnum()):
+            return self._behind[next_begins] | (tables.checked_leads - fitting)
+        found = self._behind[next_begins] | (tables.leads - fitting)
+        if is_whole:
             return found
-        for group, is_open in ((tables.whole, True), (tables.closed, False)):
-            for lead, ids in group.items():
-                joined = unit + lead if unit == stem or lead[0].isdigit() else lead
-                fits = self._is_begun(joined, begins) if is_open else self._is_whole(joined, begins)
-                if not fits or (joined == lead and not self._is_whole(unit, unit_begins)):
-                    found.update(ids)
+        if not self._goes_on_beyond_ascii(unit, unit_begins):
+            found |= tables.incomplete
+        marks = (mark for mark in _NUMBER_MARKS if unit[-1].isdigit() and self._is_begun(unit + mark, unit_begins))
+        return found | (tables.boundaries - {token for mark in marks for token in tables.by_text[mark]})
+
+    def _leads(self, unit: str, begins: bool) -> set[int]:
+        """Ids whose first letters and digits make a unit go on as one of the article's does."""
+        start, found = unit.lower() if begins else unit, set[int]()
+        whole, closed = self._tables.whole[begins], self._tables.closed[begins]
+        for known in self._whole[begins]:
+            if known.startswith(start):
+                rest = known[len(start) :]
+                found.update(closed.get(rest, ()))
+                for end in range(1, len(rest) + 1):
+                    found.update(whole.get(rest[:end], ()))
         return found
+
+    def _goes_on_beyond_ascii(self, unit: str, begins: bool) -> bool:
+        start = unit.lower() if begins else unit
+        return any(
+            known.startswith(start) and not known[len(start)].isascii() for known in self._whole[begins] - {start}
+        )
 
     def _allows(self, behind: _Behind, next_begins: bool) -> bool:
         for place, (unit, begins) in enumerate(behind.units):
@@ -175,7 +206,7 @@ class OwnWords:
         return True
 
     def _is_whole(self, unit: str, begins: bool) -> bool:
-        unit = unit.rstrip(".,:")
+        unit = unit.rstrip(_NUMBER_MARKS)
         return not is_checked(unit) or (unit.lower() if begins else unit) in self._whole[begins]
 
     def _is_begun(self, unit: str, begins: bool) -> bool:
@@ -185,17 +216,17 @@ class OwnWords:
         """Ids that would complete four words in a row which one of the texts `said` has, or `text` itself."""
         words, (unit, _) = words_of(text), _open_unit(text)
         is_open = bool(unit) and unit[-1].isalnum()
-        begun = words.pop() if is_open and words else ""
-        before = tuple(words[1 - REPEATED_WORDS :])
-        if len(before) < REPEATED_WORDS - 1:
-            return ()
+        # The last word may go on, or the next one begin behind it.
+        ways = [(words, "", (" ",) if is_open else (" ", ""))]
+        if is_open and words:
+            ways.append((words[:-1], words[-1], ("",)))
+        runs = [run for other in (*said, text) for run in word_runs(other)]
         found: list[int] = []
-        for other in (*said, text):
-            for run in word_runs(other):
-                if run[:-1] == before and run[-1].startswith(begun) and run[-1] != begun:
-                    rest = run[-1][len(begun) :]
-                    forms = (rest,) if begun else (f" {rest}", rest)
-                    found += [token for form in forms for token in self._tables.by_text.get(form, ())]
+        for before, begun, openings in ways:
+            last = tuple(before[1 - REPEATED_WORDS :])
+            rests = {run[-1][len(begun) :] for run in runs if run[:-1] == last and run[-1].startswith(begun)} - {""}
+            for form in (opening + rest for opening in openings for rest in rests):
+                found += self._tables.by_text.get(form, ())
         return tuple(found)
 
 
