@@ -21,6 +21,7 @@ from selfspan_core.tasks.registry import TASKS, get_task
 from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS
 from selfspan_core.tasks.summarize.task import FORM
 from tests.support.asking import compare, prepare
+from tests.support.registered import only_the_default
 from tests.support.tiny_gguf import tiny_model, write
 from tests.support.tiny_models import record_learned, save_tiny
 
@@ -28,6 +29,12 @@ ARTICLE = get_task("summarize").examples[0]
 BOTH = Learned({"form": ("shorten", "rewrite")}, 3000)
 LANES = ("summarize-span", "summarize-plain")
 YEARS = [f"In the year {year} the town of Ellmoor had {year * 7} inhabitants." for year in range(1700, 2000)]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """What else ships is not asked."""
+    only_the_default(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +268,9 @@ def test_the_command_line_says_which_model_answers(preferred, monkeypatch, capsy
     assert json.loads(captured.out)["answer"]
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(ARTICLE.encode()), isatty=lambda: False))
     assert cli.main([*words, "--form", "rewrite"]) == cli.EXIT_BAD_INPUT
-    assert f"error: The model {DEFAULT_MODEL} has not learned the form rewrite, only shorten." in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: The model {DEFAULT_MODEL} has not learned the form rewrite, only shorten.")
+    assert "tiny, the usual model for this, is not here" in line
 
 
 def test_a_server_warms_the_usual_models_up(preferred, caplog):

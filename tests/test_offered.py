@@ -9,6 +9,7 @@ from selfspan_core.models.learned import Learned
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, AdaptersIn, Folder, ModelSpec
 from selfspan_core.tasks.registry import get_task
 from tests.support.fake_session import FakeSession
+from tests.support.registered import only_the_default
 from tests.support.tiny_models import record_learned
 
 ARTICLE = get_task("summarize").examples[0]
@@ -20,6 +21,7 @@ BOTH = Learned({"form": ("shorten", "rewrite")}, 7500)
 @pytest.fixture
 def two(tmp_path, monkeypatch):
     """A model "both" whose adapters learned both forms is the usual one for summaries; no weights."""
+    only_the_default(monkeypatch)
     for name in LANES:
         (tmp_path / name).mkdir()
     record_learned(tmp_path, BOTH, *LANES)
@@ -77,8 +79,7 @@ def test_the_forms_of_the_chosen_model(two, articles):
 @pytest.mark.browser
 def test_a_model_of_one_form_has_no_choice_of_it(articles, monkeypatch):
     """Would catch a control with nothing to choose, where nobody learned a second form."""
-    monkeypatch.setattr(registry, "PREFERRED", {})
-    monkeypatch.delitem(MODELS, "smollm2-135m")
+    only_the_default(monkeypatch)
     session = FakeSession(dense=2000, sparse=2000)
     tab = articles(session)
     assert tab.page.locator("#form-article").count() == 0

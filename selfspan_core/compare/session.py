@@ -122,7 +122,7 @@ class Session:
         problem, cleaned = read_pasted(task, request.text, request.clean)
         chosen = self._models.choose(task.name, request.model)
         specs = lane_specs(request.attention, request.adapter, chosen.spec.name)
-        learned = self._learned(task, request, specs)
+        learned = self._learned(task, request, specs, chosen.notice)
         engines = [self._models.engine(task.name, spec.adapter, spec.model) for spec in specs]
         context = min(engine.model.max_context for engine in engines)
         task = task.for_model(context, learned)
@@ -140,8 +140,12 @@ class Session:
         most = min(task.max_tokens, MAX_NEW_TOKENS) if most is None else most
         return PreparedRun(request, task, problem, tuple(lanes), self._models.impl, most, cleaned, chosen.notice)
 
-    def _learned(self, task: Task, request: Request, specs: Sequence[LaneSpec]) -> Learned:
-        """What the adapters of all lanes learned. Raises SettingError where the request asks for anything else."""
+    def _learned(self, task: Task, request: Request, specs: Sequence[LaneSpec], notice: str) -> Learned:
+        """What the adapters of all lanes learned.
+
+        Raises:
+            SettingError: the request asks for anything else; `notice` is told then, too.
+        """
         model = specs[0].model
         adapters = dict.fromkeys(spec.adapter for spec in specs)
         learned = common(self._models.learned(task.name, adapter, model) for adapter in adapters)
@@ -149,7 +153,8 @@ class Session:
             value = request.options.get(option.name)
             if value is not None and value not in option.values(learned):
                 others = [name for name in models_that_learned(task.name, option.name, value) if name != model]
-                raise SettingError(not_learned(option, value, learned, model, others))
+                reason = not_learned(option, value, learned, model, others)
+                raise SettingError(f"{reason} {notice}" if notice else reason)
         return learned
 
     def stream(self, run: PreparedRun, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
