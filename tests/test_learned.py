@@ -132,7 +132,7 @@ def test_a_form_that_was_not_learned(session, adapters, monkeypatch, recorded):
     assert "has not learned the form rewrite, only shorten. Leave the form out." in message
     monkeypatch.setitem(MODELS, "both", ModelSpec("both", Folder(adapters), AdaptersIn(adapters)))
     monkeypatch.setattr(ModelSpec, "learned", lambda spec, task: BOTH if spec.name == "both" else Learned())
-    with pytest.raises(SettingError, match="only shorten. Choose both for that, or leave the form out"):
+    with pytest.raises(SettingError, match=r"only shorten\. Choose both for that, or leave the form out"):
         prepare(session, "summarize", ARTICLE, adapter="plain", form="rewrite")
 
 
