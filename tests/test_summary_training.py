@@ -12,7 +12,7 @@ import yaml
 
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
-from selfspan_core.models.learned import Learned
+from selfspan_core.models.learned import Learned, learned_of
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.examples import EXAMPLES
@@ -125,6 +125,8 @@ def test_adapters_train_from_packed_data_alone(made, trained, annotated, form):
     assert report["config"]["task"] == "summarize" and report["tokens"] == 2 * 1024
     expected = {"exact_step", "first_read", "loss"} if annotated else {"exact_step", "loss"}
     assert {name.partition("/")[0] for name in report["heldout"]} <= expected
+    learned = learned_of(folder / "adapter")
+    assert learned.options == {"form": (form,)} and 0 < learned.document_tokens <= 1024
     merged = SpanModel.load(made / "base", folder / "adapter", "cpu", torch.float32)
     assert merged.max_context == 2048
 
