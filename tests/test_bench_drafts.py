@@ -2,6 +2,7 @@
 
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -92,6 +93,12 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
     assert set(drafted["sizes"]) == {"1", "4", "8", "16"} and drafted["sizes"]["16"]["tokens_per_step"] > 1
     assert plain["plain_dense_over_this"] == 1
     assert drafted["plain_dense_over_this"] == pytest.approx(plain["seconds_to_answer"] / drafted["seconds_to_answer"])
+    assert "auto" not in cell
+    text_alone = Text("3 operands", [recording(1)], [recording(4)], HINTS)
+    auto = answer_cell(weights, MARKERS, MACHINE, text_alone, 1, 4, with_auto=True)["auto"]
+    assert auto["seconds_to_answer"] > 0 and auto["undrafted_over_this"] > 0
+    assert 1 <= auto["steps"] < len(recording(1).ids)  # drafts were taken
+    cell["auto"] = auto
     small = answer_cell(weights, MARKERS, Machine(torch.device("cpu"), 1e10, 5e9), text, 10**9, 4)
     assert "do not fit" in small["unavailable"]
     origin = {"machine": {"gpu": "some GPU"}, "commit": "abc", "dirty": False, "command": "python -m x"}
@@ -108,6 +115,7 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "read_all", files.__getitem__)
     whole = report.drafts()
     assert "| tiny, 3 operands, batch 2 |" in whole and "Do not fit: tiny, 3 operands, 9." in whole
+    assert f"{auto['undrafted_over_this']:.2f}x |" in whole
     assert "| articles, span sparse | 5 | 100 | 40 | 1 | 0.125 |" in whole
     assert "| articles, short, drafts auto | 2,000 | 2,000 | 50 | 50 | 1.00x | 0 of 3 |" in whole
     monkeypatch.setattr(report, "BRIEF_TEXTS", ("3 operands",))
@@ -203,6 +211,36 @@ def test_the_check_finds_a_text_that_drafts_changed(monkeypatch):
     assert right.figures()["answers_that_drafts_changed"] == 1 and right.answers == 4
 
 
+def test_the_check_finds_a_text_that_is_cut_short(monkeypatch):
+    """Would catch a check that takes a text's beginning for the text."""
+    side = check_drafts.Side(get_task("arithmetic"), "span sparse", torch.device("cpu"), 1)
+    decode = side.texts
+
+    def cut(problems, drafts):
+        found, accepted = decode(problems, drafts)
+        return [ids if drafts == "off" else ids[:-3] for ids in found], accepted
+
+    monkeypatch.setattr(side, "texts", cut)
+    with pytest.raises(RuntimeError, match="the same up to there"):
+        check_drafts.compare(side, [get_task("arithmetic").parse("7+5*3")])
+
+
+@pytest.mark.parametrize(("gap", "fails"), [(0.01, True), (0.0, False)])
+def test_a_gap_that_no_rounding_explains_fails_the_check(gap, fails, tmp_path, monkeypatch):
+    """Would catch a check whose exit status says nothing, or that keeps no figures when it fails."""
+    found = check_drafts.Compared(1, 10, 5, [gap], 1.0)
+    monkeypatch.setattr(check_drafts, "compare_part", lambda *_: found)
+    monkeypatch.setattr(check_drafts, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    out = tmp_path / "lossless.json"
+    argv = ["--device", "cpu", "--expressions", "1", "--articles", "0", "--lanes", "span sparse", "--out", str(out)]
+    if fails:
+        with pytest.raises(SystemExit, match=r"0\.01 apart"):
+            check_drafts.main(argv)
+    else:
+        check_drafts.main(argv)
+    assert json.loads(out.read_text())["lanes"]["expressions"]["span sparse"]["ties"] == [gap]
+
+
 def test_rates_of_the_app_are_over_all_tokens():
     """Would catch a mean of rates, in which a short answer counts as much as a long one."""
     calls = [
@@ -235,6 +273,9 @@ def test_arguments(argv, message, capsys):
         with pytest.raises(SystemExit):
             module.main(["--out", "/nowhere/at/all.json"])
         assert "lies in none" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench_app.main(["--port", "99999"])
+    assert "--port: 1 to 65535" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_refused():

@@ -23,8 +23,9 @@ from training.evaluation.batch_decode import decode_greedily
 from training.finetune import FinetuneConfig, LoraShape, add_adapter
 from training.loop.folded_lora import fold_lora
 from training.loop.heldout import exact_answers, heldout_loss
-from training.loop.packing import pack, plain_sample
-from training.loop.trainer import LanguageModelLoss, LoopConfig, share_of_step
+from training.loop.loss import LanguageModelLoss
+from training.loop.packing import pack, plain_sample, stack
+from training.loop.trainer import LoopConfig, share_of_step, to_device
 
 pytest_plugins = ["tests.support.training_fixtures"]
 
@@ -144,6 +145,28 @@ def test_weights_have_a_digest_of_their_own(tmp_path):
     assert digest(tmp_path) != before
 
 
+def test_snapshots_are_adapters_of_their_step(tmp_path, tiny_base, train_here):
+    """Would catch a snapshot of other weights, and training that goes on with what was rounded for the file."""
+    found = {}
+    for name, snapshots in (("with", [1]), ("without", [])):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = write_config(folder, tiny_base, steps=2, workers=0)
+        config = yaml.safe_load(path.read_text())
+        config["loop"]["snapshots"] = snapshots
+        path.write_text(yaml.safe_dump(config))
+        train_here("--config", str(path))
+        found[name] = load_file(folder / "adapter" / "adapter_model.safetensors")
+    first = load_file(tmp_path / "with" / "adapter-step-1" / "adapter_model.safetensors")
+    report = json.loads((tmp_path / "with" / "adapter-step-1" / "training.json").read_text())
+    assert report["tokens"] == 2 * 1024 and first.keys() == found["with"].keys()
+    assert any(not torch.equal(first[key], found["with"][key]) for key in first)
+    torch.testing.assert_close(found["with"], found["without"], rtol=0, atol=0)
+    assert not list((tmp_path / "without").glob("adapter-step-*"))
+    with pytest.raises(ValueError, match="snapshots are steps from 1 to 1"):
+        LoopConfig(steps=2, rows_per_step=1, micro_rows=1, snapshots=(2,))
+
+
 def test_exact_answers_is_what_greedy_decoding_writes(tiny_base, tokenizer):
     """Would catch an off-by-one between teacher forcing and decoding, which would report rates that nobody gets."""
     model = LlamaForCausalLM.from_pretrained(tiny_base).eval()
@@ -170,6 +193,26 @@ def test_heldout_loss_does_not_depend_on_batching(tiny_base):
         module = LanguageModelLoss(model)
         losses = [heldout_loss(module, torch.device("cpu"), rows, micro) for micro in (1, 2, 4)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_the_loss_is_that_of_all_logits(tiny_base):
+    """Would catch a target whose logits are those of another place, or places that only fill up and count."""
+    model = LlamaForCausalLM.from_pretrained(tiny_base)
+    model.set_attn_implementation("sdpa")
+    rng = np.random.default_rng(1)
+    samples = (plain_sample(rng.integers(300, 8000, n), rng.integers(0, 2, n)) for n in (90, 20, 100, 7, 60))
+    batch = to_device(
+        {key: torch.from_numpy(value) for key, value in stack(list(pack(samples, 128, 1, 0))).items()},
+        torch.device("cpu"),
+    )
+    module, found = LanguageModelLoss(model), []
+    for whole in (True, False):
+        model.zero_grad()
+        logits = module.logits(batch["ids"], batch["bounds"]).flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, batch["labels"].flatten()) if whole else module(**batch)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 def test_mixture_follows_its_shares_in_tokens():

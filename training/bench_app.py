@@ -28,6 +28,7 @@ from selfspan_core.tasks.registry import get_task
 from training.bench.results import check_out, count, name_of_gpu
 
 START_SECONDS = 300
+MAX_PORT = 65535
 OPERANDS = (24, 48)
 SEED = 2024
 
@@ -140,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--out", type=Path, help="default: assets/results/app_<device>.json")
     arguments = parser.parse_args(argv)
+    if not 1 <= arguments.port <= MAX_PORT:
+        parser.error(f"--port: 1 to {MAX_PORT}")
     check_out(parser, arguments.out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out = arguments.out or Path("assets/results") / f"app_{name_of_gpu(device)}.json"

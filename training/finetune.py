@@ -6,6 +6,7 @@ header names. Saves safetensors in bfloat16.
 """
 
 import argparse
+import functools
 import json
 import sys
 from dataclasses import asdict, dataclass, field
@@ -64,7 +65,8 @@ class FinetuneConfig:
         annotated: True for steps with markers and the span mask, False for the same text without either.
         fold_lora: compute each layer as one product (`training.loop.folded_lora`); quicker for a small base, not for a
             large one, whose weights it would copy in every step.
-        output: adapter folder; run: folder of metrics and checkpoints.
+        output: adapter folder, and with `-step-N` behind it those of `loop.snapshots`; run: folder of metrics and
+            checkpoints.
         mask_off_share: share of the examples that a span adapter sees without the span mask, so that it also answers
             with the mask off (what the app compares it with).
         more_differences: train on three times as many differences whose leading digits cancel
@@ -180,16 +182,27 @@ def optimizers(model: nn.Module, config: FinetuneConfig) -> list[torch.optim.Opt
     return [torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def save_adapter(model: PeftModel, config: FinetuneConfig, report: dict) -> None:
-    """Write the adapter in bfloat16 and the report."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
-    model.save_pretrained(config.output, safe_serialization=True, save_embedding_layers=False)
+def save_adapter(model: PeftModel, folder: str, report: dict) -> None:
+    """Write an adapter in bfloat16 and the report of its training; the model stays as it is."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    exact = [parameter.data for parameter in trained]
+    for parameter in trained:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    for parameter, values in zip(trained, exact, strict=True):
+        parameter.data = values
     # PEFT writes a template card; the project's own model card says what there is to say.
-    (Path(config.output) / "README.md").unlink(missing_ok=True)
+    (Path(folder) / "README.md").unlink(missing_ok=True)
     text = json.dumps(report, indent=2) + "\n"
-    (Path(config.output) / "training.json").write_text(text, encoding="utf-8")
+    (Path(folder) / "training.json").write_text(text, encoding="utf-8")
+
+
+def snapshot(model: PeftModel, step: int, config: FinetuneConfig) -> None:
+    """Write the adapter as it is after a step, beside the run's output."""
+    tokens = step * config.loop.rows_per_step * config.loop.row_tokens
+    folder = f"{config.output}-step-{step}"
+    save_adapter(model, folder, {"tokens": tokens, "config": asdict(config), **provenance()})
+    print(f"saved {folder}", flush=True)
 
 
 def main() -> None:
@@ -225,7 +238,7 @@ def main() -> None:
     # No such base, or one that cannot be used; settings that do not fit the base, the machine or the run folder.
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.config}: {error}")
-    model = trainer.run()
+    model = trainer.run(functools.partial(snapshot, config=config))
     if trainer.accelerator.is_main_process:
         report = {
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -234,7 +247,7 @@ def main() -> None:
             "config": asdict(config),
             **provenance(),
         }
-        save_adapter(model, config, report)
+        save_adapter(model, config.output, report)
         print(f"saved {config.output}")
     trainer.accelerator.end_training()
 

@@ -12,9 +12,10 @@ from training.data import sources
 from training.data.generated import evaluation_set
 from training.data.summary_mixture import learned_from, parts_of
 from training.loop import heldout as metrics
+from training.loop.loss import LanguageModelLoss
 from training.loop.packing import Sample, sample_of, without_mask
 from training.loop.summary_heldout import SummaryHeldout
-from training.loop.trainer import LanguageModelLoss, SampleStream
+from training.loop.trainer import SampleStream
 
 if TYPE_CHECKING:
     from training.finetune import FinetuneConfig

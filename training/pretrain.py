@@ -28,9 +28,10 @@ from training.data.copying import copy_examples
 from training.data.generated import evaluation_set
 from training.loop import heldout as metrics
 from training.loop.config import ConfigError, load_config
+from training.loop.loss import LanguageModelLoss
 from training.loop.muon import StackedMuon
 from training.loop.packing import Row, Sample, pack, plain_sample, sample_of
-from training.loop.trainer import LanguageModelLoss, LoopConfig, Trainer, require_positive
+from training.loop.trainer import LoopConfig, Trainer, require_positive
 from training.text_data import TextShards
 
 HELDOUT_TOKENS = 400_000

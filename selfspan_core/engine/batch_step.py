@@ -355,8 +355,8 @@ class BatchStep:
         if has_followed:  # the next step waits for this, too
             seconds += time.perf_counter() - started
         self._sizes.record(size, seconds, [len(one) for one in ids if one])
-        # The last of a row's ids is no draft, unless it ended the row.
-        num_accepted = [min(num, max(0, len(one) - 1)) for num, one in zip(num_drafted, ids, strict=True)]
+        # All but the last, which the step would have brought without drafts, too.
+        num_accepted = [max(0, len(one) - 1) for one in ids]
         return Stepped(number, ids, seconds, kept, num_drafted, num_accepted, failures)
 
     @torch.inference_mode()

@@ -233,10 +233,11 @@ class _Row:
             if self._request.with_logits:
                 self.drawn_from.append(drawn_from)
             is_right = place < len(self._drafts) and self._drafts[place] == token
-            self.num_accepted += is_right
             self.is_done = token == self._eos or len(self.ids) >= self._end
             if self.is_done or not is_right:
                 break
+        # All but the last, which the pass would have brought without drafts, too.
+        self.num_accepted = len(self.drawn) - 1
 
     @property
     def _is_plain(self) -> bool:

@@ -23,6 +23,7 @@ LANES = {
     "span sparse": (True, False, False),
     "span sparse + drafts": (True, False, True),
 }
+DRAFTED = "span sparse + drafts"
 UNDRAFTED = {"plain dense + lookup": "plain dense", "span sparse + drafts": "span sparse"}
 
 
@@ -82,9 +83,25 @@ class AnswerLane:
 
 
 def answer_cell(
-    weights: DecodeWeights, markers: Markers, machine: Machine, text: Text, batch: int, num_samples: int
+    weights: DecodeWeights,
+    markers: Markers,
+    machine: Machine,
+    text: Text,
+    batch: int,
+    num_samples: int,
+    with_auto: bool = False,
 ) -> dict:
-    """All lanes of one text at one batch size, drafted ones in every size of step that "auto" chooses from."""
+    """All lanes of one text at one batch size, drafted ones in every size of step that "auto" chooses from.
+
+    Args:
+        weights: of the shape.
+        markers: of the tokenizer that the texts were written with.
+        machine: that is measured.
+        text: to be replayed.
+        batch: rows.
+        num_samples: whole steps of a text, about.
+        with_auto: whether "auto" itself chooses the sizes in one more lane, all of whose steps run whole.
+    """
     capacity = max(one.layout.num_tokens + len(one.ids) for one in (*text.span, *text.plain)) + 1
     made = make_cache(weights, machine, batch, -(-capacity // 64) * 64)
     if made is None:
@@ -103,7 +120,33 @@ def answer_cell(
     while running:  # the lanes take turns
         running = [lane for lane in running if lane.sample()]
     figures = {key: lane.figures(weights, machine) for key, lane in lanes.items()}
-    return {"text": text.name, "batch": batch, "layers_per_cache": shared, "lanes": compared(figures)}
+    cell = {"text": text.name, "batch": batch, "layers_per_cache": shared, "lanes": compared(figures)}
+    if with_auto:
+        del lanes, running
+        cell["auto"] = _auto(weights, markers, cache, chosen[True], text, cell["lanes"])
+    return cell
+
+
+def _auto(
+    weights: DecodeWeights,
+    markers: Markers,
+    cache: KVCache,
+    recordings: Sequence[Recording],
+    text: Text,
+    lanes: dict[str, dict],
+) -> dict:
+    """The drafted lane as an engine runs it: sizes are chosen while decoding, by what steps took and brought."""
+    shape = BatchShape(len(recordings), cache.capacity, False, drafts="auto")
+    step = BatchStep(weights, markers, shape, cache=cache)
+    ends = Replay(step, DeviceDrafts(text.hints, max(shape.sizes) - 1)).run(recordings)
+    seconds = statistics.fmean(ends)
+    return {
+        "seconds_to_answer": seconds,
+        "steps": step.num_launched,
+        "undrafted_over_this": lanes[UNDRAFTED[DRAFTED]]["seconds_to_answer"] / seconds,
+        "best_size_over_this": lanes[DRAFTED]["seconds_to_answer"] / seconds,
+        "plain_dense_over_this": lanes["plain dense"]["seconds_to_answer"] / seconds,
+    }
 
 
 def _lane(

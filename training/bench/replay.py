@@ -13,6 +13,7 @@ from selfspan_core.engine.batch_step import BatchStep, Script
 from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.events import Failed, Token
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.engine.step import Stepped
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.render import Rendered
 from selfspan_core.spans.tracker import Tracker
@@ -88,7 +89,7 @@ class Replay:
 
     def __init__(self, step: BatchStep, drafts: DeviceDrafts | None = None) -> None:
         self.step, self._drafts = step, drafts
-        self._seconds: list[float] = []
+        self._steps: list[Stepped] = []
 
     def follow(self, row: int, recording: Recording) -> None:
         """A row stands behind its prompt, about to take in the recording's first id."""
@@ -119,10 +120,29 @@ class Replay:
         self.step.launch()
 
     def _collect(self) -> None:
-        self._seconds.append(self.step.collect().seconds)
+        stepped = self.step.collect()
+        assert isinstance(stepped, Stepped)  # rows that follow a script begin with their second id
+        self._steps.append(stepped)
 
     def seconds(self) -> list[float]:
         """Of every whole step so far, in their order; waits for them."""
         while self.step.num_outstanding:
             self._collect()
-        return self._seconds
+        return [stepped.seconds for stepped in self._steps]
+
+    def run(self, recordings: Sequence[Recording]) -> list[float]:
+        """Every step whole, up to the end of all recordings; seconds up to each row's last id."""
+        for row, recording in enumerate(recordings):
+            self.follow(row, recording)
+        num_left = [len(recording.ids) - 1 for recording in recordings]
+        ends, elapsed, num_seen = [0.0] * len(recordings), 0.0, 0
+        while any(num > 0 for num in num_left):
+            self.launch()
+            for stepped in self._steps[num_seen:]:
+                elapsed += stepped.seconds
+                for row, ids in enumerate(stepped.tokens):
+                    num_left[row] -= len(ids)
+                    ends[row] = elapsed if ids else ends[row]
+            num_seen = len(self._steps)
+        self.seconds()
+        return ends

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from training.loop.loss import LanguageModelLoss
 from training.loop.packing import IGNORE, Row, Sample, stack
-from training.loop.trainer import LanguageModelLoss, to_device
+from training.loop.trainer import to_device
 
 
 def require_room(lengths: Iterable[int], row_tokens: int, what: str) -> None:

@@ -14,8 +14,9 @@ from selfspan_core.spans.render import Rendered
 from training.data.summary_format import MAX_LONG_TOKENS
 from training.data.summary_source import MixturePart, among_others
 from training.loop import heldout as metrics
+from training.loop.loss import LanguageModelLoss
 from training.loop.packing import Row, Sample, pack, sample_of
-from training.loop.trainer import LanguageModelLoss, LoopConfig
+from training.loop.trainer import LoopConfig
 
 MAX_SUMMARIES = 64
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from training.loop.masks import attention_implementation, visibility_mask
-from training.loop.packing import IGNORE, MAX_ROW_TOKENS, Sample, pack, stack
+from training.loop.loss import LanguageModelLoss
+from training.loop.masks import attention_implementation
+from training.loop.packing import MAX_ROW_TOKENS, Sample, pack, stack
 
 SampleStream = Callable[[int, int, int], Iterator[Sample]]
 """`stream(seed, shard, num_shards)`: an endless iterator of samples; shards are disjoint or differently seeded."""
@@ -38,6 +38,7 @@ class LoopConfig:
             linear to zero.
         workers: processes that make batches; 0 makes them in the training process.
         evaluate_every: steps between evaluations; 0 evaluates at the end only.
+        snapshots: steps before the last after which the weights are handed out, for curves over training tokens.
         max_seconds: stop cleanly with a checkpoint when this much time is used (None: no limit).
     """
 
@@ -54,6 +55,7 @@ class LoopConfig:
     log_every: int = 20
     evaluate_every: int = 0
     checkpoint_every: int = 500
+    snapshots: tuple[int, ...] = ()
     mixed_precision: str = "no"
     compile: bool = False
     max_seconds: float | None = None
@@ -62,6 +64,8 @@ class LoopConfig:
         rows = ("rows_per_step", "micro_rows", "row_tokens", "max_intervals")
         self._require_least(1, ("steps", *rows, "log_every", "checkpoint_every"))
         self._require_least(0, ("warmup_steps", "seed", "workers", "evaluate_every"))
+        if not all(1 <= step < self.steps for step in self.snapshots):
+            raise ValueError(f"snapshots are steps from 1 to {self.steps - 1}, not {list(self.snapshots)}")
         if not 0 <= self.decay_from <= 1:
             raise ValueError(f"decay_from is a fraction from 0 to 1, not {self.decay_from}")
         require_positive("max_grad_norm", self.max_grad_norm)
@@ -132,35 +136,6 @@ class _Batches(IterableDataset):
             if len(rows) == self._micro_rows:
                 yield {key: torch.from_numpy(value) for key, value in stack(rows).items()}
                 rows = []
-
-
-class LanguageModelLoss(nn.Module):
-    """Mean cross-entropy of a causal LM over the targets of a packed batch.
-
-    Args:
-        model: a transformers causal LM, or a PEFT model around one.
-        compiled: fuse the loss with torch.compile.
-    """
-
-    def __init__(self, model: nn.Module, compiled: bool = False) -> None:
-        super().__init__()
-        self.model = model
-        self._cross_entropy = torch.compile(cross_entropy) if compiled else cross_entropy
-
-    def logits(self, ids: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        """Logits [B, S, vocab] for ids [B, S] under the visibility of bounds [B, S, K, 2]."""
-        causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = causal_lm.model(input_ids=ids, attention_mask=visibility_mask(bounds), use_cache=False)
-        return causal_lm.lm_head(hidden.last_hidden_state)
-
-    def forward(self, ids: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        """Scalar loss; labels [B, S] hold IGNORE where nothing is to be predicted."""
-        return self._cross_entropy(self.logits(ids, bounds), labels)
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over the targets, in float32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE)
 
 
 def prepare_model(model: nn.Module, config: LoopConfig, device: torch.device) -> None:
@@ -257,8 +232,12 @@ class Trainer:
         """Folders of finished checkpoints, the newest (by its step) last."""
         return sorted((self.output / "checkpoints").glob("step-*"), key=_step_of)
 
-    def run(self) -> nn.Module:
-        """Train to the end (or to `max_seconds`), evaluate, and return the bare model."""
+    def run(self, snapshot: Callable[[nn.Module, int], None] | None = None) -> nn.Module:
+        """Train to the end (or to `max_seconds`), evaluate, and return the bare model.
+
+        Args:
+            snapshot: called on the main process with (bare model, step) after each of `config.snapshots`.
+        """
         config, started = self.config, time.monotonic()
         batches = self._batches()
         window_loss = torch.zeros((), device=self.accelerator.device)
@@ -275,6 +254,8 @@ class Trainer:
             if config.evaluate_every and self.step % config.evaluate_every == 0 and self.step < config.steps:
                 self._run_evaluation()
                 window_start = time.monotonic()
+            if snapshot and self.step in config.snapshots and self.accelerator.is_main_process:
+                snapshot(self.accelerator.unwrap_model(self._loss).model, self.step)
             out_of_time = self._out_of_time(started)
             if out_of_time or (self.step % config.checkpoint_every == 0 and self.step > first_step):
                 self.save()
