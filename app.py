@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import gradio as gr
 
 from selfspan_core.errors import ModelError
-from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, choices, resolve_model
+from selfspan_core.models.registry import ModelSpec, offered, resolve_model
 from selfspan_core.paths import PAGE
 from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.feed import Feed
@@ -33,14 +33,13 @@ text so far to write each next bit (a *token*), and that takes time. Watch one m
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
 
 
-def build_app(
-    session, tasks: Sequence[str] = (next(iter(TASKS)),), model: ModelSpec = MODELS[DEFAULT_MODEL]
-) -> gr.Blocks:
+def build_app(session, tasks: Sequence[str] = (next(iter(TASKS)),), model: ModelSpec | None = None) -> gr.Blocks:
     """The page and the API around a session (anything with its `compare` and `can_load`).
 
     Args:
         tasks: what the page offers, a tab each where there are several.
-        model: the session's own, of requests that name none; others are offered beside it where there are any.
+        model: the session's own, of requests that name none; None: of each task its usual one. Others are offered
+            beside it where there are any.
     """
     device = SharedDevice(session)
     runs = PageRuns(device)
@@ -74,10 +73,10 @@ def pitch(tasks: Sequence[str]) -> str:
     return f"do the same task both ways: {', or '.join(TASKS[name].page.pitch for name in tasks)}."
 
 
-def _tab(name: str, is_tab: bool, model: ModelSpec) -> Controls:
+def _tab(name: str, is_tab: bool, model: ModelSpec | None) -> Controls:
     """A task's controls, in a tab of their own where there are several tasks."""
     with gr.Tab(TASKS[name].page.tab, id=name) if is_tab else nullcontext():
-        return controls(get_task(name), choices(name, model))
+        return controls(get_task(name), offered(name, model))
 
 
 def _wire(one: Controls, runs: PageRuns, race: gr.HTML, job: gr.State) -> None:
@@ -126,14 +125,17 @@ def serve(session: LazySession, demo: gr.Blocks, port: int) -> None:
     demo.block_thread()
 
 
-def model_of_environment() -> ModelSpec:
+def model_of_environment() -> ModelSpec | None:
     """The model of requests that name none: SELFSPAN_MODEL, a registered name, a folder, a GGUF file or a hub id.
+
+    None where it is not set: then each task has its usual one.
 
     Raises:
         SystemExit: there is no such model; a server of nothing would help nobody.
     """
     try:
-        return resolve_model(os.environ.get("SELFSPAN_MODEL") or DEFAULT_MODEL)
+        named = os.environ.get("SELFSPAN_MODEL")
+        return resolve_model(named) if named else None
     except ModelError as error:
         raise SystemExit(f"SELFSPAN_MODEL: {error}") from None
 

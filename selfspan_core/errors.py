@@ -44,6 +44,10 @@ class ModelError(ValueError):
     """A model or adapter that cannot be used; the message says why, and names it."""
 
 
+class ModelUnavailable(ModelError):
+    """A model whose files, or a package that reads them, are not here; the message says how to have them."""
+
+
 class ImplUnavailable(RuntimeError):
     """The implementation that was asked for cannot run here; the message says why."""
 

@@ -13,8 +13,10 @@ from gradio_client.exceptions import AppError
 from gradio_client.utils import apply_diff
 
 from selfspan_core.errors import NotReady
+from selfspan_core.models.registry import choices, offered
 from selfspan_core.serve.whole_blocks import WholeBlocks
-from selfspan_core.tasks.registry import get_task
+from selfspan_core.tasks.registry import TASKS, get_task
+from selfspan_core.tasks.summarize.task import FORM
 from tests.support.fake_session import FakeSession
 
 EXPRESSION = "79*36+63-(45-12)*8"
@@ -44,7 +46,10 @@ def test_compare_is_the_only_endpoint(client):
     parameters = described["named_endpoints"]["/compare"]["parameters"]
     names = [parameter["parameter_name"] for parameter in parameters]
     drawn = ["max_new_tokens", "load", "temperature", "top_p", "seed"]
-    assert names == ["task", "text", "adapter", *drawn, "length", "drafts", "clean"]
+    # With more than one model to choose, and a form that one of them learned.
+    several = ["model"] * any(len(choices(task)) > 1 for task in TASKS)
+    learned = ["form"] * any(len(FORM.values(learned)) > 1 for learned in offered("summarize").values())
+    assert names == ["task", "text", "adapter", *drawn, "length", "drafts", *several, "clean", *learned]
 
 
 @pytest.mark.parametrize("adapter", ["span", "plain"])

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfspan_core.errors import ModelError
+from selfspan_core.errors import ModelError, ModelUnavailable
 from selfspan_core.models import conversion, places
 from selfspan_core.models.gguf_file import LLAMA3_ROPE, GgufFile, _llama3_factors
 from selfspan_core.models.gguf_tokenizer import CUTS, tokenizer_of
@@ -26,6 +26,7 @@ from selfspan_core.models.model import SpanModel
 from selfspan_core.models.places import place_of, place_of_base
 from selfspan_core.models.registry import MODELS, GgufFrom, resolve_model
 from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.serve import cli
 from tests.support.paths import ROOT
 from tests.support.tiny_gguf import tiny_model, write
 
@@ -217,6 +218,17 @@ def test_what_is_refused(tmp_path):
 
 
 # ---- the cache
+
+
+def test_without_the_package(tmp_path, monkeypatch, capsys):
+    """Would catch a traceback, or a model said to be damaged, where the package that reads such files is missing."""
+    file = write(tmp_path / "tiny.gguf", tiny_model())
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ModelUnavailable, match=r"tiny\.gguf is a GGUF file, .* package gguf reads: pip install gguf$"):
+        place_of_base(file)
+    assert cli.main(["run", "1+2", "--device", "cpu", "--model", str(file)]) == cli.EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: tiny.gguf is a GGUF file") and line.endswith("pip install gguf")
 
 
 def test_converted_once(tmp_path, monkeypatch):

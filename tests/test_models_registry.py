@@ -38,6 +38,7 @@ from selfspan_core.tasks.registry import TASKS, get_task
 from tests.support.asking import compare, request
 from tests.support.fake_session import FakeSession
 from tests.support.paths import ROOT
+from tests.support.registered import only_the_default
 from tests.support.scripted import right_output
 from tests.support.tiny_models import save_tiny
 
@@ -57,7 +58,8 @@ def specs(tmp_path_factory) -> dict[str, ModelSpec]:
 
 @pytest.fixture
 def registered(specs, monkeypatch) -> dict[str, ModelSpec]:
-    """They are registered beside the shipped one."""
+    """They are registered beside the one that is always there."""
+    only_the_default(monkeypatch)
     for name, spec in specs.items():
         monkeypatch.setitem(MODELS, name, spec)
     return specs
@@ -335,7 +337,7 @@ def test_the_page_offers_the_models_of_a_task(registered, serve, open_tab):
     ]
     tab.run("1+2")
     tab.wait("done")
-    assert session.model == DEFAULT_MODEL
+    assert session.model is None  # the usual one, which says so where it cannot be had
     choice.get_by_label("tiny-bytes").check()
     tab.run("3+4")
     tab.page.wait_for_function("() => document.querySelector('.ss').textContent.includes('3+4=')")
@@ -347,8 +349,9 @@ def test_the_page_offers_the_models_of_a_task(registered, serve, open_tab):
 
 
 @pytest.mark.browser
-def test_one_model_is_no_choice(serve, open_tab):
+def test_one_model_is_no_choice(serve, open_tab, monkeypatch):
     """Would catch a control with nothing to choose."""
+    only_the_default(monkeypatch)
     session = FakeSession(dense=2000, sparse=2000)
     tab = open_tab(serve(session))
     assert tab.page.locator("#model").count() == 0

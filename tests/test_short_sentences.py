@@ -14,18 +14,18 @@ def tables():
     return RuleTables(SpanTokenizer.load("assets/base"))
 
 
-def rules_of(tables, annotated, copies_only=False):
+def rules_of(tables, annotated, words="free"):
     rendered = Summarize("short").render(RECIPE, tables.tokenizer, annotated, offset=250)
     segments = [tables.tokenizer.encode(f" {sentence}") for sentence in RECIPE.segments]
-    return rendered, SummaryRules(tables, rendered.ids, rendered.prompt, "short", annotated, copies_only, segments)
+    return rendered, SummaryRules(tables, rendered.ids, rendered.prompt, "short", annotated, words, segments)
 
 
 @pytest.mark.parametrize("annotated", [True, False])
-@pytest.mark.parametrize("copies_only", [True, False])
-def test_a_short_sentence_is_copied_as_it_is(tables, annotated, copies_only):
+@pytest.mark.parametrize("words", ["copied", "free", "own"])
+def test_a_short_sentence_is_copied_as_it_is(tables, annotated, words):
     """Would catch a body that has to go on behind "Drain it.", and one that may end in the middle of a short one."""
     markers, encode = tables.markers, tables.tokenizer.encode
-    rendered, rules = rules_of(tables, annotated, copies_only)
+    rendered, rules = rules_of(tables, annotated, words)
     ending = markers.end if annotated else tables.separator
     opening = [tables.separator]
     if annotated:

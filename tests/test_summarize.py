@@ -155,7 +155,8 @@ def test_examples_can_be_summarized(tokenizer):
 def rules_of(tables, problem, length, annotated, copies_only=False):
     rendered = Summarize(length).render(problem, tables.tokenizer, annotated, offset=250)
     segments = [tables.tokenizer.encode(f" {sentence}") for sentence in problem.segments]
-    return rendered, SummaryRules(tables, rendered.ids, rendered.prompt, length, annotated, copies_only, segments)
+    words = "copied" if copies_only else "free"
+    return rendered, SummaryRules(tables, rendered.ids, rendered.prompt, length, annotated, words, segments)
 
 
 @pytest.mark.parametrize("copies_only", [False, True])

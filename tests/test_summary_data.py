@@ -243,7 +243,7 @@ def test_the_prompt_names_the_form_where_both_are_learned(made, tokenizer):
     assert asked["own/highlights"].startswith("Summarize in your own words: ")
     decode = lambda ids: tokenizer.decode(ids.tolist()).strip()  # noqa: E731
     task = Summarize("short", form="rewrite")
-    problem = problem_of([decode(ids) for ids in summary.segments], "short", form=task.form)
+    problem = problem_of([decode(ids) for ids in summary.segments], "short")
     part = parts_of(both, mixture, tokenizer, annotated=True)["own/highlights"]
     expected = part.layout.render(Summary(summary.segments, []), length="short")
     assert task.render(problem, tokenizer, annotated=True).ids == expected.ids

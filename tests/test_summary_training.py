@@ -12,6 +12,7 @@ import yaml
 
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
+from selfspan_core.models.learned import Learned, learned_of
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.examples import EXAMPLES
@@ -23,6 +24,9 @@ from tests.support.paths import ROOT
 from tests.support.summary_tools import write_texts
 from tests.support.tiny_models import save_tiny
 from training import evaluate, finetune, summary_data
+from training.data.summary_format import MAX_LONG_TOKENS
+from training.data.summary_mixture import learned_from, parts_of
+from training.data.summary_source import PackedSummaries
 from training.evaluation import summary_decode, summary_evaluate
 from training.evaluation.batch_decode import decode_greedily
 from training.evaluation.summary_evaluate import sample_text
@@ -121,6 +125,8 @@ def test_adapters_train_from_packed_data_alone(made, trained, annotated, form):
     assert report["config"]["task"] == "summarize" and report["tokens"] == 2 * 1024
     expected = {"exact_step", "first_read", "loss"} if annotated else {"exact_step", "loss"}
     assert {name.partition("/")[0] for name in report["heldout"]} <= expected
+    learned = learned_of(folder / "adapter")
+    assert learned.options == {"form": (form,)} and 0 < learned.document_tokens <= 1024
     merged = SpanModel.load(made / "base", folder / "adapter", "cpu", torch.float32)
     assert merged.max_context == 2048
 
@@ -237,10 +243,17 @@ def test_both_forms_in_one_adapter(made, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     config = load_config(tmp_path / "config.yaml", FinetuneConfig)
     tokenizer = SpanTokenizer.load(made / "base")
-    stream, heldout = training_material(config, tokenizer)
+    stream, heldout, learned = training_material(config, tokenizer)
     prompts = [tokenizer.decode(sample.ids[:20].tolist()) for sample in islice(stream(0, 0, 1), 30)]
     assert {"in your own words:" in prompt for prompt in prompts} == {True, False}
     assert set(heldout._samples) <= set(mixture)
+    # Articles among others are the longest documents; a folder of one form alone has its articles' own length.
+    assert learned == Learned({"form": ("shorten", "rewrite")}, MAX_LONG_TOKENS)
+    one = learned_from(parts_of(str(made / "rewrite"), {"highlights": 1.0}, tokenizer, annotated=True), 8192)
+    packed = PackedSummaries(made / "rewrite", tokenizer)
+    documents = {packed.document_of(number) for number in packed.of_kind("highlights").tolist()}
+    assert one.options == {"form": ("rewrite",)}
+    assert one.document_tokens == max(sum(len(ids) + 1 for ids in packed.segments(place)) for place in documents)
 
 
 @pytest.mark.parametrize("name", ["smollm2-summarize-span", "smollm2-summarize-plain"])

@@ -15,6 +15,7 @@ from gradio_client import Client
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.compare.session import Session
 from selfspan_core.errors import InputError
+from selfspan_core.models.learned import Learned
 from selfspan_core.models.model import SpanModel
 from selfspan_core.serve import cli
 from selfspan_core.tasks.base import EvaluationKind
@@ -111,8 +112,9 @@ def test_in_training_evaluation_and_report(tmp_path, monkeypatch):
     loop = LoopConfig(row_tokens=512, max_intervals=8, steps=1, rows_per_step=1, micro_rows=1)
     held_out = {"heldout_operands": (2,), "heldout_problems": 2}
     config = FinetuneConfig(str(base), "reverse", True, "out", "run", loop, 1e-3, **held_out)
-    stream, heldout = training_material(config, model.tokenizer)
+    stream, heldout, learned = training_material(config, model.tokenizer)
     assert len(next(stream(0, 0, 1)).ids) and list(heldout._samples) == ["exact/2"]
+    assert learned == Learned()
     monkeypatch.setattr(markdown, "ROOT", tmp_path)
     assert report.blocks()["reverse"]() == "Reversals of the task reverse: not measured yet.\n"
     out = tmp_path / results_path("reverse")

@@ -23,6 +23,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from cuda_kernels.bench.provenance import provenance
+from selfspan_core.models.learned import Learned, record_of
 from selfspan_core.models.loading import load_base, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
@@ -196,11 +197,11 @@ def save_adapter(model: PeftModel, folder: str, report: dict) -> None:
     (Path(folder) / "training.json").write_text(text, encoding="utf-8")
 
 
-def snapshot(model: PeftModel, step: int, config: FinetuneConfig) -> None:
+def snapshot(model: PeftModel, step: int, config: FinetuneConfig, learned: Learned) -> None:
     """Write the adapter as it is after a step, beside the run's output."""
     tokens = step * config.loop.rows_per_step * config.loop.row_tokens
     folder = f"{config.output}-step-{step}"
-    save_adapter(model, folder, {"tokens": tokens, "config": asdict(config), **provenance()})
+    save_adapter(model, folder, {"tokens": tokens, **record_of(learned), "config": asdict(config), **provenance()})
     print(f"saved {folder}", flush=True)
 
 
@@ -217,7 +218,7 @@ def main() -> None:
     try:
         place = place_of_base(config.base)
         tokenizer = SpanTokenizer.load(place)
-        stream, heldout = training_material(config, tokenizer)
+        stream, heldout, learned = training_material(config, tokenizer)
         torch.manual_seed(config.loop.seed)
         base = load_base(place, torch.float32, "sdpa")
         resize_for_tokenizer(base, tokenizer)
@@ -237,11 +238,12 @@ def main() -> None:
     # No such base, or one that cannot be used; settings that do not fit the base, the machine or the run folder.
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.config}: {error}")
-    model = trainer.run(functools.partial(snapshot, config=config))
+    model = trainer.run(functools.partial(snapshot, config=config, learned=learned))
     if trainer.accelerator.is_main_process:
         report = {
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             **trainer.report(),
+            **record_of(learned),
             "config": asdict(config),
             **provenance(),
         }

@@ -1,15 +1,16 @@
 """An adapter's training data and held-out figures: problems of a task's generator, or prepared files."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from selfspan_core.models.learned import Learned
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.base import Task
 from selfspan_core.tasks.registry import get_task
 from training.data import sources
 from training.data.generated import evaluation_set
-from training.data.summary_mixture import parts_of
+from training.data.summary_mixture import learned_from, parts_of
 from training.loop import heldout as metrics
 from training.loop.loss import LanguageModelLoss
 from training.loop.packing import Sample, sample_of, without_mask
@@ -55,8 +56,16 @@ class GeneratedHeldout:
 Heldout = GeneratedHeldout | SummaryHeldout
 
 
-def training_material(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> tuple[SampleStream, Heldout]:
-    """The training stream of a task's adapter, and its figures on held-out data during training.
+class Material(NamedTuple):
+    """What an adapter is trained on, its figures on held-out data, and what serving may ask of it afterwards."""
+
+    stream: SampleStream
+    heldout: Heldout
+    learned: Learned
+
+
+def training_material(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> Material:
+    """The material of a task's adapter.
 
     Raises:
         OSError, ValueError: data is missing, or does not fit the settings.
@@ -66,14 +75,15 @@ def training_material(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> tup
         return _prepared(config, tokenizer)
     variant = DIFFERENCES if config.more_differences else ""
     stream = sources.generated_source(task, tokenizer, config.annotated, config.mask_off_share, variant)
-    return stream, GeneratedHeldout(config, task, tokenizer)
+    return Material(stream, GeneratedHeldout(config, task, tokenizer), Learned())
 
 
-def _prepared(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> tuple[SampleStream, SummaryHeldout]:
+def _prepared(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> Material:
     train, heldout = (
         parts_of(config.data, config.mixture, tokenizer, config.annotated, split) for split in ("train", "heldout")
     )
     kinds = {
         key: sources.summary_source(part, config.mask_off_share, config.sentence_dropout) for key, part in train.items()
     }
-    return sources.mix(kinds, config.mixture), SummaryHeldout(heldout, tokenizer, config.annotated, config.loop)
+    figures = SummaryHeldout(heldout, tokenizer, config.annotated, config.loop)
+    return Material(sources.mix(kinds, config.mixture), figures, learned_from(train, config.loop.row_tokens))

@@ -570,7 +570,8 @@ function begin(payload) {
   root.dataset.pane = start.view.pane;
   article.root.hidden = start.view.pane !== "document";
   if (start.view.pane === "document") article.start(start.prompt);
-  for (const [name, text] of [["rules", start.rules], ["caution", start.caution?.text]]) {
+  const told = { notice: start.notice, rules: start.rules, caution: start.caution?.text };
+  for (const [name, text] of Object.entries(told)) {
     const node = find(root, `.ss-${name}`);
     node.hidden = !text;
     node.textContent = text ?? "";

@@ -6,7 +6,7 @@ from users and models is treated as data throughout.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,11 +19,13 @@ from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.errors import InputError, ModelError
+from selfspan_core.errors import InputError, ModelError, SettingError
+from selfspan_core.models.learned import Learned, common
+from selfspan_core.models.registry import models_that_learned
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.params import Request, whole_number
+from selfspan_core.params import MAX_NEW_TOKENS, Request, whole_number
 from selfspan_core.spans.render import Rendered
-from selfspan_core.tasks.base import Cleaned, Problem, Task, read_pasted
+from selfspan_core.tasks.base import Cleaned, Problem, Task, not_learned, read_pasted
 from selfspan_core.tasks.registry import get_task
 
 TICK_SECONDS = 1 / 15
@@ -55,7 +57,8 @@ class PreparedLane:
 class PreparedRun:
     """A checked request with everything that its run needs; see Session.prepare.
 
-    `most_tokens` is the most tokens that a lane may write; `cleaned` is the text that was parsed.
+    `most_tokens` is the most tokens that a lane may write; `cleaned` is the text that was parsed; `notice` says why
+    another model than the usual one answers.
     """
 
     request: Request
@@ -65,6 +68,7 @@ class PreparedRun:
     impl: str
     most_tokens: int
     cleaned: Cleaned
+    notice: str = ""
 
     @property
     def load(self) -> int:
@@ -116,22 +120,42 @@ class Session:
         if request.load > 1 and task.rules_text:
             raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
         problem, cleaned = read_pasted(task, request.text, request.clean)
-        model = self._models.spec(request.model).name
+        chosen = self._models.choose(task.name, request.model)
+        specs = lane_specs(request.attention, request.adapter, chosen.spec.name)
+        learned = self._learned(task, request, specs, chosen.notice)
+        engines = [self._models.engine(task.name, spec.adapter, spec.model) for spec in specs]
+        context = min(engine.model.max_context for engine in engines)
+        task = task.for_model(context, learned)
         lanes = []
-        for spec in lane_specs(request.attention, request.adapter, model):
-            engine = self._models.engine(task.name, spec.adapter, spec.model)
+        for spec, engine in zip(specs, engines, strict=True):
             prompt = task.render(problem, tokenizer_of(engine), annotated=spec.annotated)
             lanes.append(PreparedLane(spec, engine, prompt))
-        context = min(lane.engine.model.max_context for lane in lanes)
         most = request.sampling.max_new_tokens
         if most is not None:
             whole_number("max_new_tokens", most, 1, context)
         longest = max(lane.prompt.prompt.num_tokens for lane in lanes)
         if longest >= context:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
-        # A hub model's whole context would be gigabytes of keys and values; no worked example is that long.
-        most = task.max_tokens if most is None else most
-        return PreparedRun(request, task, problem, tuple(lanes), self._models.impl, most, cleaned)
+        # A hub model's whole context would be gigabytes of keys and values; no answer is that long.
+        most = min(task.max_tokens, MAX_NEW_TOKENS) if most is None else most
+        return PreparedRun(request, task, problem, tuple(lanes), self._models.impl, most, cleaned, chosen.notice)
+
+    def _learned(self, task: Task, request: Request, specs: Sequence[LaneSpec], notice: str) -> Learned:
+        """What the adapters of all lanes learned.
+
+        Raises:
+            SettingError: the request asks for anything else; `notice` is told then, too.
+        """
+        model = specs[0].model
+        adapters = dict.fromkeys(spec.adapter for spec in specs)
+        learned = common(self._models.learned(task.name, adapter, model) for adapter in adapters)
+        for option in task.options:
+            value = request.options.get(option.name)
+            if value is not None and value not in option.values(learned):
+                others = [name for name in models_that_learned(task.name, option.name, value) if name != model]
+                reason = not_learned(option, value, learned, model, others)
+                raise SettingError(f"{reason} {notice}" if notice else reason)
+        return learned
 
     def stream(self, run: PreparedRun, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
         """The dicts of a prepared run. Closing the iterator frees its lanes."""
@@ -195,32 +219,44 @@ class Session:
             "prompt": [
                 {"text": text, "name": None if name is None else f"a{name}"} for text, name in run.problem.display
             ],
-            "lanes": [self._described(spec) for spec in specs],
+            "lanes": [self._described(spec, run.task.name) for spec in specs],
             "expected": run.problem.expected if run.task.has_right_answer else None,
-            "device": self._models.device_with(run.impl, run.request.model),
+            "device": self._models.device_with(run.impl, specs[0].model),
             "clock": "device" if run.impl == CAPTURED else "host",
             "drafts": run.request.drafts,
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({"caution": caution._asdict()} if caution else {}),
+            **notice_of(run),
             **cleaning_of(run.cleaned),
             **({} if run.load == 1 else {"load": run.load}),
         }
 
-    def _described(self, spec: LaneSpec) -> dict[str, str]:
-        """A lane's entry in the `start` dict; its model is named unless it is the default model."""
+    def _described(self, spec: LaneSpec, task: str) -> dict[str, str]:
+        """A lane's entry in the `start` dict; its model is named unless it is the task's usual one."""
         described = {"id": spec.id, "label": spec.label, "attention": spec.attention, "adapter": spec.adapter}
-        return described if spec.model == self._models.default.name else {**described, "model": spec.model}
+        return described if spec.model == self._models.usual(task).name else {**described, "model": spec.model}
 
     def _end(self, run: PreparedRun, views: dict[str, LaneView]) -> dict[str, Any]:
         results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}
         expected = run.problem.expected if run.task.has_right_answer else None
         end = {"kind": "end", "input": run.problem.text, "expected": expected, "lanes": results}
-        return {**end, **cleaning_of(run.cleaned), **_figures(results, views, run), **_load_figures(run, views)}
+        return {
+            **end,
+            **notice_of(run),
+            **cleaning_of(run.cleaned),
+            **_figures(results, views, run),
+            **_load_figures(run, views),
+        }
 
 
 def cleaning_of(cleaned: Cleaned) -> dict[str, Any]:
     """The entry of `start` and `end` about the cleaning of a pasted text; none where nothing was done."""
     return {"cleaning": {"done": list(cleaned.done), "text": cleaned.text}} if cleaned.done else {}
+
+
+def notice_of(run: PreparedRun) -> dict[str, str]:
+    """The entry of `start` and `end` about a model that answers in place of the usual one; none where that answers."""
+    return {"notice": run.notice} if run.notice else {}
 
 
 def _tick(views: dict[str, LaneView]) -> dict[str, Any]:

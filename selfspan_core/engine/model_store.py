@@ -4,6 +4,7 @@ An explicit object, one per process that wants one: nothing here is global, and 
 """
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,12 +12,13 @@ import torch
 from selfspan_core.attention.backends import CAPTURED, default_impl, require_impl
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.errors import ModelError, SettingError, brief
+from selfspan_core.errors import ModelError, ModelUnavailable, SettingError, brief
 from selfspan_core.models.int8_matrix import Int8Matrix, multiplies_bfloat16
+from selfspan_core.models.learned import Learned, learned_of
 from selfspan_core.models.loading import require_base
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.places import place_of
-from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, resolve_model
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, resolve_model, usual_models
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.models.weights import DenseMatrix, Store
 from selfspan_core.spans.protocol import PromptLayout
@@ -50,20 +52,34 @@ def pick_dtype(device: torch.device, has_few_bits: bool = False) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The model that answers a request.
+
+    Attributes:
+        spec: the model.
+        notice: why it is not the usual one of the task, and how that one is to be had; empty if it is, or was named.
+    """
+
+    spec: ModelSpec
+    notice: str = ""
+
+
 class ModelStore:
     """Engines by model, task and adapter, on one device.
 
     Args:
         base: the model of whoever names none: a registered name, a folder, a GGUF file or a hub id (see
-            `registry.resolve_model`), or a ModelSpec.
+            `registry.resolve_model`), or a ModelSpec. None: the usual one of each task (`registry.usual_models`).
         adapters: folder that holds an adapter `<task>-<adapter>` of that model for each; None: see `resolve_model`.
-        folders: adapter ("span" or "plain") -> its folder, where that model has another one for every task.
+        folders: adapter ("span" or "plain") -> its folder, where that model has another one for every task. Where
+            adapters are given and no base, that model is DEFAULT_MODEL.
         device: "auto" (CUDA if there is any), "cpu" or "cuda".
         dtype: None picks by model, device and its capability.
         impl: how engines run, one of `backends.ENGINE_IMPLS`; None: by device, captured on CUDA and gather on a CPU.
 
     Attributes:
-        default: the model of whoever names none.
+        default: the model of whoever names neither a model nor a task.
 
     Raises:
         ModelError: there is no such model, or the device is not there.
@@ -72,14 +88,16 @@ class ModelStore:
 
     def __init__(
         self,
-        base: str | Path | ModelSpec = DEFAULT_MODEL,
+        base: str | Path | ModelSpec | None = DEFAULT_MODEL,
         adapters: str | Path | None = None,
         folders: dict[str, str | Path] | None = None,
         device: str = "auto",
         dtype: torch.dtype | None = None,
         impl: str | None = None,
     ) -> None:
-        self.default = resolve_model(base, adapters)
+        self.default = resolve_model(DEFAULT_MODEL if base is None else base, adapters)
+        self._is_by_task = base is None and adapters is None and not folders
+        self._not_here: dict[str, str] = {}
         self.device = pick_device(device)
         self._dtype = dtype
         self.impl = default_impl(self.device) if impl is None else impl
@@ -129,6 +147,40 @@ class ModelStore:
             raise SettingError(f"There is no model {brief(model)}; known models: {known}.")
         return MODELS[model]
 
+    def usual(self, task: str) -> ModelSpec:
+        """The model of a task's requests that name none, whether its files can be had or not."""
+        return usual_models(task)[0] if self._is_by_task else self.default
+
+    def choose(self, task: str, model: str | None = None) -> Chosen:
+        """The model that answers a request of a task: the one that it names, or the first usual one that can be had.
+
+        May ask the hub, and convert a file, the first time. What is not here then is not looked for again.
+
+        Raises:
+            SettingError: there is no such model.
+            ModelError: the usual model is here and cannot be used.
+        """
+        if model is not None or not self._is_by_task:
+            return Chosen(self.spec(model))
+        *preferred, last = usual_models(task)
+        notices: list[str] = []
+        for spec in preferred:
+            if spec.name not in self._not_here:
+                try:
+                    place_of(spec.source)
+                except ModelUnavailable as error:
+                    self._not_here[spec.name] = str(error)
+                else:
+                    return Chosen(spec, " ".join(notices))
+            notices.append(f"{spec.name}, the usual model for this, is not here: {self._not_here[spec.name]}.")
+        if notices:
+            notices.append(f"{last.name} answers until then.")
+        return Chosen(last, " ".join(notices))
+
+    def learned(self, task: str, adapter: str, model: str | None = None) -> Learned:
+        """What a task's adapter for a model learned; errors as for `adapter_folder`, or its record cannot be read."""
+        return learned_of(self.adapter_folder(task, adapter, model))
+
     def adapter_folder(self, task: str, adapter: str, model: str | None = None) -> Path:
         """Where a task's adapter for a model lies.
 
@@ -136,7 +188,7 @@ class ModelStore:
             SettingError: there is no such model.
             ModelError: the adapter is not there; the message says which command makes it.
         """
-        spec = self.spec(model)
+        spec = self.choose(task, model).spec
         own = self._folders.get(adapter) if spec is self.default else None
         if own is None:
             return spec.adapter_folder(task, adapter)
@@ -152,7 +204,8 @@ class ModelStore:
             ModelError: base or adapter is missing or cannot be used.
             ImplUnavailable: the implementation does not take this model.
         """
-        spec, folder = self.spec(model), self.adapter_folder(task, adapter, model)
+        spec = self.choose(task, model).spec
+        folder = self.adapter_folder(task, adapter, spec.name)
         with self._lock:
             key = (spec.name, folder)
             if key not in self._engines:

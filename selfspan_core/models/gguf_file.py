@@ -5,15 +5,17 @@ file that does not fit is refused with one line. Quantized tensors become floats
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import importlib
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from selfspan_core.errors import ModelError
+from selfspan_core.errors import ModelError, ModelUnavailable
 
 # Architecture in the file -> model type and class of transformers. Mistral's files call themselves llama, too.
 ARCHITECTURES = {
@@ -55,12 +57,11 @@ class GgufFile:
         architecture: a key of ARCHITECTURES.
 
     Raises:
-        ModelError: this is no GGUF file, it is cut off, or its architecture is not supported.
+        ModelError: this is no GGUF file, it is cut off, its architecture is not supported, or nothing here reads it.
     """
 
     def __init__(self, path: Path) -> None:
-        import gguf
-
+        gguf = _package(path)
         self.path = path
         try:
             self._reader = gguf.GGUFReader(path)
@@ -148,8 +149,7 @@ class GgufFile:
         return {self._own_name(tensor.name): int(tensor.n_elements) for tensor in kept}
 
     def _floats(self, stored: Any) -> np.ndarray:
-        import gguf
-
+        gguf = _package(self.path)
         try:
             return gguf.quants.dequantize(stored.data, stored.tensor_type)
         except (NotImplementedError, ValueError, KeyError) as error:
@@ -194,6 +194,14 @@ class GgufFile:
     def _require(self, holds: bool, what: str) -> None:
         if not holds:
             raise ModelError(f"{self.path}: {what}")
+
+
+def _package(path: Path) -> ModuleType:
+    """The package `gguf`, imported when a file is read and not before."""
+    try:
+        return importlib.import_module("gguf")
+    except ImportError as error:
+        raise ModelUnavailable(f"{path.name} is a GGUF file, which the package gguf reads: pip install gguf") from error
 
 
 def _llama3_factors(rotary_dim: int, rope: dict[str, Any]) -> np.ndarray:

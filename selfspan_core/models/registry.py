@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from selfspan_core.errors import ModelError
+from selfspan_core.models.learned import Learned, common, learned_of
 from selfspan_core.models.model_names import is_gguf, why_not_found
 from selfspan_core.params import ADAPTERS
 from selfspan_core.paths import ADAPTERS as SHIPPED_ADAPTERS
@@ -116,6 +117,10 @@ class ModelSpec:
         own = self.adapters.get(task, {})
         return all(adapter in own and own[adapter].is_dir() for adapter in ADAPTERS)
 
+    def learned(self, task: str) -> Learned:
+        """What the adapters of a task learned, both of them. Raises ModelError on a record that cannot be read."""
+        return common(learned_of(folder) for folder in self.adapters.get(task, {}).values())
+
     def adapter_folder(self, task: str, adapter: str) -> Path:
         """Where a task's adapter lies.
 
@@ -164,6 +169,15 @@ MODELS: dict[str, ModelSpec] = {
     ),
 }
 DEFAULT_MODEL = "selfspan-17m"
+"""Its files travel with this project."""
+PREFERRED: dict[str, tuple[str, ...]] = {"summarize": ("smollm2-135m",)}
+"""Task -> models that are the usual ones in place of DEFAULT_MODEL, best first, once their adapters are there."""
+
+
+def usual_models(task: str) -> list[ModelSpec]:
+    """The models of requests that name none: the first whose files can be had answers. DEFAULT_MODEL is the last."""
+    preferred = (MODELS[name] for name in PREFERRED.get(task, ()))
+    return [*(spec for spec in preferred if spec.has_both_adapters(task)), MODELS[DEFAULT_MODEL]]
 
 
 def resolve_model(name: str | Path | ModelSpec, adapters: str | Path | None = None) -> ModelSpec:
@@ -192,12 +206,32 @@ def resolve_model(name: str | Path | ModelSpec, adapters: str | Path | None = No
     return ModelSpec(text, source, AdaptersIn(Path(adapters or SHIPPED_ADAPTERS)))
 
 
-def choices(task: str, own: ModelSpec) -> list[str]:
-    """The names of registered models that can run a task in full, `own` first; a page or the API offers them.
+def choices(task: str, own: ModelSpec | None = None) -> list[str]:
+    """The names of the models that a page or the API offers for a task; they can run it in full.
 
-    If `own` is not registered, or cannot run the task, it is the only one: whoever serves a model from a folder wants
-    that model.
+    Args:
+        own: the model of whoever serves them, first; None: the task's usual ones are. If it is not registered, or
+            cannot run the task, it is the only one: whoever serves a model from a folder wants that model.
     """
-    if MODELS.get(own.name) is not own or not own.has_both_adapters(task):
+    if own is not None and (MODELS.get(own.name) is not own or not own.has_both_adapters(task)):
         return [own.name]
-    return [own.name, *(name for name, spec in MODELS.items() if spec is not own and spec.has_both_adapters(task))]
+    first = usual_models(task)[:1] if own is None else [own]
+    others = (spec for spec in MODELS.values() if spec.has_both_adapters(task))
+    return list(dict.fromkeys(spec.name for spec in (*first, *others)))
+
+
+def offered(task: str, own: ModelSpec | None = None) -> dict[str, Learned]:
+    """The same models, with what their adapters for the task learned."""
+    found = {}
+    for name in choices(task, own):
+        spec = own if own is not None and name == own.name else MODELS[name]
+        try:
+            found[name] = spec.learned(task)
+        except ModelError:  # every run will report it
+            found[name] = Learned()
+    return found
+
+
+def models_that_learned(task: str, option: str, value: str) -> list[str]:
+    """The names of registered models whose adapters were trained on a value of an option."""
+    return [name for name, learned in offered(task).items() if value in learned.options.get(option, ())]

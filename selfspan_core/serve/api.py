@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from selfspan_core.errors import InputError, NotReady
-from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, choices
+from selfspan_core.models.registry import ModelSpec, choices, offered
 from selfspan_core.params import MAX_DRAFTS, MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.lazy_session import SharedDevice, public
 from selfspan_core.tasks.base import Option
@@ -25,7 +25,8 @@ SETTINGS: dict[str, tuple[type, Any]] = {
     "seed": (int, 0),
 }
 """The endpoint's first arguments in order: type and default of each. The options of the tasks follow, then DRAFTS, then
-the name of a model where there are several, then `clean`, the newest: what stood before keeps its place."""
+the name of a model where there are several, then `clean`, then the options that only some models learned, where one of
+these is offered. The newest are last: what stood before keeps its place."""
 DRAFTS = Option(
     "drafts",
     {},
@@ -35,15 +36,17 @@ DRAFTS = Option(
 )
 
 
-def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL]) -> Callable[..., Iterator[dict]]:
+def compare_endpoint(device: SharedDevice, own: ModelSpec | None = None) -> Callable[..., Iterator[dict]]:
     """The function behind the endpoint `compare`.
 
     Args:
         device: runs the requests.
-        own: the default model; if other models can run a task, too, the endpoint has an argument `model`.
+        own: the default model, None: of each task its usual one; if other models can run a task, too, the endpoint
+            has an argument `model`.
     """
-    options = [*task_options(), DRAFTS, *_model_option(own)]
-    signature = _signature(options)
+    options = [*(option for option in task_options() if not option.is_learned), DRAFTS, *_model_option(own)]
+    learned = _learned_options(own)
+    signature = _signature(options, learned)
 
     def compare(*values: Any) -> Iterator[dict]:
         try:
@@ -56,23 +59,38 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec = MODELS[DEFAULT_MODEL
 
     compare.__signature__ = signature
     compare.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
-    compare.__doc__ = _documentation(options)
+    compare.__doc__ = _documentation(options, learned)
     return compare
 
 
-def _model_option(own: ModelSpec) -> list[Option]:
+def _model_option(own: ModelSpec | None) -> list[Option]:
     """The argument that names a model, if there is a choice; behind the others, whose places stay."""
     if all(len(choices(task, own)) < 2 for task in TASKS):
         return []
     models = list(dict.fromkeys(name for task in TASKS for name in choices(task, own)))
+    usual = {task: choices(task, own)[0] for task in TASKS}
+    named = " and ".join(f"{name} for {task}" for task, name in usual.items())
+    empty = models[0] if len(set(usual.values())) == 1 else named
+    return [Option("model", {name: name for name in models}, "", "Model", f"{' or '.join(models)}; empty: {empty}.")]
+
+
+def _learned_options(own: ModelSpec | None) -> list[Option]:
+    """The options that have to be learned, of which a model that is offered learned more than one value."""
     return [
-        Option("model", {name: name for name in models}, "", "Model", f"{' or '.join(models)}; empty: {models[0]}.")
+        option
+        for name, task in TASKS.items()
+        for option in task.options
+        if option.is_learned and any(len(option.values(learned)) > 1 for learned in offered(name, own).values())
     ]
 
 
-def _signature(options: Sequence[Option]) -> Signature:
-    """The settings of a request and the options of the tasks, in the form that gradio inspects."""
+def _signature(options: Sequence[Option], learned: Sequence[Option]) -> Signature:
+    """The settings of a request and the options of the tasks, in the form that gradio inspects.
+
+    An option that a model may not have learned is empty where it is not given: a model knows its own usual value.
+    """
     given = {**SETTINGS, **{option.name: (str, option.default) for option in options}, "clean": (bool, True)}
+    given |= {option.name: (str, "") for option in learned}
     kind = Parameter.POSITIONAL_OR_KEYWORD
     named = [Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in given.items()]
     return Signature(named, return_annotation=Iterator[dict])
@@ -85,7 +103,7 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
     given = bound.arguments
     task = TASKS.get(given["task"]) if isinstance(given["task"], str) else None
     own = {option.name for option in task.options} if task else set()
-    options = {name: value for name, value in given.items() if name in own}
+    options = {name: value for name, value in given.items() if name in own and value != ""}
     drawn = ("max_new_tokens", "temperature", "top_p", "seed")
     sampling = SamplingParams(**{name: given[name] for name in drawn})
     name, text, adapter, load = (given[setting] for setting in ("task", "text", "adapter", "load"))
@@ -103,9 +121,10 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
     )
 
 
-def _documentation(options: Sequence[Option]) -> str:
+def _documentation(options: Sequence[Option], learned: Sequence[Option]) -> str:
     lines = [f"    {option.name}: {option.help}" for option in options]
-    return "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines, _CLEAN])
+    last = [f"    {option.name}: {option.help}" for option in learned]
+    return "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines, _CLEAN, *last])
 
 
 _CLEAN = "    clean: whether a pasted article is cleaned before it is read; the result's `cleaning` says what was done."

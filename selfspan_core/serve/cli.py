@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfspan_core.errors import ImplUnavailable, InputError, LaneError, ModelError, SettingError
-from selfspan_core.models.registry import DEFAULT_MODEL, resolve_model
+from selfspan_core.models.registry import resolve_model
 from selfspan_core.params import Request, SamplingParams
 from selfspan_core.serve.cli_options import build_parser
 from selfspan_core.serve.lazy_session import silence_libraries
@@ -63,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         if len(error.reasons) > MAX_REASONS:
             print(f"error: {len(error.reasons) - MAX_REASONS:,} more lines are bad", file=sys.stderr)
         return EXIT_BAD_INPUT
+    for notice in dict.fromkeys(prepared.notice for prepared in runs if prepared.notice):
+        print(f"note: {notice}", file=sys.stderr)
     for number, prepared in enumerate(runs):
         try:
             show = print_json if arguments.json else print_text
@@ -210,7 +212,7 @@ def decoded_lines(data: bytes) -> list[tuple[int, str]]:
 def make_session(arguments: argparse.Namespace) -> "Session":
     """The session on the chosen models and device. Raises BadInput if they cannot be had."""
     try:
-        model = resolve_model(arguments.model or DEFAULT_MODEL)
+        model = resolve_model(arguments.model) if arguments.model else None
     except ModelError as error:
         raise BadInput(str(error)) from None
     silence_libraries()

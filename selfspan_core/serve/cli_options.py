@@ -2,7 +2,7 @@
 
 import argparse
 
-from selfspan_core.models.registry import DEFAULT_MODEL, MODELS
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, PREFERRED
 from selfspan_core.params import MAX_DRAFTS, MAX_LOAD
 from selfspan_core.tasks.registry import TASKS, task_options
 
@@ -81,6 +81,7 @@ def _add_decoding(run: argparse.ArgumentParser) -> None:
 
 def _add_models(run: argparse.ArgumentParser) -> None:
     """Where and how the models run, and which they are."""
+    preferred = ", ".join(f"for {task} {names[0]}" for task, names in PREFERRED.items())
     run.add_argument("--device", default="auto", help="auto (default: CUDA if there is any), cpu or cuda")
     run.add_argument(
         "--impl",
@@ -98,8 +99,8 @@ def _add_models(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--model",
         metavar="NAME",
-        help=f"model: a registered one ({', '.join(MODELS)}), a folder, a GGUF file or a hub id "
-        f"(default: {DEFAULT_MODEL})",
+        help=f"model: a registered one ({', '.join(MODELS)}), a folder, a GGUF file or a hub id (default: "
+        f"{DEFAULT_MODEL}, also for adapters given below; {preferred} where its adapters are there)",
     )
     run.add_argument("--span-adapter", metavar="DIR", help="span adapter (default: the task's shipped one)")
     run.add_argument("--plain-adapter", metavar="DIR", help="plain adapter (default: the task's shipped one)")

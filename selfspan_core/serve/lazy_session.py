@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from selfspan_core.errors import Busy, ImplUnavailable, ModelError, NotReady
-from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec
+from selfspan_core.models.registry import ModelSpec, usual_models
 from selfspan_core.params import ADAPTERS, Request
 from selfspan_core.paths import ROOT
 from selfspan_core.tasks.registry import TASKS
@@ -17,14 +17,18 @@ PATIENCE_S = 30.0
 log = logging.getLogger("selfspan")
 
 
-def public(error: Exception) -> str:
+def public(error: Exception | str) -> str:
     """An error's message for users, without the path of this installation on the server's disk."""
     return str(error).replace(f"{ROOT}/", "")
 
 
-def shipped_tasks(model: ModelSpec = MODELS[DEFAULT_MODEL]) -> tuple[str, ...]:
-    """Tasks whose adapters a model has; at least the first task, whose runs then report what is missing."""
-    found = tuple(task for task in TASKS if model.has_both_adapters(task))
+def shipped_tasks(model: ModelSpec | None = None) -> tuple[str, ...]:
+    """Tasks whose adapters are there; at least the first task, whose runs then report what is missing.
+
+    Args:
+        model: of all tasks; None: the usual one of each.
+    """
+    found = tuple(task for task in TASKS if (model or usual_models(task)[0]).has_both_adapters(task))
     return found or (next(iter(TASKS)),)
 
 
@@ -44,10 +48,10 @@ class LazySession:
 
     Args:
         impl: implementation of its lanes, one of `backends.ENGINE_IMPLS`; None: the device's default.
-        model: the default model of requests.
+        model: of requests that name none; None: the usual one of their task.
     """
 
-    def __init__(self, impl: str | None = None, model: ModelSpec = MODELS[DEFAULT_MODEL]) -> None:
+    def __init__(self, impl: str | None = None, model: ModelSpec | None = None) -> None:
         self._impl, self._model = impl, model
         self._models = self._session = None
         self._lock = threading.Lock()
@@ -95,11 +99,13 @@ class LazySession:
             return False
 
     def warm(self) -> None:
-        """Load the session's own model with its tasks' adapters, so that the first run need not."""
+        """Load the models of requests that name none, with their tasks' adapters, so that the first run need not."""
         try:
             self._load()
             with reasons():
                 for task in shipped_tasks(self._model):
+                    if notice := self._models.choose(task).notice:
+                        log.warning("%s", public(notice))
                     for adapter in ADAPTERS:
                         self._models.engine(task, adapter)
         except NotReady as error:  # the message names the missing part and the command that makes it

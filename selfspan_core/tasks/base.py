@@ -74,6 +74,8 @@ class Option:
         default: the value if none is given.
         label: the option's label on a page.
         help: for the command line.
+        is_learned: whether a value can be asked only of adapters that were trained on it; the default stands for what
+            those learned whose record says nothing of it.
     """
 
     name: str
@@ -81,6 +83,30 @@ class Option:
     default: str
     label: str
     help: str
+    is_learned: bool = False
+
+    def values(self, learned: "Learned") -> tuple[str, ...]:
+        """What can be asked of adapters, the usual value first."""
+        if not self.is_learned:
+            return tuple(self.choices)
+        known = learned.options.get(self.name) or (self.default,)
+        return tuple(
+            sorted((value for value in self.choices if value in known), key=lambda value: value != self.default)
+        )
+
+
+class Learned(Protocol):
+    """What the adapters that answer a request learned (`selfspan_core.models.learned.Learned` is one)."""
+
+    @property
+    def options(self) -> Mapping[str, tuple[str, ...]]:
+        """Option -> the values that they were trained on, for options whose values have to be learned."""
+        ...
+
+    @property
+    def document_tokens(self) -> int | None:
+        """Most tokens of a document in training; None where it is not recorded."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -229,7 +255,6 @@ class Task(Protocol[ProblemT]):
         max_tokens: the most tokens that a worked example takes, prompt included.
         has_right_answer: whether an answer is right or wrong; a summary, for example, is neither.
         is_line: whether an input is one line of text; otherwise it is a whole text.
-        rules_text: the decoding rules, in a sentence for the user; empty if the model decodes freely.
     """
 
     name: ClassVar[str]
@@ -244,7 +269,15 @@ class Task(Protocol[ProblemT]):
     max_tokens: int
     has_right_answer: bool
     is_line: bool
-    rules_text: str
+
+    @property
+    def rules_text(self) -> str:
+        """The decoding rules, in a sentence for the user; empty if the model decodes freely."""
+        ...
+
+    def for_model(self, max_context: int, learned: Learned) -> "Task[ProblemT]":
+        """The same task for a model: with its context, and as its adapters learned to be asked."""
+        ...
 
     def clean(self, text: str) -> Cleaned:
         """The text as `parse` reads it best, whatever a user pasted; a text that is clean stays as it is."""
@@ -291,6 +324,20 @@ class Task(Protocol[ProblemT]):
     def similar(self, problem: ProblemT, seed: int) -> Iterator[ProblemT]:
         """Other problems of about the same size, without end; the same ones for the same seed."""
         ...
+
+
+def not_learned(option: Option, value: str, learned: Learned, model: str, others: Sequence[str]) -> str:
+    """The message about a value of an option that a model's adapters were not trained on.
+
+    Args:
+        model: its name.
+        others: names of models whose adapters were.
+    """
+    known = " and ".join(option.values(learned))
+    instead = f"Choose {' or '.join(others)} for that, or leave" if others else "Leave"
+    return (
+        f"The model {model} has not learned the {option.name} {value}, only {known}. {instead} the {option.name} out."
+    )
 
 
 def read_pasted(task: Task[ProblemT], text: str, clean: bool) -> tuple[ProblemT, Cleaned]:

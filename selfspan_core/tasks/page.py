@@ -1,7 +1,7 @@
 """A task's controls on the page: one builder for all tasks, with each task's texts from `PageText`. Imports gradio."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import gradio as gr
 
 from selfspan_core.params import MAX_LOAD, MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.paths import PAGE
-from selfspan_core.tasks.base import Task
+from selfspan_core.tasks.base import Learned, Option, Task
 
 COMPARISONS = [
     ("Same adapter, mask off and on: isolates attention", "span"),
@@ -50,6 +50,7 @@ class Controls:
         begins: events that begin a run.
         settings: the controls of `request`'s values by name, in order: "adapter", "model" (if several), options,
             "drafts", "load", "max_new_tokens", "as_is".
+        models: what the adapters of each model that is offered learned, the usual model first.
     """
 
     task: Task
@@ -59,6 +60,7 @@ class Controls:
     stop: gr.Button
     begins: list
     settings: dict[str, gr.components.Component]
+    models: Mapping[str, Learned]
 
     @property
     def inputs(self) -> list[gr.components.Component]:
@@ -81,7 +83,10 @@ class Controls:
     def request(self, text: str, values: Sequence[Any]) -> Request:
         """The request, from the values of `inputs`. Raises InputError."""
         given = dict(zip(self.settings, values, strict=True))
-        options = {option.name: given[option.name] for option in self.task.options}
+        usual = next(iter(self.models), None)
+        # The usual model may be replaced where it cannot be had, and then that is said; one that was chosen may not.
+        model = given.get("model") if given.get("model") != usual else None
+        options = {option.name: given[option.name] for option in self._asked(given.get("model", usual))}
         limit = given.get("max_new_tokens", self.task.page.max_new_tokens)
         return Request(
             self.task.name,
@@ -90,18 +95,26 @@ class Controls:
             adapter=given["adapter"],
             load=given.get("load", 1),
             sampling=SamplingParams(limit),
-            model=given.get("model"),
+            model=model,
             drafts="auto" if given["drafts"] else "off",
             clean=not given.get("as_is", False),
         )
 
+    def _asked(self, model: str | None) -> list[Option]:
+        """The options of which there is a choice with a model."""
+        options = [option for option in self.task.options if option.name in self.settings]
+        learned = self.models.get(model) if model is not None else None
+        return [one for one in options if learned is None or len(one.values(learned)) > 1]
 
-def controls(task: Task, models: Sequence[str] = ()) -> Controls:
+
+def controls(task: Task, models: Mapping[str, Learned] | None = None) -> Controls:
     """The controls of a task; inside a gradio context.
 
     Args:
-        models: names of the models that can run the task, the default first; the page offers a choice of several.
+        models: names of the models that can run the task, the usual one first, and what their adapters learned; the
+            page offers a choice of several.
     """
+    models = models or {}
     page, suffix = task.page, task.page.suffix
     with gr.Column(elem_id=f"ask{suffix}"):
         box = gr.Textbox(
@@ -129,21 +142,19 @@ def controls(task: Task, models: Sequence[str] = ()) -> Controls:
         with gr.Row(elem_classes="ss-options"):
             settings = _settings(task, models)
     begins = [run.click, box.submit] if task.is_line else [run.click]
-    return Controls(task, box, alert, cleaning, stop, begins, settings)
+    return Controls(task, box, alert, cleaning, stop, begins, settings, models)
 
 
-def _settings(task: Task, models: Sequence[str]) -> dict[str, gr.components.Component]:
+def _settings(task: Task, models: Mapping[str, Learned]) -> dict[str, gr.components.Component]:
     """Controls of everything but the text."""
     settings: dict[str, gr.components.Component] = {
         "adapter": gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
     }
     if len(models) > 1:
         settings["model"] = gr.Radio(
-            list(models), value=models[0], label="Model", elem_id=f"model{task.page.suffix}", scale=2
+            list(models), value=next(iter(models)), label="Model", elem_id=f"model{task.page.suffix}", scale=2
         )
-    for option in task.options:
-        choices = [(label, value) for value, label in option.choices.items()]
-        settings[option.name] = gr.Radio(choices, value=option.default, label=option.label, scale=2)
+    settings |= _options(task, models, settings.get("model"))
     settings["drafts"] = gr.Checkbox(
         True, label=DRAFTS_LABEL, info=DRAFTS_INFO, elem_id=f"drafts{task.page.suffix}", scale=2, min_width=200
     )
@@ -170,3 +181,38 @@ def _settings(task: Task, models: Sequence[str]) -> dict[str, gr.components.Comp
             False, label=AS_IS_LABEL, info=AS_IS_INFO, elem_classes="ss-as-is", scale=2, min_width=200
         )
     return settings
+
+
+def _options(
+    task: Task, models: Mapping[str, Learned], model: gr.components.Component | None
+) -> dict[str, gr.components.Component]:
+    """Controls of the task's options; one that has to be learned is there for models that learned several values."""
+    made: dict[str, gr.components.Component] = {}
+    for option in task.options:
+        usual = {name: option.values(learned) for name, learned in models.items()}
+        if option.is_learned and all(len(values) < 2 for values in usual.values()):
+            continue
+        first = next(iter(usual.values()), tuple(option.choices))
+        shown = gr.Radio(
+            [(option.choices[value], value) for value in first],
+            value=option.default if option.default in first else first[0],
+            label=option.label,
+            visible=len(first) > 1,
+            elem_id=f"{option.name}{task.page.suffix}",
+            scale=2,
+        )
+        made[option.name] = shown
+        if option.is_learned and isinstance(model, gr.Radio):
+            model.change(_offering(option, models), model, shown, queue=False, **HIDDEN)
+    return made
+
+
+def _offering(option: Option, models: Mapping[str, Learned]) -> Callable[[str], Any]:
+    """A function that makes the control of an option fit the chosen model."""
+
+    def offer(name: str) -> Any:
+        values = option.values(models[name])
+        choices = [(option.choices[value], value) for value in values]
+        return gr.update(choices=choices, value=values[0], visible=len(values) > 1)
+
+    return offer

@@ -39,9 +39,9 @@ def generate_among(
 
 
 def request(task: str, text: str, adapter: str = "span", **settings) -> Request:
-    """What a session is asked; a summary's `length` is an option."""
+    """What a session is asked; a summary's `length` and `form` are options."""
     sampling, others = apart(settings)
-    options = {"length": others.pop("length")} if "length" in others else {}
+    options = {name: others.pop(name) for name in ("length", "form") if name in others}
     return Request(task, text, options, adapter=adapter, sampling=sampling, **others)
 
 

@@ -172,6 +172,7 @@ class FakeSession:
         fail: raise after the start.
         beginning: the only article that is not too long.
         caution: what is said of the first example's length.
+        notice: what is said of the model.
         can_load: whether several requests at once are possible; those beside the shown one are only figures.
     """
 
@@ -179,6 +180,7 @@ class FakeSession:
         self.rates = {"dense": dense, "sparse": sparse}
         self.options = {"num_tokens": None, "extra_text": "", "wrong": (), "malformed_step": None, "fail": False}
         self.options |= {"missing": (), "read_share": 0.31, "can_load": False, "beginning": None, "caution": ""}
+        self.options |= {"notice": ""}
         self.options.update(options)
         self.running = 0
         self.most_running = 0
@@ -187,6 +189,7 @@ class FakeSession:
         self.hold_at: int | None = None  # tokens that no lane goes beyond, until a test says otherwise
         self.sampling: tuple[float, float, int] | None = None  # of the last run
         self.model: str | None = None  # of the last run
+        self.asked: dict = {}  # options of the last run
 
     def can_load(self) -> bool:
         return self.options["can_load"]
@@ -196,7 +199,7 @@ class FakeSession:
         self.cleaned = cleaned
         if self.options["beginning"] and self.options["beginning"] != request.text:
             raise TooLongError("The article is too long.", self.options["beginning"])
-        self.model = request.model
+        self.model, self.asked = request.model, dict(request.options)
         self.sampling = (request.sampling.temperature, request.sampling.top_p, request.sampling.seed)
         require_load(request.load, self.can_load(), "fake, float32")
         return self._stream(request.task, problem, request.adapter, request.load)
@@ -244,6 +247,8 @@ class FakeSession:
             start["rules"] = get_task(task).rules_text
         if self.options["caution"] and problem.text == get_task("summarize").parse(EXAMPLES[0]).text:
             start["caution"] = {"text": self.options["caution"], "beginning": "The beginning."}
+        if self.options["notice"]:
+            start["notice"] = self.options["notice"]
         if self.cleaned.done:
             start["cleaning"] = {"done": list(self.cleaned.done), "text": self.cleaned.text}
         yield start if load == 1 else {**start, "load": load}

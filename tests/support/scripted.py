@@ -6,6 +6,8 @@ Deterministic to the last figure, so that whatever turns events into text, ticks
 from types import SimpleNamespace
 
 from selfspan_core.engine.events import Finished, HeaderClosed, OtherRows, Prefilled, StepEnded, Token
+from selfspan_core.engine.model_store import Chosen
+from selfspan_core.models.learned import Learned
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Tracker
 
@@ -145,6 +147,15 @@ class ScriptedStore:
 
     def spec(self, model=None):
         return self.default
+
+    def usual(self, task):
+        return self.default
+
+    def choose(self, task, model=None):
+        return Chosen(self.default)
+
+    def learned(self, task, adapter, model=None):
+        return Learned()
 
     def engine(self, task, adapter, model=None):
         return self.engines[adapter]

@@ -1,5 +1,6 @@
 """A random Llama with the shipped tokenizer or another, and two random adapters: real files, senseless output."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from selfspan_core.models.learned import RECORD, Learned, record_of
 from selfspan_core.models.loading import resize_for_tokenizer
 from selfspan_core.models.tokenizer import SpanTokenizer
 from tests.support.paths import SHIPPED
@@ -20,6 +22,12 @@ def save_byte_tokenizer(folder: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+
+
+def record_learned(adapters: Path, learned: Learned, *names: str) -> None:
+    """Write what training would have recorded beside some adapters of a folder."""
+    for name in names:
+        (adapters / name / RECORD).write_text(json.dumps(record_of(learned)), encoding="utf-8")
 
 
 def save_tiny(

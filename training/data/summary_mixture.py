@@ -7,7 +7,9 @@ behind it, it is the same summaries with the article somewhere among pieces of o
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from selfspan_core.models.learned import Learned
 from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.tasks.summarize.form import FORMS
 from training.data.summary_source import Layout, MixturePart, PackedSummaries
 from training.summary_data import KINDS
 
@@ -81,3 +83,15 @@ def parts_of(
         place = key_of(key, data)
         parts[key] = MixturePart(packed[place.folder], place.kind, layouts[place.folder], place.among)
     return parts
+
+
+def learned_from(parts: dict[str, MixturePart], row_tokens: int) -> Learned:
+    """What an adapter learns from a mixture, for serving: the forms, and how long documents are.
+
+    Args:
+        parts: of the mixture.
+        row_tokens: of a row of training, which is longer than any document in it.
+    """
+    forms = {part.packed.form for part in parts.values()}
+    longest = max(part.longest_document for part in parts.values())
+    return Learned({"form": tuple(form for form in FORMS if form in forms)}, min(longest, row_tokens))

@@ -86,6 +86,13 @@ class PackedSummaries:
             raise ValueError(f"there are no summaries of kind '{kind}'; kinds: {', '.join(KINDS)}")
         return np.flatnonzero(self._arrays["target_kinds"] == KINDS.index(kind))
 
+    def longest(self, kind: str) -> int:
+        """Most tokens of a document that has a summary of a kind, its sentences' names included."""
+        documents = np.unique(self._arrays["target_documents"][self.of_kind(kind)]).astype(np.int64)
+        segments = self._segment_starts[documents + 1] - self._segment_starts[documents]
+        starts, ends = (self._token_starts[self._segment_starts[documents + behind]] for behind in (0, 1))
+        return int((ends - starts + segments).max(initial=0))
+
     def document_of(self, number: int) -> int:
         """The document that a summary is of."""
         return int(self._arrays["target_documents"][number])
@@ -145,6 +152,12 @@ class MixturePart:
     kind: str
     layout: Layout
     among: bool = False
+
+    @property
+    def longest_document(self) -> int:
+        """Most tokens of its documents, names included; where articles stand among others, about so many."""
+        own = self.packed.longest(self.kind)
+        return max(own, MAX_LONG_TOKENS) if self.among else own
 
 
 def without_some(summary: Summary, share: float, rng: np.random.Generator) -> Summary:

@@ -15,7 +15,7 @@ from selfspan_core.models.model import SpanModel
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.form import MAX_SUMMARY_TOKENS, Form, Length
-from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
+from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules, Words
 from training.data.summary_source import Layout, PackedSummaries, Summary
 from training.evaluation.batch_decode import decode_greedily
 from training.evaluation.lanes import EvaluationLane
@@ -37,6 +37,11 @@ class Setting:
     rules: bool = True
     copies_only: bool = False
     form: Form = "shorten"
+
+    @property
+    def words(self) -> Words:
+        """What the rules hold bodies to; of a rewritten summary what serving holds it to."""
+        return "copied" if self.copies_only else "own" if self.form == "rewrite" else "free"
 
 
 _KINDS = (("", True, False), (" without rules", False, False), (" copies only", True, True))
@@ -88,7 +93,7 @@ def decode_lane(
                     prompt.prompt,
                     setting.length,
                     lane.annotated,
-                    setting.copies_only,
+                    setting.words,
                     [ids.tolist() for ids in articles[name].segments],
                 )
                 for name, prompt in zip(chosen, prompts, strict=True)

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from rouge_score import rouge_scorer
 
-from selfspan_core.tasks.summarize.rules import word_runs, words_of
+from selfspan_core.tasks.summarize.own_words import word_runs, words_of
 from selfspan_core.tasks.summarize.written import WrittenStep
 from training.data.summary_annotation import Article, annotate
 from training.data.summary_shorten import shorten

@@ -18,7 +18,17 @@ from selfspan_core.tasks.arithmetic.parse import parse_expression
 from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS, Node, canonical, evaluate, pieces
-from selfspan_core.tasks.base import Cleaned, EvaluationKind, Generator, Option, PageText, Problem, Tokenizer, View
+from selfspan_core.tasks.base import (
+    Cleaned,
+    EvaluationKind,
+    Generator,
+    Learned,
+    Option,
+    PageText,
+    Problem,
+    Tokenizer,
+    View,
+)
 
 INSTRUCTION = "Calculate: "
 STEP_SEPARATOR = "\n"
@@ -181,6 +191,10 @@ class Arithmetic:
 
     def __init__(self) -> None:
         self._encoder: _Encoder | None = None
+
+    def for_model(self, max_context: int, learned: Learned) -> "Arithmetic":
+        """The task itself: expressions are bounded by how long their worked steps were in training."""
+        return self
 
     def clean(self, text: str) -> Cleaned:
         """The text itself."""

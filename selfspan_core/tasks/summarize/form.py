@@ -21,6 +21,7 @@ MAX_READS = 2
 MAX_SEGMENTS = NUM_ANCHORS - 8
 """Names of the article's segments; the others are for the steps."""
 MAX_CONTEXT = 4096
+"""Of a model that is not known yet; `Task.for_model` has the model's own."""
 MAX_SUMMARY_TOKENS = 512
 MAX_LEARNED_TOKENS = 1600
-"""Of an article in training (`training.summary_data`)."""
+"""Of a single article in training (`training.summary_data`): what adapters learned whose record says nothing else."""

@@ -13,43 +13,37 @@ The rules are the same for both lanes. They never choose an id; they only remove
   with: no loops, no sentence twice.
 * A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the requested length; fewer if no segment is
   left that may be named.
-* If `copies_only` is set, in addition: a body's words are those of the segments it reads (in a plain lane, of one of
-  the article), in their order; only its first letter may be made large.
+* If words are to be "copied", in addition: a body's words are those of the segments it reads (in a plain lane, of one
+  of the article), in their order; only its first letter may be made large.
+* If words are the model's "own", as in the form *rewrite*, in addition: a body has no name and no number that the
+  article does not have, and no REPEATED_WORDS words in a row that the summary already has (`own_words`).
 
-No torch here. A captured step could apply these rules, too: a row's state is a handful of numbers, its last ids, a bit
-per name and the ids of the segments read, all of which the device has, and the output is a short list of allowed or
-forbidden ids, once per id.
+No torch here. A captured step could apply most of these rules, too: a row's state is a handful of numbers, its last
+ids, a bit per name and the ids of the segments read, all of which the device has, and the output is a short list of
+allowed or forbidden ids, once per id.
 """
 
 import copy
+import functools
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from selfspan_core.engine.rules import Limits
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.tasks.base import Tokenizer
-from selfspan_core.tasks.summarize.form import MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
+from selfspan_core.tasks.summarize.form import CUE, MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
+from selfspan_core.tasks.summarize.own_words import OwnWords, PieceTables, word_runs
 
+Words = Literal["free", "copied", "own"]
+"""What bodies are made of; "free" leaves it to the model."""
 MIN_BODY, MAX_BODY = 5, 160
 NGRAM = 8
 START = 8
-REPEATED_WORDS = 4
 
 _ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*\Z")
 _CLOSING = re.compile(r"[\"'”’)\]]+")
-_WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 _STARTING = re.compile(r"[\s,;:.!?…\"“”)\]]")
-
-
-def words_of(text: str) -> list[str]:
-    """Words in small letters, marks dropped."""
-    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
-
-
-def word_runs(text: str) -> list[tuple[str, ...]]:
-    """Every run of REPEATED_WORDS words."""
-    words = words_of(text)
-    return [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
 
 
 class RuleTables:
@@ -69,13 +63,18 @@ class RuleTables:
         structural = {markers.eos, tokenizer.pad_id, *markers.ids}
         if markers.bos is not None:
             structural.add(markers.bos)
-        pieces = {i: tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i not in structural}
+        self._pieces = pieces = {i: tokenizer.piece(i) for i in range(tokenizer.vocab_size) if i not in structural}
         self.ends = frozenset(i for i, piece in pieces.items() if _ENDING.search(piece))
         self.closes = frozenset(i for i, piece in pieces.items() if _CLOSING.fullmatch(piece))
         self.starts = frozenset(i for i, piece in pieces.items() if _STARTING.match(piece))
         breaks = {i for i, piece in pieces.items() if "\n" in piece}
         self.separator = tokenizer.encode(STEP_SEPARATOR)[-1]
         self.body_banned = tuple(sorted(structural | breaks))
+
+    @functools.cached_property
+    def words(self) -> PieceTables:
+        """For rows in own words, made when the first of them begins."""
+        return PieceTables(self._pieces)
 
 
 class SummaryRules:
@@ -87,8 +86,8 @@ class SummaryRules:
         layout: positions of its segments; without names for a plain lane, whose segments then are `segments`.
         length: of the summary.
         annotated: whether it is a span lane.
-        copies_only: whether words must come from the segments read.
-        segments: ids of the article's segments, for a plain lane with `copies_only`.
+        words: what bodies are made of.
+        segments: ids of the article's segments, for a plain lane that is to copy.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class SummaryRules:
         layout: PromptLayout,
         length: Length,
         annotated: bool,
-        copies_only: bool = False,
+        words: Words = "free",
         segments: Sequence[Sequence[int]] = (),
     ) -> None:
         self._tables, self._annotated = tables, annotated
@@ -108,7 +107,7 @@ class SummaryRules:
         self._fresh = self._fresh_names(list(layout.segments))
         self._plain_sources = [list(ids) for ids in segments]
         self._article = tuple(prompt[layout.scaffold_end :])
-        self._copies_only = copies_only
+        self._copies_only = words == "copied"
         # Whole sentences; in a text without any, all segments.
         whole = [name for name, ids in self._segments.items() if self._is_ended(ids)]
         self._unread = dict.fromkeys(whole or self._segments)
@@ -119,6 +118,9 @@ class SummaryRules:
         self._body: list[int] | None = None
         self._header: list[int] | None = None
         self._copy: _Copy | None = None
+        self._own_words: OwnWords | None = None
+        if words == "own":
+            self._own_words = OwnWords(tables.words, tables.tokenizer.decode(self._article).removesuffix(CUE))
 
     @property
     def num_steps(self) -> int:
@@ -214,6 +216,10 @@ class SummaryRules:
         is_whole = is_long and (self._is_ended(body) or self._is_at_open_end(body))
         is_whole = is_whole or (not is_long and self._is_short_source(body))
         banned = (*tables.body_banned, *self._repeated(body))
+        if self._own_words is not None:
+            text, said = tables.tokenizer.decode(body), [tables.tokenizer.decode(other) for other in self._bodies]
+            banned = (*banned, *self._own_words.banned(text), *self._own_words.repeating(text, said))
+            is_whole = is_whole and self._own_words.may_end(text)
         if self._copy is not None:
             allowed = self._copy.allowed(is_long) - set(banned)
             if not allowed:

@@ -10,6 +10,7 @@ an adapter learned both (`form.INSTRUCTIONS`). The parts are split up: `cleaning
 `text` (accepted input, sentences), `rules` (decoding rules), `written` (reading a model's output).
 """
 
+import copy
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from selfspan_core.tasks.base import (
     Cleaned,
     EvaluationKind,
     Generator,
+    Learned,
     Option,
     PageText,
     Problem,
@@ -45,7 +47,7 @@ from selfspan_core.tasks.summarize.form import (
     Form,
     Length,
 )
-from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
+from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules, Words
 
 LENGTH = Option(
     "length",
@@ -54,6 +56,28 @@ LENGTH = Option(
     "Length of the summary",
     "of a summary: short (two sentences) or medium (default: three to five)",
 )
+FORM = Option(
+    "form",
+    {"shorten": "The article's", "rewrite": "The model's own"},
+    "shorten",
+    "Words of the summary",
+    "of a summary: shorten (default: sentences of the article with words left out) or rewrite (in the model's own "
+    "words; of models that learned it)",
+    is_learned=True,
+)
+RULES_TEXT = (
+    "Both lanes are held to whole sentences, no sentence or run of eight tokens twice, and the length asked for; "
+    "a lane that names its sources names none twice, and none that says four words of its summary again, even if "
+    "the summary stays shorter. "
+)
+OWN_WORDS_TEXT = (
+    "A summary in the model's own words has no name and no number that the article does not have, and no four words "
+    "in a row twice. "
+)
+CHOICE_TEXT = "Which sentences to read and what to write of them is the model's choice."
+
+WORDS_PER_TOKEN = 5 / 8
+"""Of a prompt, about: names, marks and parts of words take the others."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +97,16 @@ class SummarizeProblem(Problem):
         sentences: the article's sentences.
         length: how long the summary is to be.
         steps: a worked summary, where there is one.
-        form: which form is asked for.
     """
 
     segments: tuple[str, ...]
     sentences: tuple[str, ...]
     length: Length = "medium"
     steps: tuple[SummaryStep, ...] = ()
-    form: Form = "shorten"
 
 
 def problem_of(
-    sentences: Sequence[str],
-    length: Length = "medium",
-    steps: Sequence[SummaryStep] = (),
-    form: Form = "shorten",
+    sentences: Sequence[str], length: Length = "medium", steps: Sequence[SummaryStep] = ()
 ) -> SummarizeProblem:
     """The problem that an article poses; the reads of `steps` are places in `sentences`, as many as there are names."""
     segments = segments_of(sentences)
@@ -99,7 +118,6 @@ def problem_of(
         segments=segments,
         sentences=tuple(sentences),
         length=length,
-        form=form,
         steps=tuple(steps),
     )
 
@@ -117,12 +135,16 @@ class Summarize:
     Args:
         length: how long summaries are to be: "short" is two sentences, "medium" three to five.
         max_context: positions of the model; a base with a longer context takes longer articles.
-        form: which form is asked for: "rewrite" of an adapter that learned both.
+        form: "shorten": sentences of the article with words left out; "rewrite": other words. None: as the model's
+            adapters learned it, shorten where they learned both.
+
+    Attributes:
+        form: of the summaries.
     """
 
     name: ClassVar[str] = "summarize"
     answers: ClassVar[str] = "summaries"
-    options: ClassVar[tuple[Option, ...]] = (LENGTH,)
+    options: ClassVar[tuple[Option, ...]] = (LENGTH, FORM)
     view: ClassVar[View] = View("document", "summary", "sentence")
     page: ClassVar[PageText] = PageText(
         tab="Articles",
@@ -130,7 +152,7 @@ class Summarize:
         pitch_alone="summarize the same article both ways, in sentences that name their sources",
         label="Article",
         placeholder="Paste an English article.",
-        info="Plain English text, from 30 words up to what the model can hold (some 2,000 words).",
+        info="Plain English text, from 30 words up to what the model can hold (some 2,000 to 5,000 words).",
         box="article",
         example=lambda text: f"{len(text.split())} words",
         prompt="Paste an article, then Ctrl-D.",
@@ -147,20 +169,37 @@ class Summarize:
     examples: tuple[str, ...] = EXAMPLES
     has_right_answer = False
     is_line = False
-    rules_text = (
-        "Both lanes are held to whole sentences, no sentence or run of eight tokens twice, and the length asked for; "
-        "a lane that names its sources names none twice, and none that says four words of its summary again, even if "
-        "the summary stays shorter. Which sentences to read and what to write of them is the model's choice."
-    )
 
-    def __init__(self, length: Length = "medium", max_context: int = MAX_CONTEXT, form: Form = "shorten") -> None:
-        if form not in INSTRUCTIONS:
+    def __init__(self, length: Length = "medium", max_context: int = MAX_CONTEXT, form: Form | None = None) -> None:
+        if form is not None and form not in INSTRUCTIONS:
             raise InputError(f"The form is one of {', '.join(INSTRUCTIONS)}, not {str(form)[:40]}.")
-        if length not in INSTRUCTIONS[form]:
-            raise InputError(f"The length is one of {', '.join(INSTRUCTIONS[form])}, not {str(length)[:40]}.")
-        self.length, self.form = length, form
+        if length not in INSTRUCTIONS["shorten"]:
+            raise InputError(f"The length is one of {', '.join(INSTRUCTIONS['shorten'])}, not {str(length)[:40]}.")
+        self.length, self._asked_form = length, form
+        self.form: Form = form or "shorten"
+        self._prompted: Form = self.form
+        self._learned_tokens = MAX_LEARNED_TOKENS
         self.max_tokens = max_context
         self._tables: RuleTables | None = None
+
+    @property
+    def rules_text(self) -> str:
+        """The decoding rules of the form, in sentences for the user."""
+        return RULES_TEXT + (OWN_WORDS_TEXT if self.form == "rewrite" else "") + CHOICE_TEXT
+
+    def for_model(self, max_context: int, learned: Learned) -> "Summarize":
+        """The same task with a model's context, in a form that its adapters learned.
+
+        A form that was asked for is kept, whether it was learned or not; sessions ask that before.
+        """
+        forms = FORM.values(learned)
+        other = copy.copy(self)
+        other.max_tokens = max_context
+        other._learned_tokens = learned.document_tokens or MAX_LEARNED_TOKENS
+        other.form = self._asked_form or forms[0]  # type: ignore[assignment]
+        # An adapter of one form alone was never told which.
+        other._prompted = other.form if len(forms) > 1 else "shorten"
+        return other
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -187,10 +226,10 @@ class Summarize:
         if len(text) > summarize_text.MAX_CHARACTERS:
             raise _too_long(len(text), text)
         summarize_text.check(text)
-        return problem_of(summarize_text.checked_sentences(text), self.length, form=self.form)
+        return problem_of(summarize_text.checked_sentences(text), self.length)
 
     def _beginning(self, sentences: Sequence[str], tokenizer: Tokenizer, max_prompt_tokens: int) -> str:
-        scaffold = scaffold_of(tokenizer, self.length, self.form)
+        scaffold = scaffold_of(tokenizer, self.length, self._prompted)
         room = max_prompt_tokens - len(tokenizer.encode(CUE)) - 1 - len(scaffold)
         kept = []
         for sentence in sentences:
@@ -211,7 +250,7 @@ class Summarize:
         markers = tokenizer.markers
         segments = [tuple(tokenizer.encode(text)) for text, _ in problem.display]
         steps = [tuple(tokenizer.encode(f" {step.text}")) for step in problem.steps] if with_steps else []
-        scaffold = scaffold_of(tokenizer, problem.length, problem.form)
+        scaffold = scaffold_of(tokenizer, problem.length, self._prompted)
         num_tokens = len(scaffold) + sum(len(ids) + 1 for ids in segments)
         if num_tokens > self.max_prompt_tokens:
             beginning = self._beginning(problem.sentences, tokenizer, self.max_prompt_tokens)
@@ -257,17 +296,19 @@ class Summarize:
         # All lanes, and the warm-up, share the tables, which depend on the tokenizer only.
         if self._tables is None or self._tables.tokenizer is not tokenizer:
             self._tables = RuleTables(tokenizer)
-        return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated)
+        words: Words = "own" if self.form == "rewrite" else "free"
+        return SummaryRules(self._tables, ids, prompt.prompt, self.length, annotated, words)
 
     def caution(self, problem: SummarizeProblem, num_prompt_tokens: int, tokenizer: Tokenizer) -> Caution | None:
         """A warning about an article longer than those in training, in whose middle a small model finds little."""
         # Names and instructions add about an eighth at most; up to that length there is no warning.
-        if num_prompt_tokens <= MAX_LEARNED_TOKENS * 9 // 8:
+        if num_prompt_tokens <= self._learned_tokens * 9 // 8:
             return None
-        beginning = self._beginning(problem.sentences, tokenizer, MAX_LEARNED_TOKENS)
+        beginning = self._beginning(problem.sentences, tokenizer, self._learned_tokens)
+        num_words = round(self._learned_tokens * WORDS_PER_TOKEN, -2)
         return Caution(
-            "This article is longer than those that the adapters learned from, of up to about 1,000 words: their "
-            "summaries of such a one often draw on its middle and miss the point. Its first "
+            f"This article is longer than those that the adapters learned from, of up to about {num_words:,.0f} words: "
+            "their summaries of such a one often draw on its middle and miss the point. Its first "
             f"{len(beginning.split()):,} words alone are summarized better.",
             beginning,
         )
@@ -291,7 +332,7 @@ class Summarize:
         while True:
             sentences = list(problem.sentences)
             rng.shuffle(sentences)
-            yield problem_of(sentences, problem.length, form=problem.form)
+            yield problem_of(sentences, problem.length)
 
 
 def _too_long(num_characters: int, text: str) -> TooLongError:

@@ -106,6 +106,10 @@ class Reverse:
     is_line = True
     rules_text = ""
 
+    def for_model(self, max_context: int, learned) -> "Reverse":
+        """The task itself."""
+        return self
+
     def clean(self, text: str) -> Cleaned:
         """The text itself."""
         return Cleaned(text)
