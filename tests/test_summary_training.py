@@ -1,6 +1,7 @@
 """Summaries end to end, tiny, on CPU: data, adapters, decoding and scores by the commands that make what ships."""
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import islice
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from cuda_kernels.picture import PictureError
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
 from selfspan_core.models.learned import Learned, learned_of
@@ -23,7 +25,7 @@ from tests.support.asking import generate
 from tests.support.paths import ROOT
 from tests.support.summary_tools import write_texts
 from tests.support.tiny_models import save_tiny
-from training import evaluate, finetune, summary_data
+from training import evaluate, finetune, picture_curve, summary_curve, summary_data
 from training.data.summary_format import MAX_LONG_TOKENS
 from training.data.summary_mixture import learned_from, parts_of
 from training.data.summary_source import PackedSummaries
@@ -33,6 +35,7 @@ from training.evaluation.summary_evaluate import sample_text
 from training.finetune import FinetuneConfig
 from training.loop.config import ConfigError, load_config
 from training.materials import training_material
+from training.reports import curve
 
 CONFIGS = ROOT / "training" / "configs"
 
@@ -193,6 +196,40 @@ def test_evaluation_end_to_end(made, tmp_path, monkeypatch, capsys):
         summary_evaluate.together([json.loads(decoded[0].read_text()), other])
     with pytest.raises(ValueError, match="plain-dense, short is there twice"):
         summary_evaluate.together(2 * [json.loads(decoded[0].read_text())])
+
+
+def test_a_curve_over_training_tokens(made, trained, tmp_path, monkeypatch, capsys):
+    """Would catch points in another order than their tokens', lanes of another snapshot, runs that do not match."""
+    monkeypatch.setattr(summary_decode, "MAX_SUMMARY_TOKENS", 40)
+    runs = []
+    for annotated in (True, False):
+        run = tmp_path / ("span" if annotated else "plain")
+        for name, tokens in (("adapter", 2048), ("adapter-step-1", 1024)):
+            shutil.copytree(trained[annotated, "shorten"][0] / "adapter", run / name)
+            report = json.loads((run / name / "training.json").read_text()) | {"tokens": tokens}
+            (run / name / "training.json").write_text(json.dumps(report))
+        runs.append(str(run))
+    words = [*runs, "--data", str(made / "shorten"), "--base", str(made / "base"), "--set", "dev_cnndm"]
+    words += ["--device", "cpu", "--dtype", "float32", "--settings", "short"]
+    decoded, out = tmp_path / "decoded.json", tmp_path / "curve.json"
+    summary_curve.main([*words, "--decode-only", str(decoded)])
+    summary_curve.main([*words, "--decoded", str(decoded), "--pairs", str(made / "pairs"), "--out", str(out)])
+    results = json.loads(out.read_text())
+    assert [point["tokens"] for point in results["points"]] == [1024, 2048] and results["commit"]
+    lanes = results["points"][0]["lanes"]
+    assert lanes["span-sparse"]["short"]["attended_percent_of_dense"] < 100
+    assert lanes["span-dense"]["short"]["attended_percent_of_dense"] == 100
+    monkeypatch.setattr(curve, "read", lambda path: results)
+    assert "| 0 M, short |" in curve.curve()
+    picture_curve.draw(results, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    with pytest.raises(PictureError, match="no results of"):
+        picture_curve.series_of({"points": []})
+    shutil.rmtree(tmp_path / "plain" / "adapter-step-1")
+    with pytest.raises(SystemExit, match="was kept at"):
+        summary_curve.main([*words, "--decode-only", str(decoded)])
+    with pytest.raises(SystemExit, match="holds no adapter"):
+        summary_curve.main([str(tmp_path), *words[1:], "--decode-only", str(decoded)])
 
 
 def test_baselines_need_no_model(made, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from selfspan_core.tasks.registry import TASKS
 from training.reports.answers import answers, answers_brief
 from training.reports.base_model import base
 from training.reports.cpu import cpu
+from training.reports.curve import curve
 from training.reports.drafts import drafts, drafts_brief
 from training.reports.engine import engine, engine_brief
 from training.reports.kernel import kernel, kernel_brief, kernel_on, kernel_remarks
@@ -36,6 +37,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "answers_brief": answers_brief,
     "base": base,
     "cpu": cpu,
+    "curve": curve,
     "drafts": drafts,
     "drafts_brief": drafts_brief,
     "engine": engine,
