@@ -189,8 +189,14 @@ def context_figures(
         "prompt_over_llamacpp": round(prefill_s[1] / prefill_s[0], 3),
         "tokens_over_llamacpp": round(ms[1] / ms[0], 3),
         "tokens_written": len(mine[0].ids),
-        "tokens_alike": len(os.path.commonprefix([mine[0].ids, theirs[0].ids])),
+        "tokens_alike": num_alike(mine[0].ids, theirs[0].ids),
     }
+
+
+def num_alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids two lists have in common from their start on."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def parse_arguments() -> argparse.Namespace:
