@@ -11,6 +11,7 @@ from selfspan_core.bench_systems import LLAMACPP, SELFSPAN, SYSTEMS
 from tests.support import fake_llamacpp
 from tests.support.paths import ROOT
 from tests.support.tiny_gguf import tiny_model, write
+from training.reports import llamacpp
 
 
 @pytest.fixture
@@ -33,8 +34,9 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_a_tiny_run_writes_its_figures(run):
-    """Would catch a token's time over one token too many, peaks of the wrong process, and a file without its origin."""
+def test_a_tiny_run_writes_its_figures(run, monkeypatch):
+    """Would catch a token's time over one token too many, peaks of the wrong process, a file without its origin, and a
+    report that cannot be made of it or hides what llama.cpp was compiled for."""
     written = run()
     assert {"commit", "dirty", "command", "machine", "versions", "threads", "load_average_at_start"} <= set(written)
     assert list(written["systems"]) == list(SYSTEMS)
@@ -51,6 +53,10 @@ def test_a_tiny_run_writes_its_figures(run):
     assert 0 < theirs["peak_mb"] < mine["peak_mb_loaded"] <= mine["peak_mb"]
     loading = mine["loading"]
     assert loading["import_s"] + loading["load_s"] < loading["start_s"]
+    monkeypatch.setattr(llamacpp, "read", lambda path: written)
+    report = llamacpp.llamacpp()
+    assert "uses AVX2;" in report and "| llama.cpp | 90 | 900 | 100.0 | 1.00x |" in report
+    assert report.count("| selfspan, plain floats |") == 3
 
 
 def test_a_remembered_prompt_is_refused(run):
