@@ -131,9 +131,7 @@ class SpanModel:
         Raises:
             ModelError: the model has something that the decode step does not know.
         """
-        weights = DecodeWeights(self, self._store)
-        give_back_freed_memory()
-        return weights
+        return DecodeWeights(self, self._store)
 
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """A key/value cache of this model's shape."""
