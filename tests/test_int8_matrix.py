@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from selfspan_core.engine import model_store
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.model_store import ModelStore, pick_dtype
-from selfspan_core.models.int8_matrix import MOST_ROWS, Int8Matrix
+from selfspan_core.models import huge_pages
+from selfspan_core.models.int8_matrix import MOST_ROWS, Int8Matrix, Int8Store
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.registry import MODELS, Folder, GgufFrom, ModelSpec
 from selfspan_core.models.weights import DenseMatrix
@@ -48,6 +49,21 @@ def test_bytes_of_a_step():
     assert matrix.num_bytes == 8 * 32 + 2 * 8 + 2 * 8
 
 
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=12), st.integers(0, 3))
+def test_pages_hold_tensors_apart(shapes, num_lines):
+    """Would catch tensors that overlap, run over the end of a block, begin inside a line, or die with the pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huge_pages, "BLOCK_BYTES", 4096 + huge_pages.LINE_BYTES * num_lines)
+        pages = huge_pages.HugePages()
+        tensors = [pages.empty(*shape) for shape in shapes]
+        del pages
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number)
+    for number, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True)):
+        assert tensor.shape == shape and tensor.data_ptr() % huge_pages.LINE_BYTES == 0
+        assert tensor.eq(number).all()
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Folders of a tiny base and its adapters."""
@@ -56,7 +72,7 @@ def tiny(tmp_path_factory):
 
 def test_a_model_of_8_bits(tiny):
     """Would catch prefill and steps that read different weights, and a matrix that is left in floats."""
-    model = SpanModel.load(tiny[0], None, dtype=torch.bfloat16, store=Int8Matrix.of)
+    model = SpanModel.load(tiny[0], None, dtype=torch.bfloat16, store=Int8Store())
     matrices = list(model.weights.matrices)
     assert all(isinstance(matrix, Int8Matrix) for matrix in matrices)
     layer = model.hf.model.layers[0].self_attn
@@ -78,7 +94,8 @@ def test_who_gets_8_bits(tiny, monkeypatch, has_instructions):
     )
     found = ModelStore(few, device="cpu")
     if has_instructions:
-        assert found.numbers_of(few) == (torch.bfloat16, Int8Matrix.of)
+        dtype, kept = found.numbers_of(few)
+        assert dtype is torch.bfloat16 and isinstance(kept, Int8Store)
         assert found.device_name == "CPU, bfloat16 with weights of 8 bits"
     else:
         assert found.numbers_of(few) == (torch.float32, DenseMatrix)

@@ -30,6 +30,8 @@ ROOMS = (
     "app",
     "bench_cpu",
     "bench_answers",
+    "bench_systems",
+    "bench_llamacpp",
     "training",
 )
 """Each imports from those before it: see docs/architecture.md."""
@@ -40,6 +42,8 @@ OPEN_TO = {
     "app": {"errors", "paths", "models.registry", "serve", "tasks"},
     "bench_cpu": BELOW_TASKS,
     "bench_answers": BELOW_TASKS,
+    "bench_systems": BELOW_TASKS,
+    "bench_llamacpp": BELOW_TASKS | {"bench_cpu", "bench_systems"},
     "training": BELOW_TASKS,
 }
 """Rooms that import less than all that stands before them."""

@@ -30,13 +30,14 @@ from training.loop.trainer import LoopConfig, share_of_step, to_device
 pytest_plugins = ["tests.support.training_fixtures"]
 
 
-def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer, train_here):
-    """Would catch an adapter that is not what was trained, a resume that starts over, or weights that do not load."""
+def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer, train_here, caplog):
+    """Would catch an adapter that is not what was trained, a resume that starts over, weights that do not load, and a
+    warning at every checkpoint that tied embeddings are saved once."""
     out = train("--config", str(write_config(tmp_path, tiny_base, steps=2)))
     assert "ETA" in out and "exact/2" in out
     first = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     out = train_here("--config", str(write_config(tmp_path, tiny_base, steps=4, workers=0)), "--resume")
-    assert "resumed" in out and "step 3/4" in out and "step 2/4" not in out
+    assert "resumed" in out and "step 3/4" in out and "step 2/4" not in out and "shared tensor" not in caplog.text
     second = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert first.keys() == second.keys()
     assert any(not torch.equal(first[name], second[name]) for name in first)

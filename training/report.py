@@ -22,6 +22,7 @@ from training.reports.curve import curve
 from training.reports.drafts import drafts, drafts_brief
 from training.reports.engine import engine, engine_brief
 from training.reports.kernel import kernel, kernel_brief, kernel_on, kernel_remarks
+from training.reports.llamacpp import llamacpp
 from training.reports.markdown import ROOT, from_document
 from training.reports.problems import problems, problems_brief
 from training.reports.products import products
@@ -44,6 +45,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "engine_brief": engine_brief,
     "kernel": kernel,
     "kernel_brief": kernel_brief,
+    "llamacpp": llamacpp,
     "products": products,
     "queries": queries,
 }

@@ -14,7 +14,17 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "gradio", "cupy-cuda13x", "numpy", "flashinfer-python")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "gradio",
+    "cupy-cuda13x",
+    "numpy",
+    "flashinfer-python",
+    "xllamacpp",
+)
 
 
 def provenance() -> dict:

@@ -25,7 +25,8 @@ class LastQueries:
     pass, which share its mask.
 
     Heads that share a key/value head become queries of that head, so that each key and value is read once per group
-    and never repeated in memory.
+    and never repeated in memory. A single query on a CPU is left as it is: there PyTorch's kernel divides heads among
+    threads, and takes rows of one query faster (9 heads on 3, bfloat16, two cores: 2,000 keys 150 us instead of 205).
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,8 @@ class LastQueries:
         """
         num_heads, num_queries, head_dim = query.shape[1:]
         group = num_heads // keys.shape[1]
+        if num_queries == 1 and query.device.type == "cpu":
+            return F.scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=group > 1)
         grouped = query.reshape(1, keys.shape[1], group * num_queries, head_dim)
         if num_queries > 1 and self._mask is None:
             self._mask = _mask_of_last(num_queries, keys).repeat(group, 1)

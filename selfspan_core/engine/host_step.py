@@ -278,7 +278,7 @@ class RowsAttention:
         # A half turn of a head's numbers, times the sine with its sign, is what transformers calls rotate_half.
         self._cosine = rotary[:, 0].repeat(1, 2)[:, None]
         self._sine = torch.cat([-rotary[:, 1], rotary[:, 1]], 1)[:, None]
-        self._half = weights.model.head_dim // 2
+        self._halves = (2, weights.model.head_dim // 2)
         self._rows: Sequence[tuple[Reader, int, int]] = ()
         self._turn: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -296,14 +296,18 @@ class RowsAttention:
         """See `decoder.Attention`."""
         assert self._turn is not None
         cosine, sine = self._turn
-        turned, values = qkv.split([self._num_heads + self._num_kv_heads, self._num_kv_heads], 1)
-        turned = turned * cosine + turned.roll(self._half, -1) * sine
-        queries, keys = (x.transpose(0, 1)[None] for x in turned.split([self._num_heads, self._num_kv_heads], 1))
-        values = values.transpose(0, 1)[None]
+        num_turned = self._num_heads + self._num_kv_heads
+        turned = qkv[:, :num_turned]
+        other_halves = turned.unflatten(-1, self._halves).flip(-2).flatten(-2)
+        turned = (turned * cosine + other_halves * sine).transpose(0, 1)[None]
+        queries, keys = turned[:, : self._num_heads], turned[:, self._num_heads :]
+        values = qkv[:, num_turned:].transpose(0, 1)[None]
+        if len(self._rows) == 1:
+            attended = self._rows[0][0].attend(layer, queries, keys, values, self._scale)
+            return attended[0].transpose(0, 1)
         out, first = [], 0
         for reader, _, num in self._rows:
             mine = slice(first, first + num)
             out.append(reader.attend(layer, queries[:, :, mine], keys[:, :, mine], values[:, :, mine], self._scale))
             first += num
-        attended = out[0] if len(out) == 1 else torch.cat(out, 2)
-        return attended[0].transpose(0, 1)
+        return torch.cat(out, 2)[0].transpose(0, 1)

@@ -13,7 +13,7 @@ from selfspan_core.attention.backends import CAPTURED, default_impl, require_imp
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ModelError, ModelUnavailable, SettingError, brief
-from selfspan_core.models.int8_matrix import Int8Matrix, multiplies_bfloat16
+from selfspan_core.models.int8_matrix import Int8Store, multiplies_bfloat16
 from selfspan_core.models.learned import Learned, learned_of
 from selfspan_core.models.loading import require_base
 from selfspan_core.models.model import SpanModel
@@ -117,7 +117,7 @@ class ModelStore:
         """In what a model computes here, and how its decode steps store matrices."""
         dtype = self._dtype or pick_dtype(self.device, spec.has_few_bits)
         keeps_few_bits = self._dtype is None and dtype is torch.bfloat16 and self.device.type == "cpu"
-        return dtype, Int8Matrix.of if keeps_few_bits else DenseMatrix
+        return dtype, Int8Store() if keeps_few_bits else DenseMatrix
 
     def device_with(self, impl: str, model: str | None = None) -> str:
         """The same for an implementation that is not the store's own, and another model."""

@@ -22,9 +22,10 @@ from selfspan_core.errors import ModelError
 from selfspan_core.models.gguf_file import GgufFile
 from selfspan_core.models.gguf_tokenizer import tokenizer_of
 
-FORMAT = 1
+FORMAT = 2
 """Of converted folders; a new one makes old ones be converted again."""
-SHARD_BYTES = 2 << 30
+SHARD_BYTES = 1 << 26
+"""Loading maps these files into memory, and can let go of each as soon as its tensors have been taken over."""
 NAMES_BYTES = 16
 """Of a hash, in hex digits, that names a folder."""
 _WEIGHTS = "model.safetensors"

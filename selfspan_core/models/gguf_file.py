@@ -148,6 +148,11 @@ class GgufFile:
         kept = (tensor for name, tensor in self._tensors.items() if name != ROPE_FREQUENCIES)
         return {self._own_name(tensor.name): int(tensor.n_elements) for tensor in kept}
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(int(tensor.n_bytes) for tensor in self._tensors.values())
+
     def _floats(self, stored: Any) -> np.ndarray:
         gguf = _package(self.path)
         try:

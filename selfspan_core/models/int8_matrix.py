@@ -11,9 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from selfspan_core.models.huge_pages import HugePages
+
 MOST_ROWS = 7
 """Of a product with codes. Two cores of an Intel Xeon with AMX, 960 x 576, microseconds for codes and floats: 1 row 15
 and 45, 4 rows 28 and 45, 8 rows 55 and 46, 16 rows 104 and 48."""
+
+ROWS_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,24 @@ class Int8Matrix:
     bias: torch.Tensor | None
 
     @classmethod
-    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> "Int8Matrix":
-        """The matrix whose values are nearest to a weight of bfloat16, into which they are written."""
-        wide = weight.float()
-        scales = (wide.abs().amax(1) / 127).clamp(min=1e-12).to(weight.dtype)
-        codes = (wide / scales.float()[:, None]).round().clamp(-128, 127).to(torch.int8)
-        weight.copy_(codes.float() * scales.float()[:, None])
+    def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, pages: HugePages | None = None) -> "Int8Matrix":
+        """The matrix whose values are nearest to a weight of bfloat16 on a CPU, into which they are written.
+
+        Args:
+            weight: `[num_out, depth]`.
+            bias: `[num_out]`, or None.
+            pages: where the codes shall lie; None: in a block of their own.
+        """
+        codes = (pages or HugePages()).empty(*weight.shape)
+        scales = weight.new_empty(len(weight))
+        # Block by block: an output layer in float32 takes more memory than a small model's steps.
+        blocks = (tensor.split(ROWS_AT_A_TIME) for tensor in (weight, codes, scales))
+        for values, own_codes, own_scales in zip(*blocks, strict=True):
+            wide = values.float()
+            own_scales.copy_((wide.abs().amax(1) / 127).clamp(min=1e-12))
+            by = own_scales.float()[:, None]
+            own_codes.copy_(wide.div_(by).round_().clamp_(-128, 127))
+            values.copy_(torch.mul(own_codes, by, out=wide))
         return cls(codes, scales, weight, bias)
 
     @property
@@ -65,6 +81,17 @@ class Int8Matrix:
         product: Any = torch.ops.aten._weight_int8pack_mm
         out = product(x.contiguous(), self.codes, self.scales)
         return out if self.bias is None else out + self.bias
+
+
+class Int8Store:
+    """Stores the matrices of one model as `Int8Matrix`, all in the same large pages (`weights.Store`)."""
+
+    def __init__(self) -> None:
+        self._pages = HugePages()
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Int8Matrix:
+        """See Store."""
+        return Int8Matrix.of(weight, bias, self._pages)
 
 
 def multiplies_bfloat16() -> bool:

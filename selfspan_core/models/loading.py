@@ -5,15 +5,17 @@ to one in several ways (an index, a line of `config.json`, an adapter beside the
 one-line error.
 """
 
+import contextlib
+import gc
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from selfspan_core.errors import ModelError
 from selfspan_core.models.model_names import why_not_found
@@ -25,8 +27,21 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 INDEX = "model.safetensors.index.json"
 
 
-def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+AS_STORED = "auto"
+"""As a base's dtype: the one that its config.json names."""
+ROWS_AT_A_TIME = 4096
+"""Of an embedding, in float32."""
+NOISE = 1e-9
+"""Variance of new embedding rows over that of the old ones: they start at their mean, and no two are equal."""
+
+
+def load_base(base: str | Path, dtype: torch.dtype | str, attention: str) -> PreTrainedModel:
     """A base model from a folder or by hub id, safetensors only, with a named transformers attention.
+
+    Args:
+        base: folder or hub id.
+        dtype: of the weights, or AS_STORED.
+        attention: its name in transformers.
 
     Raises:
         ModelError: not found, incomplete, or of an architecture that is not supported.
@@ -39,15 +54,16 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
                 f"{base}: models of type {config.model_type!r} are not supported; {', '.join(FAMILIES)} are"
             )
         _require_safetensors(base, getattr(config, "transformers_weights", None))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            base,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
+        with _no_bar_for_weights(base):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                base,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
     except ModelError:
         raise
     except RuntimeError as error:
@@ -56,7 +72,25 @@ def load_base(base: str | Path, dtype: torch.dtype, attention: str) -> PreTraine
         raise ModelError(f"cannot load the base model {str(base)!r}: {error}") from error
     model, found = loaded  # because of `output_loading_info`
     _require_all_tensors(base, config, found)
+    # Transformers leaves cycles that hold the files' tensors: until they are found, a model takes twice its memory.
+    gc.collect()
     return model
+
+
+@contextlib.contextmanager
+def _no_bar_for_weights(base: str | Path) -> Iterator[None]:
+    """While it is open, transformers shows no progress of reading files that are here; it takes no argument for that.
+
+    For a base on the hub the bars stay, since the download's is one of them.
+    """
+    if not Path(base).expanduser().is_dir() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _do_not_fit(base: str | Path) -> str:
@@ -147,13 +181,34 @@ def _num_rows(hf: PreTrainedModel) -> int:
 def resize_for_tokenizer(hf: PreTrainedModel, tokenizer: "SpanTokenizer") -> None:
     """Give every id of the tokenizer an embedding row; a base that has enough rows (or spare ones) is left alone.
 
-    New rows are random but always the same ones: training and each serving process must start from one model.
+    New rows are the mean of the old ones and a little noise, always the same: training and each serving process must
+    start from one model. Transformers draws them from a normal distribution of the same mean and size, for which it
+    computes the covariance of all rows, and needs four times the embedding's memory in float32.
     """
-    if tokenizer.vocab_size <= _num_rows(hf):
+    num_rows = tokenizer.vocab_size
+    if num_rows <= _num_rows(hf):
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        hf.resize_token_embeddings(tokenizer.vocab_size)
+    embedding: Any = hf.get_input_embeddings()
+    head: Any = hf.get_output_embeddings()
+    is_tied = head.weight is embedding.weight
+    embedding.weight = torch.nn.Parameter(_with_rows(embedding.weight.data, num_rows))
+    head.weight = embedding.weight if is_tied else torch.nn.Parameter(_with_rows(head.weight.data, num_rows))
+    embedding.num_embeddings = head.out_features = hf.config.vocab_size = num_rows
+    hf.vocab_size = num_rows
+
+
+def _with_rows(weight: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """A weight `[rows, width]` and new rows behind its own, `[num_rows, width]`."""
+    num_old, width = weight.shape
+    total, squares = (torch.zeros(width, device=weight.device) for _ in range(2))
+    for block in weight.split(ROWS_AT_A_TIME):
+        wide = block.float()
+        total += wide.sum(0)
+        squares += wide.square().sum(0)
+    mean = total / num_old
+    spread = (squares / num_old - mean.square()).clamp(min=0).sqrt()
+    noise = torch.randn(num_rows - num_old, width, generator=torch.Generator().manual_seed(0)).to(weight.device)
+    return torch.cat([weight, (mean + NOISE**0.5 * spread * noise).to(weight.dtype)])
 
 
 def require_base(base: str | Path) -> None:
@@ -163,13 +218,14 @@ def require_base(base: str | Path) -> None:
         raise ModelError(reason)
 
 
-def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreTrainedModel:
-    """The model with a LoRA adapter merged into its weights, whose dtype it keeps.
+def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with a LoRA adapter merged into its weights: in float32, one matrix after the other, rounded once.
 
     Args:
         hf: the base, resized for its tokenizer; changed in place.
         adapter: folder of the adapter.
         base: name of the base in messages.
+        dtype: that all weights get.
 
     Raises:
         ModelError: the adapter is incomplete, damaged, or made for another base.
@@ -198,7 +254,37 @@ def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path) -> PreTr
     expected_names = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     for name in sorted(expected_names ^ stored_names):
         raise ModelError(f"{made_for_another}: {'it lacks' if name in expected_names else 'nothing takes'} {name}")
-    return wrapped.merge_and_unload(safe_merge=True)
+    try:
+        _merge_in_place(wrapped, dtype)
+    except ValueError as error:
+        raise ModelError(f"the adapter {str(adapter)!r} cannot be used: {error}") from error
+    merged: Any = wrapped
+    return merged.unload()
+
+
+def _merge_in_place(wrapped: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Merge every layer that PEFT adapted; no more than one matrix is in float32 at a time.
+
+    Raises:
+        ValueError: a sum is not finite.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    # Layer by layer, norms among them: what is done no longer needs the file that it was read from.
+    for name, module in wrapped.named_modules():
+        if isinstance(module, LoraLayer | TrainableTokensLayer):
+            weight: Any = module.get_base_layer().weight
+            # Rows that an adapter replaces are copied, not added: they need no float32, and an embedding is large.
+            weight.data = weight.data.to(torch.float32 if isinstance(module, LoraLayer) else dtype)
+            module.merge()
+            # A sum is finite if all its terms are; PEFT's own check makes a copy and a mask of every matrix.
+            if not bool(weight.data.sum(dtype=torch.float32).isfinite()):
+                raise ValueError(f"merged into {name}, it gives numbers that are not finite")
+            weight.data = weight.data.to(dtype)
+        # Parameters alone: `hf.to(dtype)` would round the rotary frequencies, which are a buffer, too.
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _trained_rows(adapter_config: object) -> list[int]:

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import Reader
 from selfspan_core.errors import ModelError
-from selfspan_core.models.loading import FAMILIES, load_base, merge_adapter, resize_for_tokenizer
+from selfspan_core.models.freed_memory import give_back_freed_memory
+from selfspan_core.models.loading import AS_STORED, FAMILIES, load_base, merge_adapter, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.weights import DecodeWeights, DenseMatrix, Store
 
@@ -92,7 +93,7 @@ class SpanModel:
         """Load a base, and merge an adapter into this copy of it.
 
         Each call makes a model of its own: adapters share no state. Weights are read from safetensors only. An adapter
-        is merged in float32 and the sum rounded once, so a large base needs host memory for float32 weights.
+        is merged in float32, matrix by matrix, and each sum rounded once.
 
         Args:
             base: a Llama, Mistral, Qwen2 or Qwen3 model: a registered one, a folder, a GGUF file or a hub id.
@@ -115,13 +116,12 @@ class SpanModel:
             except (OSError, ValueError) as error:
                 raise ModelError(f"cannot load the tokenizer of {str(base)!r}: {error}") from error
         # Any, because transformers' wrapper around `to` hides from type checkers that it takes a device.
-        hf: Any = load_base(base, dtype=dtype if adapter is None else torch.float32, attention=ATTENTION_NAME)
+        is_final = adapter is None or dtype is torch.float32
+        hf: Any = load_base(base, dtype=dtype if is_final else AS_STORED, attention=ATTENTION_NAME)
         resize_for_tokenizer(hf, tokenizer)
         if adapter is not None:
-            hf = merge_adapter(hf, Path(adapter), base)
-            # Parameters alone: `hf.to(dtype)` would round the rotary frequencies, which are a buffer, too.
-            for parameter in hf.parameters():
-                parameter.data = parameter.data.to(dtype)
+            hf = merge_adapter(hf, Path(adapter), base, dtype)
+            give_back_freed_memory()
         return cls(hf.to(device), tokenizer, store)
 
     @functools.cached_property

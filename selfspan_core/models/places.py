@@ -40,18 +40,30 @@ def place_of_base(base: str | Path) -> Path | str:
     return place_of(resolve_model(base).source)
 
 
+def gguf_file_of(source: GgufFrom | PublishedGguf) -> Path:
+    """The GGUF file of a source: the user's own, else the wheel's, else the hub's.
+
+    Raises:
+        ModelError: a published file is not to be had, or is another one.
+    """
+    if isinstance(source, GgufFrom):
+        return source.path
+    return _checked(_named_by_user(source) or _in_wheel(source) or _from_hub(source), source)
+
+
 def _published(source: PublishedGguf) -> Path:
     """The converted folder of a published file: the user's, else our cache, else the wheel's file, else the hub's."""
     key = source.sha256[:NAMES_BYTES]
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named and (Path(named).expanduser() / source.file).is_file():
-        return converted(_checked(Path(named).expanduser() / source.file, source), key)
-    if folder_of(key).is_dir():
+    if _named_by_user(source) is None and folder_of(key).is_dir():
         return folder_of(key)
-    file = _in_wheel(source)
-    if file is None:
-        file = _from_hub(source)
-    return converted(_checked(file, source), key)
+    return converted(gguf_file_of(source), key)
+
+
+def _named_by_user(source: PublishedGguf) -> Path | None:
+    """The file in the folder that the environment names."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    file = Path(named).expanduser() / source.file if named else None
+    return file if file is not None and file.is_file() else None
 
 
 def _in_wheel(source: PublishedGguf) -> Path | None:

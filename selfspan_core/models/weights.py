@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from selfspan_core.errors import ModelError
+from selfspan_core.models.freed_memory import give_back_freed_memory
 
 if TYPE_CHECKING:
     from selfspan_core.models.model import SpanModel
@@ -130,7 +131,10 @@ class DecodeWeights:
         head: Any = model.hf.get_output_embeddings()
         self.head: Matrix = store(_fused((head,)), head.bias)
         self.embedding = body.embed_tokens.weight
-        self.layers = [_layer_of(module, store) for module in body.layers]
+        self.layers: list[Layer] = []
+        for module in body.layers:
+            self.layers.append(_layer_of(module, store))
+            give_back_freed_memory()  # matrices that were fused leave holes, which the next layer's do not fit
         self.norm = body.norm.weight
         self._rotary = torch.empty(0)
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from training.loop.loss import LanguageModelLoss
 from training.loop.masks import attention_implementation
 from training.loop.packing import MAX_ROW_TOKENS, Sample, pack, stack
+from training.loop.saving import shared_tensors_expected
 
 SampleStream = Callable[[int, int, int], Iterator[Sample]]
 """`stream(seed, shard, num_shards)`: an endless iterator of samples; shards are disjoint or differently seeded."""
@@ -287,7 +288,8 @@ class Trainer:
         """Write a checkpoint and drop all others; one that was cut off while it was written is never resumed."""
         folder = self.output / "checkpoints" / f"step-{self.step:08d}"
         unfinished = folder.with_name("unfinished")
-        self.accelerator.save_state(str(unfinished), safe_serialization=True)
+        with shared_tensors_expected():
+            self.accelerator.save_state(str(unfinished), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
