@@ -20,7 +20,7 @@ from training.data.summary_tokens import is_pronoun_led
 from training.data.summary_words import content, is_finite
 from training.text_data import share_of
 
-CHOSEN_FROM = ("highlights", "roundups", "extracts", "briefs")
+CHOSEN_FROM = ("highlights",)
 NUM_CHOICES = {2: 4, 3: 2}
 """How many choices are drawn, by their number of sentences; three times as many where an editor wrote the summary."""
 NUM_OPENINGS = {1: 2, 2: 2}
