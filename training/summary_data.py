@@ -13,9 +13,8 @@ GPUs has to be given. Kinds of summaries (shares of a `mixture` in the configura
     titles       news articles: what the title draws on         (news-*)
     gaps         news articles: the sentences that say most of what the others say, the title's first among them
     leads        encyclopedia articles: what the first paragraph draws on in the rest   (wikipedia-*)
-    choices      of highlights, roundups, extracts and briefs: two or three sentences that together cover much of the
-                 summary, the one that covers most first; drawn several times per article, sets that cover more with a
-                 higher probability
+    choices      of highlights, roundups and extracts: two or three sentences that together cover much of the summary;
+                 drawn several times per article, sets that cover more with a higher probability
     openings     of the same and of news with titles: one such sentence (for a title: the one that it draws on), and
                  the first one or two other sentences of the article. News puts what matters first, which is the
                  strongest sign of importance (Zhu et al., arXiv 1912.11602, train on it alone)

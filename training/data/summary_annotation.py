@@ -157,10 +157,7 @@ def draw_choices(
     rng: random.Random,
     allowed: Sequence[bool] | None = None,
 ) -> list[tuple[int, ...]]:
-    """So many choices of `size` sentences that together say much of a whole summary, in each the best one first.
-
-    The best first, since what comes first is decided with nothing but the article before it: in the article's order,
-    the likeliest first sentence is the article's, whatever it says.
+    """So many choices of `size` sentences that together say much of a whole summary, each in the article's order.
 
     A choice is drawn with a probability proportional to exp(score / TEMPERATURE), where the score is ROUGE-1 plus
     ROUGE-2 F1 on stems, because the single best choice is decided by chance. (This alone did not teach a small model
@@ -189,5 +186,4 @@ def draw_choices(
         return []
     scores = [article.together(choice, unigrams, bigrams) for choice in choices]
     best = max(scores)
-    drawn = rng.choices(choices, [math.exp((score - best) / TEMPERATURE) for score in scores], k=count)
-    return [tuple(sorted(choice, key=lambda place: (-alone[place], place))) for choice in drawn]
+    return rng.choices(choices, [math.exp((score - best) / TEMPERATURE) for score in scores], k=count)

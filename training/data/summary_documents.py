@@ -20,9 +20,9 @@ from training.data.summary_tokens import is_pronoun_led
 from training.data.summary_words import content, is_finite
 from training.text_data import share_of
 
-CHOSEN_FROM = ("highlights",)
-NUM_CHOICES = {2: 4, 3: 2}
-"""How many choices are drawn, by their number of sentences; three times as many where an editor wrote the summary."""
+CHOSEN_FROM = ("highlights", "roundups", "extracts")
+NUM_CHOICES = {2: 8, 3: 4}
+"""How many choices are drawn, by their number of sentences."""
 NUM_OPENINGS = {1: 2, 2: 2}
 """How many openings are drawn, by the number of sentences from the article's beginning beside the chosen one."""
 MAX_STEPS = 8
@@ -69,24 +69,17 @@ class DocumentMaker:
         references = self.sentences(str(row["summary"]))
         steps = self._steps(kind, sentences, references, 0.0)
         targets = [Target(kind, steps)] if steps else []
-        if kind in CHOSEN_FROM and self._form == "shorten":
-            targets += self._choices(str(row["id"]), sentences, references, 3 if kind == "highlights" else 1)
+        if steps and kind in CHOSEN_FROM and self._form == "shorten":
+            targets += self._choices(str(row["id"]), sentences, references)
         return self._document(row, sentences, targets)
 
-    def _choices(self, key: str, sentences: Sequence[str], references: Sequence[str], times: int) -> Iterator[Target]:
-        """Two or three steps that stand for the whole of a summary, some of them from the article's beginning.
-
-        Args:
-            key: of the document, which its draws depend on.
-            sentences: of the article.
-            references: the summary's sentences.
-            times: factor on the number of choices.
-        """
+    def _choices(self, key: str, sentences: Sequence[str], references: Sequence[str]) -> Iterator[Target]:
+        """Two or three steps that stand for the whole of a summary, some of them from the article's beginning."""
         article, allowed, wanted = Article(sentences), allowed_places(sentences), " ".join(references)
         shortened: dict[int, str] = {}
         for size, count in NUM_CHOICES.items():
             rng = random.Random(f"{key} {size}")
-            for places in draw_choices(article, references, size, count * times, rng, allowed):
+            for places in draw_choices(article, references, size, count, rng, allowed):
                 for place in places:
                     if place not in shortened:
                         shortened[place] = shorten(sentences[place], wanted)
