@@ -16,7 +16,8 @@ from gradio_client import Client
 
 from selfspan_core.errors import Busy
 from selfspan_core.params import Request
-from selfspan_core.serve.lazy_session import SharedDevice
+from selfspan_core.serve.device import SharedDevice
+from tests.support.crowd import stay
 from tests.support.fake_session import FakeSession
 from tests.support.paths import ROOT
 
@@ -68,7 +69,7 @@ def one(number):
     barrier.wait()
     try:
         if number == 0:
-            session.warm()
+            list(session.loads())
         session.can_load()
     except BaseException:
         errors.append(traceback.format_exc())
@@ -104,15 +105,10 @@ def wait_for_port(port: int, server: subprocess.Popen) -> None:
     raise AssertionError("the server ended before it opened its port")
 
 
-def first_answer(url: str) -> str:
-    """The answer to the first request of a visitor: short, for all wait in one queue."""
-    end = Client(url, verbose=False).predict("arithmetic", "1+2", api_name="/compare")
-    return end["lanes"]["sparse"]["answer"]
-
-
 def test_visitors_of_the_first_moment_are_served():
     """The server could die of its own start: gradio asks its own page once and gives up after three seconds, which the
-    imports that ten early visitors set off can take. Then, too, first requests died of the race of imports.
+    imports that ten early visitors set off can take. Then, too, first requests died of the race of imports, or waited
+    without a word.
     """
     port = free_port()
     with subprocess.Popen(
@@ -129,8 +125,9 @@ def test_visitors_of_the_first_moment_are_served():
         try:
             wait_for_port(port, server)
             with ThreadPoolExecutor(10) as pool:
-                answers = list(pool.map(first_answer, [f"http://127.0.0.1:{port}"] * 10))
-            assert answers == ["3"] * 10
+                visits = list(pool.map(stay, [f"http://127.0.0.1:{port}"] * 10, ["1+2"] * 10))
+            assert [(visit.answer, visit.error) for visit in visits] == [("3", "")] * 10
+            assert any(word.startswith("Loading the model, ") for visit in visits for word in visit.words)
             assert server.poll() is None
         finally:
             server.terminate()
@@ -144,6 +141,7 @@ asked, look_up = [], socket.getaddrinfo
 socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or look_up(host, *rest, **more)
 import app
 loaded = [name for name in ("torch", "transformers", "cupy") if name in sys.modules]
+from tests.support.crowd import stay
 from tests.support.fake_session import FakeSession
 demo = app.build_app(FakeSession())
 app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)

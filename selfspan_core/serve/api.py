@@ -6,11 +6,13 @@ from inspect import Parameter, Signature
 from typing import Any
 
 import gradio as gr
+from gradio.context import LocalContext
 
 from selfspan_core.errors import InputError, NotReady
 from selfspan_core.models.registry import ModelSpec, choices, offered
 from selfspan_core.params import MAX_DRAFTS, MAX_NEW_TOKENS, Request, SamplingParams
-from selfspan_core.serve.lazy_session import SharedDevice, public
+from selfspan_core.serve.device import SharedDevice
+from selfspan_core.serve.lazy_session import public
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
 
@@ -50,7 +52,7 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec | None = None) -> Call
 
     def compare(*values: Any) -> Iterator[dict]:
         try:
-            with closing(device.compare(_request(signature, values))) as ticks:
+            with closing(device.compare(_request(signature, values), visitor())) as ticks:
                 yield from ticks
         except (InputError, NotReady) as error:
             raise gr.Error(str(error), print_exception=False) from error
@@ -61,6 +63,12 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec | None = None) -> Call
     compare.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
     compare.__doc__ = _documentation(options, learned)
     return compare
+
+
+def visitor() -> str:
+    """Whose call this is: the session of gradio's client; empty outside of a call."""
+    request = LocalContext.request.get(None)
+    return (request.session_hash or "") if request is not None else ""
 
 
 def _model_option(own: ModelSpec | None) -> list[Option]:

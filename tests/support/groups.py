@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from xdist.scheduler import LoadScopeScheduling
 
 SERVED = {
-    *("test_api", "test_app", "test_app_articles", "test_app_input", "test_app_load", "test_app_shipped"),
+    *("test_api", "test_app", "test_crowd", "test_app_articles", "test_app_input", "test_app_load", "test_app_shipped"),
     *("test_models_registry", "test_offered", "test_serving", "test_toy_task"),
 }
 """Modules with a browser or a server; another of their kind at the same time would disturb them."""
