@@ -19,6 +19,7 @@ from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
+from selfspan_core.serve.tools import tools
 from selfspan_core.serve.whole_blocks import WholeBlocks
 from selfspan_core.tasks.page import HIDDEN, Controls, controls
 from selfspan_core.tasks.registry import TASKS, get_task
@@ -31,6 +32,8 @@ MAX_THREADS = 100
 AT_ONCE = {"concurrency_id": "checks", "concurrency_limit": 8}
 # Waits while models load; with a limit of its own it keeps no check waiting.
 AFTER_LOADING = {"concurrency_id": "loading", "concurrency_limit": 4}
+ONCE = {"compare": "compare_once"}
+"""Endpoints of tools whose own names are taken."""
 INTRO = """# selfspan
 **A language model that says what it needs to read, and then reads only that.** Usually a model looks back at all of the
 text so far to write each next bit (a *token*), and that takes time. Watch one model """
@@ -71,6 +74,8 @@ def build_app(
             if one.load is not None:
                 demo.load(lambda: offered_load(session.can_load()), None, one.load, **AFTER_LOADING, **HIDDEN)
         gr.api(compare_endpoint(device, model), api_name="compare", **LANE)
+        for tool in tools(device, tasks):
+            gr.api(tool, api_name=ONCE.get(tool.__name__, tool.__name__), **LANE)
         demo.unload(runs.forget)
     # Closed to calls beside the queue: each of those would block one of gradio's threads on the lane.
     return demo.queue(max_size=32, api_open=False)
@@ -120,6 +125,7 @@ def launch(demo: gr.Blocks, **options):
         "ssr_mode": False,
         "run_history": False,
         "max_threads": MAX_THREADS,
+        "mcp_server": True,
     }
     return demo.launch(**{**defaults, **options})
 
