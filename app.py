@@ -15,12 +15,13 @@ from selfspan_core.errors import ModelError
 from selfspan_core.models.registry import ModelSpec, offered, resolve_model
 from selfspan_core.paths import PAGE
 from selfspan_core.serve.api import compare_endpoint
-from selfspan_core.serve.device import SharedDevice
+from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
 from selfspan_core.serve.tools import tools
 from selfspan_core.serve.whole_blocks import WholeBlocks
+from selfspan_core.serve.zero_gpu import IMPL, ZeroGpuSession, is_zero_gpu
 from selfspan_core.tasks.page import HIDDEN, Controls, controls
 from selfspan_core.tasks.registry import TASKS, get_task
 
@@ -126,11 +127,16 @@ def launch(demo: gr.Blocks, **options):
         "run_history": False,
         "max_threads": MAX_THREADS,
         "mcp_server": True,
+        # Nothing is ever uploaded, and nobody's statistics are anybody's business.
+        "max_file_size": "1kb",
+        "enable_monitoring": False,
+        # Gradio keeps what belongs to a visitor's session, of 10,000 if nobody says otherwise.
+        "state_session_capacity": 500,
     }
     return demo.launch(**{**defaults, **options})
 
 
-def serve(session: LazySession, device: SharedDevice, demo: gr.Blocks, port: int) -> None:
+def serve(session: LazySession | ZeroGpuSession, device: SharedDevice, demo: gr.Blocks, port: int) -> None:
     """Open the port, then load the models; returns when the server is stopped.
 
     In this order: gradio asks its own page once before it counts as started, and gives up after three seconds, which
@@ -157,9 +163,31 @@ def model_of_environment() -> ModelSpec | None:
         raise SystemExit(f"SELFSPAN_MODEL: {error}") from None
 
 
+def session_here(model: ModelSpec | None) -> LazySession | ZeroGpuSession:
+    """The session of this machine, whose lanes run as SELFSPAN_IMPL says, or as usual there."""
+    impl = os.environ.get("SELFSPAN_IMPL")
+    if not is_zero_gpu():
+        return LazySession(impl, model)
+    import spaces  # installed on every such Space
+
+    return ZeroGpuSession(LazySession(impl or IMPL, model), spaces.GPU)
+
+
+def seconds_of_environment() -> float:
+    """Seconds of the device that a run may have: SELFSPAN_RUN_SECONDS. Raises SystemExit where that is no number."""
+    given = os.environ.get("SELFSPAN_RUN_SECONDS", str(MOST_RUN_S))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SystemExit(f"SELFSPAN_RUN_SECONDS is a number of seconds above 0, not {given[:40]!r}")
+    return seconds
+
+
 own_model = model_of_environment()
-session = LazySession(os.environ.get("SELFSPAN_IMPL"), own_model)
-device = SharedDevice(session)
+session = session_here(own_model)
+device = SharedDevice(session, most_run_s=seconds_of_environment())
 demo = build_app(session, shipped_tasks(own_model), own_model, device)
 
 if __name__ == "__main__":

@@ -30,15 +30,15 @@ class Clock:
 class Steps:
     """A session whose runs take a number of ticks, by their texts, and write down who had the device."""
 
-    def __init__(self, seconds: float = 0.002, can_load: bool = False) -> None:
-        self.seconds, self.captured = seconds, can_load
+    def __init__(self, seconds: float = 0.002, captured: bool = False) -> None:
+        self.seconds, self.captured = seconds, captured
         self.had: list[str] = []
         self.closed: list[str] = []
         self.load_s = 0.0
         self.fails = False
 
-    def can_load(self) -> bool:
-        return self.captured
+    def can_pause(self) -> bool:
+        return not self.captured
 
     def loads(self) -> Iterator[str]:
         time.sleep(self.load_s)
@@ -158,7 +158,7 @@ def test_a_short_run_passes_a_long_one_and_both_end():
 
 def test_captured_runs_are_whole():
     """An engine that begins a second run before its first is over raises: both would be lost."""
-    session = Steps(can_load=True)
+    session = Steps(captured=True)
     device = SharedDevice(session)
     for request in (SHORT, LONG):
         list(device.compare(request))

@@ -47,6 +47,26 @@ def test_nobody_gets_around_the_queue(serve):
     assert job.result(timeout=30)["kind"] == "end" and len(job.outputs()) > before
 
 
+def test_nothing_can_be_left_on_the_server(serve):
+    """Files of strangers on the server's disk, 64 MB each, and statistics of visitors for everybody to read."""
+    url = serve(FakeSession()).rstrip("/")
+    sent = httpx.post(f"{url}/gradio_api/upload", files={"files": ("a.txt", b"a" * 2_000)}, timeout=30)
+    assert sent.status_code == 413
+    assert httpx.get(f"{url}/gradio_api/monitoring/summary", timeout=30).status_code in (403, 404)
+
+
+@pytest.mark.parametrize("given", ["", "soon", "0", "-1", "inf", "nan"])
+def test_seconds_of_a_run_are_checked_at_the_start(monkeypatch, given):
+    """A server whose runs all end at once, or never, for a setting that was mistyped."""
+    import app
+
+    monkeypatch.setenv("SELFSPAN_RUN_SECONDS", given)
+    with pytest.raises(SystemExit, match="a number of seconds above 0"):
+        app.seconds_of_environment()
+    monkeypatch.setenv("SELFSPAN_RUN_SECONDS", "90")
+    assert app.seconds_of_environment() == 90
+
+
 def test_a_run_does_not_wait_without_end():
     """A lane that is never freed would hold every later visitor's thread with it."""
     session = FakeSession(dense=2000, sparse=2000)

@@ -76,7 +76,7 @@ class SharedDevice:
     """Access to the device: one run at a time, released however a run ends.
 
     Args:
-        session: its runs share the device: anything with `compare` and `can_load`.
+        session: its runs share the device: anything with `compare` and `can_pause`.
         patience_s: seconds that a run waits for its turn.
         most_run_s: seconds that a run may have the device.
     """
@@ -224,7 +224,7 @@ class SharedDevice:
             began = time.monotonic()
             result = run.work()
             if is_loading and result[1] is None:
-                self._line.can_give_way = not self._session.can_load()
+                self._line.can_give_way = self._session.can_pause()
             with self._lock:
                 if not is_loading:
                     run.place.used_s += time.monotonic() - began

@@ -97,6 +97,10 @@ class LazySession:
         except NotReady:  # every run will report the reason
             return False
 
+    def can_pause(self) -> bool:
+        """Whether a run may rest while another goes on: the engine of a captured graph has no room for a second one."""
+        return not self.can_load()
+
     def loads(self) -> Iterator[str]:
         """Load the models of requests that name none, with their tasks' adapters; a model's name after each.
 

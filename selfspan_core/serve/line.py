@@ -53,8 +53,7 @@ class Line:
         clock: seconds.
 
     Attributes:
-        can_give_way: whether a run that has begun may let a shorter one pass; a captured graph's engine cannot begin
-            another run before the last one is over.
+        can_give_way: whether a run that has begun may let a shorter one pass.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
