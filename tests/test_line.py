@@ -210,6 +210,17 @@ def test_leaving_frees_the_device_and_says_so_to_nobody():
     assert len(list(device.compare(SHORT))) == 3
 
 
+def test_a_run_that_nobody_wants_does_not_begin():
+    """A tab that was stopped while it waited, whose run then takes its turn all the same."""
+    session = Steps(seconds=0.01)
+    device = SharedDevice(session)
+    assert list(device.compare(SHORT, is_wanted=lambda: False)) == [] and not session.had
+    left = iter([True] * 5)
+    assert len(list(device.compare(LONG, is_wanted=lambda: next(left, False)))) == 5
+    until(lambda: session.closed == [LONG.text])
+    assert device._times.expected(LONG) is None
+
+
 def test_a_run_has_its_time_and_no_more(caplog):
     """One run that has the device for good; a server whose models are missing and which does not say so."""
     device = SharedDevice(Steps(seconds=0.02), most_run_s=0.1)

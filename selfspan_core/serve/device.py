@@ -30,13 +30,20 @@ class _Run:
         place: in the line.
         begin: makes the ticks; loads whatever they need.
         lock: of the device.
+        is_wanted: whether anybody still waits for its end; asked before every tick.
         only_loads: it loads models at every tick, and does nothing else.
     """
 
     def __init__(
-        self, place: Place, begin: Callable[[], Iterator], lock: threading.Lock, only_loads: bool = False
+        self,
+        place: Place,
+        begin: Callable[[], Iterator],
+        lock: threading.Lock,
+        is_wanted: Callable[[], bool] = lambda: True,
+        only_loads: bool = False,
     ) -> None:
         self.place = place
+        self.is_wanted = is_wanted
         self._only_loads = only_loads
         self._begin = begin
         self._ticks: Iterator[dict] | None = None
@@ -58,6 +65,8 @@ class _Run:
             return None, error
 
     def _next(self) -> dict | None:
+        if not self.is_wanted():
+            return None
         if self._ticks is None:
             self._ticks = iter(self._begin())
         return next(self._ticks, None)
@@ -93,17 +102,25 @@ class SharedDevice:
         self._thread: threading.Thread | None = None
         self._loading_since: float | None = None
 
-    def compare(self, request: Request, visitor: str = "") -> Iterator[dict]:
+    def compare(
+        self, request: Request, visitor: str = "", is_wanted: Callable[[], bool] = lambda: True
+    ) -> Iterator[dict]:
         """The session's ticks. Before them, once a second, `waiting` objects: see docs/api.md.
 
         Closing the iterator ends the run. A visitor's runs come one after the other.
+
+        Args:
+            request: the request.
+            visitor: whose it is; empty: nobody's in particular.
+            is_wanted: asked before every tick; the run ends where it says no.
 
         Raises:
             InputError: bad input.
             Busy: its turn does not come in time, or the visitor has too many runs waiting.
             OutOfTime: it has had the device for as long as a run may.
         """
-        run = self._join(lambda: self._session.compare(request), visitor, self._times.expected(request))
+        expected_s = self._times.expected(request)
+        run = self._join(lambda: self._session.compare(request), visitor, expected_s, is_wanted)
         try:
             began = yield from self._waited(run)
             while began is not None:
@@ -111,7 +128,8 @@ class SharedDevice:
                 if run.place.used_s > self._most_run_s:
                     raise OutOfTime(self._most_run_s)
                 began = self._asked(run)
-            self._times.record(request, run.place.used_s)
+            if run.is_wanted():
+                self._times.record(request, run.place.used_s)
         finally:
             self._leave(run)
 
@@ -140,10 +158,11 @@ class SharedDevice:
         begin: Callable[[], Iterator],
         visitor: str = "",
         expected_s: float | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
         only_loads: bool = False,
     ) -> _Run:
         with self._lock:
-            run = _Run(self._line.join(visitor, expected_s), begin, self._lock, only_loads)
+            run = _Run(self._line.join(visitor, expected_s), begin, self._lock, is_wanted, only_loads)
             self._runs[run.place] = run
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="device", daemon=True)

@@ -57,12 +57,9 @@ class PageRuns:
         """The payloads of a checked job."""
         tab, feed, number = request.session_hash, Feed(str(job["run"])), job["run"]
         try:
-            if self._newest.get(tab) == number:
-                with closing(self._device.compare(job["request"], tab)) as ticks:
-                    for tick in ticks:
-                        yield _waiting(feed, tick) if tick["kind"] == "waiting" else feed.add(tick)
-                        if self._newest.get(tab) != number:
-                            break
+            with closing(self._device.compare(job["request"], tab, lambda: self._newest.get(tab) == number)) as ticks:
+                for tick in ticks:
+                    yield _waiting(feed, tick) if tick["kind"] == "waiting" else feed.add(tick)
         except TooLongError as error:
             yield feed.note("failed", str(error), beginning=error.beginning)
         except (InputError, NotReady) as error:
