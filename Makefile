@@ -13,13 +13,15 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_
   summarize summarize_text session session_text session_load session_line race feed rules replay cli cli_summaries \
   config packing safety_line engine engine_events decoder summary_annotation kernel_arguments tokenizer))
 
-.PHONY: help app test quick test-all lint tools chromium clean
+.PHONY: help app test quick test-all lint tools chromium rehearse-space check-memory clean
 
 help:
 	@echo "make app        install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
 	@echo "make test       install what tests need and run them, long sweeps by sample (JOBS=4 for more than two workers)"
 	@echo "make quick      spans, tasks, parameters, readers and the race: no browser, no compiler, no training"
 	@echo "make test-all   as make test, with every sweep whole"
+	@echo "make rehearse-space  install what a Space installs, and run the app as ZeroGPU does (SPACE_PYTHON, SPACE_TORCH)"
+	@echo "make check-memory    200 runs through the API: fails if the server's memory grows by more than 5 %"
 	@echo "make lint       ruff (check and format check) and mypy"
 	@echo "make clean      remove $(VENV) and caches"
 
@@ -34,6 +36,13 @@ quick: $(VENV)/.test
 
 test-all: $(VENV)/.test tools
 	SELFSPAN_SLOW=1 $(PYTEST)
+
+SPACE_PYTHON ?= $(PYTHON)
+rehearse-space:
+	$(SPACE_PYTHON) -m tests.support.rehearse_space $(if $(SPACE_TORCH),--torch $(SPACE_TORCH))
+
+check-memory: $(VENV)/.app
+	$(BIN)/python -m tests.support.check_memory
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

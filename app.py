@@ -1,7 +1,7 @@
 """The app: layout and wiring. It knows ticks, payloads and the names of models; no torch.
 
-One generator feeds both panes. The lane (one device) is one lock and one gradio concurrency id, shared by the page
-and the API; whoever comes second waits in gradio's queue.
+One generator feeds both panes. Page and API share one device (`serve/device.py`); whoever comes second waits in its
+line, and is told how long.
 """
 
 import os
@@ -15,33 +15,47 @@ from selfspan_core.errors import ModelError
 from selfspan_core.models.registry import ModelSpec, offered, resolve_model
 from selfspan_core.paths import PAGE
 from selfspan_core.serve.api import compare_endpoint
+from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
-from selfspan_core.serve.lazy_session import LazySession, SharedDevice, shipped_tasks
+from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
+from selfspan_core.serve.tools import tools
 from selfspan_core.serve.whole_blocks import WholeBlocks
+from selfspan_core.serve.zero_gpu import IMPL, ZeroGpuSession, is_zero_gpu
 from selfspan_core.tasks.page import HIDDEN, Controls, controls
 from selfspan_core.tasks.registry import TASKS, get_task
 
-LANE = {"concurrency_id": "lane", "concurrency_limit": 1}
+# All of these wait in the device's line, which tells each its place; more wait in gradio's queue.
+LANE = {"concurrency_id": "lane", "concurrency_limit": 64}
+# A waiting run takes one of the server's threads: as many as may wait, and enough for checks and pages besides.
+MAX_THREADS = 100
 # Not queue=False: gradio then reports no change of a State. Bounded, so that checks never take all of its threads.
 AT_ONCE = {"concurrency_id": "checks", "concurrency_limit": 8}
 # Waits while models load; with a limit of its own it keeps no check waiting.
 AFTER_LOADING = {"concurrency_id": "loading", "concurrency_limit": 4}
+ONCE = {"compare": "compare_once"}
+"""Endpoints of tools whose own names are taken."""
 INTRO = """# selfspan
 **A language model that says what it needs to read, and then reads only that.** Usually a model looks back at all of the
 text so far to write each next bit (a *token*), and that takes time. Watch one model """
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
 
 
-def build_app(session, tasks: Sequence[str] = (next(iter(TASKS)),), model: ModelSpec | None = None) -> gr.Blocks:
+def build_app(
+    session,
+    tasks: Sequence[str] = (next(iter(TASKS)),),
+    model: ModelSpec | None = None,
+    device: SharedDevice | None = None,
+) -> gr.Blocks:
     """The page and the API around a session (anything with its `compare` and `can_load`).
 
     Args:
         tasks: what the page offers, a tab each where there are several.
         model: the session's own, of requests that name none; None: of each task its usual one. Others are offered
             beside it where there are any.
+        device: of the session's runs, where others use it, too; None: one of its own.
     """
-    device = SharedDevice(session)
+    device = device or SharedDevice(session)
     runs = PageRuns(device)
     with WholeBlocks(title="selfspan", analytics_enabled=False) as demo:
         gr.Markdown(INTRO + pitch(tasks))
@@ -61,6 +75,8 @@ def build_app(session, tasks: Sequence[str] = (next(iter(TASKS)),), model: Model
             if one.load is not None:
                 demo.load(lambda: offered_load(session.can_load()), None, one.load, **AFTER_LOADING, **HIDDEN)
         gr.api(compare_endpoint(device, model), api_name="compare", **LANE)
+        for tool in tools(device, tasks):
+            gr.api(tool, api_name=ONCE.get(tool.__name__, tool.__name__), **LANE)
         demo.unload(runs.forget)
     # Closed to calls beside the queue: each of those would block one of gradio's threads on the lane.
     return demo.queue(max_size=32, api_open=False)
@@ -109,11 +125,18 @@ def launch(demo: gr.Blocks, **options):
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,
+        "max_threads": MAX_THREADS,
+        "mcp_server": True,
+        # Nothing is ever uploaded, and nobody's statistics are anybody's business.
+        "max_file_size": "1kb",
+        "enable_monitoring": False,
+        # Gradio keeps what belongs to a visitor's session, of 10,000 if nobody says otherwise.
+        "state_session_capacity": 500,
     }
     return demo.launch(**{**defaults, **options})
 
 
-def serve(session: LazySession, demo: gr.Blocks, port: int) -> None:
+def serve(session: LazySession | ZeroGpuSession, device: SharedDevice, demo: gr.Blocks, port: int) -> None:
     """Open the port, then load the models; returns when the server is stopped.
 
     In this order: gradio asks its own page once before it counts as started, and gives up after three seconds, which
@@ -121,7 +144,7 @@ def serve(session: LazySession, demo: gr.Blocks, port: int) -> None:
     """
     with session.held():
         launch(demo, server_name="0.0.0.0", server_port=port, prevent_thread_lock=True)
-    threading.Thread(target=session.warm, daemon=True).start()
+    threading.Thread(target=device.warm, daemon=True).start()
     demo.block_thread()
 
 
@@ -140,9 +163,32 @@ def model_of_environment() -> ModelSpec | None:
         raise SystemExit(f"SELFSPAN_MODEL: {error}") from None
 
 
+def session_here(model: ModelSpec | None) -> LazySession | ZeroGpuSession:
+    """The session of this machine, whose lanes run as SELFSPAN_IMPL says, or as usual there."""
+    impl = os.environ.get("SELFSPAN_IMPL")
+    if not is_zero_gpu():
+        return LazySession(impl, model)
+    import spaces  # installed on every such Space
+
+    return ZeroGpuSession(LazySession(impl or IMPL, model), spaces.GPU)
+
+
+def seconds_of_environment() -> float:
+    """Seconds of the device that a run may have: SELFSPAN_RUN_SECONDS. Raises SystemExit where that is no number."""
+    given = os.environ.get("SELFSPAN_RUN_SECONDS", str(MOST_RUN_S))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise SystemExit(f"SELFSPAN_RUN_SECONDS is a number of seconds above 0, not {given[:40]!r}")
+    return seconds
+
+
 own_model = model_of_environment()
-session = LazySession(os.environ.get("SELFSPAN_IMPL"), own_model)
-demo = build_app(session, shipped_tasks(own_model), own_model)
+session = session_here(own_model)
+device = SharedDevice(session, most_run_s=seconds_of_environment())
+demo = build_app(session, shipped_tasks(own_model), own_model, device)
 
 if __name__ == "__main__":
-    serve(session, demo, int(os.environ.get("PORT", "7860")))
+    serve(session, device, demo, int(os.environ.get("PORT", "7860")))

@@ -69,7 +69,17 @@ class NotReady(RuntimeError):
 
 
 class Busy(NotReady):
-    """Another run has held the device for too long."""
+    """Others have the device for too long, or a visitor asks for too much of it at once."""
+
+
+class OutOfTime(NotReady):
+    """A run has had the device for as long as one may."""
+
+    def __init__(self, most_s: float) -> None:
+        super().__init__(
+            f"The run was ended after {most_s:g} s of the device, the most that one may have here. "
+            "A shorter input, or fewer new tokens, ends in time."
+        )
 
 
 def brief(value: Any) -> str:

@@ -80,6 +80,9 @@ class Understudy:
     def can_load(self) -> bool:
         return self.session.can_load()
 
+    def can_pause(self) -> bool:
+        return self.session.can_pause()
+
 
 @pytest.fixture(scope="module")
 def stage(serve) -> Callable:

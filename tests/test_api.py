@@ -39,10 +39,11 @@ def plain(value):
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def test_compare_is_the_only_endpoint(client):
+def test_the_endpoints(client):
     """Buttons of the page in the API's description would look like promises."""
     described = client.view_api(return_format="dict")
-    assert list(described["named_endpoints"]) == ["/compare"] and not described["unnamed_endpoints"]
+    assert list(described["named_endpoints"]) == ["/compare", "/solve", "/compare_once"]
+    assert not described["unnamed_endpoints"]
     parameters = described["named_endpoints"]["/compare"]["parameters"]
     names = [parameter["parameter_name"] for parameter in parameters]
     drawn = ["max_new_tokens", "load", "temperature", "top_p", "seed"]

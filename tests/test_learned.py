@@ -276,6 +276,6 @@ def test_the_command_line_says_which_model_answers(preferred, monkeypatch, capsy
 def test_a_server_warms_the_usual_models_up(preferred, caplog):
     """Would catch a server whose first visitor waits for the model, and a log that does not say what is missing."""
     session = LazySession("gather")
-    session.warm()
+    list(session.loads())
     assert {name for name, _ in session._models._engines} == {DEFAULT_MODEL}
     assert "tiny, the usual model for this, is not here" in caplog.text

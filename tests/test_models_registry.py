@@ -304,7 +304,7 @@ def test_the_environment_names_the_apps_model(registered, monkeypatch):
 def test_the_lazy_session_runs_the_model_that_it_was_given(registered):
     """Would catch an app that loads the shipped model whatever it was told."""
     session = LazySession("gather", registered["tiny-bytes"])
-    session.warm()
+    assert list(session.loads()) == ["tiny-bytes"] * 2
     expected = outputs(Session(ModelStore("tiny-bytes", device="cpu")))
     asked = request("arithmetic", TEXT, max_new_tokens=16)
     *_, end = session.compare(asked)

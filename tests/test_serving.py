@@ -16,7 +16,8 @@ from gradio_client import Client
 
 from selfspan_core.errors import Busy
 from selfspan_core.params import Request
-from selfspan_core.serve.lazy_session import SharedDevice
+from selfspan_core.serve.device import SharedDevice
+from tests.support.crowd import stay
 from tests.support.fake_session import FakeSession
 from tests.support.paths import ROOT
 
@@ -46,6 +47,26 @@ def test_nobody_gets_around_the_queue(serve):
     assert job.result(timeout=30)["kind"] == "end" and len(job.outputs()) > before
 
 
+def test_nothing_can_be_left_on_the_server(serve):
+    """Files of strangers on the server's disk, 64 MB each, and statistics of visitors for everybody to read."""
+    url = serve(FakeSession()).rstrip("/")
+    sent = httpx.post(f"{url}/gradio_api/upload", files={"files": ("a.txt", b"a" * 2_000)}, timeout=30)
+    assert sent.status_code == 413
+    assert httpx.get(f"{url}/gradio_api/monitoring/summary", timeout=30).status_code in (403, 404)
+
+
+@pytest.mark.parametrize("given", ["", "soon", "0", "-1", "inf", "nan"])
+def test_seconds_of_a_run_are_checked_at_the_start(monkeypatch, given):
+    """A server whose runs all end at once, or never, for a setting that was mistyped."""
+    import app
+
+    monkeypatch.setenv("SELFSPAN_RUN_SECONDS", given)
+    with pytest.raises(SystemExit, match="a number of seconds above 0"):
+        app.seconds_of_environment()
+    monkeypatch.setenv("SELFSPAN_RUN_SECONDS", "90")
+    assert app.seconds_of_environment() == 90
+
+
 def test_a_run_does_not_wait_without_end():
     """A lane that is never freed would hold every later visitor's thread with it."""
     session = FakeSession(dense=2000, sparse=2000)
@@ -68,7 +89,7 @@ def one(number):
     barrier.wait()
     try:
         if number == 0:
-            session.warm()
+            list(session.loads())
         session.can_load()
     except BaseException:
         errors.append(traceback.format_exc())
@@ -104,15 +125,10 @@ def wait_for_port(port: int, server: subprocess.Popen) -> None:
     raise AssertionError("the server ended before it opened its port")
 
 
-def first_answer(url: str) -> str:
-    """The answer to the first request of a visitor: short, for all wait in one queue."""
-    end = Client(url, verbose=False).predict("arithmetic", "1+2", api_name="/compare")
-    return end["lanes"]["sparse"]["answer"]
-
-
 def test_visitors_of_the_first_moment_are_served():
     """The server could die of its own start: gradio asks its own page once and gives up after three seconds, which the
-    imports that ten early visitors set off can take. Then, too, first requests died of the race of imports.
+    imports that ten early visitors set off can take. Then, too, first requests died of the race of imports, or waited
+    without a word.
     """
     port = free_port()
     with subprocess.Popen(
@@ -129,8 +145,9 @@ def test_visitors_of_the_first_moment_are_served():
         try:
             wait_for_port(port, server)
             with ThreadPoolExecutor(10) as pool:
-                answers = list(pool.map(first_answer, [f"http://127.0.0.1:{port}"] * 10))
-            assert answers == ["3"] * 10
+                visits = list(pool.map(stay, [f"http://127.0.0.1:{port}"] * 10, ["1+2"] * 10))
+            assert [(visit.answer, visit.error) for visit in visits] == [("3", "")] * 10
+            assert any(word.startswith("Loading the model, ") for visit in visits for word in visit.words)
             assert server.poll() is None
         finally:
             server.terminate()
@@ -144,6 +161,7 @@ asked, look_up = [], socket.getaddrinfo
 socket.getaddrinfo = lambda host, *rest, **more: asked.append(host) or look_up(host, *rest, **more)
 import app
 loaded = [name for name in ("torch", "transformers", "cupy") if name in sys.modules]
+from tests.support.crowd import stay
 from tests.support.fake_session import FakeSession
 demo = app.build_app(FakeSession())
 app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)

@@ -1,16 +1,15 @@
-"""The HTTP API: one endpoint, whose arguments are the settings of a request and the options of all tasks."""
+"""The HTTP API's stream: its arguments are the settings of a request and the options of all tasks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from inspect import Parameter, Signature
 from typing import Any
 
-import gradio as gr
-
-from selfspan_core.errors import InputError, NotReady
 from selfspan_core.models.registry import ModelSpec, choices, offered
 from selfspan_core.params import MAX_DRAFTS, MAX_NEW_TOKENS, Request, SamplingParams
-from selfspan_core.serve.lazy_session import SharedDevice, public
+from selfspan_core.serve.device import SharedDevice
+from selfspan_core.serve.tools import told
+from selfspan_core.serve.visitors import visitor
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
 
@@ -49,17 +48,14 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec | None = None) -> Call
     signature = _signature(options, learned)
 
     def compare(*values: Any) -> Iterator[dict]:
-        try:
-            with closing(device.compare(_request(signature, values))) as ticks:
-                yield from ticks
-        except (InputError, NotReady) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        except Exception as error:
-            raise gr.Error(f"The run failed: {public(error)}") from error
+        with told(), closing(device.compare(_request(signature, values), visitor())) as ticks:
+            yield from ticks
 
     compare.__signature__ = signature
     compare.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
     compare.__doc__ = _documentation(options, learned)
+    # A stream is no tool: gradio would offer its last object, as Python writes it, under the name of the tool.
+    compare.__name__, compare._mcp_type = "compare_stream", "stream"
     return compare
 
 

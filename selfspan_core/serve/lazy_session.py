@@ -1,19 +1,18 @@
-"""A session for a server: models are loaded when first needed, one run at a time. No torch at import."""
+"""A session for a server: models are loaded when first needed. No torch at import."""
 
 import logging
 import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
-from selfspan_core.errors import Busy, ImplUnavailable, ModelError, NotReady
+from selfspan_core.errors import ImplUnavailable, ModelError, NotReady
 from selfspan_core.models.registry import ModelSpec, usual_models
 from selfspan_core.params import ADAPTERS, Request
 from selfspan_core.paths import ROOT
-from selfspan_core.tasks.registry import TASKS
+from selfspan_core.tasks.registry import TASKS, get_task
 
-PATIENCE_S = 30.0
 log = logging.getLogger("selfspan")
 
 
@@ -98,50 +97,31 @@ class LazySession:
         except NotReady:  # every run will report the reason
             return False
 
-    def warm(self) -> None:
-        """Load the models of requests that name none, with their tasks' adapters, so that the first run need not."""
-        try:
-            self._load()
-            with reasons():
-                for task in shipped_tasks(self._model):
-                    if notice := self._models.choose(task).notice:
-                        log.warning("%s", public(notice))
-                    for adapter in ADAPTERS:
-                        self._models.engine(task, adapter)
-        except NotReady as error:  # the message names the missing part and the command that makes it
-            log.error("%s", error)
-        except Exception:
-            log.exception("could not load the models")
+    def can_pause(self) -> bool:
+        """Whether a run may rest while another goes on: the engine of a captured graph has no room for a second one."""
+        return not self.can_load()
 
+    def loads(self) -> Iterator[str]:
+        """Load the models of requests that name none, with their tasks' adapters; a model's name after each.
 
-class SharedDevice:
-    """Access to the device: one run at a time, released however a run ends.
-
-    gradio frees its own slot a moment before it closes a cancelled generator, hence a lock besides its queue. The wait
-    for the lock is limited, because every waiting run blocks a thread of the server.
-
-    Args:
-        session: the session whose runs share the device.
-        patience_s: seconds that a run waits for the one before it.
-    """
-
-    def __init__(self, session, patience_s: float = PATIENCE_S) -> None:
-        self._session = session
-        self._lock = threading.Lock()
-        self._patience_s = patience_s
-
-    def compare(self, request: Request) -> Iterator[dict]:
-        """The session's ticks.
-
-        Raises InputError on bad input and Busy where the run before does not end; closing the iterator frees the lane.
+        Raises NotReady where a model is missing or cannot run.
         """
-        if not self._lock.acquire(timeout=self._patience_s):
-            raise Busy("Another run still holds the device. Try again in a minute.")
-        try:
-            with closing(self._session.compare(request)) as ticks:
-                yield from ticks
-        finally:
-            self._lock.release()
+        self._load()
+        with reasons():
+            for task in shipped_tasks(self._model):
+                chosen = self._models.choose(task)
+                if chosen.notice:
+                    log.warning("%s", public(chosen.notice))
+                for adapter in ADAPTERS:
+                    self._models.engine(task, adapter)
+                    yield chosen.spec.name
+
+    def first_requests(self) -> Iterator[Request]:
+        """A request of each kind that the page begins with: what they capture and measure serves all later ones."""
+        for name in shipped_tasks(self._model):
+            longest = max(get_task(name).examples, key=len)
+            for adapter in ADAPTERS:
+                yield Request(name, longest, adapter=adapter)
 
 
 def silence_libraries() -> None:

@@ -9,8 +9,9 @@ from contextlib import closing
 import gradio as gr
 
 from selfspan_core.errors import InputError, NotReady, TooLongError
+from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.feed import Feed, dumps
-from selfspan_core.serve.lazy_session import SharedDevice, public
+from selfspan_core.serve.lazy_session import public
 from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.page import LOAD_INFO, NO_LOAD_INFO, Controls
 from selfspan_core.tasks.registry import get_task
@@ -56,13 +57,9 @@ class PageRuns:
         """The payloads of a checked job."""
         tab, feed, number = request.session_hash, Feed(str(job["run"])), job["run"]
         try:
-            if self._newest.get(tab) == number:
-                yield feed.note("starting")
-                with closing(self._device.compare(job["request"])) as ticks:
-                    for tick in ticks:
-                        yield feed.add(tick)
-                        if self._newest.get(tab) != number:
-                            break
+            with closing(self._device.compare(job["request"], tab, lambda: self._newest.get(tab) == number)) as ticks:
+                for tick in ticks:
+                    yield _waiting(feed, tick) if tick["kind"] == "waiting" else feed.add(tick)
         except TooLongError as error:
             yield feed.note("failed", str(error), beginning=error.beginning)
         except (InputError, NotReady) as error:
@@ -86,6 +83,11 @@ class PageRuns:
     def forget(self, request: gr.Request) -> None:
         """A tab is closed."""
         self._newest.pop(request.session_hash, None)
+
+
+def _waiting(feed: Feed, tick: dict) -> str:
+    """The note about a run that waits for its turn, or for the models."""
+    return feed.note("waiting" if tick["for"] == "device" else "starting", tick["message"])
 
 
 def offered_load(can_load: bool):

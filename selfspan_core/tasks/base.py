@@ -110,6 +110,23 @@ class Learned(Protocol):
 
 
 @dataclass(frozen=True)
+class Tool:
+    """How programs ask for a task's answers: a function of the API and of MCP (`serve.tools`).
+
+    Attributes:
+        name: of the function.
+        about, how: sentences about what it does, and how.
+        argument, about_argument: the input's name, and what it may be.
+    """
+
+    name: str
+    about: str
+    argument: str
+    about_argument: str
+    how: str = "Its attention reads what each step names, and the result says what that was."
+
+
+@dataclass(frozen=True)
 class PageText:
     """A task's texts for the page and the command line; `tasks.page` builds the controls.
 
@@ -127,6 +144,7 @@ class PageText:
         can_surprise: whether there is a button that makes up an input.
         cleans: whether its inputs are cleaned, so that there is a control to use one as it was pasted.
         max_new_tokens: most tokens of an answer; MAX_NEW_TOKENS: the page has a slider for it.
+        tool: how programs ask for answers; None: by the API's stream alone.
     """
 
     tab: str
@@ -145,6 +163,7 @@ class PageText:
     can_surprise: bool = False
     cleans: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
+    tool: Tool | None = None
 
 
 @dataclass(frozen=True)

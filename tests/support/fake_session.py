@@ -194,6 +194,9 @@ class FakeSession:
     def can_load(self) -> bool:
         return self.options["can_load"]
 
+    def can_pause(self) -> bool:
+        return not self.can_load()
+
     def compare(self, request: Request) -> Iterator[dict]:
         problem, cleaned = read_pasted(get_task(request.task, **request.options), request.text, request.clean)
         self.cleaned = cleaned

@@ -71,8 +71,9 @@ def main() -> None:
     parser.add_argument("--dark", action="store_true")
     arguments = parser.parse_args()
     session = app.LazySession()
-    session.warm()
-    demo = app.build_app(session, app.shipped_tasks())
+    device = app.SharedDevice(session)
+    device.warm()
+    demo = app.build_app(session, app.shipped_tasks(), device=device)
     _, url, _ = app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)

@@ -27,6 +27,7 @@ from selfspan_core.tasks.base import (
     PageText,
     Problem,
     Tokenizer,
+    Tool,
     View,
 )
 
@@ -179,6 +180,12 @@ class Arithmetic:
         example=lambda text: f"{len(_DIGITS.findall(text))} numbers",
         prompt="Type one expression per line, then Ctrl-D.",
         can_surprise=True,
+        tool=Tool(
+            "solve",
+            "Solve an arithmetic expression step by step with a small language model, which may be wrong.",
+            "expression",
+            "2 to 64 whole numbers from 0 to 99 with + - * / and parentheses, for example 79*36+63.",
+        ),
     )
     generator: ClassVar[Generator | None] = ExpressionGenerator()
     evaluation: ClassVar[EvaluationKind] = "problems"

@@ -31,6 +31,7 @@ from selfspan_core.tasks.base import (
     PageText,
     Problem,
     Tokenizer,
+    Tool,
     View,
 )
 from selfspan_core.tasks.summarize.cleaning.pipeline import MAX_TYPED_CHARACTERS, cleaned
@@ -162,6 +163,12 @@ class Summarize:
         max_lines=10,
         cleans=True,
         max_new_tokens=MAX_SUMMARY_TOKENS,
+        tool=Tool(
+            "summarize",
+            "Summarize an English article in a few of its own sentences, each with the sentences it is drawn from.",
+            "article",
+            "plain English text of 30 words or more, up to some thousands; it may be pasted as it is.",
+        ),
     )
     generator: ClassVar[Generator | None] = None
     evaluation: ClassVar[EvaluationKind] = "summaries"
