@@ -10,7 +10,7 @@ import json
 from collections import deque
 
 KINDS = ("text", "ref", "go", "res", "end", "anchor", "newline")
-"""Item kinds; a payload holds the index. The order is known to `assets/app/panes.js`."""
+"""Item kinds; a payload holds the index. The order is known to `assets/app/race/steps.js`."""
 
 RESEND_TICKS = 15
 FULL_EVERY = 45
