@@ -45,10 +45,12 @@ def build_app(session, tasks: Sequence[str] = (next(iter(TASKS)),), model: Model
     runs = PageRuns(device)
     with WholeBlocks(title="selfspan", analytics_enabled=False) as demo:
         gr.Markdown(INTRO + pitch(tasks))
+        # Above the controls, so that what a visitor sees first is the idea; the script of `race` draws both.
+        gr.HTML(html_template=page_files.markup("stage"), apply_default_css=False, elem_id="stage")
         with gr.Tabs(elem_id="tasks") if len(tasks) > 1 else nullcontext():
             asked = [_tab(name, len(tasks) > 1, model) for name in tasks]
         race = gr.HTML(
-            html_template=page_files.markup(),
+            html_template=page_files.markup("race"),
             js_on_load=page_files.script(),
             apply_default_css=False,
             elem_id="race",

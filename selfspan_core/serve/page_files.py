@@ -9,15 +9,15 @@ from pathlib import Path
 
 from selfspan_core.paths import PAGE
 
-SCRIPTS = ("words", "clipboard", "article", "steps", "reading", "pane", "race")
+SCRIPTS = ("words", "clipboard", "article", "steps", "reading", "pane", "map_paint", "map", "stage", "race")
 """Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""
-STYLES = ("colours", "controls", "card", "article", "pane", "steps", "reading", "narrow")
+STYLES = ("colours", "controls", "card", "map", "article", "pane", "steps", "reading", "narrow")
 """Files of `assets/app/style` in the order in which they apply."""
 
 
-def markup() -> str:
-    """The race's HTML; no text of users or models is ever put into it."""
-    return (PAGE / "race" / "race.html").read_text(encoding="utf-8")
+def markup(name: str) -> str:
+    """HTML of `stage`, result and read maps, or of `race`, the lanes' text; none of it comes from users or models."""
+    return (PAGE / "race" / f"{name}.html").read_text(encoding="utf-8")
 
 
 def script() -> str:

@@ -168,6 +168,13 @@ class Pane {
     this.rest(this.steps.count ? this.hint : "");
   }
 
+  // A step of the list, into sight within the list alone.
+  bring(node) {
+    const [outer, inner] = [this.scroll.getBoundingClientRect(), node.getBoundingClientRect()];
+    if (inner.top < outer.top) this.scroll.scrollTop -= outer.top - inner.top + 4;
+    else if (inner.bottom > outer.bottom) this.scroll.scrollTop += inner.bottom - outer.bottom + 4;
+  }
+
   listen() {
     this.scroll.addEventListener("scroll", () => {
       const below = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight;

@@ -6,19 +6,22 @@ const HIDDEN_FRAME_MS = 300;
 const ENDINGS = { stopped: "stopped", length: "out of tokens" };
 const BUSY = ["waiting", "starting", "running"];
 
-const root = find(element, ".ss");
+const root = document.querySelector("#stage .ss");
+const below = find(element, ".ss");
 const status = find(root, ".ss-status");
 const line = find(root, ".ss-line");
-const template = find(root, "template");
-const article = new Article(find(root, ".ss-article"));
+const template = find(below, "template");
+const article = new Article(find(below, ".ss-article"));
 const beginning = find(root, ".ss-begin");
 const panes = {};
 for (const lane of ["dense", "sparse"]) {
-  find(root, ".ss-panes").append(template.content.cloneNode(true));
-  panes[lane] = new Pane(root.querySelectorAll(".ss-pane")[Object.keys(panes).length], lane, article);
+  find(below, ".ss-panes").append(template.content.cloneNode(true));
+  panes[lane] = new Pane(below.querySelectorAll(".ss-pane")[Object.keys(panes).length], lane, article);
 }
 find(panes.dense.root, ".ss-name").textContent = "Dense attention";
 find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
+
+const stage = new Stage(root, panes);
 
 let run = null; // the newest run: payloads of any other are late and ignored
 let started = null; // the run that the panes show
@@ -28,7 +31,7 @@ let patience = 0;
 let better = ""; // of a long article that is summarized poorly: the part that would be summarized better
 
 function setState(state, text) {
-  root.dataset.state = state;
+  for (const part of [root, below]) part.dataset.state = state;
   if (status.textContent !== text) status.textContent = text;
   const busy = BUSY.includes(state);
   for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
@@ -43,16 +46,15 @@ function wait(state, after, text) {
 
 function begin(payload) {
   started = payload.run;
-  root.dataset.begun = "";
+  for (const part of [root, below]) part.dataset.begun = "";
   const start = payload.start;
   const load = start.load ?? 1;
   find(root, ".ss-title").textContent = load > 1 ? `${start.title}, ${load} requests at once` : start.title;
-  for (const node of root.querySelectorAll(".ss-for-load")) node.hidden = load === 1;
+  for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = load === 1;
   find(root, ".ss-device").textContent = `· ${start.device}`;
   line.textContent = "The lane whose own clock is behind writes next.";
   for (const name of ["total", "token", "answer", "share"]) tile(name, "–");
-  root.dataset.task = start.task;
-  root.dataset.pane = start.view.pane;
+  for (const part of [root, below]) Object.assign(part.dataset, { task: start.task, pane: start.view.pane });
   article.root.hidden = start.view.pane !== "document";
   if (start.view.pane === "document") article.start(start.prompt);
   const told = { notice: start.notice, rules: start.rules, caution: start.caution?.text };
@@ -64,6 +66,7 @@ function begin(payload) {
   better = start.caution?.beginning ?? "";
   beginning.hidden = true;
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
+  stage.start(start.lanes);
   const ofWhat = panes.dense.annotated ? "of dense KV read" : "of the plain lane’s KV read";
   find(root, "[data-of-what]").textContent = ofWhat;
   setState("running", "Running.");
@@ -72,12 +75,12 @@ function begin(payload) {
 
 const tile = (name, text) => (find(root, `[data-tile="${name}"]`).textContent = text);
 
-// A race that starts, or an error that appears, below the edge of the screen would be missed.
+// A race that starts, or an error that appears, beyond the edge of the screen would be missed.
 function show() {
-  const both = find(root, ".ss-panes");
-  const fits = both.getBoundingClientRect().bottom - root.getBoundingClientRect().top < window.innerHeight;
+  const box = root.getBoundingClientRect();
+  if (box.top >= 0 && box.bottom <= window.innerHeight) return;
   const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
-  (fits ? both : root).scrollIntoView({ block: fits ? "nearest" : "start", behavior: still ? "auto" : "smooth" });
+  root.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
 }
 
 // How the lanes compare so far. Against the plain adapter, shares are of another text until both are through.
@@ -170,9 +173,14 @@ function handle(payload, draw) {
   for (const [lane, news] of Object.entries(payload.lanes ?? {})) {
     panes[lane].finished = news.done ? news.finish : null;
     panes[lane].update(news, draw);
+    stage.update(lane, news, draw);
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
-  if (draw && payload.lanes) compare(payload.lanes);
+  if (draw && payload.lanes) {
+    compare(payload.lanes);
+    stage.draw(payload.end !== undefined);
+    stage.describe(payload.lanes);
+  }
   if (!payload.end) return;
   end(payload);
   offer(better);
@@ -197,6 +205,16 @@ function drain() {
   const newest = payloads.findLastIndex((payload) => payload.lanes);
   payloads.forEach((payload, i) => handle(payload, i === newest || payload.end !== undefined));
 }
+
+// Somebody points at a number or a sentence of the source: the steps that read it.
+function pointAtSource(event) {
+  const segment = event.target.closest?.(".ss-prompt .ss-seg[data-name], .ss-article .ss-seg[data-name]");
+  for (const pane of Object.values(panes)) pane.reading.point(segment?.dataset.name ?? null);
+}
+
+below.addEventListener("pointermove", (event) => event.pointerType !== "touch" && pointAtSource(event));
+below.addEventListener("pointerleave", pointAtSource);
+below.addEventListener("click", pointAtSource);
 
 for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", "true");
 watch("value", () => receive(props.value));

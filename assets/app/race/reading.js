@@ -9,6 +9,8 @@ class Reading {
     this.root = pane.root;
     this.caption = find(pane.root, ".ss-caption");
     this.caption.id = `ss-caption-${pane.lane}`;
+    this.onPeek = () => {}; // told which step somebody points at, or null
+    this.onName = () => {}; // told which named piece of text
     this.clear();
     this.listen();
   }
@@ -18,6 +20,7 @@ class Reading {
     this.peeked = new Set();
     this.peeking = null;
     this.pinned = null;
+    this.named = null;
     this.liveCaption = "";
     this.root.classList.remove("focus", "everything", "peek", "peek-all");
   }
@@ -100,6 +103,26 @@ class Reading {
       if (this.pane.isDocument) this.pane.article.stage("peek", false);
     }
     this.swap("peeked", wanted, "peeked");
+    this.onPeek(node);
+  }
+
+  // Hold a step until it is chosen again, another is, or Escape. `bring`: into sight, as nobody points at it there.
+  pin(node, bring = false) {
+    this.pinned?.classList.remove("pinned");
+    this.pinned = node === this.pinned ? null : node;
+    this.pinned?.classList.add("pinned");
+    this.peek(this.pinned);
+    if (this.pinned && bring) this.pane.bring(this.pinned);
+  }
+
+  // Steps that read a named piece of text, or none.
+  point(name) {
+    if (name === this.named) return;
+    this.named = name;
+    for (const node of this.steps.list.children) {
+      node.classList.toggle("reads-it", name !== null && !node.classList.contains("current") && this.steps.reads(node).includes(name));
+    }
+    this.onName(name);
   }
 
   rest(text) {
@@ -113,8 +136,8 @@ class Reading {
   listen() {
     const stepOf = (target) => target.closest?.(".ss-step:not(.current)") ?? null;
     const settle = () => this.peek(this.pinned);
-    this.steps.list.addEventListener("pointerover", (event) => {
-      if (event.pointerType !== "touch") this.peek(stepOf(event.target) ?? this.pinned);
+    this.steps.list.addEventListener("pointermove", (event) => {
+      if (event.pointerType !== "touch" && moved(event)) this.peek(stepOf(event.target) ?? this.pinned);
     });
     this.steps.list.addEventListener("pointerleave", settle);
     this.steps.list.addEventListener("focusin", (event) => {
@@ -123,28 +146,36 @@ class Reading {
     });
     this.steps.list.addEventListener("focusout", settle);
     this.steps.list.addEventListener("click", (event) => {
-      const node = stepOf(event.target);
-      this.pinned = node === this.pinned ? null : node;
-      this.peek(this.pinned);
+      this.pin(stepOf(event.target));
     });
     this.steps.list.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  // Where a key leads from a step; from none, to the first or the last.
+  neighbour(key, here) {
+    const all = this.steps.list;
+    const last = all.lastElementChild?.classList.contains("current") ? all.lastElementChild.previousElementSibling : all.lastElementChild;
+    const to = {
+      ArrowDown: here ? here.nextElementSibling : all.firstElementChild,
+      ArrowRight: here ? here.nextElementSibling : all.firstElementChild,
+      ArrowUp: here ? here.previousElementSibling : last,
+      ArrowLeft: here ? here.previousElementSibling : last,
+      Home: all.firstElementChild,
+      End: last,
+    }[key];
+    return to && to !== here && !to.classList.contains("current") ? to : null;
   }
 
   // One step of the list is a tab stop; arrow keys move among them.
   key(event) {
     const here = event.target.closest(".ss-step");
-    const all = this.steps.list;
-    const next = {
-      ArrowDown: here?.nextElementSibling,
-      ArrowUp: here?.previousElementSibling,
-      Home: all.firstElementChild,
-      End: all.lastElementChild,
-    }[event.key];
     if (event.key === "Escape") {
-      this.pinned = null;
+      this.pin(null);
       this.peek(null);
     }
-    if (!next || !here) return;
+    if (event.key === "Enter" && here) this.pin(here);
+    const next = here && this.neighbour(event.key, here);
+    if (!next) return;
     event.preventDefault();
     here.tabIndex = -1;
     next.tabIndex = 0;

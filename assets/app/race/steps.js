@@ -155,6 +155,10 @@ class Steps {
     node.prepend(flag);
   }
 
+  node(step) {
+    return find(this.list, `[data-step="${Number(step)}"]:not(.current)`);
+  }
+
   // Names with what they stand for, which may have scrolled out of sight: "a27 = 21".
   named(names) {
     const value = (name) => this.segments.get(name)?.dataset.value;

@@ -26,3 +26,14 @@ const several = (word) => (word.endsWith("y") ? `${word.slice(0, -1)}ies` : `${w
 const times = (speedup) => (speedup && Number.isFinite(speedup) ? `${rounded(speedup)}×` : "–");
 const brief = (text, most = 12) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
 const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`);
+
+// Whether a pointer was really moved: lists that scroll and figures that grow under a resting mouse send events, too.
+const moved = (() => {
+  let last = null;
+  return ({ clientX, clientY }) => {
+    const here = `${clientX} ${clientY}`;
+    const is = here !== last;
+    last = here;
+    return is;
+  };
+})();
