@@ -13,7 +13,7 @@ import gradio as gr
 
 from selfspan_core.errors import ModelError
 from selfspan_core.models.registry import ModelSpec, offered, resolve_model
-from selfspan_core.paths import PAGE
+from selfspan_core.serve import page_files
 from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
@@ -59,11 +59,13 @@ def build_app(
     runs = PageRuns(device)
     with WholeBlocks(title="selfspan", analytics_enabled=False) as demo:
         gr.Markdown(INTRO + pitch(tasks))
+        # Above the controls, so that what a visitor sees first is the idea; the script of `race` draws both.
+        gr.HTML(html_template=page_files.markup("stage"), apply_default_css=False, elem_id="stage")
         with gr.Tabs(elem_id="tasks") if len(tasks) > 1 else nullcontext():
             asked = [_tab(name, len(tasks) > 1, model) for name in tasks]
         race = gr.HTML(
-            html_template=(PAGE / "panes.html").read_text(encoding="utf-8"),
-            js_on_load=(PAGE / "panes.js").read_text(encoding="utf-8"),
+            html_template=page_files.markup("race"),
+            js_on_load=page_files.script(),
             apply_default_css=False,
             elem_id="race",
         )
@@ -121,7 +123,7 @@ def launch(demo: gr.Blocks, **options):
     )
     defaults = {
         "theme": theme,
-        "css_paths": [PAGE / "panes.css"],
+        "css_paths": page_files.styles(),
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "run_history": False,

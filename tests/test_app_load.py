@@ -144,9 +144,8 @@ class TestLoad:
         tab.run(EXPRESSION)
         tab.wait("running")
         tab.page.wait_for_function("document.querySelector('.ss-steps .ss-step') !== null")
-        tab.page.wait_for_function(
-            "document.querySelector('.ss-steps .ss-step').getBoundingClientRect().bottom < innerHeight", timeout=3000
-        )
+        below = "[...document.querySelectorAll('.ss-map-field')].at(-1).getBoundingClientRect().bottom"
+        tab.page.wait_for_function(f"{below} > 0 && {below} <= innerHeight", timeout=3000)
         stop = tab.page.locator("#stop").bounding_box()
         assert 0 <= stop["y"] <= height - stop["height"]
         tab.page.click("#stop")

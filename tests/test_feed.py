@@ -26,7 +26,7 @@ def played(tokens_per_tick: list[int]) -> tuple[list[dict], list[dict]]:
 
 
 class Reader:
-    """What panes.js does: it appends what it can and ignores what does not connect."""
+    """What steps.js does: it appends what it can and ignores what does not connect."""
 
     def __init__(self) -> None:
         self.items: list[list] = []

@@ -44,12 +44,21 @@ def test_start_tick_end():
             {"text": "=", "name": None},
         ],
         "lanes": [
-            {"id": "dense", "label": "Dense attention, span adapter", "attention": "dense", "adapter": "span"},
+            {
+                "id": "dense",
+                "label": "Dense attention, span adapter",
+                "attention": "dense",
+                "adapter": "span",
+                "prompt_tokens": 24,
+                "segments": {"a0": [12, 15], "a1": [16, 19], "a2": [20, 23]},
+            },
             {
                 "id": "sparse",
                 "label": "Self-selected attention, span adapter",
                 "attention": "sparse",
                 "adapter": "span",
+                "prompt_tokens": 24,
+                "segments": {"a0": [12, 15], "a1": [16, 19], "a2": [20, 23]},
             },
         ],
         "expected": "2907",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfspan_core.compare.lanes import LaneSpec
+from selfspan_core.compare.read_rows import ReadRows
 from selfspan_core.engine.events import Event, Finished, HeaderClosed, OtherRows, Prefilled, StepEnded, Token
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.intervals import Interval
@@ -57,7 +58,9 @@ class TextStream:
 
 @dataclass
 class StepView:
-    """One step for display; `intervals` are those that its body reads outside its own step."""
+    """One step for display; `intervals` are those that its body reads outside its own step, `segment` what later steps
+    may read of it.
+    """
 
     index: int
     start: int
@@ -66,6 +69,7 @@ class StepView:
     malformed: bool = False
     closed: bool = False
     intervals: tuple[Interval, ...] = ()
+    segment: Interval | None = None
     text: list[str] = field(default_factory=list)
 
     def as_tick(self) -> dict[str, Any]:
@@ -76,6 +80,7 @@ class StepView:
             "reads": list(self.reads),
             "malformed": self.malformed,
             "closed": self.closed,
+            **({"segment": list(self.segment)} if self.segment else {}),
         }
 
     def as_result(self) -> dict[str, Any]:
@@ -104,6 +109,7 @@ class LaneView:
     def __init__(self, spec: LaneSpec, tokenizer: SpanTokenizer, prompt_tokens: int, load: int = 1) -> None:
         self.spec, self.load = spec, load
         self.items: list[dict[str, Any]] = []
+        self.rows = ReadRows()
         self.steps: list[StepView] = []
         self.finish: str | None = None
         self.num_tokens = 0
@@ -206,6 +212,7 @@ class LaneView:
         self._phase = event.phase.value
         self._follow_phase(event)
         self._write(event.id)
+        self.rows.add(event, self.steps[-1].index if self.steps else -1, self.spec.annotated)
 
     def _follow_phase(self, event: Token) -> None:
         if event.step >= 0:
@@ -243,6 +250,9 @@ class LaneView:
         if record.malformed:
             # A part of the step saw everything, so the step counts as having read everything.
             self._mark(step, malformed=True, intervals=((0, step.start),))
+        elif record.end is not None and record.body_start is not None:
+            citable = record.body_start if record.result_start is None else record.result_start
+            self._mark(step, segment=(citable, record.end - 1))
 
     def _finished(self, event: Finished) -> None:
         self._add_text(self._stream.flush())
@@ -316,6 +326,7 @@ class LaneView:
         return {
             "from": start,
             "items": [dict(item) for item in self.items[start:]],
+            **self.rows.delta(),
             "tokens": self.num_tokens,
             "tokens_per_second": self.tokens_per_second,
             "ms_per_token": self.ms_per_token or 0.0,

@@ -219,7 +219,7 @@ class Session:
             "prompt": [
                 {"text": text, "name": None if name is None else f"a{name}"} for text, name in run.problem.display
             ],
-            "lanes": [self._described(spec, run.task.name) for spec in specs],
+            "lanes": [self._described(lane, run.task.name) for lane in run.lanes],
             "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_with(run.impl, specs[0].model),
             "clock": "device" if run.impl == CAPTURED else "host",
@@ -231,9 +231,17 @@ class Session:
             **({} if run.load == 1 else {"load": run.load}),
         }
 
-    def _described(self, spec: LaneSpec, task: str) -> dict[str, str]:
+    def _described(self, lane: PreparedLane, task: str) -> dict[str, Any]:
         """A lane's entry in the `start` dict; its model is named unless it is the task's usual one."""
-        described = {"id": spec.id, "label": spec.label, "attention": spec.attention, "adapter": spec.adapter}
+        spec, layout, names = lane.spec, lane.prompt.prompt, lane.tokenizer.markers.anchor_index
+        described = {
+            "id": spec.id,
+            "label": spec.label,
+            "attention": spec.attention,
+            "adapter": spec.adapter,
+            "prompt_tokens": layout.num_tokens,
+            "segments": {f"a{names[anchor]}": list(interval) for anchor, interval in layout.segments.items()},
+        }
         return described if spec.model == self._models.usual(task).name else {**described, "model": spec.model}
 
     def _end(self, run: PreparedRun, views: dict[str, LaneView]) -> dict[str, Any]:

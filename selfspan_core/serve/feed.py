@@ -9,8 +9,10 @@ and so does the last. Repeats are harmless, a gap closes with the next full payl
 import json
 from collections import deque
 
+from selfspan_core.compare.read_rows import ROW_KINDS
+
 KINDS = ("text", "ref", "go", "res", "end", "anchor", "newline")
-"""Item kinds; a payload holds the index. The order is known to `assets/app/panes.js`."""
+"""Item kinds; a payload holds the index. The order is known to `assets/app/race/steps.js`."""
 
 RESEND_TICKS = 15
 FULL_EVERY = 45
@@ -32,30 +34,58 @@ def _packed(item: dict) -> list:
     return [item["text"], KINDS.index(item["kind"]), item["step"], *([1] if item.get("drafted") else [])]
 
 
+def _packed_row(run: dict) -> list:
+    """Rows that read the same as a list; see `compare.read_rows.RowRun`. Of each interval, how far it lies behind the
+    one before it, and its length.
+    """
+    gaps, at = [], 0
+    for start, end in run["reads"]:
+        gaps += [start - at, end - start]
+        at = end
+    return [run["step"], run["start"], ROW_KINDS.index(run["kind"]), run["own"], gaps, run["lengths"]]
+
+
+class _Sent:
+    """A list that grows at its end, and how long it was at each of the last ticks."""
+
+    def __init__(self) -> None:
+        self.all: list[list] = []
+        self._lengths: deque[int] = deque([0], maxlen=RESEND_TICKS)
+
+    def add(self, start: int, new: list[list]) -> None:
+        """Entries from index `start` on, which replace those that are there; entries before it stay as they are."""
+        self._lengths.append(min(start, len(self.all)))
+        self.all[start:] = new
+
+    def since(self, full: bool) -> int:
+        """Index from which on it is sent again."""
+        return 0 if full else self._lengths[0]
+
+
 class _LaneFeed:
     """All output of one lane so far."""
 
     def __init__(self) -> None:
-        self.items: list[list] = []
+        self.items, self.rows = _Sent(), _Sent()
         self.steps: dict[int, dict] = {}
         self.changed: dict[int, int] = {}
         self.figures: dict = {}
-        self.lengths: deque[int] = deque([0], maxlen=RESEND_TICKS)
 
     def add(self, tick: dict, number: int) -> None:
-        self.lengths.append(len(self.items))
-        new = [_packed(item) for item in tick["items"]]
-        self.items[tick["from"] : tick["from"] + len(new)] = new
+        self.items.add(tick["from"], [_packed(item) for item in tick["items"]])
+        self.rows.add(tick["rows_from"], [_packed_row(run) for run in tick["rows"]])
         for step in tick["steps"]:
             self.steps[step["index"]] = step
             self.changed[step["index"]] = number
-        self.figures = {key: value for key, value in tick.items() if key not in ("from", "items", "steps")}
+        sent_apart = ("from", "items", "rows_from", "rows", "steps")
+        self.figures = {key: value for key, value in tick.items() if key not in sent_apart}
 
     def payload(self, number: int, full: bool) -> dict:
-        start = 0 if full else self.lengths[0]
+        start, first_row = self.items.since(full), self.rows.since(full)
         since = 0 if full else number - RESEND_TICKS
         steps = [step for index, step in self.steps.items() if self.changed[index] >= since]
-        return {**self.figures, "from": start, "items": self.items[start:], "steps": steps}
+        items, rows = self.items.all[start:], self.rows.all[first_row:]
+        return {**self.figures, "from": start, "items": items, "rows_from": first_row, "rows": rows, "steps": steps}
 
 
 class Feed:

@@ -10,13 +10,19 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 from selfspan_core.compare.lanes import require_load
+from selfspan_core.compare.read_rows import ReadRows
+from selfspan_core.engine.events import Token
 from selfspan_core.errors import TooLongError
 from selfspan_core.params import Request
+from selfspan_core.spans.intervals import merge
+from selfspan_core.spans.tracker import Phase
 from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 
 TICK_SECONDS = 1 / 15
+SCAFFOLD = (0, 4)
+PIECE_TOKENS = 3
 TITLES = {"span": "Same adapter, mask off and on", "plain": "Plain adapter, dense, against span adapter, self-selected"}
 
 
@@ -59,6 +65,16 @@ def script(problem, annotated: bool, extra_text: str = "") -> list[dict]:
     return items
 
 
+def layout(problem) -> tuple[int, dict[str, tuple[int, int]]]:
+    """Length of a prompt in which every piece takes PIECE_TOKENS, and where its named pieces lie."""
+    at, segments = SCAFFOLD[1], {}
+    for _, name in problem.display:
+        if name is not None:
+            segments[f"a{name}"] = (at, at + PIECE_TOKENS)
+        at += PIECE_TOKENS
+    return at, segments
+
+
 class FakeLane:
     """One lane's script, played at `rate` tokens per second of its own clock."""
 
@@ -77,6 +93,9 @@ class FakeLane:
         self.wrong, self.missing = attention in options["wrong"], attention in options.get("missing", ())
         self.done = 0
         self.sent = 0
+        self.rows = ReadRows()
+        self.num_prompt, self.segments = layout(problem)
+        self.step_starts: dict[int, int] = {}
 
     def advance(self, seconds: float, hold_at: int | None) -> None:
         wanted = int(seconds * self.rate)
@@ -90,15 +109,32 @@ class FakeLane:
     def share(self) -> float:
         return 0.31 if self.attention == "sparse" else 1.0
 
+    def read(self, start: int, stop: int) -> None:
+        """The rows of some items."""
+        for index in range(start, stop):
+            item, at = self.items[index], self.num_prompt + index
+            own = self.step_starts.setdefault(item["step"], at)
+            if item["kind"] == "end":
+                name = f"a{worked(self.problem)[item['step'] % len(worked(self.problem))].name}"
+                self.segments.setdefault(name, (max(own + 1, at - 3), at))
+            is_body = self.attention == "sparse" and item["phase"] == "body"
+            known = [self.segments[name] for name in item["reading"] if name in self.segments] if is_body else []
+            visible = merge([SCAFFOLD, *known, (own, at + 1)]) if is_body else ((0, at + 1),)
+            phase = Phase(item["phase"])
+            token = Token(0, at, 1.0, sum(b - a for a, b in visible), at + 1, phase, item["step"], visible)
+            self.rows.add(token, item["step"], self.annotated)
+
     def delta(self) -> dict:
         start, self.sent = self.sent, self.done
         new = self.items[start : self.done]
+        self.read(start, self.done)
         last = self.items[self.done - 1] if self.done else {"phase": "prefill", "reading": []}
         reading = last["reading"] if self.attention == "sparse" else []
         dense_tokens = 400 * self.done
         return {
             "from": start,
             "items": [{"text": item["text"], "kind": item["kind"], "step": item["step"]} for item in new],
+            **self.rows.delta(),
             "tokens": self.done,
             "tokens_per_second": self.rate if self.done else 0.0,
             "ms_per_token": 1000 / self.rate if self.done else 0.0,
@@ -129,7 +165,9 @@ class FakeLane:
             reads = [f"a{read}" for read in reduction.reads]
             malformed = index == self.malformed_step
             step = {"index": index, "name": f"a{reduction.name}", "reads": reads}
-            steps.append({**step, "malformed": malformed, "closed": index in ended})
+            segment = self.segments.get(f"a{reduction.name}") if index in ended and not malformed else None
+            where = {"segment": list(segment)} if segment else {}
+            steps.append({**step, "malformed": malformed, "closed": index in ended, **where})
         return steps
 
     def result(self) -> dict:
@@ -233,7 +271,14 @@ class FakeSession:
         }
         labels = {"dense": "Dense attention", "sparse": "Self-selected attention"}
         described = [
-            {"id": name, "label": f"{labels[name]}, {lane.adapter} adapter", "attention": name, "adapter": lane.adapter}
+            {
+                "id": name,
+                "label": f"{labels[name]}, {lane.adapter} adapter",
+                "attention": name,
+                "adapter": lane.adapter,
+                "prompt_tokens": lane.num_prompt,
+                "segments": {key: list(interval) for key, interval in lane.segments.items()} if lane.annotated else {},
+            }
             for name, lane in lanes.items()
         ]
         names = [{"text": text, "name": None if name is None else f"a{name}"} for text, name in problem.display]

@@ -5,8 +5,17 @@ from pathlib import PurePosixPath
 from xdist.scheduler import LoadScopeScheduling
 
 SERVED = {
-    *("test_api", "test_app", "test_crowd", "test_app_articles", "test_app_input", "test_app_load", "test_app_shipped"),
-    *("test_models_registry", "test_offered", "test_serving", "test_tools", "test_toy_task", "test_zero_gpu"),
+    *(
+        "test_api",
+        "test_app",
+        "test_app_articles",
+        "test_app_input",
+        "test_app_load",
+        "test_app_map",
+        "test_app_shipped",
+    ),
+    *("test_crowd", "test_models_registry", "test_offered", "test_serving", "test_tools", "test_toy_task"),
+    "test_zero_gpu",
 }
 """Modules with a browser or a server; another of their kind at the same time would disturb them."""
 LONG = ("test_gemm_wgmma", "test_kernel", "test_summary_training", "test_training", "test_kernel_sources")

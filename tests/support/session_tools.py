@@ -14,6 +14,7 @@ RESULT_FIELDS = [
 LANE_FIELDS = {
     *("from", "items", "tokens", "tokens_per_second", "ms_per_token", "first_token_ms", "elapsed_s"),
     *("attended_tokens", "dense_tokens", "share", "reading", "phase", "steps", "done", "finish"),
+    *("rows_from", "rows"),
 }
 
 

@@ -1,0 +1,192 @@
+// One lane: its figures, its steps, what it reads, its answer.
+
+const FOLLOW_SLACK_PX = 40;
+const SIGNS = { "*": "×", "/": "÷", "-": "−" };
+const WAYS = {
+  dense: "reads everything",
+  sparse: "reads what it named",
+};
+const LINE = { pane: "line", answer: "answer", step: "step", typeset: false };
+
+class Pane {
+  constructor(root, lane, article) {
+    this.root = root;
+    this.article = article;
+    this.lane = lane;
+    this.prompt = find(root, ".ss-prompt");
+    this.scroll = find(root, ".ss-scroll");
+    this.steps = new Steps(find(root, ".ss-steps"));
+    this.follow = find(root, ".ss-follow");
+    this.copy = find(root, ".ss-copy");
+    this.drafts = find(root, ".ss-drafts");
+    this.following = true;
+    this.streaming = false;
+    this.view = LINE;
+    this.figures = {};
+    root.dataset.lane = lane;
+    for (const node of root.querySelectorAll("[data-figure]")) this.figures[node.dataset.figure] = node;
+    find(root, ".ss-way").textContent = WAYS[lane];
+    this.reading = new Reading(this);
+    this.listen();
+  }
+
+  start(lane, { prompt, view, load = 1 }) {
+    this.reading.clear();
+    this.view = view;
+    this.typeset = (text) => (view.typeset ? text.replace(/[*/-]/g, (sign) => SIGNS[sign]) : text);
+    this.dense = lane.attention === "dense";
+    this.annotated = lane.adapter !== "plain";
+    this.root.dataset.tokens = 0;
+    find(this.root, ".ss-name").textContent = lane.label.split(",")[0];
+    find(this.root, ".ss-adapter").textContent = `${lane.adapter} adapter`;
+    find(this.root, ".ss-flag").hidden = true;
+    find(this.root, ".ss-verdict").hidden = true;
+    find(this.root, ".ss-empty")?.remove();
+    find(this.root, ".ss-load").textContent = load;
+    for (const node of Object.values(this.figures)) node.textContent = "–";
+    this.drafts.hidden = true;
+    find(this.root, ".ss-kv-fill").style.width = "0";
+    this.copy.hidden = true;
+    this.prompt.replaceChildren();
+    this.prompt.scrollTop = 0;
+    const segments = this.isDocument ? (this.annotated ? this.article.segments : []) : this.lay(prompt);
+    this.steps.start(this.typeset, segments);
+    this.following = true;
+    this.streaming = true;
+    this.follow.hidden = true;
+    this.reading.say("");
+  }
+
+  // The expression, each number with its name: the elements by name.
+  lay(prompt) {
+    const segments = new Map();
+    for (const part of prompt) {
+      if (part.name === null || !this.annotated) {
+        this.prompt.append(make("span", "ss-op", this.typeset(part.text)));
+        continue;
+      }
+      const segment = make("span", "ss-seg ss-literal");
+      segment.append(make("span", "ss-chip ss-own", part.name), this.typeset(part.text));
+      segment.dataset.name = part.name;
+      segment.dataset.value = this.typeset(part.text);
+      segments.set(part.name, segment);
+      this.prompt.append(segment);
+    }
+    return segments;
+  }
+
+  // Whether the prompt is a document that stands beside both panes, not a line in each of them.
+  get isDocument() {
+    return this.view.pane === "document";
+  }
+
+  get hint() {
+    return this.isDocument ? "" : HINT;
+  }
+
+  // One lane of a payload: items from index `from` on (many of them known already), changed steps, figures.
+  // `draw` false: a newer payload of the same frame draws the rest.
+  update(lane, draw) {
+    this.steps.extend(lane.from, lane.items);
+    for (const step of lane.steps) this.steps.record(step);
+    if (!draw) return;
+    this.figure(lane);
+    this.reading.attend(lane.phase, lane.reading);
+    this.root.dataset.tokens = lane.tokens;
+    if (this.following) this.scroll.scrollTop = this.scroll.scrollHeight;
+  }
+
+  figure(lane) {
+    const set = (key, text) => (this.figures[key].textContent = text);
+    set("tokens", lane.tokens.toLocaleString("en"));
+    if (lane.tokens > 0) {
+      set("tokens_per_second", rounded(lane.tokens_per_second));
+      set("ms_per_token", rounded(lane.ms_per_token));
+      if (lane.tokens_per_pass) {
+        const share = percent(lane.accepted_share);
+        this.drafts.textContent = `${lane.tokens_per_pass.toFixed(1)} tokens per pass, ${share} of drafts right`;
+        this.drafts.hidden = false;
+      }
+      set("share", `${percent(lane.share)} of dense`);
+      if (lane.total_tokens_per_second) set("total_tokens_per_second", whole(lane.total_tokens_per_second));
+      find(this.root, ".ss-kv-fill").style.width = `${Math.min(100 * lane.share, 100)}%`;
+      find(this.root, ".ss-kv-track").setAttribute("aria-label", `KV read: ${percent(lane.share)} of dense`);
+    }
+    if (lane.first_token_ms !== null) set("first_token_ms", `${rounded(lane.first_token_ms)} ms`);
+    set("elapsed_s", seconds(lane.elapsed_s));
+  }
+
+  // Nothing is being read any more.
+  rest(text) {
+    this.streaming = false;
+    this.follow.hidden = true;
+    this.reading.rest(text);
+  }
+
+  finish(result) {
+    this.rest(this.hint);
+    if (result.correct === null) return this.finishUnjudged(result);
+    const right = result.correct;
+    find(this.root, ".ss-answer-label").textContent = capital(this.view.answer);
+    find(this.root, ".ss-verdict").hidden = false;
+    find(this.root, ".ss-answer").textContent = this.typeset(result.answer ?? "none");
+    const badge = find(this.root, ".ss-badge");
+    badge.textContent = right ? "✓ right" : result.answer === null ? "✗ no answer" : "✗ wrong";
+    badge.className = `ss-badge ${right ? "good" : "bad"}`;
+    const notes = [];
+    if (!right) notes.push(`exact value: ${this.typeset(result.expected)}`);
+    if (this.finished === "length") notes.push("ran out of new tokens");
+    if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
+    find(this.root, ".ss-note").textContent = notes.join(" · ");
+  }
+
+  // Of some tasks, as of summaries, no answer is the right one.
+  finishUnjudged(result) {
+    const count = this.steps.count;
+    find(this.root, ".ss-answer-label").textContent = capital(this.view.answer);
+    find(this.root, ".ss-verdict").hidden = false;
+    const badge = find(this.root, ".ss-badge");
+    badge.textContent = result.answer === null ? "✗ none" : plural(count, this.view.step);
+    badge.className = `ss-badge ${result.answer === null ? "bad" : ""}`;
+    const notes = [];
+    if (this.finished === "length") notes.push("ran out of new tokens");
+    if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
+    find(this.root, ".ss-note").textContent = notes.join(" · ");
+    this.copy.hidden = result.answer === null;
+    this.copy.textContent = "Copy";
+    this.copied = result.answer ?? "";
+  }
+
+  flag(text) {
+    const flag = find(this.root, ".ss-flag");
+    flag.textContent = text;
+    flag.hidden = text === "";
+  }
+
+  halt(text) {
+    this.flag(text);
+    this.rest(this.steps.count ? this.hint : "");
+  }
+
+  // A step of the list, into sight within the list alone.
+  bring(node) {
+    const [outer, inner] = [this.scroll.getBoundingClientRect(), node.getBoundingClientRect()];
+    if (inner.top < outer.top) this.scroll.scrollTop -= outer.top - inner.top + 4;
+    else if (inner.bottom > outer.bottom) this.scroll.scrollTop += inner.bottom - outer.bottom + 4;
+  }
+
+  listen() {
+    this.scroll.addEventListener("scroll", () => {
+      const below = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight;
+      this.following = below < FOLLOW_SLACK_PX;
+      this.follow.hidden = this.following || !this.streaming;
+    });
+    this.copy.addEventListener("click", async () => {
+      this.copy.textContent = (await copyText(this.copied)) ? "Copied" : "Not allowed here";
+    });
+    this.follow.addEventListener("click", () => {
+      this.following = true;
+      this.scroll.scrollTop = this.scroll.scrollHeight;
+    });
+  }
+}

@@ -1,0 +1,221 @@
+// The race: payloads of selfspan_core/serve/feed.py in, one run at a time on the screen. The function whose body this is
+// gets (element, trigger, props, server, upload, watch) when the component loads; props.value is one payload, a JSON
+// string.
+
+const HIDDEN_FRAME_MS = 300;
+const ENDINGS = { stopped: "stopped", length: "out of tokens" };
+const BUSY = ["waiting", "starting", "running"];
+
+const root = document.querySelector("#stage .ss");
+const below = find(element, ".ss");
+const status = find(root, ".ss-status");
+const line = find(root, ".ss-line");
+const template = find(below, "template");
+const article = new Article(find(below, ".ss-article"));
+const beginning = find(root, ".ss-begin");
+const panes = {};
+for (const lane of ["dense", "sparse"]) {
+  find(below, ".ss-panes").append(template.content.cloneNode(true));
+  panes[lane] = new Pane(below.querySelectorAll(".ss-pane")[Object.keys(panes).length], lane, article);
+}
+find(panes.dense.root, ".ss-name").textContent = "Dense attention";
+find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
+
+const stage = new Stage(root, panes);
+
+let run = null; // the newest run: payloads of any other are late and ignored
+let started = null; // the run that the panes show
+let stopped = null; // the run that Stop ended: what is still under way of it is late
+let asked = { box: "", button: "" }; // where the newest run's input was typed, and the button that began it
+let patience = 0;
+let better = ""; // of a long article that is summarized poorly: the part that would be summarized better
+
+function setState(state, text) {
+  for (const part of [root, below]) part.dataset.state = state;
+  if (status.textContent !== text) status.textContent = text;
+  const busy = BUSY.includes(state);
+  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
+  clearTimeout(patience);
+}
+
+// A short wait goes unmentioned; a long one is explained.
+function wait(state, after, text) {
+  setState(state, "Starting…");
+  patience = setTimeout(() => setState(state, text), after);
+}
+
+function begin(payload) {
+  started = payload.run;
+  for (const part of [root, below]) part.dataset.begun = "";
+  const start = payload.start;
+  const load = start.load ?? 1;
+  find(root, ".ss-title").textContent = load > 1 ? `${start.title}, ${load} requests at once` : start.title;
+  for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = load === 1;
+  find(root, ".ss-device").textContent = `· ${start.device}`;
+  line.textContent = "The lane whose own clock is behind writes next.";
+  for (const name of ["total", "token", "answer", "share"]) tile(name, "–");
+  for (const part of [root, below]) Object.assign(part.dataset, { task: start.task, pane: start.view.pane });
+  article.root.hidden = start.view.pane !== "document";
+  if (start.view.pane === "document") article.start(start.prompt);
+  const told = { notice: start.notice, rules: start.rules, caution: start.caution?.text };
+  for (const [name, text] of Object.entries(told)) {
+    const node = find(root, `.ss-${name}`);
+    node.hidden = !text;
+    node.textContent = text ?? "";
+  }
+  better = start.caution?.beginning ?? "";
+  beginning.hidden = true;
+  for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
+  stage.start(start.lanes);
+  const ofWhat = panes.dense.annotated ? "of dense KV read" : "of the plain lane’s KV read";
+  find(root, "[data-of-what]").textContent = ofWhat;
+  setState("running", "Running.");
+  show();
+}
+
+const tile = (name, text) => (find(root, `[data-tile="${name}"]`).textContent = text);
+
+// A race that starts, or an error that appears, beyond the edge of the screen would be missed.
+function show() {
+  const box = root.getBoundingClientRect();
+  if (box.top >= 0 && box.bottom <= window.innerHeight) return;
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  root.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
+}
+
+// How the lanes compare so far. Against the plain adapter, shares are of another text until both are through.
+function compare({ dense, sparse }) {
+  if (!dense?.tokens || !sparse?.tokens) return;
+  tile("token", times(dense.ms_per_token / sparse.ms_per_token));
+  if (dense.total_tokens_per_second) tile("total", times(sparse.total_tokens_per_second / dense.total_tokens_per_second));
+  if (panes.dense.annotated) tile("share", percent(sparse.share));
+}
+
+function end(payload) {
+  const finished = payload.end;
+  for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result);
+  line.textContent = finished.line;
+  tile("total", times(finished.speedup_total));
+  tile("token", times(finished.speedup_ms_per_token));
+  tile("answer", times(finished.speedup_time_to_answer));
+  tile("share", percent(finished.read_share));
+  setState("done", verdict(Object.values(finished.lanes)));
+}
+
+function verdict(results) {
+  if (results.every((result) => result.correct === null)) {
+    const written = results.filter((result) => result.answer !== null).length;
+    const word = panes.dense.view.answer;
+    return [`Neither lane got to a ${word}.`, `One lane got to no ${word}.`, `Both ${several(word)} are written.`][written];
+  }
+  const right = results.filter((result) => result.correct).length;
+  const without = results.filter((result) => result.answer === null).length;
+  if (right === results.length) return "Both lanes are right.";
+  if (without === results.length) return "Neither lane got to an answer.";
+  if (without) return `One lane is ${right ? "right" : "wrong"}, one got to no answer.`;
+  return right ? "One lane is right, one is wrong." : "Both lanes are wrong.";
+}
+
+function halt(state, text) {
+  const shown = started === run;
+  if (shown) line.textContent = "";
+  if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
+  setState(state, text);
+  if (state === "failed") root.scrollIntoView({ block: "nearest" });
+}
+
+// An article that is too long: the part of it that fits goes into the box, from where it can be run.
+function offer(text) {
+  beginning.hidden = !text;
+  beginning.onclick = () => {
+    const box = document.querySelector(`#${CSS.escape(asked.box)} textarea`);
+    if (!box) return;
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+    beginning.hidden = true;
+    setState("idle", `The beginning is in the box. Press ${asked.button}.`);
+    box.scrollIntoView({ block: "center" });
+  };
+}
+
+function handle(payload, draw) {
+  const { kind } = payload;
+  if (stopped !== null && payload.run === stopped) return;
+  if (kind === "waiting") {
+    run = payload.run;
+    asked = { box: payload.box, button: payload.button };
+    return wait("waiting", 700, "Waiting: another run has the device. Yours starts by itself.");
+  }
+  if (kind === "halted") {
+    // A run that never got its turn; it does not know its name.
+    if (BUSY.includes(root.dataset.state)) {
+      halt("failed", "The run could not start: too many are waiting. Try again in a moment.");
+    }
+    return;
+  }
+  if (run !== null && Number(payload.run) < Number(run)) return;
+  run = payload.run;
+  beginning.hidden = true;
+  if (kind === "stopped") {
+    stopped = run;
+    return halt("stopped", "Stopped.");
+  }
+  if (kind === "starting") return wait("starting", 1200, "Loading the model…");
+  if (kind === "failed") {
+    halt("failed", payload.message);
+    return offer(payload.beginning);
+  }
+  if (["stopped", "failed"].includes(root.dataset.state) && started === run) return;
+  if (started !== run) {
+    if (!payload.start) return; // a later, full payload begins it
+    begin(payload);
+  }
+  for (const [lane, news] of Object.entries(payload.lanes ?? {})) {
+    panes[lane].finished = news.done ? news.finish : null;
+    panes[lane].update(news, draw);
+    stage.update(lane, news, draw);
+    panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
+  }
+  if (draw && payload.lanes) {
+    compare(payload.lanes);
+    stage.draw(payload.end !== undefined);
+    stage.describe(payload.lanes);
+  }
+  if (!payload.end) return;
+  end(payload);
+  offer(better);
+}
+
+// Payloads that arrive faster than this machine draws are drawn together: one layout for all of them.
+const arrived = [];
+let timer = null;
+
+function receive(value) {
+  if (!value) return;
+  arrived.push(JSON.parse(value));
+  if (timer !== null) return;
+  timer = setTimeout(drain, HIDDEN_FRAME_MS); // a tab in the background gets no animation frame
+  requestAnimationFrame(drain);
+}
+
+function drain() {
+  clearTimeout(timer);
+  timer = null;
+  const payloads = arrived.splice(0);
+  const newest = payloads.findLastIndex((payload) => payload.lanes);
+  payloads.forEach((payload, i) => handle(payload, i === newest || payload.end !== undefined));
+}
+
+// Somebody points at a number or a sentence of the source: the steps that read it.
+function pointAtSource(event) {
+  const segment = event.target.closest?.(".ss-prompt .ss-seg[data-name], .ss-article .ss-seg[data-name]");
+  for (const pane of Object.values(panes)) pane.reading.point(segment?.dataset.name ?? null);
+}
+
+below.addEventListener("pointermove", (event) => event.pointerType !== "touch" && pointAtSource(event));
+below.addEventListener("pointerleave", pointAtSource);
+below.addEventListener("click", pointAtSource);
+
+for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", "true");
+watch("value", () => receive(props.value));
+receive(props.value);

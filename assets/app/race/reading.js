@@ -1,0 +1,184 @@
+// What a lane reads, lit: by the step being written, live, and by a finished step that somebody points at.
+
+const HINT = "Point at a step, or tap it, to see what it read.";
+
+class Reading {
+  constructor(pane) {
+    this.pane = pane;
+    this.steps = pane.steps;
+    this.root = pane.root;
+    this.caption = find(pane.root, ".ss-caption");
+    this.caption.id = `ss-caption-${pane.lane}`;
+    this.onPeek = () => {}; // told which step somebody points at, or null
+    this.onName = () => {}; // told which named piece of text
+    this.clear();
+    this.listen();
+  }
+
+  clear() {
+    this.lit = new Set();
+    this.peeked = new Set();
+    this.peeking = null;
+    this.pinned = null;
+    this.named = null;
+    this.liveCaption = "";
+    this.root.classList.remove("focus", "everything", "peek", "peek-all");
+  }
+
+  // What the step being written sees, live: lit in the expression and in earlier steps, the rest a little dimmed.
+  attend(phase, reading) {
+    const focused = !this.pane.dense && phase === "body" && Array.isArray(reading);
+    const wanted = new Set();
+    if (focused) for (const name of reading) if (this.steps.segments.has(name)) wanted.add(this.steps.segments.get(name));
+    this.swap("lit", wanted, "lit");
+    this.root.classList.toggle("focus", focused);
+    const everything = this.pane.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
+    this.root.classList.toggle("everything", everything);
+    if (this.pane.isDocument && !this.pane.dense) {
+      this.pane.article.stage("focus", focused);
+      this.pane.article.stage("everything", everything);
+    }
+    this.root.dataset.reading = focused ? reading.join(" ") : "";
+    const name = this.steps.line?.name ?? "a step";
+    if (this.pane.dense) this.say(phase === "done" ? "" : "every token reads everything before it");
+    else if (focused) this.say(reading.length ? `writing ${name}: reads ${list(this.steps.named(reading))}` : `writing ${name}: reads only itself`);
+    else if (phase === "broken") this.say("malformed step: reads everything until it ends");
+    else this.say(phase === "done" || phase === "prefill" ? "" : "naming what the next step reads: sees everything");
+  }
+
+  swap(field, wanted, className) {
+    for (const node of this[field]) if (!wanted.has(node)) node.classList.remove(className);
+    const fresh = [...wanted].filter((node) => !this[field].has(node));
+    for (const node of fresh) node.classList.add(className);
+    this[field] = wanted;
+    const box = this.pane.isDocument ? this.pane.article.box : this.pane.prompt;
+    this.reveal(box, fresh.filter((node) => node.parentNode === box));
+  }
+
+  // Where the prompt scrolls: bring what is lit into sight, the first of it for certain.
+  reveal(box, literals) {
+    if (!literals.length || box.scrollHeight <= box.clientHeight) return;
+    for (const node of literals.reverse()) {
+      const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
+      if (inner.top < outer.top) box.scrollTop -= outer.top - inner.top + 4;
+      else if (inner.bottom > outer.bottom) box.scrollTop += inner.bottom - outer.bottom + 4;
+    }
+  }
+
+  say(text) {
+    this.liveCaption = text;
+    if (!this.peeking) this.caption.textContent = text;
+  }
+
+  // What a finished step read, on hover, focus or tap.
+  peek(node) {
+    if (node === this.peeking) return;
+    this.peeking?.classList.remove("peeking");
+    this.peeking = node;
+    const wanted = new Set();
+    this.root.classList.toggle("peek", node !== null);
+    // A summary's sentence shows what it is drawn from, in the dense lane too, which reads everything besides.
+    const readsAll = this.pane.dense && !(this.pane.isDocument && this.pane.annotated);
+    this.root.classList.toggle("peek-all", node !== null && readsAll);
+    for (const earlier of this.steps.list.querySelectorAll(".before")) earlier.classList.remove("before");
+    if (node) {
+      node.classList.add("peeking");
+      const reads = this.steps.reads(node);
+      const everything = readsAll || node.classList.contains("malformed");
+      if (everything) {
+        for (let e = node.previousElementSibling; e; e = e.previousElementSibling) e.classList.add("before");
+      } else {
+        for (const name of reads) if (this.steps.segments.has(name)) wanted.add(this.steps.segments.get(name));
+      }
+      const title = `${capital(this.pane.view.step)} ${node.dataset.name || node.dataset.line}`;
+      if (this.pane.isDocument && this.pane.dense && !everything) {
+        this.caption.textContent = `${title} is drawn from ${list(reads)}; attention read everything`;
+      } else {
+        const what = everything ? "everything before it" : list([...this.steps.named(reads), "itself"]);
+        this.caption.textContent = `${title} read ${what}`;
+      }
+      if (this.pane.isDocument) this.pane.article.stage("peek", !everything);
+    } else {
+      this.caption.textContent = this.liveCaption;
+      if (this.pane.isDocument) this.pane.article.stage("peek", false);
+    }
+    this.swap("peeked", wanted, "peeked");
+    this.onPeek(node);
+  }
+
+  // Hold a step until it is chosen again, another is, or Escape. `bring`: into sight, as nobody points at it there.
+  pin(node, bring = false) {
+    this.pinned?.classList.remove("pinned");
+    this.pinned = node === this.pinned ? null : node;
+    this.pinned?.classList.add("pinned");
+    this.peek(this.pinned);
+    if (this.pinned && bring) this.pane.bring(this.pinned);
+  }
+
+  // Steps that read a named piece of text, or none.
+  point(name) {
+    if (name === this.named) return;
+    this.named = name;
+    for (const node of this.steps.list.children) {
+      node.classList.toggle("reads-it", name !== null && !node.classList.contains("current") && this.steps.reads(node).includes(name));
+    }
+    this.onName(name);
+  }
+
+  rest(text) {
+    this.root.classList.remove("focus", "everything");
+    if (this.pane.isDocument && !this.pane.dense) this.pane.article.root.classList.remove("focus", "everything");
+    this.swap("lit", new Set(), "lit");
+    find(this.steps.list, ".current")?.classList.remove("current");
+    this.say(text);
+  }
+
+  listen() {
+    const stepOf = (target) => target.closest?.(".ss-step:not(.current)") ?? null;
+    const settle = () => this.peek(this.pinned);
+    this.steps.list.addEventListener("pointermove", (event) => {
+      if (event.pointerType !== "touch" && moved(event)) this.peek(stepOf(event.target) ?? this.pinned);
+    });
+    this.steps.list.addEventListener("pointerleave", settle);
+    this.steps.list.addEventListener("focusin", (event) => {
+      event.target.setAttribute("aria-describedby", this.caption.id);
+      this.peek(stepOf(event.target));
+    });
+    this.steps.list.addEventListener("focusout", settle);
+    this.steps.list.addEventListener("click", (event) => {
+      this.pin(stepOf(event.target));
+    });
+    this.steps.list.addEventListener("keydown", (event) => this.key(event));
+  }
+
+  // Where a key leads from a step; from none, to the first or the last.
+  neighbour(key, here) {
+    const all = this.steps.list;
+    const last = all.lastElementChild?.classList.contains("current") ? all.lastElementChild.previousElementSibling : all.lastElementChild;
+    const to = {
+      ArrowDown: here ? here.nextElementSibling : all.firstElementChild,
+      ArrowRight: here ? here.nextElementSibling : all.firstElementChild,
+      ArrowUp: here ? here.previousElementSibling : last,
+      ArrowLeft: here ? here.previousElementSibling : last,
+      Home: all.firstElementChild,
+      End: last,
+    }[key];
+    return to && to !== here && !to.classList.contains("current") ? to : null;
+  }
+
+  // One step of the list is a tab stop; arrow keys move among them.
+  key(event) {
+    const here = event.target.closest(".ss-step");
+    if (event.key === "Escape") {
+      this.pin(null);
+      this.peek(null);
+    }
+    if (event.key === "Enter" && here) this.pin(here);
+    const next = here && this.neighbour(event.key, here);
+    if (!next) return;
+    event.preventDefault();
+    here.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  }
+}

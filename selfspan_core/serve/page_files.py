@@ -1,0 +1,30 @@
+"""The page's script and styles, each put together from files with one job.
+
+gradio takes one script, the body of a function, and a list of style sheets. It parses the style sheets and writes them
+out again with a prefix: of rules, only plain ones and those in `@media` and `@keyframes` survive, and a `@container`
+only inside a plain rule.
+"""
+
+from pathlib import Path
+
+from selfspan_core.paths import PAGE
+
+SCRIPTS = ("words", "clipboard", "article", "steps", "reading", "pane", "map_paint", "map", "stage", "race")
+"""Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""
+STYLES = ("colours", "controls", "card", "map", "article", "pane", "steps", "reading", "narrow")
+"""Files of `assets/app/style` in the order in which they apply."""
+
+
+def markup(name: str) -> str:
+    """HTML of `stage`, result and read maps, or of `race`, the lanes' text; none of it comes from users or models."""
+    return (PAGE / "race" / f"{name}.html").read_text(encoding="utf-8")
+
+
+def script() -> str:
+    """The race's JavaScript: the body of one function."""
+    return "\n".join((PAGE / "race" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+
+
+def styles() -> list[Path]:
+    """The page's style sheets."""
+    return [PAGE / "style" / f"{name}.css" for name in STYLES]

@@ -1,0 +1,104 @@
+"""The read maps: painted as they are written, tied to steps and source, at every size of screen."""
+
+import time
+
+import pytest
+
+from tests.support.app_tools import EXPRESSION
+from tests.support.fake_session import FakeSession
+
+PAINTED = """lane => {
+    const canvas = document.querySelector(`.ss-map[data-lane="${lane}"] .ss-map-rows`);
+    const { data, width, height } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    const colours = new Map();
+    let bottom = 0;
+    for (let i = 0; i < data.length; i += 4) {
+        if (data[i + 3] < 200) continue;
+        const colour = [data[i], data[i + 1], data[i + 2]].join();
+        colours.set(colour, (colours.get(colour) ?? 0) + 1);
+        bottom = Math.floor(i / 4 / width);
+    }
+    const share = [...colours].map(([colour, count]) => [colour, count / (width * height)]);
+    return { share: Object.fromEntries(share.filter(([, part]) => part > 0.01)), bottom: bottom / height };
+}"""
+LIT = """lane => {
+    const canvas = document.querySelector(`.ss-map[data-lane="${lane}"] .ss-map-over`);
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return data.filter((value, i) => i % 4 === 3 && value > 0).length;
+}"""
+
+
+def field(lane: str) -> str:
+    return f'.ss-map[data-lane="{lane}"] .ss-map-field'
+
+
+def unread(tab, lane: str) -> float:
+    """The share of the triangle that has the colour of what was not read."""
+    shares = tab.page.evaluate(PAINTED, lane)["share"]
+    return shares.get("238,241,245", 0.0) / sum(shares.values())
+
+
+@pytest.mark.browser
+class TestMap:
+    def test_a_map_grows_and_shows_what_was_read(self, stage, open_tab):
+        """A map drawn at the end only, one that paints what was not read, or a dense lane with gaps shows here."""
+        session = FakeSession(dense=150, sparse=150)
+        tab = open_tab(stage(session))
+        tab.run(EXPRESSION)
+        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 40")
+        early = tab.page.evaluate(PAINTED, "sparse")["bottom"]
+        time.sleep(0.5)
+        assert tab.page.evaluate(PAINTED, "sparse")["bottom"] > early
+        tab.wait("done")
+        time.sleep(0.1)
+        assert tab.page.evaluate(PAINTED, "dense")["bottom"] > 0.98
+        assert unread(tab, "dense") == 0 and 0.3 < unread(tab, "sparse") < 0.9
+        words = tab.text('.ss-map[data-lane="sparse"] .ss-map-text')
+        assert "17 steps" in words and "31\u202f% of the" in words
+        assert tab.text('.ss-map[data-lane="sparse"] .ss-map-share') == "reads 31\u202f%"
+
+    def test_rows_steps_and_source_light_each_other(self, stage, open_tab):
+        """A row that lights another step, a number without its readers, and a pin that nothing undoes show here."""
+        tab = open_tab(stage(FakeSession(dense=900, sparse=900)))
+        tab.run(EXPRESSION)
+        tab.wait("done")
+        pane, map_field = tab.pane("sparse"), field("sparse")
+        peeking = f"document.querySelector('{pane} .peeking')?.dataset.step"
+        tab.page.hover(f"{pane} .ss-step:nth-child(14)")
+        assert tab.page.evaluate(LIT, "sparse") > 20
+        tab.page.locator(map_field).scroll_into_view_if_needed()
+        box = tab.page.locator(map_field).bounding_box()
+        seen = []
+        for part in (0.1, 0.5, 0.95):
+            tab.page.mouse.move(box["x"] + 40, box["y"] + part * box["height"])
+            seen.append(int(tab.page.evaluate(peeking)))
+        assert seen == sorted(set(seen)) and seen[0] < 4 and seen[2] > 14
+        tab.page.mouse.click(box["x"] + 40, box["y"] + 0.5 * box["height"])
+        tab.page.mouse.move(5, 5)
+        assert int(tab.page.evaluate(peeking)) == seen[1] and tab.page.evaluate(LIT, "sparse") > 20
+        tab.page.focus(map_field)
+        tab.page.keyboard.press("ArrowDown")
+        assert int(tab.page.evaluate(peeking)) == seen[1] + 1
+        assert "read" in tab.page.get_attribute(map_field, "aria-valuetext")
+        assert tab.page.get_attribute(map_field, "aria-valuenow") == str(seen[1] + 2)
+        tab.page.keyboard.press("Escape")
+        assert tab.page.evaluate(peeking) is None and tab.page.evaluate(LIT, "sparse") == 0
+        tab.page.hover('.ss-literal[data-name="a2"] >> nth=-1')
+        readers = tab.page.locator(f"{pane} .reads-it").count()
+        assert readers == 1 and tab.page.evaluate(LIT, "sparse") > 20
+
+    @pytest.mark.parametrize("size", [(1440, 900), (1280, 720), (820, 1180), (390, 844)], ids=str)
+    def test_both_maps_are_on_the_first_screen(self, stage, open_tab, size):
+        """Maps below the fold, beside the page, or of no height go unseen."""
+        tab = open_tab(stage(FakeSession()), color_scheme="dark" if size[0] == 1280 else "light")
+        tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+        boxes = [tab.page.locator(field(lane)).bounding_box() for lane in ("dense", "sparse")]
+        for box in boxes:
+            assert box["height"] > 100 and box["width"] > 300
+            assert box["y"] > 0 and box["y"] + box["height"] <= size[1]
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        sizes = tab.page.evaluate(
+            "at => { const c = document.querySelector(at + ' canvas'); return [c.width, c.clientWidth]; }",
+            field("dense"),
+        )
+        assert abs(sizes[0] - sizes[1]) <= 1
