@@ -181,9 +181,8 @@ def test_each_model_has_its_own_ids_and_text(store, name, adapter, monkeypatch):
     assert {id(engine) for engine, _ in seen} == {id(engine) for engine in own}
     assert max(max(ids) for _, ids in seen) < own[0].model.vocab_size
     named = {} if name == "tiny-pieces" else {"model": name}
-    assert all(
-        lane == {key: lane[key] for key in ("id", "label", "attention", "adapter")} | named for lane in start["lanes"]
-    )
+    usual = ("id", "label", "attention", "adapter", "prompt_tokens", "segments")
+    assert all(lane == {key: lane[key] for key in usual} | named for lane in start["lanes"])
 
 
 def test_each_model_is_loaded_once(store, monkeypatch):
