@@ -2,7 +2,8 @@
 
 Only one run has the device. The shortest goes first, and a second that a run has waited counts as a second less, so
 that nobody waits for ever. A run that was measured to be far shorter than what is left of the one that has the device
-takes its place between two ticks; the longer one goes on where it was. No threads and no torch here.
+takes its place between two ticks; the longer one goes on where it was, and is passed for no longer than it takes
+itself. No threads and no torch here.
 """
 
 import itertools
@@ -27,7 +28,7 @@ class Place:
         expected_s: seconds of the device that it will take, if that is known.
         joined: clock of its arrival.
         used_s: seconds of the device so far.
-        is_open: it has begun; others may have the device in between.
+        opened: clock of its beginning; None before that. Others may have the device in between.
         is_over: it has ended, or nobody wants it any more.
     """
 
@@ -35,9 +36,14 @@ class Place:
     expected_s: float | None
     joined: float
     used_s: float = 0.0
-    is_open: bool = False
+    opened: float | None = None
     is_over: bool = False
     number: int = field(default=0)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has begun."""
+        return self.opened is not None
 
     @property
     def left_s(self) -> float:
@@ -88,8 +94,8 @@ class Line:
         elif self.can_give_way:
             shorter = [place for place in self._candidates() if self._passes(place, current)]
             self._current = min(shorter, key=self._score, default=current)
-        if self._current is not None:
-            self._current.is_open = True
+        if self._current is not None and self._current.opened is None:
+            self._current.opened = self._clock()
         return self._current
 
     def ahead(self, place: Place) -> list[Place]:
@@ -121,4 +127,6 @@ class Line:
     def _passes(self, place: Place, current: Place) -> bool:
         """Whether a run that waits takes the place of the one that has the device."""
         is_far_shorter = place.expected_s is not None and FAR_SHORTER * place.left_s <= current.left_s
-        return is_far_shorter and self._score(place) < self._score(current)
+        opened = self._clock() if current.opened is None else current.opened
+        passed_s = self._clock() - opened - current.used_s
+        return is_far_shorter and passed_s <= current.used_s + current.left_s
