@@ -1,6 +1,7 @@
 """The page in a real browser, around a session that plays scripts: streaming, highlights, Stop, queue, bad input."""
 
 import functools
+import re
 import time
 
 import pytest
@@ -67,11 +68,16 @@ class TestRun:
             assert tab.text(f"{pane} .ss-adapter") == "span adapter"
             chips = tab.page.locator(f"{pane} .ss-literal .ss-chip").all_text_contents()
             assert chips == [f"a{index}" for index in range(len(chips))] and len(chips) == 17
-        assert "1.60 times as fast" in tab.text(".ss-line")
+        assert "1.47 times as fast per token" in tab.text(".ss-line")
         assert tab.text(".ss-title") == "Same adapter, mask off and on"
-        assert tab.text(".ss-status") == "Both lanes are right."
-        tiles = [tab.text(f'[data-tile="{name}"]') for name in ("token", "answer", "share")]
-        assert tiles[0] == "1.47×" and tiles[1] != "–" and tiles[2] == "31\u202f%"
+        read = int(0.31 * 400 * tab.tokens("sparse")), 400 * tab.tokens("sparse")
+        assert tab.text(".ss-status") == (
+            f"Read 31 % of what dense read: {read[0]:,} instead of {read[1]:,} cached tokens. Same answer."
+        )
+        names = ("share", "answer", "token")
+        assert [tab.text(f'[data-tile="{name}"]') for name in names] == ["31\u202f%", "1.47×", "1.47×"]
+        tiles = [tab.page.locator(f'[data-tile="{name}"]').bounding_box()["x"] for name in names]
+        assert tiles == sorted(tiles)
 
     def test_the_first_page_explains_itself_and_runs_at_once(self, url, open_tab):
         """Two blank boxes, or an empty expression, are where a first-time visitor leaves."""
@@ -251,16 +257,16 @@ class TestRun:
         assert "exact value: 2799" in note and "1 malformed step" in note
         assert tab.page.locator(f"{pane} .ss-step.malformed").count() == 1
         assert tab.text(f"{tab.pane('dense')} .ss-badge") == "✓ right"
-        assert tab.text(".ss-status") == "One lane is right, one is wrong."
+        assert tab.text(".ss-status").endswith("Different answers: dense is right, self-selected is wrong.")
 
     @pytest.mark.parametrize(
         ("wrong", "missing", "expected"),
         [
-            ((), (), "Both lanes are right."),
-            (("dense", "sparse"), (), "Both lanes are wrong."),
-            ((), ("dense", "sparse"), "Neither lane got to an answer."),
-            ((), ("dense",), "One lane is right, one got to no answer."),
-            (("dense",), ("sparse",), "One lane is wrong, one got to no answer."),
+            ((), (), "Same answer."),
+            (("dense", "sparse"), (), "Same answer, and it is wrong: 13 instead of 2907."),
+            ((), ("dense", "sparse"), "Neither got to an answer."),
+            ((), ("dense",), "The dense lane got to no answer; the other's is right."),
+            (("dense",), ("sparse",), "The self-selected lane got to no answer; the other's is wrong."),
         ],
     )
     def test_the_verdict_tells_wrong_from_missing(self, stage, open_tab, wrong, missing, expected):
@@ -268,7 +274,29 @@ class TestRun:
         tab = open_tab(stage(FakeSession(dense=900, sparse=900, wrong=wrong, missing=missing)))
         tab.run(SHORT)
         tab.wait("done")
-        assert tab.text(".ss-status") == expected
+        assert tab.text(".ss-status").endswith(f"cached tokens. {expected}")
+
+    def test_a_figure_has_the_colour_of_its_verdict(self, stage, open_tab):
+        """A slow-down in the teal of a success, or a difference that is none, deceives who only looks."""
+        tab, seen = open_tab(stage(FakeSession())), {}
+        for name, rates in {"better": (500, 700), "equal": (700, 705), "worse": (700, 500)}.items():
+            stage(FakeSession(*rates, wrong=("sparse",)))
+            tab.run(SHORT)
+            tab.page.wait_for_selector('.ss[data-state="running"]')
+            tab.wait("done")
+            look = "node => [node.dataset.judged, getComputedStyle(node).color]"
+            seen[name] = tab.page.eval_on_selector('[data-tile="answer"]', look)
+        assert [judged for judged, _ in seen.values()] == ["1", "0", "-1"]
+        teal, grey, amber = (tuple(map(int, re.findall(r"\d+", colour)[:3])) for _, colour in seen.values())
+        assert teal[1] > 2 * teal[0] and max(grey) - min(grey) < 40 and amber[0] > 2 * amber[2]
+        # The lanes' last steps differ, and so do their answers.
+        for lane in ("dense", "sparse"):
+            marked = tab.page.locator(f"{tab.pane(lane)} .ss-step.differs")
+            assert marked.count() == 1 and marked.get_attribute("data-line") == "2"
+        tab.page.click(".ss-details summary")
+        rows = tab.page.locator(".ss-details tr").all_inner_texts()
+        assert any(row.startswith("first token\t21.5 ms\t21.5 ms") for row in rows)
+        assert any(row.startswith("keys and values kept\t") and row.endswith(" MB") for row in rows)
 
     def test_a_share_above_one_is_shown_as_one(self, stage, open_tab):
         """Annotations can make the self-selected lane read more than the plain one; a cap at 100 % would hide it."""
@@ -277,4 +305,4 @@ class TestRun:
         tab.run(SHORT)
         tab.wait("done")
         assert tab.text('[data-tile="share"]') == "117\u202f%"
-        assert tab.text("[data-of-what]") == "of the plain lane’s KV read"
+        assert tab.text("[data-of-what]") == "of the plain lane’s reads"

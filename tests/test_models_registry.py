@@ -181,9 +181,8 @@ def test_each_model_has_its_own_ids_and_text(store, name, adapter, monkeypatch):
     assert {id(engine) for engine, _ in seen} == {id(engine) for engine in own}
     assert max(max(ids) for _, ids in seen) < own[0].model.vocab_size
     named = {} if name == "tiny-pieces" else {"model": name}
-    assert all(
-        lane == {key: lane[key] for key in ("id", "label", "attention", "adapter")} | named for lane in start["lanes"]
-    )
+    usual = ("id", "label", "attention", "adapter", "prompt_tokens", "segments")
+    assert all(lane == {key: lane[key] for key in usual} | named for lane in start["lanes"])
 
 
 def test_each_model_is_loaded_once(store, monkeypatch):
@@ -340,7 +339,7 @@ def test_the_page_offers_the_models_of_a_task(registered, serve, open_tab):
     assert session.model is None  # the usual one, which says so where it cannot be had
     choice.get_by_label("tiny-bytes").check()
     tab.run("3+4")
-    tab.page.wait_for_function("() => document.querySelector('.ss').textContent.includes('3+4=')")
+    tab.page.wait_for_function("() => document.querySelector('#race').textContent.includes('3+4=')")
     tab.wait("done")
     assert session.model == "tiny-bytes"
     tab.page.get_by_role("tab", name="Articles").click()

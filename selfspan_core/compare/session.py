@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from selfspan_core.attention.backends import CAPTURED
+from selfspan_core.compare.headline import headline
 from selfspan_core.compare.lane_view import LaneView
 from selfspan_core.compare.lanes import TITLES, LaneSpec, lane_specs, require_load
 from selfspan_core.compare.race import Race
@@ -224,6 +225,7 @@ class Session:
             "device": self._models.device_with(run.impl, specs[0].model),
             "clock": "device" if run.impl == CAPTURED else "host",
             "drafts": run.request.drafts,
+            "bytes_per_token": run.lanes[0].engine.model.bytes_per_token,
             **({"rules": run.task.rules_text} if run.task.rules_text else {}),
             **({"caution": caution._asdict()} if caution else {}),
             **notice_of(run),
@@ -297,9 +299,11 @@ def _figures(results: dict[str, Any], views: dict[str, LaneView], run: PreparedR
     is_paid_for = run.request.adapter == "plain"
     if is_paid_for and dense.attended_tokens:
         share = sparse.attended_tokens / dense.attended_tokens
+    compared = Compared(results, per_token, to_answer, share, is_paid_for)
     return {
         "speedup_ms_per_token": per_token,
         "speedup_time_to_answer": to_answer,
         "read_share": share,
-        "line": compare_line(Compared(results, per_token, to_answer, share, is_paid_for), run.task.view),
+        "line": compare_line(compared, run.task.view),
+        "headline": headline(compared, run.task.view),
     }

@@ -147,21 +147,36 @@ class Compared:
     is_paid_for: bool
 
 
-def compare_line(compared: Compared, view: View) -> str:
-    """How a dense and a sparse lane compare. A speed-up to an answer is claimed only where both have one."""
+def read_clause(compared: Compared) -> str:
+    """What the sparse lane read, in percent and in cached tokens."""
+    dense, sparse = compared.results["dense"], compared.results["sparse"]
+    if compared.is_paid_for:
+        whole, of_what = dense["attended_tokens"], "what the plain adapter's lane read"
+    else:
+        whole = sparse["dense_tokens"]
+        of_what = (
+            "what dense read" if whole == dense["attended_tokens"] else "what dense attention reads for the same tokens"
+        )
+    read = f"{sparse['attended_tokens']:,} instead of {whole:,} cached tokens"
+    return f"Read {percent(compared.read_share)} of {of_what}: {read}"
+
+
+def speed_clause(compared: Compared) -> str:
+    """How fast the sparse lane was. A speed-up to an answer is claimed only where both lanes have one."""
     per_token, to_answer = compared.speedup_ms_per_token, compared.speedup_time_to_answer
     if per_token is None:
-        speed = "Too few tokens to compare speed"
-    else:
-        speed = f"Self-selected attention was {speed_phrase(per_token)} per token"
-        if to_answer is not None:
-            joint = "and" if direction(to_answer) == direction(per_token) else "but"
-            speed += f" {joint} {speed_phrase(to_answer)} to the answer"
-    plain, same = "what the plain adapter's lane read", "what dense attention reads for the same tokens"
-    read = f"it read {percent(compared.read_share)} of {plain if compared.is_paid_for else same}"
+        return "too few tokens to compare speed"
+    if to_answer is None:
+        return f"{speed_phrase(per_token)} per token"
+    joint = "and" if direction(to_answer) == direction(per_token) else "but"
+    return f"{speed_phrase(to_answer)} to the answer {joint} {speed_phrase(per_token)} per token"
+
+
+def compare_line(compared: Compared, view: View) -> str:
+    """How a dense and a sparse lane compare: what was read, the time to the answer, the time per token, the answers."""
     results = compared.results
     clauses = f"{load_clause(results)}{draft_clause(results)}; {verdict(results, view)}{malformed_clause(results)}"
-    return f"{speed}; {read}{clauses}."
+    return f"{read_clause(compared)}; {speed_clause(compared)}{clauses}."
 
 
 def lane_line(result: Mapping[str, Any], read_share: float, view: View) -> str:

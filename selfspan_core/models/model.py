@@ -133,6 +133,11 @@ class SpanModel:
         """
         return DecodeWeights(self, self._store)
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of keys and values that a cache holds for one token, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
         """A key/value cache of this model's shape."""
         return KVCache(self.num_layers, self.num_kv_heads, self.head_dim, capacity, self.dtype, self.device, batch)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from selfspan_core.paths import PAGE
 
-SCRIPTS = ("words", "clipboard", "article", "steps", "reading", "pane", "map_paint", "map", "stage", "race")
+SCRIPTS = ("words", "clipboard", "article", "steps", "reading", "pane", "map_paint", "map", "stage", "headline", "race")
 """Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""
 STYLES = ("colours", "controls", "card", "map", "article", "pane", "steps", "reading", "narrow")
 """Files of `assets/app/style` in the order in which they apply."""

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from types import SimpleNamespace
 
-from selfspan_core.compare.lanes import require_load
+from selfspan_core.compare.headline import headline
+from selfspan_core.compare.lanes import LABELS, TITLES, require_load
 from selfspan_core.compare.read_rows import ReadRows
+from selfspan_core.compare.verdict import Compared, compare_line
 from selfspan_core.engine.events import Token
 from selfspan_core.errors import TooLongError
 from selfspan_core.params import Request
@@ -23,7 +25,6 @@ from selfspan_core.tasks.summarize.examples import EXAMPLES
 TICK_SECONDS = 1 / 15
 SCAFFOLD = (0, 4)
 PIECE_TOKENS = 3
-TITLES = {"span": "Same adapter, mask off and on", "plain": "Plain adapter, dense, against span adapter, self-selected"}
 
 
 def worked(problem) -> tuple:
@@ -190,7 +191,11 @@ class FakeLane:
             "dense_tokens": 400 * len(self.items),
             "malformed_steps": int(self.malformed_step is not None and self.annotated),
             "steps": [
-                {"reads": [f"a{read}" for read in step.reads], "name": f"a{step.name}", "text": step.work + step.result}
+                {
+                    "reads": [f"a{read}" for read in step.reads],
+                    "name": f"a{step.name}",
+                    "text": "13" if self.wrong and step is worked(self.problem)[-1] else step.work + step.result,
+                }
                 for step in worked(self.problem)
             ],
             **self.load_figures(),
@@ -266,37 +271,7 @@ class FakeSession:
             "dense": FakeLane(problem, "dense", adapter, self.rates["dense"], options),
             "sparse": FakeLane(problem, "sparse", "span", self.rates["sparse"], options),
         }
-        labels = {"dense": "Dense attention", "sparse": "Self-selected attention"}
-        described = [
-            {
-                "id": name,
-                "label": f"{labels[name]}, {lane.adapter} adapter",
-                "attention": name,
-                "adapter": lane.adapter,
-                "prompt_tokens": lane.num_prompt,
-                "segments": {key: list(interval) for key, interval in lane.segments.items()} if lane.annotated else {},
-            }
-            for name, lane in lanes.items()
-        ]
-        names = [{"text": text, "name": None if name is None else f"a{name}"} for text, name in problem.display]
-        start = {
-            "kind": "start",
-            "view": asdict(get_task(task).view),
-            "task": task,
-            "input": problem.text,
-            "adapter": adapter,
-            "title": TITLES[adapter],
-        }
-        start |= {"prompt": names, "lanes": described, "expected": problem.expected or None, "device": "fake, float32"}
-        if get_task(task).rules_text:
-            start["rules"] = get_task(task).rules_text
-        if self.options["caution"] and problem.text == get_task("summarize").parse(EXAMPLES[0]).text:
-            start["caution"] = {"text": self.options["caution"], "beginning": "The beginning."}
-        if self.options["notice"]:
-            start["notice"] = self.options["notice"]
-        if self.cleaned.done:
-            start["cleaning"] = {"done": list(self.cleaned.done), "text": self.cleaned.text}
-        yield start if load == 1 else {**start, "load": load}
+        yield self._start(task, problem, adapter, load, lanes)
         if self.options["fail"]:
             raise RuntimeError("the fake device fell over <b>")
         began = time.monotonic()
@@ -305,17 +280,59 @@ class FakeSession:
             for lane in lanes.values():
                 lane.advance(time.monotonic() - began, self.hold_at)
             yield {"kind": "tick", "lanes": {name: lane.delta() for name, lane in lanes.items()}}
-        results = {name: lane.result() for name, lane in lanes.items()}
+        yield self._end(task, problem, adapter, load, {name: lane.result() for name, lane in lanes.items()})
+
+    def _start(self, task: str, problem, adapter: str, load: int, lanes: dict) -> dict:
+        described = [
+            {
+                "id": name,
+                "label": f"{LABELS[name]}, {lane.adapter} adapter",
+                "attention": name,
+                "adapter": lane.adapter,
+                "prompt_tokens": lane.num_prompt,
+                "segments": {key: list(interval) for key, interval in lane.segments.items()} if lane.annotated else {},
+            }
+            for name, lane in lanes.items()
+        ]
+        start = {
+            "kind": "start",
+            "view": asdict(get_task(task).view),
+            "task": task,
+            "input": problem.text,
+            "adapter": adapter,
+            "title": TITLES[adapter],
+            "prompt": [{"text": text, "name": None if name is None else f"a{name}"} for text, name in problem.display],
+            "lanes": described,
+            "expected": problem.expected or None,
+            "device": "fake, float32",
+            "bytes_per_token": 2048,
+        }
+        if get_task(task).rules_text:
+            start["rules"] = get_task(task).rules_text
+        if self.options["caution"] and problem.text == get_task("summarize").parse(EXAMPLES[0]).text:
+            start["caution"] = {"text": self.options["caution"], "beginning": "The beginning."}
+        if self.options["notice"]:
+            start["notice"] = self.options["notice"]
+        return start | self._cleaning() | ({} if load == 1 else {"load": load})
+
+    def _cleaning(self) -> dict:
+        done = list(self.cleaned.done)
+        return {"cleaning": {"done": done, "text": self.cleaned.text}} if done else {}
+
+    def _end(self, task: str, problem, adapter: str, load: int, results: dict) -> dict:
         ratio = results["dense"]["seconds"] / results["sparse"]["seconds"]
-        yield {
+        per_token = self.rates["sparse"] / self.rates["dense"]
+        compared = Compared(results, per_token, ratio, self.options["read_share"], adapter == "plain")
+        return {
             "kind": "end",
             "input": problem.text,
             "expected": problem.expected,
             "lanes": results,
-            **({"cleaning": start["cleaning"]} if "cleaning" in start else {}),
-            "speedup_ms_per_token": self.rates["sparse"] / self.rates["dense"],
+            **self._cleaning(),
+            "speedup_ms_per_token": per_token,
             "speedup_time_to_answer": ratio,
-            "read_share": self.options["read_share"],
-            "line": "Self-selected attention was 1.60 times as fast per token; it read 31 % of the keys and values.",
-            **({} if load == 1 else {"load": load, "speedup_total": self.rates["sparse"] / self.rates["dense"]}),
+            "read_share": compared.read_share,
+            "line": compare_line(compared, get_task(task).view),
+            "headline": headline(compared, get_task(task).view),
+            **({} if load == 1 else {"load": load, "speedup_total": per_token}),
         }

@@ -96,7 +96,7 @@ class ScriptedEngine:
     """Stands in for engine.Engine: writes `ids`, cut at `max_new_tokens`, at `step_ms[attention]` per token."""
 
     def __init__(self, tokenizer, ids, step_ms, max_context=4096):
-        self.model = SimpleNamespace(max_context=max_context, tokenizer=tokenizer)
+        self.model = SimpleNamespace(max_context=max_context, tokenizer=tokenizer, bytes_per_token=2048)
         self.tokenizer, self.ids, self.step_ms = tokenizer, ids, step_ms
         self.calls = []
         self.others = []

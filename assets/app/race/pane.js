@@ -123,8 +123,10 @@ class Pane {
     this.reading.rest(text);
   }
 
-  finish(result) {
+  // `differsAt`: index of the first step that the other lane wrote differently.
+  finish(result, differsAt) {
     this.rest(this.hint);
+    if (differsAt !== null) this.steps.differ(differsAt);
     if (result.correct === null) return this.finishUnjudged(result);
     const right = result.correct;
     find(this.root, ".ss-answer-label").textContent = capital(this.view.answer);

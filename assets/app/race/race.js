@@ -9,7 +9,6 @@ const BUSY = ["waiting", "starting", "running"];
 const root = document.querySelector("#stage .ss");
 const below = find(element, ".ss");
 const status = find(root, ".ss-status");
-const line = find(root, ".ss-line");
 const template = find(below, "template");
 const article = new Article(find(below, ".ss-article"));
 const beginning = find(root, ".ss-begin");
@@ -22,6 +21,7 @@ find(panes.dense.root, ".ss-name").textContent = "Dense attention";
 find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
 
 const stage = new Stage(root, panes);
+const headline = new Headline(root);
 
 let run = null; // the newest run: payloads of any other are late and ignored
 let started = null; // the run that the panes show
@@ -48,32 +48,21 @@ function begin(payload) {
   started = payload.run;
   for (const part of [root, below]) part.dataset.begun = "";
   const start = payload.start;
-  const load = start.load ?? 1;
-  find(root, ".ss-title").textContent = load > 1 ? `${start.title}, ${load} requests at once` : start.title;
-  for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = load === 1;
-  find(root, ".ss-device").textContent = `· ${start.device}`;
-  line.textContent = "The lane whose own clock is behind writes next.";
-  for (const name of ["total", "token", "answer", "share"]) tile(name, "–");
+  for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = (start.load ?? 1) === 1;
   for (const part of [root, below]) Object.assign(part.dataset, { task: start.task, pane: start.view.pane });
   article.root.hidden = start.view.pane !== "document";
   if (start.view.pane === "document") article.start(start.prompt);
-  const told = { notice: start.notice, rules: start.rules, caution: start.caution?.text };
-  for (const [name, text] of Object.entries(told)) {
-    const node = find(root, `.ss-${name}`);
-    node.hidden = !text;
-    node.textContent = text ?? "";
-  }
   better = start.caution?.beginning ?? "";
   beginning.hidden = true;
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
   stage.start(start.lanes);
-  const ofWhat = panes.dense.annotated ? "of dense KV read" : "of the plain lane’s KV read";
-  find(root, "[data-of-what]").textContent = ofWhat;
+  headline.start(start, isPaidFor());
   setState("running", "Running.");
   show();
 }
 
-const tile = (name, text) => (find(root, `[data-tile="${name}"]`).textContent = text);
+// Whether the dense lane writes no names, and another, shorter text.
+const isPaidFor = () => !panes.dense.annotated;
 
 // A race that starts, or an error that appears, beyond the edge of the screen would be missed.
 function show() {
@@ -83,42 +72,15 @@ function show() {
   root.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
 }
 
-// How the lanes compare so far. Against the plain adapter, shares are of another text until both are through.
-function compare({ dense, sparse }) {
-  if (!dense?.tokens || !sparse?.tokens) return;
-  tile("token", times(dense.ms_per_token / sparse.ms_per_token));
-  if (dense.total_tokens_per_second) tile("total", times(sparse.total_tokens_per_second / dense.total_tokens_per_second));
-  if (panes.dense.annotated) tile("share", percent(sparse.share));
-}
-
 function end(payload) {
   const finished = payload.end;
-  for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result);
-  line.textContent = finished.line;
-  tile("total", times(finished.speedup_total));
-  tile("token", times(finished.speedup_ms_per_token));
-  tile("answer", times(finished.speedup_time_to_answer));
-  tile("share", percent(finished.read_share));
-  setState("done", verdict(Object.values(finished.lanes)));
-}
-
-function verdict(results) {
-  if (results.every((result) => result.correct === null)) {
-    const written = results.filter((result) => result.answer !== null).length;
-    const word = panes.dense.view.answer;
-    return [`Neither lane got to a ${word}.`, `One lane got to no ${word}.`, `Both ${several(word)} are written.`][written];
-  }
-  const right = results.filter((result) => result.correct).length;
-  const without = results.filter((result) => result.answer === null).length;
-  if (right === results.length) return "Both lanes are right.";
-  if (without === results.length) return "Neither lane got to an answer.";
-  if (without) return `One lane is ${right ? "right" : "wrong"}, one got to no answer.`;
-  return right ? "One lane is right, one is wrong." : "Both lanes are wrong.";
+  for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result, finished.headline.differs_at);
+  headline.end(finished);
+  setState("done", finished.headline.text);
 }
 
 function halt(state, text) {
   const shown = started === run;
-  if (shown) line.textContent = "";
   if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
   setState(state, text);
   if (state === "failed") root.scrollIntoView({ block: "nearest" });
@@ -177,7 +139,7 @@ function handle(payload, draw) {
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
   if (draw && payload.lanes) {
-    compare(payload.lanes);
+    headline.update(payload.lanes, isPaidFor());
     stage.draw(payload.end !== undefined);
     stage.describe(payload.lanes);
   }

@@ -155,6 +155,16 @@ class Steps {
     node.prepend(flag);
   }
 
+  // Mark the first step that the other lane wrote differently.
+  differ(index) {
+    const node = this.list.children[index];
+    if (!node) return;
+    node.classList.add("differs");
+    const flag = make("span", "ss-differs", "differs");
+    flag.title = "The first step that the other lane wrote differently";
+    node.prepend(flag);
+  }
+
   node(step) {
     return find(this.list, `[data-step="${Number(step)}"]:not(.current)`);
   }

@@ -1,0 +1,87 @@
+// The headline: what was read, then time, each in the colour of its verdict; and the details behind it.
+
+const EQUAL_WITHIN = 0.02; // as in compare/verdict.py
+
+// 1 where the self-selected lane does better, -1 where it does worse, 0 where no winner is named.
+const judge = (speedup) => (Math.abs(speedup - 1) < EQUAL_WITHIN ? 0 : Math.sign(speedup - 1));
+
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
+
+const DETAILS = [
+  ["first token", (lane) => (lane.first_token_ms === null ? "–" : `${rounded(lane.first_token_ms)} ms`)],
+  ["elapsed, prompt included", (lane) => seconds(lane.elapsed_s)],
+  ["keys and values kept", (lane, bytes, prompt) => megabytes(bytes * (prompt + lane.tokens))],
+  ["of them read per token", (lane, bytes) => (lane.tokens > 1 ? megabytes((bytes * lane.attended_tokens) / (lane.tokens - 1)) : "–")],
+  ["cached tokens read", (lane) => whole(lane.attended_tokens)],
+  ["tokens per pass", (lane) => (lane.tokens_per_pass ? lane.tokens_per_pass.toFixed(1) : "1.0")],
+  ["drafts right", (lane) => (lane.tokens_per_pass ? percent(lane.accepted_share) : "–")],
+];
+
+class Headline {
+  constructor(root) {
+    this.root = root;
+    this.line = find(root, ".ss-line");
+    this.cells = DETAILS.map(([name]) => {
+      const row = find(root, ".ss-details tbody").appendChild(make("tr"));
+      row.append(Object.assign(make("th", "", name), { scope: "row" }));
+      return ["dense", "sparse"].map(() => row.appendChild(make("td", "", "–")));
+    });
+  }
+
+  tile(name, text, judged) {
+    const node = find(this.root, `[data-tile="${name}"]`);
+    node.textContent = text;
+    node.dataset.judged = judged ?? "";
+  }
+
+  start(start, paidFor) {
+    const load = start.load ?? 1;
+    this.bytes = start.bytes_per_token;
+    this.prompts = Object.fromEntries(start.lanes.map((lane) => [lane.id, lane.prompt_tokens]));
+    find(this.root, ".ss-title").textContent = load > 1 ? `${start.title}, ${load} requests at once` : start.title;
+    find(this.root, ".ss-device").textContent = `· ${start.device}`;
+    find(this.root, "[data-of-what]").textContent = paidFor ? "of the plain lane’s reads" : "of dense’s reads";
+    this.line.textContent = "The lane whose own clock is behind writes next, so what you see is the true relative speed.";
+    for (const name of ["share", "answer", "token", "total"]) this.tile(name, "–");
+    this.told({ notice: start.notice, caution: start.caution?.text });
+    find(this.root, ".ss-rules").textContent = start.rules ?? "";
+    find(this.root, ".ss-constrained").hidden = !start.rules;
+  }
+
+  // Remarks on an input or a model; without any, those of another run are gone.
+  told({ notice, caution }) {
+    for (const [name, text] of Object.entries({ notice, caution })) {
+      const node = find(this.root, `.ss-${name}`);
+      node.hidden = !text;
+      node.textContent = text ?? "";
+    }
+  }
+
+  // How the lanes compare so far. Against the plain adapter, shares are of another text until both are through.
+  update({ dense, sparse }, paidFor) {
+    this.detail({ dense, sparse });
+    if (!dense?.tokens || !sparse?.tokens) return;
+    const perToken = dense.ms_per_token / sparse.ms_per_token;
+    if (Number.isFinite(perToken)) this.tile("token", times(perToken), judge(perToken));
+    const total = sparse.total_tokens_per_second / dense.total_tokens_per_second;
+    if (Number.isFinite(total)) this.tile("total", times(total), judge(total));
+    if (!paidFor) this.tile("share", percent(sparse.share), judge(1 / sparse.share));
+  }
+
+  detail(lanes) {
+    DETAILS.forEach(([, figure], i) => {
+      ["dense", "sparse"].forEach((lane, j) => {
+        if (lanes[lane]) this.cells[i][j].textContent = figure(lanes[lane], this.bytes, this.prompts[lane]);
+      });
+    });
+  }
+
+  // The headline's words are the caller's to show: they are the status.
+  end({ headline, line, read_share, speedup_time_to_answer, speedup_ms_per_token, speedup_total }) {
+    this.line.textContent = line;
+    this.tile("share", percent(read_share), headline.judged.share);
+    this.tile("answer", times(speedup_time_to_answer), headline.judged.answer);
+    this.tile("token", times(speedup_ms_per_token), headline.judged.token);
+    this.tile("total", times(speedup_total), speedup_total ? judge(speedup_total) : undefined);
+  }
+}
