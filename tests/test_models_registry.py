@@ -339,7 +339,7 @@ def test_the_page_offers_the_models_of_a_task(registered, serve, open_tab):
     assert session.model is None  # the usual one, which says so where it cannot be had
     choice.get_by_label("tiny-bytes").check()
     tab.run("3+4")
-    tab.page.wait_for_function("() => document.querySelector('.ss').textContent.includes('3+4=')")
+    tab.page.wait_for_function("() => document.querySelector('#race').textContent.includes('3+4=')")
     tab.wait("done")
     assert session.model == "tiny-bytes"
     tab.page.get_by_role("tab", name="Articles").click()
