@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from gradio_client import Client
@@ -35,7 +36,9 @@ def with_client(url: str, ask):
             await client.initialize()
             return await ask(client)
 
-    return asyncio.run(asyncio.wait_for(run(), 60))
+    # In a thread of its own: a browser that another test left open has an event loop running in this one.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(asyncio.wait_for(run(), 60))).result()
 
 
 def called(url: str, tool: str, **arguments):

@@ -103,6 +103,10 @@ function offer(text) {
 function handle(payload, draw) {
   const { kind } = payload;
   if (stopped !== null && payload.run === stopped) return;
+  if (kind === "waiting" && payload.message) {
+    if (payload.run === run) setState("waiting", payload.message);
+    return;
+  }
   if (kind === "waiting") {
     run = payload.run;
     asked = { box: payload.box, button: payload.button };
@@ -122,7 +126,7 @@ function handle(payload, draw) {
     stopped = run;
     return halt("stopped", "Stopped.");
   }
-  if (kind === "starting") return wait("starting", 1200, "Loading the model…");
+  if (kind === "starting") return setState("starting", payload.message);
   if (kind === "failed") {
     halt("failed", payload.message);
     return offer(payload.beginning);
