@@ -36,8 +36,7 @@ AFTER_LOADING = {"concurrency_id": "loading", "concurrency_limit": 4}
 ONCE = {"compare": "compare_once"}
 """Endpoints of tools whose own names are taken."""
 INTRO = """# selfspan
-**A language model that says what it needs to read, and then reads only that.** Usually a model looks back at all of the
-text so far to write each next bit (a *token*), and that takes time. Watch one model """
+A language model that says what it needs to read, and then reads only that. Watch it """
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
 
 
@@ -46,6 +45,7 @@ def build_app(
     tasks: Sequence[str] = (next(iter(TASKS)),),
     model: ModelSpec | None = None,
     device: SharedDevice | None = None,
+    recorded: str | None = None,
 ) -> gr.Blocks:
     """The page and the API around a session (anything with its `compare` and `can_load`).
 
@@ -54,16 +54,18 @@ def build_app(
         model: the session's own, of requests that name none; None: of each task its usual one. Others are offered
             beside it where there are any.
         device: of the session's runs, where others use it, too; None: one of its own.
+        recorded: a run that the page plays until a visitor runs something.
     """
     device = device or SharedDevice(session)
     runs = PageRuns(device)
     with WholeBlocks(title="selfspan", analytics_enabled=False) as demo:
-        gr.Markdown(INTRO + pitch(tasks))
+        gr.Markdown(INTRO + pitch(tasks), elem_id="intro")
         # Above the controls, so that what a visitor sees first is the idea; the script of `race` draws both.
         gr.HTML(html_template=page_files.markup("stage"), apply_default_css=False, elem_id="stage")
         with gr.Tabs(elem_id="tasks") if len(tasks) > 1 else nullcontext():
             asked = [_tab(name, len(tasks) > 1, model) for name in tasks]
         race = gr.HTML(
+            recorded,
             html_template=page_files.markup("race"),
             js_on_load=page_files.script(),
             apply_default_css=False,
@@ -88,7 +90,7 @@ def pitch(tasks: Sequence[str]) -> str:
     """What a visitor is going to see."""
     if len(tasks) == 1:
         return f"{TASKS[tasks[0]].page.pitch_alone}."
-    return f"do the same task both ways: {', or '.join(TASKS[name].page.pitch for name in tasks)}."
+    return f"{' or '.join(TASKS[name].page.pitch for name in tasks)}, both ways."
 
 
 def _tab(name: str, is_tab: bool, model: ModelSpec | None) -> Controls:
@@ -190,7 +192,7 @@ def seconds_of_environment() -> float:
 own_model = model_of_environment()
 session = session_here(own_model)
 device = SharedDevice(session, most_run_s=seconds_of_environment())
-demo = build_app(session, shipped_tasks(own_model), own_model, device)
+demo = build_app(session, shipped_tasks(own_model), own_model, device, page_files.recorded())
 
 if __name__ == "__main__":
     serve(session, device, demo, int(os.environ.get("PORT", "7860")))

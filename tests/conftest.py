@@ -57,8 +57,8 @@ def serve() -> Iterator[Callable]:
 
     apps = []
 
-    def start(session=None, tasks=("arithmetic",)) -> str:
-        demo = app.build_app(session or app.LazySession(), tasks)
+    def start(session=None, tasks=("arithmetic",), **options) -> str:
+        demo = app.build_app(session or app.LazySession(), tasks, **options)
         apps.append(demo)
         _, url, _ = app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
         return url

@@ -1,10 +1,15 @@
 """The read maps: painted as they are written, tied to steps and source, at every size of screen."""
 
+import json
 import time
 
 import pytest
 
-from tests.support.app_tools import EXPRESSION
+from selfspan_core.params import Request
+from selfspan_core.serve import page_files
+from selfspan_core.serve.feed import dumps
+from selfspan_core.serve.record import MAX_BYTES, recording
+from tests.support.app_tools import EXPRESSION, SHORT, right_lines
 from tests.support.fake_session import FakeSession
 
 PAINTED = """lane => {
@@ -87,18 +92,73 @@ class TestMap:
         readers = tab.page.locator(f"{pane} .reads-it").count()
         assert readers == 1 and tab.page.evaluate(LIT, "sparse") > 20
 
+
+@pytest.fixture(scope="module")
+def playing(serve) -> str:
+    """The whole page with its recorded run, around a session whose lanes write 900 tokens a second."""
+    return serve(FakeSession(dense=900, sparse=900), ("arithmetic", "summarize"), recorded=page_files.recorded())
+
+
+@pytest.mark.browser
+class TestArrival:
     @pytest.mark.parametrize("size", [(1440, 900), (1280, 720), (820, 1180), (390, 844)], ids=str)
-    def test_both_maps_are_on_the_first_screen(self, stage, open_tab, size):
-        """Maps below the fold, beside the page, or of no height go unseen."""
-        tab = open_tab(stage(FakeSession()), color_scheme="dark" if size[0] == 1280 else "light")
-        tab.page.set_viewport_size({"width": size[0], "height": size[1]})
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_both_maps_move_on_the_first_screen(self, playing, open_tab, size, scheme):
+        """Maps below the fold, beside the page or of no height go unseen; a still page does not show the idea."""
+        tab = open_tab(playing, color_scheme=scheme, size=size)
+        loaded = time.monotonic()
         boxes = [tab.page.locator(field(lane)).bounding_box() for lane in ("dense", "sparse")]
         for box in boxes:
             assert box["height"] > 100 and box["width"] > 300
             assert box["y"] > 0 and box["y"] + box["height"] <= size[1]
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        tab.page.wait_for_function(
+            "least => Number(document.querySelector('.ss-pane[data-lane=\"sparse\"]').dataset.tokens) > least",
+            arg=tab.tokens("sparse"),
+        )
+        assert time.monotonic() - loaded < 2 and tab.page.evaluate(PAINTED, "sparse")["bottom"] > 0.1
         sizes = tab.page.evaluate(
             "at => { const c = document.querySelector(at + ' canvas'); return [c.width, c.clientWidth]; }",
             field("dense"),
         )
         assert abs(sizes[0] - sizes[1]) <= 1
+
+    def test_a_recorded_run_says_so_and_gives_way(self, playing, open_tab):
+        """A recording that passes for a live run, plays on into one, or cannot be seen again shows here."""
+        tab = open_tab(playing)
+        recorded = json.loads(page_files.recorded())
+        assert tab.state == "playing" and "A recorded run" in tab.text(".ss-status")
+        assert tab.text(".ss-title") == f"Recorded {recorded['date']} on {recorded['machine']}"
+        tab.wait("played")
+        assert tab.text(".ss-status") == recorded["end"]["headline"]["text"]
+        tab.page.click(".ss-replay")
+        tab.wait("playing")
+        tab.run(SHORT)
+        tab.wait("done")
+        assert tab.lines("sparse") == right_lines(SHORT) and "Recorded" not in tab.text(".ss-title")
+        time.sleep(0.3)
+        assert tab.lines("dense") == right_lines(SHORT) and not tab.page.is_visible(".ss-replay")
+
+    def test_reduced_motion_rests(self, playing, open_tab):
+        """Motion that a visitor has asked not to see."""
+        tab = open_tab(playing, reduced_motion="reduce")
+        tab.wait("played", timeout=1000)
+        assert tab.page.evaluate(PAINTED, "sparse")["bottom"] > 0.98
+        assert len(tab.lines("sparse")) == 24 and tab.page.is_visible(".ss-replay")
+
+
+def test_a_recording_holds_the_whole_run():
+    """Would catch a frame that is left out, text that a browser might read as a tag, and a file that is too large."""
+    session = FakeSession(dense=3000, sparse=3000, extra_text="<b>")
+    request = Request("arithmetic", SHORT)
+    facts = {"machine": {"cpu": "fast", "cores": 2}, "date": "2026-01-02", "commit": "c", "dirty": False}
+    written = dumps(recording(session.compare(request), facts))
+    made = json.loads(written)
+    assert "<" not in written and made["machine"] == "fast, 2 cores"
+    text = "".join(item[0] for _, lanes in made["frames"] for item in lanes["sparse"]["items"] if item[1] in (0, 6))
+    lane = session.ticks[-1]["lanes"]["sparse"]
+    assert text.strip() == lane["output"] and made["end"]["lanes"]["sparse"]["answer"] == "2907"
+    times = [at for at, _ in made["frames"]]
+    assert times == sorted(times)
+    shipped = page_files.recorded()
+    assert len(shipped.encode()) <= MAX_BYTES and json.loads(shipped)["end"]["lanes"]["sparse"]["correct"]

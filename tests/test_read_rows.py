@@ -9,7 +9,7 @@ import pytest
 from selfspan_core.compare.lane_view import LaneView
 from selfspan_core.compare.lanes import lane_specs
 from selfspan_core.engine.events import Token
-from selfspan_core.serve.feed import Feed, _packed_row
+from selfspan_core.serve.feed import Feed, packed_row
 from selfspan_core.spans.tracker import Phase
 from tests.support.scripted import replay, right_output
 from tests.support.session_tools import TASK, TOKENIZER
@@ -79,7 +79,7 @@ def test_a_step_costs_a_few_bytes():
     for event in replay(TOKENIZER, prompt, right_output(TOKENIZER, PROBLEM), "sparse", True, 1.0):
         view.apply(event)
     runs = view.delta()["rows"]
-    packed = json.dumps([_packed_row(run) for run in runs], separators=(",", ":"))
+    packed = json.dumps([packed_row(run) for run in runs], separators=(",", ":"))
     assert 0 < len(packed) < 80 * len(view.steps)
 
 
@@ -96,4 +96,4 @@ def test_a_lost_payload_leaves_no_hole():
         if rng.random() < 0.4 and sent["rows_from"] <= len(got):
             got[sent["rows_from"] :] = sent["rows"]
     got[sent["rows_from"] :] = sent["rows"]
-    assert got == [_packed_row(run.as_tick()) for run in view.rows.runs]
+    assert got == [packed_row(run.as_tick()) for run in view.rows.runs]

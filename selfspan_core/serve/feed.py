@@ -24,17 +24,17 @@ def dumps(payload: dict) -> str:
     return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _outcome(result: dict) -> dict:
+def outcome(result: dict) -> dict:
     """The part of a lane's result that the page shows, without the text, which the page already has."""
     return {key: result[key] for key in ("answer", "expected", "correct", "malformed_steps")}
 
 
-def _packed(item: dict) -> list:
+def packed_item(item: dict) -> list:
     """An item as a list: text, index of its kind, step, and 1 if it was drafted."""
     return [item["text"], KINDS.index(item["kind"]), item["step"], *([1] if item.get("drafted") else [])]
 
 
-def _packed_row(run: dict) -> list:
+def packed_row(run: dict) -> list:
     """Rows that read the same as a list; see `compare.read_rows.RowRun`. Of each interval, how far it lies behind the
     one before it, and its length.
     """
@@ -72,8 +72,8 @@ class _LaneFeed:
         self.figures: dict = {}
 
     def add(self, tick: dict, number: int) -> None:
-        self.items.add(tick["from"], [_packed(item) for item in tick["items"]])
-        self.rows.add(tick["rows_from"], [_packed_row(run) for run in tick["rows"]])
+        self.items.add(tick["from"], [packed_item(item) for item in tick["items"]])
+        self.rows.add(tick["rows_from"], [packed_row(run) for run in tick["rows"]])
         for step in tick["steps"]:
             self.steps[step["index"]] = step
             self.changed[step["index"]] = number
@@ -112,7 +112,7 @@ class Feed:
             for name, lane in tick["lanes"].items():
                 self._lanes[name].add(lane, self._number)
         else:
-            payload["end"] = {**tick, "lanes": {name: _outcome(result) for name, result in tick["lanes"].items()}}
+            payload["end"] = {**tick, "lanes": {name: outcome(result) for name, result in tick["lanes"].items()}}
         full = tick["kind"] != "tick" or self._number <= FULL_FIRST or self._number % FULL_EVERY == 0
         if full:
             payload["start"] = self._start

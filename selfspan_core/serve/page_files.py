@@ -9,7 +9,12 @@ from pathlib import Path
 
 from selfspan_core.paths import PAGE
 
-SCRIPTS = ("words", "clipboard", "article", "steps", "reading", "pane", "map_paint", "map", "stage", "headline", "race")
+RECORDED = PAGE / "recorded.json"
+"""A real run that the page plays until a visitor runs something; `serve.record` writes it."""
+SCRIPTS = (
+    *("words", "clipboard", "article", "steps", "reading", "pane"),
+    *("map_paint", "map", "stage", "headline", "player", "race"),
+)
 """Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""
 STYLES = ("colours", "controls", "card", "map", "article", "pane", "steps", "reading", "narrow")
 """Files of `assets/app/style` in the order in which they apply."""
@@ -18,6 +23,11 @@ STYLES = ("colours", "controls", "card", "map", "article", "pane", "steps", "rea
 def markup(name: str) -> str:
     """HTML of `stage`, result and read maps, or of `race`, the lanes' text; none of it comes from users or models."""
     return (PAGE / "race" / f"{name}.html").read_text(encoding="utf-8")
+
+
+def recorded() -> str | None:
+    """The recorded run as a payload for the page; None where there is none."""
+    return RECORDED.read_text(encoding="utf-8").strip() if RECORDED.is_file() else None
 
 
 def script() -> str:

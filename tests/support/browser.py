@@ -19,11 +19,11 @@ CHROMIUM_FLAGS = [
 class Tab:
     """One page of the app, and what it must never do: log an error, or ask any host but its own for anything."""
 
-    def __init__(self, window, url: str, color_scheme: str = "light") -> None:
+    def __init__(self, window, url: str, size: tuple[int, int] = (1280, 1100), **media: str) -> None:
         self.complaints: list[str] = []
         self.page = window.new_page()
-        self.page.set_viewport_size({"width": 1280, "height": 1100})
-        self.page.emulate_media(color_scheme=color_scheme)
+        self.page.set_viewport_size({"width": size[0], "height": size[1]})
+        self.page.emulate_media(**{"color_scheme": "light", **media})
         self.page.set_default_timeout(30_000)
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))

@@ -28,6 +28,7 @@ let started = null; // the run that the panes show
 let stopped = null; // the run that Stop ended: what is still under way of it is late
 let asked = { box: "", button: "" }; // where the newest run's input was typed, and the button that began it
 let patience = 0;
+let player = null; // of the recorded run, until the visitor runs something
 let better = ""; // of a long article that is summarized poorly: the part that would be summarized better
 
 function setState(state, text) {
@@ -57,6 +58,7 @@ function begin(payload) {
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
   stage.start(start.lanes);
   headline.start(start, isPaidFor());
+  if (payload.kind === "recorded") return setState("playing", "A recorded run, at its own pace. Press Run to do it here.");
   setState("running", "Running.");
   show();
 }
@@ -76,7 +78,7 @@ function end(payload) {
   const finished = payload.end;
   for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result, finished.headline.differs_at);
   headline.end(finished);
-  setState("done", finished.headline.text);
+  setState(payload.kind === "recorded" ? "played" : "done", finished.headline.text);
 }
 
 function halt(state, text) {
@@ -102,6 +104,8 @@ function offer(text) {
 
 function handle(payload, draw) {
   const { kind } = payload;
+  if (kind === "recorded") return arrive(payload);
+  player?.stop();
   if (stopped !== null && payload.run === stopped) return;
   if (kind === "waiting" && payload.message) {
     if (payload.run === run) setState("waiting", payload.message);
@@ -132,10 +136,21 @@ function handle(payload, draw) {
     return offer(payload.beginning);
   }
   if (["stopped", "failed"].includes(root.dataset.state) && started === run) return;
-  if (started !== run) {
-    if (!payload.start) return; // a later, full payload begins it
-    begin(payload);
-  }
+  if (started !== run && !payload.start) return; // a later, full payload begins it
+  apply(payload, draw);
+}
+
+// The recorded run, as the page loads: it plays, or rests where the visitor wants no motion.
+function arrive(recorded) {
+  if (run !== null || player) return;
+  player = new Player(root, recorded, apply);
+  if (window.matchMedia("(prefers-reduced-motion: reduce)").matches) player.rest();
+  else player.play();
+}
+
+// A payload of the run that is shown, or the first of another.
+function apply(payload, draw) {
+  if (started !== payload.run) begin(payload);
   for (const [lane, news] of Object.entries(payload.lanes ?? {})) {
     panes[lane].finished = news.done ? news.finish : null;
     panes[lane].update(news, draw);

@@ -149,7 +149,7 @@ class Summarize:
     view: ClassVar[View] = View("document", "summary", "sentence")
     page: ClassVar[PageText] = PageText(
         tab="Articles",
-        pitch="summarize an article in sentences that name their sources",
+        pitch="summarize an article",
         pitch_alone="summarize the same article both ways, in sentences that name their sources",
         label="Article",
         placeholder="Paste an English article.",
