@@ -37,7 +37,7 @@ class TestShippedModel:
         while tab.state == "running":
             lit, reading, tokens = tab.page.evaluate("""() => {
                 const [dense, sparse] = document.querySelectorAll('.ss-pane');
-                const lit = [...sparse.querySelectorAll('.lit')].map(node => node.dataset.name);
+                const lit = [...document.querySelectorAll('#race .lit')].map(node => node.dataset.name);
                 return [lit, sparse.dataset.reading ?? '', [dense.dataset.tokens, sparse.dataset.tokens].map(Number)];
             }""")
             assert set(lit) == set(reading.split())
@@ -54,6 +54,7 @@ class TestShippedModel:
         """Would catch a switch that does nothing, text that drafts change, figures or a tint that stay away or stay."""
         tab = open_tab(shipped)
         shown = {}
+        tab.open_options()
         for drafts in (True, False):
             tab.page.set_checked("#drafts input", drafts)
             tab.run(self.example(8))
@@ -79,7 +80,7 @@ class TestShippedModel:
         tab.page.click("#stop")
         tab.wait("stopped")
         assert time.monotonic() - clicked < 1
-        tab.page.click("text=Plain adapter against span adapter")
+        tab.compare_plain()
         tab.run(SHORT)
         tab.wait("done")
         assert tab.text(f"{tab.pane('sparse')} .ss-answer") == "2907"
