@@ -16,9 +16,7 @@ class TestSimultaneousRequests:
 
     def set_load(self, tab, load: int) -> None:
         tab.page.wait_for_selector(f"{self.SLIDER}:enabled", state="attached")
-        tab.page.click("#expression textarea")  # after a run the form is a bar
-        if not tab.page.is_visible(self.SLIDER):
-            tab.open_options()
+        tab.open_options()
         tab.page.fill('#load input[type="number"]', str(load))
         tab.page.press('#load input[type="number"]', "Tab")
 

@@ -54,8 +54,8 @@ class TestShippedModel:
         """Would catch a switch that does nothing, text that drafts change, figures or a tint that stay away or stay."""
         tab = open_tab(shipped)
         shown = {}
-        tab.open_options()
         for drafts in (True, False):
+            tab.open_options()
             tab.page.set_checked("#drafts input", drafts)
             tab.run(self.example(8))
             tab.wait("running", timeout=120_000)

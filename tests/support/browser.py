@@ -53,8 +53,12 @@ class Tab:
         self.page.click("#run")
 
     def open_options(self) -> None:
-        """Open the row of options, which is closed on arrival."""
-        self.page.locator(".ss-toggle >> visible=true").click()
+        """Open the row of options, which is closed on arrival, and the form, which is a bar since a run."""
+        if self.page.locator(".ss-bar").count():
+            self.page.locator(".ss-bar textarea >> visible=true").click()
+        toggle = self.page.locator(".ss-toggle >> visible=true")
+        if toggle.get_attribute("aria-expanded") == "false":
+            toggle.click()
 
     def compare_plain(self) -> None:
         """Choose the plain adapter for the dense lane."""
