@@ -25,7 +25,7 @@ class TestRun:
             return {
                 tokens: [Number(dense.dataset.tokens), Number(sparse.dataset.tokens)],
                 reading: sparse.dataset.reading ?? '',
-                lit: [...sparse.querySelectorAll('.lit')].map(node => node.dataset.name),
+                lit: [...document.querySelectorAll('#race .lit')].map(node => node.dataset.name),
                 everything: [dense, sparse].map(pane => pane.classList.contains('everything')),
                 denseLit: dense.querySelectorAll('.lit').length + dense.classList.contains('focus'),
                 caption: sparse.querySelector('.ss-caption').textContent,
@@ -66,8 +66,8 @@ class TestRun:
                 assert tab.text(f'{pane} [data-figure="{figure}"]') != "–"
             assert tab.text(f'{pane} [data-figure="share"]').endswith("% of dense")
             assert tab.text(f"{pane} .ss-adapter") == "span adapter"
-            chips = tab.page.locator(f"{pane} .ss-literal .ss-chip").all_text_contents()
-            assert chips == [f"a{index}" for index in range(len(chips))] and len(chips) == 17
+        chips = tab.page.locator(".ss-source .ss-literal .ss-chip").all_text_contents()
+        assert chips == [f"a{index}" for index in range(len(chips))] and len(chips) == 17
         assert "1.47 times as fast per token" in tab.text(".ss-line")
         assert tab.text(".ss-title") == "Same adapter, mask off and on"
         read = int(0.31 * 400 * tab.tokens("sparse")), 400 * tab.tokens("sparse")
@@ -111,7 +111,7 @@ class TestRun:
     def test_the_plain_adapter_writes_no_names(self, url, open_tab):
         """Annotations drawn in the plain lane would claim what its model never wrote."""
         tab = open_tab(url)
-        tab.page.click("text=Plain adapter against span adapter")
+        tab.compare_plain()
         tab.run(EXPRESSION)
         tab.wait("done")
         assert tab.page.locator(f"{tab.pane('dense')} .ss-chip").count() == 0
@@ -129,9 +129,7 @@ class TestRun:
         steps = get_task("arithmetic").parse(EXPRESSION).reductions
 
         def peeked() -> list[str]:
-            return sorted(
-                tab.page.evaluate(f"[...document.querySelectorAll('{pane} .peeked')].map(n => n.dataset.name)")
-            )
+            return sorted(tab.page.evaluate("[...document.querySelectorAll('#race .peeked')].map(n => n.dataset.name)"))
 
         def names(index: int) -> list[str]:
             return sorted(f"a{read}" for read in steps[index].reads)
@@ -301,7 +299,7 @@ class TestRun:
     def test_a_share_above_one_is_shown_as_one(self, stage, open_tab):
         """Annotations can make the self-selected lane read more than the plain one; a cap at 100 % would hide it."""
         tab = open_tab(stage(FakeSession(dense=900, sparse=900, read_share=1.17)))
-        tab.page.click("text=Plain adapter against span adapter")
+        tab.compare_plain()
         tab.run(SHORT)
         tab.wait("done")
         assert tab.text('[data-tile="share"]') == "117\u202f%"

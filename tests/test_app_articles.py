@@ -35,7 +35,7 @@ class TestArticles:
         summarize(tab)
         tab.wait("done")
         segments = get_task("summarize").parse(ARTICLE).segments
-        shown = tab.page.locator(".ss-article .ss-seg").all_text_contents()
+        shown = tab.page.locator(".ss-source .ss-seg").all_text_contents()
         assert shown == [f"a{number}{text}" for number, text in enumerate(segments)]
         assert tab.text(".ss-status").endswith("cached tokens. Same summary.")
         assert tab.text(".ss-rules") == get_task("summarize").rules_text
@@ -43,11 +43,11 @@ class TestArticles:
             pane = tab.pane(lane)
             for number in (2, 1):
                 tab.page.hover(f"{pane} .ss-step:nth-child({number})")
-                lit = tab.page.locator(".ss-article .peeked")
+                lit = tab.page.locator(".ss-source .peeked")
                 assert lit.get_attribute("data-name") == f"a{number - 1}"
-                assert tab.page.locator(".ss-article.peek").count() == 1
+                assert tab.page.locator(".ss-source.peek").count() == 1
             tab.page.mouse.move(5, 5)
-            assert tab.page.locator(".ss-article .peeked, .ss-article.peek, .ss-article.focus").count() == 0
+            assert tab.page.locator(".ss-source .peeked, .ss-source.peek, .ss-source.focus").count() == 0
             assert tab.text(f"{pane} .ss-badge") == "3 sentences"
             tab.page.click(f"{pane} .ss-copy")
             tab.page.wait_for_function(f"document.querySelector('{pane} .ss-copy').textContent === 'Copied'")
@@ -61,10 +61,10 @@ class TestArticles:
         tab.page.wait_for_selector("#run")
         tab.run("1+2")
         tab.page.wait_for_selector('.ss[data-task="arithmetic"][data-state="done"]')
-        assert not tab.page.is_visible(".ss-article")
+        assert tab.text(".ss-source-name") == "The expression"
         assert tab.text(f"{tab.pane('sparse')} .ss-badge") == "✓ right"
         assert tab.text(f"{tab.pane('sparse')} .ss-answer-label") == "Answer"
-        assert tab.page.locator(".ss-literal").count() == 4
+        assert tab.page.locator(".ss-literal").count() == 2
 
     def test_bad_articles(self, articles):
         """Would catch a text that cannot be summarized and loads a model, hangs, or says nothing to its author."""
@@ -121,7 +121,7 @@ class TestArticles:
         tab = articles()
         summarize(tab, "A <img src=x onerror='window.pwned=1'> is ${7*7} and {{7*7}}, the mayor said. " + ARTICLE)
         tab.wait("done")
-        assert "<img src=x onerror='window.pwned=1'>" in tab.page.locator(".ss-article .ss-seg").first.text_content()
+        assert "<img src=x onerror='window.pwned=1'>" in tab.page.locator(".ss-source .ss-seg").first.text_content()
         assert tab.page.evaluate("window.pwned") is None
 
     def test_what_was_cleaned_is_shown_and_undone(self, articles):
@@ -134,10 +134,10 @@ class TestArticles:
         assert tab.text("#ask-article .ss-cleaning-done") == "1 reference mark taken off."
         note.locator("summary").click()
         assert tab.text("#ask-article .ss-cleaned").startswith(f"{first} <b>It's</b> so.\n")
-        assert "[1]" not in tab.text(".ss-article")
+        assert "[1]" not in tab.text(".ss-source")
         tab.page.click("#ask-article .ss-as-pasted")
         assert note.is_hidden() and tab.page.is_checked(".ss-as-is input")
         tab.page.click(ASK)
-        tab.page.wait_for_function("document.querySelector('.ss-article').textContent.includes('[1]')")
+        tab.page.wait_for_function("document.querySelector('.ss-source').textContent.includes('[1]')")
         tab.wait("done")
         assert note.is_hidden()

@@ -15,7 +15,8 @@ class TestSimultaneousRequests:
     SLIDER = '#load input[type="range"]'
 
     def set_load(self, tab, load: int) -> None:
-        tab.page.wait_for_selector(f"{self.SLIDER}:enabled")
+        tab.page.wait_for_selector(f"{self.SLIDER}:enabled", state="attached")
+        tab.open_options()
         tab.page.fill('#load input[type="number"]', str(load))
         tab.page.press('#load input[type="number"]', "Tab")
 
@@ -23,6 +24,7 @@ class TestSimultaneousRequests:
         """A control that is missing, or dead without a word, or one that a CPU then refuses, shows here."""
         tab = open_tab(url)
         time.sleep(1)  # for the answer of the server, which must not enable it
+        tab.open_options()
         assert tab.page.is_disabled(self.SLIDER)
         assert "needs a CUDA GPU" in tab.page.inner_text("#load")
         tab.run(SHORT)
@@ -115,7 +117,7 @@ class TestLoad:
             """() => {
                 Object.assign(window, { unseen: 0, read: new Set() });
                 const look = () => {
-                    const box = document.querySelector('[data-lane="sparse"] .ss-prompt');
+                    const box = document.querySelector('.ss-source-text');
                     const lit = [...(box?.querySelectorAll(".lit") ?? [])];
                     const inside = (node) => {
                         const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
@@ -130,7 +132,7 @@ class TestLoad:
         )
         tab.run(next(text for text in get_task("arithmetic").examples if count(text) == 48))
         tab.wait("done")
-        box = f"document.querySelector('{tab.pane('sparse')} .ss-prompt')"
+        box = "document.querySelector('.ss-source-text')"
         assert tab.page.evaluate(f"{box}.scrollHeight > {box}.clientHeight + 20")
         # A busy machine draws only some of the steps.
         assert tab.page.evaluate("window.read.size") > 5

@@ -37,7 +37,7 @@ class TestShippedModel:
         while tab.state == "running":
             lit, reading, tokens = tab.page.evaluate("""() => {
                 const [dense, sparse] = document.querySelectorAll('.ss-pane');
-                const lit = [...sparse.querySelectorAll('.lit')].map(node => node.dataset.name);
+                const lit = [...document.querySelectorAll('#race .lit')].map(node => node.dataset.name);
                 return [lit, sparse.dataset.reading ?? '', [dense.dataset.tokens, sparse.dataset.tokens].map(Number)];
             }""")
             assert set(lit) == set(reading.split())
@@ -55,6 +55,7 @@ class TestShippedModel:
         tab = open_tab(shipped)
         shown = {}
         for drafts in (True, False):
+            tab.open_options()
             tab.page.set_checked("#drafts input", drafts)
             tab.run(self.example(8))
             tab.wait("running", timeout=120_000)
@@ -79,7 +80,7 @@ class TestShippedModel:
         tab.page.click("#stop")
         tab.wait("stopped")
         assert time.monotonic() - clicked < 1
-        tab.page.click("text=Plain adapter against span adapter")
+        tab.compare_plain()
         tab.run(SHORT)
         tab.wait("done")
         assert tab.text(f"{tab.pane('sparse')} .ss-answer") == "2907"

@@ -328,6 +328,7 @@ def test_the_page_offers_the_models_of_a_task(registered, serve, open_tab):
     """Would catch a choice that is shown and not asked for, and a tab of a task that has no choice with one."""
     session = FakeSession(dense=2000, sparse=2000)
     tab = open_tab(serve(session, ("arithmetic", "summarize")))
+    tab.open_options()
     choice = tab.page.locator("#model")
     assert [label.strip() for label in choice.locator("label").all_text_contents()] == [
         DEFAULT_MODEL,
@@ -337,6 +338,7 @@ def test_the_page_offers_the_models_of_a_task(registered, serve, open_tab):
     tab.run("1+2")
     tab.wait("done")
     assert session.model is None  # the usual one, which says so where it cannot be had
+    tab.page.click("#expression textarea")  # the form is a bar since the run
     choice.get_by_label("tiny-bytes").check()
     tab.run("3+4")
     tab.page.wait_for_function("() => document.querySelector('#race').textContent.includes('3+4=')")

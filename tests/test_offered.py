@@ -55,6 +55,7 @@ def test_the_forms_of_the_chosen_model(two, articles):
     """Would catch a form offered of a model that has not learned it, asked for and forgotten, or kept for another."""
     session = FakeSession(dense=2000, sparse=2000)
     tab = articles(session)
+    tab.open_options()
     models = [label.strip() for label in tab.page.locator("#model-article label").all_text_contents()]
     assert models == ["both", DEFAULT_MODEL]
     form = tab.page.locator("#form-article")
@@ -65,12 +66,14 @@ def test_the_forms_of_the_chosen_model(two, articles):
     form.get_by_label("The model's own").check()
     summarize(tab)
     assert session.asked == {"length": "medium", "form": "rewrite"} and session.model is None
+    tab.page.click("#article textarea")  # the form is a bar since the run
     tab.page.locator("#model-article").get_by_label(DEFAULT_MODEL).check()
     form.wait_for(state="hidden")
     tab.page.click("#run-article")
     tab.wait("running")
     tab.wait("done")
     assert session.asked == {"length": "medium"} and session.model == DEFAULT_MODEL
+    tab.page.click("#article textarea")
     tab.page.locator("#model-article").get_by_label("both").check()
     form.wait_for(state="visible")
     assert form.get_by_label("The article's").is_checked()

@@ -13,7 +13,7 @@ from selfspan_core.params import Request
 from selfspan_core.serve.feed import dumps, outcome, packed_item, packed_row
 from selfspan_core.serve.lazy_session import LazySession
 from selfspan_core.serve.page_files import RECORDED
-from selfspan_core.tasks.registry import get_task
+from selfspan_core.tasks.registry import TASKS, get_task
 
 MAX_BYTES = 150_000
 DIGITS = 4
@@ -52,23 +52,23 @@ def _short(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def _run(text: str) -> Iterator[dict[str, Any]]:
+def _run(task: str, text: str) -> Iterator[dict[str, Any]]:
     """The second of two runs: the first one loads and warms up what the second needs."""
     session = LazySession()
-    for _ in session.compare(Request("arithmetic", text)):
+    for _ in session.compare(Request(task, text)):
         pass
-    return session.compare(Request("arithmetic", text))
+    return session.compare(Request(task, text))
 
 
 def main() -> None:
-    """Run the example that the page shows first, and write what happened."""
+    """Run an example that takes some seconds, and write what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=RECORDED)
-    examples = get_task("arithmetic").examples
-    parser.add_argument("--text", default=examples[len(examples) // 2])
+    parser.add_argument("--task", choices=list(TASKS), default=next(iter(TASKS)))
+    parser.add_argument("--text", help="by default one of the task's longer examples")
     arguments = parser.parse_args()
     facts = provenance()
-    ticks = list(_run(arguments.text))
+    ticks = list(_run(arguments.task, arguments.text or get_task(arguments.task).examples[-2]))
     written = dumps(recording(ticks, facts))
     if len(written.encode()) > MAX_BYTES:
         raise SystemExit(f"The recording takes {len(written.encode()):,} bytes; the most is {MAX_BYTES:,}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from selfspan_core.params import MAX_LOAD, MAX_NEW_TOKENS, Request, SamplingParams
+from selfspan_core.params import MAX_LOAD, MAX_NEW_TOKENS, MAX_TEMPERATURE, Request, SamplingParams
 from selfspan_core.paths import PAGE
 from selfspan_core.tasks.base import Learned, Option, Task
 
@@ -37,6 +37,12 @@ CLEANING: dict[str, Any] = {
     "html_template": (PAGE / "cleaning.html").read_text(encoding="utf-8"),
     "js_on_load": (PAGE / "cleaning.js").read_text(encoding="utf-8"),
 }
+TOGGLE: dict[str, Any] = {
+    **ALERT,
+    "html_template": (PAGE / "options.html").read_text(encoding="utf-8"),
+    "js_on_load": (PAGE / "options.js").read_text(encoding="utf-8"),
+    "elem_classes": "ss-toggle-box",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Controls:
         cleaning: what was done to a pasted input.
         begins: events that begin a run.
         settings: the controls of `request`'s values by name, in order: "adapter", "model" (if several), options,
-            "drafts", "load", "max_new_tokens", "as_is".
+            "drafts", "load", "max_new_tokens", "temperature", "top_p", "seed", "as_is".
         models: what the adapters of each model that is offered learned, the usual model first.
     """
 
@@ -94,7 +100,7 @@ class Controls:
             options,
             adapter=given["adapter"],
             load=given.get("load", 1),
-            sampling=SamplingParams(limit),
+            sampling=SamplingParams(limit, given["temperature"], given["top_p"], given["seed"] or 0),
             model=model,
             drafts="auto" if given["drafts"] else "off",
             clean=not given.get("as_is", False),
@@ -136,11 +142,13 @@ def controls(task: Task, models: Mapping[str, Learned] | None = None) -> Control
                     surprise = gr.Button("Surprise me", elem_id=f"surprise{suffix}", min_width=120)
                     drawn = lambda: task.surprise(random.randrange(2**31))  # noqa: E731
                     surprise.click(drawn, None, box, queue=False, **HIDDEN)
-            with gr.Column(min_width=320):
+            with gr.Column(min_width=320, elem_classes="ss-examples"):
                 examples, labels = [[text] for text in task.examples], [page.example(text) for text in task.examples]
                 gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
-        with gr.Row(elem_classes="ss-options"):
-            settings = _settings(task, models)
+        with gr.Column(elem_classes="ss-options-box"):
+            gr.HTML(**TOGGLE)
+            with gr.Row(elem_classes="ss-options"):
+                settings = _settings(task, models)
     begins = [run.click, box.submit] if task.is_line else [run.click]
     return Controls(task, box, alert, cleaning, stop, begins, settings, models)
 
@@ -172,15 +180,26 @@ def _settings(task: Task, models: Mapping[str, Learned]) -> dict[str, gr.compone
             min_width=260,
         )
     if task.page.max_new_tokens == MAX_NEW_TOKENS:
-        with gr.Column(scale=1, min_width=200), gr.Accordion("Advanced", open=False):
-            settings["max_new_tokens"] = gr.Slider(
-                16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane"
-            )
+        settings["max_new_tokens"] = gr.Slider(
+            16, MAX_NEW_TOKENS, MAX_NEW_TOKENS, step=1, label="Max new tokens per lane", scale=2, min_width=260
+        )
+    settings |= _sampling()
     if task.page.cleans:
         settings["as_is"] = gr.Checkbox(
             False, label=AS_IS_LABEL, info=AS_IS_INFO, elem_classes="ss-as-is", scale=2, min_width=200
         )
     return settings
+
+
+def _sampling() -> dict[str, gr.components.Component]:
+    """Controls of how tokens are drawn."""
+    return {
+        "temperature": gr.Slider(
+            0, MAX_TEMPERATURE, 0, step=0.05, label="Temperature", info="0: the likeliest.", scale=2, min_width=200
+        ),
+        "top_p": gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: all tokens.", scale=2, min_width=200),
+        "seed": gr.Number(0, label="Seed", info="Of temperatures above 0.", precision=0, scale=1, min_width=140),
+    }
 
 
 def _options(

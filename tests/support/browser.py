@@ -52,6 +52,19 @@ class Tab:
         self.page.fill("#expression textarea", text)
         self.page.click("#run")
 
+    def open_options(self) -> None:
+        """Open the row of options, which is closed on arrival, and the form, which is a bar since a run."""
+        if self.page.locator(".ss-bar").count():
+            self.page.locator(".ss-bar textarea >> visible=true").click()
+        toggle = self.page.locator(".ss-toggle >> visible=true")
+        if toggle.get_attribute("aria-expanded") == "false":
+            toggle.click()
+
+    def compare_plain(self) -> None:
+        """Choose the plain adapter for the dense lane."""
+        self.open_options()
+        self.page.click("text=Plain adapter against span adapter")
+
     def wait(self, state: str, timeout: float = 60_000) -> None:
         """Until the race is in `state`."""
         self.page.wait_for_selector(f'.ss[data-state="{state}"]', timeout=timeout)

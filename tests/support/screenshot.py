@@ -12,6 +12,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 import app
+from selfspan_core.tasks.page import COMPARISONS
 from selfspan_core.tasks.registry import get_task
 from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS
 
@@ -29,7 +30,8 @@ def picture(page: Page, url: str, text: str, comparison: str, min_tokens: int) -
     """PNG of the page while a step that reads two segments is being written, from `min_tokens` tokens on."""
     with page.expect_response(lambda response: "/heartbeat/" in response.url):
         page.goto(url)
-    page.click(f"text={next(label for label, adapter in app.COMPARISONS if adapter == comparison)}")
+    page.locator(".ss-toggle >> visible=true").click()
+    page.click(f"text={next(label for label, adapter in COMPARISONS if adapter == comparison)}")
     page.fill("#expression textarea", text)
     page.click("#run")
     freeze = page.context.new_cdp_session(page)
@@ -37,7 +39,7 @@ def picture(page: Page, url: str, text: str, comparison: str, min_tokens: int) -
         """least => {
             const pane = document.querySelector('.ss-pane[data-lane="sparse"]');
             return Number(pane.dataset.tokens) > least && pane.querySelectorAll('.ss-steps .lit').length > 0
-                && pane.querySelectorAll('.lit').length === 2;
+                && document.querySelectorAll('#race .lit').length === 2;
         }""",
         arg=min_tokens,
         timeout=300_000,
@@ -51,12 +53,13 @@ def article_picture(page: Page, url: str, comparison: str) -> bytes:
     with page.expect_response(lambda response: "/heartbeat/" in response.url):
         page.goto(url)
     page.get_by_role("tab", name="Articles").click()
-    page.click(f"text={next(label for label, adapter in app.COMPARISONS if adapter == comparison)} >> visible=true")
+    page.locator(".ss-toggle >> visible=true").click()
+    page.click(f"text={next(label for label, adapter in COMPARISONS if adapter == comparison)} >> visible=true")
     page.fill("#article textarea", get_task("summarize").examples[0])
     page.click("#run-article")
     page.wait_for_selector('.ss[data-task="summarize"][data-state="done"]', timeout=300_000)
     page.hover('.ss-pane[data-lane="sparse"] .ss-step:nth-child(2)')
-    page.wait_for_selector(".ss-article .peeked")
+    page.wait_for_selector(".ss-source .peeked")
     return page.screenshot(full_page=True)
 
 
@@ -67,7 +70,7 @@ def main() -> None:
     parser.add_argument("--task", choices=["arithmetic", "summarize"], default="arithmetic")
     parser.add_argument("--operands", type=int, default=24)
     parser.add_argument("--min-tokens", type=int, default=300)
-    parser.add_argument("--comparison", choices=[adapter for _, adapter in app.COMPARISONS], default="span")
+    parser.add_argument("--comparison", choices=[adapter for _, adapter in COMPARISONS], default="span")
     parser.add_argument("--dark", action="store_true")
     arguments = parser.parse_args()
     session = app.LazySession()

@@ -1,7 +1,6 @@
 // One lane: its figures, its steps, what it reads, its answer.
 
 const FOLLOW_SLACK_PX = 40;
-const SIGNS = { "*": "×", "/": "÷", "-": "−" };
 const WAYS = {
   dense: "reads everything",
   sparse: "reads what it named",
@@ -9,11 +8,10 @@ const WAYS = {
 const LINE = { pane: "line", answer: "answer", step: "step", typeset: false };
 
 class Pane {
-  constructor(root, lane, article) {
+  constructor(root, lane, source) {
     this.root = root;
-    this.article = article;
+    this.source = source;
     this.lane = lane;
-    this.prompt = find(root, ".ss-prompt");
     this.scroll = find(root, ".ss-scroll");
     this.steps = new Steps(find(root, ".ss-steps"));
     this.follow = find(root, ".ss-follow");
@@ -30,10 +28,9 @@ class Pane {
     this.listen();
   }
 
-  start(lane, { prompt, view, load = 1 }) {
+  start(lane, { view, load = 1 }) {
     this.reading.clear();
     this.view = view;
-    this.typeset = (text) => (view.typeset ? text.replace(/[*/-]/g, (sign) => SIGNS[sign]) : text);
     this.dense = lane.attention === "dense";
     this.annotated = lane.adapter !== "plain";
     this.root.dataset.tokens = 0;
@@ -47,35 +44,14 @@ class Pane {
     this.drafts.hidden = true;
     find(this.root, ".ss-kv-fill").style.width = "0";
     this.copy.hidden = true;
-    this.prompt.replaceChildren();
-    this.prompt.scrollTop = 0;
-    const segments = this.isDocument ? (this.annotated ? this.article.segments : []) : this.lay(prompt);
-    this.steps.start(this.typeset, segments);
+    this.steps.start(this.source.typeset, this.annotated ? this.source.segments : []);
     this.following = true;
     this.streaming = true;
     this.follow.hidden = true;
     this.reading.say("");
   }
 
-  // The expression, each number with its name: the elements by name.
-  lay(prompt) {
-    const segments = new Map();
-    for (const part of prompt) {
-      if (part.name === null || !this.annotated) {
-        this.prompt.append(make("span", "ss-op", this.typeset(part.text)));
-        continue;
-      }
-      const segment = make("span", "ss-seg ss-literal");
-      segment.append(make("span", "ss-chip ss-own", part.name), this.typeset(part.text));
-      segment.dataset.name = part.name;
-      segment.dataset.value = this.typeset(part.text);
-      segments.set(part.name, segment);
-      this.prompt.append(segment);
-    }
-    return segments;
-  }
-
-  // Whether the prompt is a document that stands beside both panes, not a line in each of them.
+  // Whether the prompt is a document in which a step names sentences, not a line of numbers.
   get isDocument() {
     return this.view.pane === "document";
   }
@@ -131,12 +107,12 @@ class Pane {
     const right = result.correct;
     find(this.root, ".ss-answer-label").textContent = capital(this.view.answer);
     find(this.root, ".ss-verdict").hidden = false;
-    find(this.root, ".ss-answer").textContent = this.typeset(result.answer ?? "none");
+    find(this.root, ".ss-answer").textContent = this.source.typeset(result.answer ?? "none");
     const badge = find(this.root, ".ss-badge");
     badge.textContent = right ? "✓ right" : result.answer === null ? "✗ no answer" : "✗ wrong";
     badge.className = `ss-badge ${right ? "good" : "bad"}`;
     const notes = [];
-    if (!right) notes.push(`exact value: ${this.typeset(result.expected)}`);
+    if (!right) notes.push(`exact value: ${this.source.typeset(result.expected)}`);
     if (this.finished === "length") notes.push("ran out of new tokens");
     if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
     find(this.root, ".ss-note").textContent = notes.join(" · ");

@@ -10,12 +10,12 @@ const root = document.querySelector("#stage .ss");
 const below = find(element, ".ss");
 const status = find(root, ".ss-status");
 const template = find(below, "template");
-const article = new Article(find(below, ".ss-article"));
+const source = new Source(find(below, ".ss-source"));
 const beginning = find(root, ".ss-begin");
 const panes = {};
 for (const lane of ["dense", "sparse"]) {
   find(below, ".ss-panes").append(template.content.cloneNode(true));
-  panes[lane] = new Pane(below.querySelectorAll(".ss-pane")[Object.keys(panes).length], lane, article);
+  panes[lane] = new Pane(below.querySelectorAll(".ss-pane")[Object.keys(panes).length], lane, source);
 }
 find(panes.dense.root, ".ss-name").textContent = "Dense attention";
 find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
@@ -51,8 +51,7 @@ function begin(payload) {
   const start = payload.start;
   for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = (start.load ?? 1) === 1;
   for (const part of [root, below]) Object.assign(part.dataset, { task: start.task, pane: start.view.pane });
-  article.root.hidden = start.view.pane !== "document";
-  if (start.view.pane === "document") article.start(start.prompt);
+  source.start(start, start.lanes.some((lane) => lane.adapter !== "plain"));
   better = start.caution?.beginning ?? "";
   beginning.hidden = true;
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
@@ -60,6 +59,7 @@ function begin(payload) {
   headline.start(start, isPaidFor());
   if (payload.kind === "recorded") return setState("playing", "A recorded run, at its own pace. Press Run to do it here.");
   setState("running", "Running.");
+  collapseForms();
   show();
 }
 
@@ -85,7 +85,9 @@ function halt(state, text) {
   const shown = started === run;
   if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
   setState(state, text);
-  if (state === "failed") root.scrollIntoView({ block: "nearest" });
+  if (state !== "failed") return;
+  openForms();
+  root.scrollIntoView({ block: "nearest" });
 }
 
 // An article that is too long: the part of it that fits goes into the box, from where it can be run.
@@ -189,12 +191,12 @@ function drain() {
 
 // Somebody points at a number or a sentence of the source: the steps that read it.
 function pointAtSource(event) {
-  const segment = event.target.closest?.(".ss-prompt .ss-seg[data-name], .ss-article .ss-seg[data-name]");
+  const segment = event.target.closest?.(".ss-source .ss-seg[data-name]");
   for (const pane of Object.values(panes)) pane.reading.point(segment?.dataset.name ?? null);
 }
 
-below.addEventListener("pointermove", (event) => event.pointerType !== "touch" && pointAtSource(event));
-below.addEventListener("pointerleave", pointAtSource);
+below.addEventListener("pointermove", (event) => event.pointerType !== "touch" && moved(event) && pointAtSource(event));
+below.addEventListener("pointerleave", (event) => moved(event) && pointAtSource(event));
 below.addEventListener("click", pointAtSource);
 
 for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", "true");

@@ -34,9 +34,9 @@ class Reading {
     this.root.classList.toggle("focus", focused);
     const everything = this.pane.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
     this.root.classList.toggle("everything", everything);
-    if (this.pane.isDocument && !this.pane.dense) {
-      this.pane.article.stage("focus", focused);
-      this.pane.article.stage("everything", everything);
+    if (!this.pane.dense) {
+      this.pane.source.stage("focus", focused);
+      this.pane.source.stage("everything", everything);
     }
     this.root.dataset.reading = focused ? reading.join(" ") : "";
     const name = this.steps.line?.name ?? "a step";
@@ -51,7 +51,7 @@ class Reading {
     const fresh = [...wanted].filter((node) => !this[field].has(node));
     for (const node of fresh) node.classList.add(className);
     this[field] = wanted;
-    const box = this.pane.isDocument ? this.pane.article.box : this.pane.prompt;
+    const { box } = this.pane.source;
     this.reveal(box, fresh.filter((node) => node.parentNode === box));
   }
 
@@ -97,10 +97,11 @@ class Reading {
         const what = everything ? "everything before it" : list([...this.steps.named(reads), "itself"]);
         this.caption.textContent = `${title} read ${what}`;
       }
-      if (this.pane.isDocument) this.pane.article.stage("peek", !everything);
+      this.pane.source.stage("peek", true);
+      this.pane.source.stage("peek-all", everything);
     } else {
       this.caption.textContent = this.liveCaption;
-      if (this.pane.isDocument) this.pane.article.stage("peek", false);
+      for (const name of ["peek", "peek-all"]) this.pane.source.stage(name, false);
     }
     this.swap("peeked", wanted, "peeked");
     this.onPeek(node);
@@ -127,7 +128,7 @@ class Reading {
 
   rest(text) {
     this.root.classList.remove("focus", "everything");
-    if (this.pane.isDocument && !this.pane.dense) this.pane.article.root.classList.remove("focus", "everything");
+    if (!this.pane.dense) this.pane.source.root.classList.remove("focus", "everything");
     this.swap("lit", new Set(), "lit");
     find(this.steps.list, ".current")?.classList.remove("current");
     this.say(text);
@@ -139,7 +140,7 @@ class Reading {
     this.steps.list.addEventListener("pointermove", (event) => {
       if (event.pointerType !== "touch" && moved(event)) this.peek(stepOf(event.target) ?? this.pinned);
     });
-    this.steps.list.addEventListener("pointerleave", settle);
+    this.steps.list.addEventListener("pointerleave", (event) => moved(event) && settle());
     this.steps.list.addEventListener("focusin", (event) => {
       event.target.setAttribute("aria-describedby", this.caption.id);
       this.peek(stepOf(event.target));

@@ -70,7 +70,7 @@ class Stage {
       reading.peek(node ?? reading.pinned);
       if (node) pane.bring(node);
     });
-    map.field.addEventListener("pointerleave", () => reading.peek(reading.pinned));
+    map.field.addEventListener("pointerleave", (event) => moved(event) && reading.peek(reading.pinned));
     map.field.addEventListener("click", (event) => reading.pin(nodeAt(event), true));
     map.field.addEventListener("keydown", (event) => {
       const next = reading.neighbour(event.key, reading.pinned);

@@ -29,11 +29,13 @@ const list = (names) => (names.length < 2 ? names.join("") : `${names.slice(0, -
 
 // Whether a pointer was really moved: lists that scroll and figures that grow under a resting mouse send events, too.
 const moved = (() => {
+  const at = ({ clientX, clientY }) => `${clientX} ${clientY}`;
   let last = null;
-  return ({ clientX, clientY }) => {
-    const here = `${clientX} ${clientY}`;
-    const is = here !== last;
-    last = here;
-    return is;
+  let isReal = false;
+  const note = (event) => {
+    isReal = at(event) !== last;
+    last = at(event);
   };
+  document.addEventListener("pointermove", note, { capture: true, passive: true });
+  return (event) => (event.type === "pointermove" ? isReal : at(event) !== last);
 })();

@@ -1,0 +1,22 @@
+// The form: a bar that stays in sight while a run is under way, and opens again when somebody turns to it. It stays a bar
+// at a run's end: nothing that is being read may move then.
+
+const ASKS = "#ask, #ask-article";
+
+function collapseForms() {
+  for (const ask of document.querySelectorAll(ASKS)) ask.classList.add("ss-bar");
+}
+
+function openForms() {
+  for (const ask of document.querySelectorAll(ASKS)) ask.classList.remove("ss-bar");
+}
+
+// On the document: gradio may draw the form anew.
+function turnTo({ target }) {
+  const ask = target.closest?.(ASKS);
+  if (!ask?.classList.contains("ss-bar") || !target.matches("textarea")) return;
+  openForms();
+  ask.scrollIntoView({ block: "nearest" });
+}
+
+for (const kind of ["focusin", "click", "input"]) document.addEventListener(kind, turnTo);
