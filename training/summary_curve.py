@@ -1,7 +1,7 @@
 """Summaries over training tokens: `python -m training.summary_curve RUN-SPAN RUN-PLAIN --pairs DIR --data DIR`.
 
-What more fine-tuning brings, and whether self-selected attention comes nearer to dense attention with it (the paper,
-section 6, expects so). The runs are those of `training.finetune` with `loop.snapshots`: one of a span adapter, one of a
+What more fine-tuning brings, and whether self-selected attention comes nearer to dense attention with it, as the paper
+says of its summaries. The runs are those of `training.finetune` with `loop.snapshots`: one of a span adapter, one of a
 plain adapter, with the same steps. Each pair of snapshots, and the last adapters, answer the articles of a set in all
 three lanes. Where the GPU is on a machine that has packed data only: there `--decode-only FILE`, here `--decoded FILE`.
 Writes `assets/results/summary_curve.json`.

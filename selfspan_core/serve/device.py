@@ -242,9 +242,10 @@ class SharedDevice:
                 continue
             began = time.monotonic()
             result = run.work()
-            if is_loading and result[1] is None:
-                self._line.can_give_way = self._session.can_pause()
+            can_give_way = self._session.can_pause() if is_loading and result[1] is None else None
             with self._lock:
+                if can_give_way is not None:
+                    self._line.can_give_way = can_give_way
                 if not is_loading:
                     run.place.used_s += time.monotonic() - began
                 if not run.is_loading:

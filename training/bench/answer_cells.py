@@ -122,7 +122,7 @@ def answer_cell(
     figures = {key: lane.figures(weights, machine) for key, lane in lanes.items()}
     cell = {"text": text.name, "batch": batch, "layers_per_cache": shared, "lanes": compared(figures)}
     if with_auto:
-        del lanes, running
+        del lanes, running  # their graphs take memory that the last lane needs
         cell["auto"] = _auto(weights, markers, cache, chosen[True], text, cell["lanes"])
     return cell
 

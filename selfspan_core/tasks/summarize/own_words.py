@@ -11,7 +11,7 @@ few look-ups. No torch here.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 REPEATED_WORDS = 4
@@ -212,15 +212,20 @@ class OwnWords:
     def _is_begun(self, unit: str, begins: bool) -> bool:
         return not is_checked(unit) or (unit.lower() if begins else unit) in self._begun[begins]
 
-    def repeating(self, text: str, said: Sequence[str]) -> tuple[int, ...]:
-        """Ids that would complete four words in a row which one of the texts `said` has, or `text` itself."""
+    def repeating(self, text: str, said: Set[tuple[str, ...]]) -> tuple[int, ...]:
+        """Ids that would complete REPEATED_WORDS words in a row that were said before, or that `text` itself has.
+
+        Args:
+            text: of a body so far.
+            said: the runs of words (`word_runs`) of the bodies before it.
+        """
         words, (unit, _) = words_of(text), _open_unit(text)
         is_open = bool(unit) and unit[-1].isalnum()
         # The last word may go on, or the next one begin behind it.
         ways = [(words, "", (" ",) if is_open else (" ", ""))]
         if is_open and words:
             ways.append((words[:-1], words[-1], ("",)))
-        runs = [run for other in (*said, text) for run in word_runs(other)]
+        runs = said | set(word_runs(text))
         found: list[int] = []
         for before, begun, openings in ways:
             last = tuple(before[1 - REPEATED_WORDS :])

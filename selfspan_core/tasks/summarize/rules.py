@@ -115,6 +115,7 @@ class SummaryRules:
         self._runs: dict[int, frozenset[tuple[str, ...]]] = {}
         self._read: list[Sequence[int]] = []
         self._bodies: list[list[int]] = []
+        self._said: frozenset[tuple[str, ...]] = frozenset()  # runs of words of the bodies that are done
         self._body: list[int] | None = None
         self._header: list[int] | None = None
         self._copy: _Copy | None = None
@@ -166,7 +167,9 @@ class SummaryRules:
         markers = self._tables.markers
         if self._body is not None:
             self._bodies.append(self._body)
-            self._leave_out(self._body)
+            said = frozenset(word_runs(self._tables.tokenizer.decode(self._body)))
+            self._leave_out(said)
+            self._said |= said
             self._body = self._copy = None
         if token == markers.ref:
             self._header = []
@@ -195,10 +198,9 @@ class SummaryRules:
         behind = places[places.index(header[0]) + 1 :] if len(header) < MAX_READS else ()
         return (*(name for name in behind if name in self._new), self._fresh[len(self._bodies)])
 
-    def _leave_out(self, body: Sequence[int]) -> None:
-        """Exclude from later headers the segments read, and segments that repeat words of the body."""
+    def _leave_out(self, said: frozenset[tuple[str, ...]]) -> None:
+        """Exclude from later headers the segments read, and segments that repeat words of a body: its runs of words."""
         decode = self._tables.tokenizer.decode
-        said = set(word_runs(decode(body)))
         left = []
         for name in self._new:
             if name not in self._runs:
@@ -217,8 +219,8 @@ class SummaryRules:
         is_whole = is_whole or (not is_long and self._is_short_source(body))
         banned = (*tables.body_banned, *self._repeated(body))
         if self._own_words is not None:
-            text, said = tables.tokenizer.decode(body), [tables.tokenizer.decode(other) for other in self._bodies]
-            banned = (*banned, *self._own_words.banned(text), *self._own_words.repeating(text, said))
+            text = tables.tokenizer.decode(body)
+            banned = (*banned, *self._own_words.banned(text), *self._own_words.repeating(text, self._said))
             is_whole = is_whole and self._own_words.may_end(text)
         if self._copy is not None:
             allowed = self._copy.allowed(is_long) - set(banned)
