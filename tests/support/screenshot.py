@@ -16,7 +16,8 @@ from selfspan_core.tasks.page import COMPARISONS
 from selfspan_core.tasks.registry import get_task
 from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS
 
-WIDTH, HEIGHT = 1280, 1180
+WIDTH = 1280
+HEIGHTS = {"arithmetic": 1080, "summarize": 1260}  # px: down to the steps that light up, above the bar
 COLOURS = 256
 
 
@@ -45,7 +46,7 @@ def picture(page: Page, url: str, text: str, comparison: str, min_tokens: int) -
         timeout=300_000,
     )
     freeze.send("Emulation.setScriptExecutionDisabled", {"value": True})
-    return page.screenshot(full_page=True)
+    return page.screenshot()
 
 
 def article_picture(page: Page, url: str, comparison: str) -> bytes:
@@ -60,7 +61,7 @@ def article_picture(page: Page, url: str, comparison: str) -> bytes:
     page.wait_for_selector('.ss[data-task="summarize"][data-state="done"]', timeout=300_000)
     page.hover('.ss-pane[data-lane="sparse"] .ss-step:nth-child(2)')
     page.wait_for_selector(".ss-source .peeked")
-    return page.screenshot(full_page=True)
+    return page.screenshot()
 
 
 def main() -> None:
@@ -81,7 +82,7 @@ def main() -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         scheme = "dark" if arguments.dark else "light"
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme=scheme)
+        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHTS[arguments.task]}, color_scheme=scheme)
         if arguments.task == "summarize":
             data = article_picture(page, url, arguments.comparison)
         else:
