@@ -45,7 +45,7 @@ def highlighted(num: int, words, seed: int = 0) -> list[Highlighted]:
         sentences = article(rng, 10)
         sentences.insert(rng.randrange(11), MARKED)
         candidates = Candidates.of(sentences, allowed_places(sentences), words)
-        made.append(Highlighted(candidates, tuple(stems(MARKED))))
+        made.append(Highlighted.of(candidates, MARKED))
     return made
 
 

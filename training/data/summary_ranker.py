@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from selfspan_core.models.tokenizer import TextCodec
 from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS, MAX_SEGMENTS
 from training.data.summary_documents import DocumentMaker, allowed_places
 from training.data.summary_features import TitleWords, WordCounts
 from training.data.summary_files import jobs_of, kind_of, shares_passages
 from training.data.summary_ranking import Candidates, Highlighted, Ranker, cross_validated
-from training.data.summary_words import stems
 from training.text_data import HELDOUT_SHARE, split_of
 
 MIN_HIGHLIGHTED, MIN_TITLED = 200, 1_000
@@ -63,12 +64,14 @@ def ranker_of(
     if counts.num_articles < MIN_TITLED:
         return None, RankerReport(counts.num_articles, 0)
     words = counts.title_words()
+    print(f"words of {counts.num_articles:,} articles with titles counted", flush=True)
     with _pool(workers, codec, passages, words) as pool:
         made = pool.imap(_highlighted, jobs_of(highlighted, JOB_ROWS))
         articles = [article for some in made for article in some]
-    if len(articles) < MIN_HIGHLIGHTED:
-        return None, RankerReport(counts.num_articles, len(articles))
-    report = RankerReport(counts.num_articles, len(articles), cross_validated(articles, words, NUM_CHOSEN))
+        if len(articles) < MIN_HIGHLIGHTED:
+            return None, RankerReport(counts.num_articles, len(articles))
+        scores = cross_validated(articles, words, NUM_CHOSEN, pool)
+    report = RankerReport(counts.num_articles, len(articles), scores)
     return Ranker(articles, words), report
 
 
@@ -80,6 +83,7 @@ def _pool(workers: int, codec: TextCodec, passages: frozenset[int], words: Title
 
 def _start_worker(codec_json: str, passages: frozenset[int], words: TitleWords | None) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threadpool_limits(1)  # one per process
     _worker.maker = DocumentMaker(TextCodec(codec_json), "shorten", passages)
     _worker.words = words
 
@@ -102,5 +106,5 @@ def _highlighted(job: tuple[str, list[dict]]) -> list[Highlighted]:
         sentences = _worker.maker.beginning(_worker.maker.sentences(body), MAX_LEARNED_TOKENS)[:MAX_SEGMENTS]
         candidates = Candidates.of(sentences, allowed_places(sentences), _worker.words)
         if candidates is not None:
-            made.append(Highlighted(candidates, tuple(stems(str(row["summary"])))))
+            made.append(Highlighted.of(candidates, str(row["summary"])))
     return made

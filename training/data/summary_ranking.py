@@ -12,8 +12,10 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import Pool
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from training.data.summary_features import TitleWords, features_of
 from training.data.summary_shorten import shorten_fully
@@ -57,14 +59,21 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Highlighted:
-    """Candidates of an article, and the stems of its editors' highlights."""
+    """Candidates of an article, and the stems of its editors' highlights.
+
+    Attributes:
+        hits: words of the highlights that each candidate holds in their order.
+    """
 
     candidates: Candidates
     reference: tuple[str, ...]
+    hits: tuple[int, ...]
 
-    def hits(self) -> list[int]:
-        """Words of the highlights that each candidate holds in their order."""
-        return [common_length(stems(text), self.reference) for text in self.candidates.texts]
+    @classmethod
+    def of(cls, candidates: Candidates, highlights: str) -> "Highlighted":
+        """The candidates of an article with these highlights."""
+        reference = tuple(stems(highlights))
+        return cls(candidates, reference, tuple(common_length(stems(text), reference) for text in candidates.texts))
 
     def rouge_l(self, chosen: Sequence[int]) -> float:
         """ROUGE-L F1 of candidates, in percent."""
@@ -86,11 +95,13 @@ class Ranker:
 
         self.words = words
         table = np.concatenate([article.candidates.features for article in articles])
-        hits = np.array([hit for article in articles for hit in article.hits()], float)
-        self._trees = [
-            HistGradientBoostingRegressor(random_state=seed + number, **TREES).fit(table, hits)
-            for number in range(NUM_SEEDS)
-        ]
+        hits = np.array([hit for article in articles for hit in article.hits], float)
+        # The trees are small: threads would mostly wait for one another.
+        with threadpool_limits(1):
+            self._trees = [
+                HistGradientBoostingRegressor(random_state=seed + number, **TREES).fit(table, hits)
+                for number in range(NUM_SEEDS)
+            ]
 
     def hits(self, candidates: Candidates) -> np.ndarray:
         """Expected hits, float64 [places]."""
@@ -112,23 +123,36 @@ def expected_rouge_l(chosen: Sequence[int], hits: Sequence[float], lengths: Sequ
     return 2 * total / (REFERENCE_WORDS + sum(lengths[at] for at in chosen))
 
 
-def cross_validated(articles: Sequence[Highlighted], words: TitleWords, size: int, seed: int = 0) -> dict[str, float]:
+def cross_validated(
+    articles: Sequence[Highlighted], words: TitleWords, size: int, pool: Pool | None = None, seed: int = 0
+) -> dict[str, float]:
     """ROUGE-L of what a ranker chooses that has not seen the article, beside that of the first sentences.
+
+    Args:
+        size: sentences of a summary.
+        pool: processes that share the work.
+        seed: of the folds and the trees.
 
     Returns:
         ROUGE-L in percent of `chosen` and of `first`.
     """
+    jobs = [(articles, words, size, fold, seed) for fold in range(NUM_FOLDS)]
+    folds = pool.starmap(_fold_scores, jobs, chunksize=1) if pool else itertools.starmap(_fold_scores, jobs)
+    chosen, first = np.concatenate(list(folds)).mean(axis=0)
+    return {"chosen": round(float(chosen), 2), "first": round(float(first), 2)}
+
+
+def _fold_scores(
+    articles: Sequence[Highlighted], words: TitleWords, size: int, fold: int, seed: int
+) -> list[tuple[float, float]]:
+    """ROUGE-L (chosen, first) of the articles of a fold."""
     order = list(range(len(articles)))
     random.Random(seed).shuffle(order)
-    scores: dict[str, list[float]] = {"chosen": [], "first": []}
-    for fold in range(NUM_FOLDS):
-        seen = [articles[at] for number, at in enumerate(order) if number % NUM_FOLDS != fold]
-        ranker = Ranker(seen, words, seed)
-        for at in order[fold::NUM_FOLDS]:
-            article = articles[at]
-            scores["chosen"].append(article.rouge_l(ranker.choose(article.candidates, size)))
-            scores["first"].append(article.rouge_l(range(size)))
-    return {name: round(float(np.mean(values)), 2) for name, values in scores.items()}
+    ranker = Ranker([articles[at] for number, at in enumerate(order) if number % NUM_FOLDS != fold], words, seed)
+    unseen = [articles[at] for at in order[fold::NUM_FOLDS]]
+    return [
+        (article.rouge_l(ranker.choose(article.candidates, size)), article.rouge_l(range(size))) for article in unseen
+    ]
 
 
 def common_length(first: Sequence[str], second: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ from training.data.summary_ranking import Ranker
 from training.text_data import HELDOUT_SHARE, split_of
 
 MAX_ARTICLE_TOKENS = MAX_CONTEXT - MAX_SUMMARY_TOKENS - 64
-BATCHES_PER_WORKER = 8
+BATCHES_PER_WORKER = 3
 
 Made = tuple[list[tuple[str, Document]], Counter]
 """(split, document) of some rows, and the counts of `DocumentMaker`."""
