@@ -130,6 +130,22 @@ def test_four_words_are_said_once(tables):
     assert refused(tables, twin, " But the old plant was") is None
 
 
+def test_a_name_that_would_repeat_four_words_can_be_finished(tables):
+    """Would catch a name of which the beginning may be written and the end may not: nothing was left to write."""
+    rules, _ = begun(tables)
+    for token in tables.tokenizer.encode(" In the town of Ellmoor it rains, and then the town of"):
+        rules.push(token)
+    written = ""
+    while written != " Ellmoor":
+        limits = rules.limits()
+        allowed = tables.words.all_ids - set(limits.banned) if limits.only is None else set(limits.only)
+        fitting = [token for token in sorted(allowed) if " Ellmoor".startswith(written + tables.tokenizer.piece(token))]
+        assert fitting, written
+        token = min(fitting, key=lambda token: len(tables.tokenizer.piece(token)) or 99)
+        rules.push(token)
+        written += tables.tokenizer.piece(token)
+
+
 def test_free_words_stay_free(tables):
     """Would catch the shipped form being held to rules that its adapters were not measured with."""
     rules, ending = begun(tables, words="free")

@@ -79,6 +79,7 @@ class PieceTables:
             Twice: as they are, and in small letters.
         leads, checked_leads: all of these ids, and those that look like a name or a number.
         boundaries: the other ids.
+        all_ids: every id that has a text.
         incomplete: ids of parts of a character, which stand in none of the above.
         behind: what ids have behind their first boundary, where it is to be judged.
     """
@@ -111,6 +112,7 @@ class PieceTables:
             found = _behind(token, piece, len(lead))
             if found.units:
                 self.behind.append(found)
+        self.all_ids = self.leads | self.boundaries | self.incomplete
 
 
 def _behind(token: int, piece: str, start: int) -> _Behind:
