@@ -144,6 +144,8 @@ def test_weights_have_a_digest_of_their_own(tmp_path):
     assert digest(tmp_path) == before
     (tmp_path / "a.safetensors").write_bytes(b"two")
     assert digest(tmp_path) != before
+    with pytest.raises(FileNotFoundError, match="no safetensors"):
+        digest(tmp_path / "smollm2-135m")
 
 
 def test_snapshots_are_adapters_of_their_step(tmp_path, tiny_base, train_here):

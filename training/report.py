@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from selfspan_core.models.registry import PREFERRED
 from selfspan_core.tasks.base import EvaluationKind, Task
 from selfspan_core.tasks.registry import TASKS
 from training.reports.answers import answers, answers_brief
@@ -50,7 +51,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "queries": queries,
 }
 """Blocks of the base model and of the machine's speed, which belong to no task."""
-TASK_BLOCKS: dict[EvaluationKind, dict[str, Callable[[type[Task[Any]]], str]]] = {
+TASK_BLOCKS: dict[EvaluationKind, dict[str, Callable[..., str]]] = {
     "problems": {"": problems, "_brief": problems_brief},
     "summaries": {"": summaries, "_brief": summaries_brief},
 }
@@ -58,13 +59,22 @@ TASK_BLOCKS: dict[EvaluationKind, dict[str, Callable[[type[Task[Any]]], str]]] =
 
 
 def blocks() -> dict[str, Callable[[], str]]:
-    """Every block by its name: two of each task, made of its results file, and those that belong to no task."""
+    """Every block by its name: two of each task, made of its results file, and those that belong to no task.
+
+    The blocks of a model that is the usual one of a task have its name in theirs: `summarize_smollm2_135m`.
+    """
     of_tasks = {
         f"{name}{end}": partial(block, task)
         for name, task in TASKS.items()
         for end, block in TASK_BLOCKS[task.evaluation].items()
     }
-    return of_tasks | COMMON_BLOCKS
+    of_models = {
+        f"{name}_{re.sub('[^a-z0-9]', '_', model)}{end}": partial(block, TASKS[name], model)
+        for name, models in PREFERRED.items()
+        for model in models
+        for end, block in TASK_BLOCKS[TASKS[name].evaluation].items()
+    }
+    return of_tasks | of_models | COMMON_BLOCKS
 
 
 def filled(text: str, document: str) -> str:

@@ -48,9 +48,15 @@ def weights_digest(folder: str | Path) -> str:
     """SHA-256 over a folder's safetensors files, in the order of their names: says which weights were measured.
 
     A commit alone does not, where weights are measured before they are committed.
+
+    Raises:
+        FileNotFoundError: there are none.
     """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no safetensors files")
     total = hashlib.sha256()
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in files:
         total.update(file.read_bytes())
     return total.hexdigest()
 

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from cuda_kernels.bench.provenance import provenance, weights_digest
+from cuda_kernels.bench.provenance import provenance
 from selfspan_core.models.model import SpanModel
 from selfspan_core.tasks.registry import TASKS, get_task
 from training.data.generated import evaluation_set
 from training.evaluation.batch_decode import Decoded
 from training.evaluation.drafts import decode_by_drafts
-from training.evaluation.lanes import EvaluationLane, lanes_of
+from training.evaluation.lanes import EvaluationLane, lanes_of, weights_of
 from training.evaluation.results import results_path
 
 
@@ -107,8 +107,7 @@ def main(task: str, words: Sequence[str]) -> None:
     """Evaluate the task of that name as the words of the command line say."""
     arguments = parse_arguments(task, words)
     lanes = [lane for lane in lanes_of(task) if lane.name in arguments.lanes]
-    folders = [arguments.base, *dict.fromkeys(f"{arguments.adapters}/{lane.adapter}" for lane in lanes)]
-    origin = {"weights_sha256": {folder: weights_digest(folder) for folder in folders}} | provenance()
+    origin = {"weights_sha256": weights_of(arguments.base, arguments.adapters, lanes)} | provenance()
     named = TASKS[task].generator.size_name
     figures: dict = {operands: {} for operands in arguments.operands}
     wrong: dict = {operands: {} for operands in arguments.operands}

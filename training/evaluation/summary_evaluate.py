@@ -10,20 +10,24 @@ Where the GPU is on a machine that has packed data only: there `--decode-only FI
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cuda_kernels.bench.provenance import provenance, weights_digest
+from cuda_kernels.bench.provenance import provenance
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import TASKS
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from training.data.summary_source import Layout, PackedSummaries, Summary
-from training.evaluation.lanes import EvaluationLane, lanes_of
+from training.evaluation.lanes import EvaluationLane, lanes_of, weights_of
 from training.evaluation.results import results_path
 from training.summary_data import EVALUATION, EVALUATION_SETS, EXAMPLES_SET
+
+NO_WEIGHTS = hashlib.sha256().hexdigest()
+"""What earlier runs wrote of a base that they knew by its name; it says nothing of the weights."""
 
 
 def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
@@ -120,6 +124,8 @@ def together(parts: Sequence[dict]) -> dict:
             if part[name] != whole[name]:
                 raise ValueError(f"what was decoded differs in {name}: {part[name]} and {whole[name]}")
         for folder, digest in part["weights_sha256"].items():
+            if digest == NO_WEIGHTS:
+                continue
             if whole["weights_sha256"].setdefault(folder, digest) != digest:
                 raise ValueError(f"what was decoded differs in the weights of {folder}")
         for lane, settings in part["outputs"].items():
@@ -138,9 +144,7 @@ def asked_lanes(arguments: argparse.Namespace) -> list[EvaluationLane]:
 
 def origin_of(arguments: argparse.Namespace) -> dict:
     """Provenance as it is at the start, when code and weights are loaded."""
-    adapters = dict.fromkeys(lane.adapter for lane in asked_lanes(arguments))
-    folders = [arguments.base, *(f"{arguments.adapters}/{adapter}" for adapter in adapters)]
-    digests = {folder: weights_digest(folder) for folder in folders}
+    digests = weights_of(arguments.base, arguments.adapters, asked_lanes(arguments))
     return {"dtype": arguments.dtype, "weights_sha256": digests} | provenance()
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from selfspan_core.models.registry import DEFAULT_MODEL
 from selfspan_core.tasks.base import Task
 from training.evaluation.results import results_path
 from training.reports.markdown import not_measured, origin, read, source, table
@@ -24,9 +25,9 @@ BASELINES = (
 KINDS = (("", "decoding rules"), (" without rules", "no rules"), (" copies only", "rules, words of the source only"))
 
 
-def summaries(task: type[Task[Any]]) -> str:
+def summaries(task: type[Task[Any]], model: str = DEFAULT_MODEL) -> str:
     """ROUGE per set, and what can be checked without a reference."""
-    path = results_path(task.name)
+    path = results_path(task.name, model)
     results = read(path)
     if results is None:
         return not_measured(task)
@@ -35,9 +36,9 @@ def summaries(task: type[Task[Any]]) -> str:
     return "\n".join([*texts, margins_remark(sets), checks_table(sets), reads_remark(sets)]) + source(results, path)
 
 
-def summaries_brief(task: type[Task[Any]]) -> str:
+def summaries_brief(task: type[Task[Any]], model: str = DEFAULT_MODEL) -> str:
     """A few rows of the first set."""
-    path = results_path(task.name)
+    path = results_path(task.name, model)
     results = read(path)
     if results is None:
         return not_measured(task)
