@@ -11,10 +11,9 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from selfspan_core.models.registry import PREFERRED
-from selfspan_core.tasks.base import EvaluationKind, Task
+from selfspan_core.tasks.base import EvaluationKind
 from selfspan_core.tasks.registry import TASKS
 from training.reports.answers import answers, answers_brief
 from training.reports.base_model import base

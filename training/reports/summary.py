@@ -50,8 +50,8 @@ def summaries_brief(task: type[Task[Any]], model: str = DEFAULT_MODEL) -> str:
     rows += [_brief_row(f"{lane}, {length}", lanes[key][length]) for key, lane, length in shown]
     header = [f"{label}, {figures['articles']} articles", "ROUGE-1", "ROUGE-2", "ROUGE-L (95 %)", "words"]
     intro = (
-        "ROUGE F1 of short (two sentences) and medium (three to five) summaries, and the share of their words that "
-        "stand in their sources: in the sentences that they name, for the plain adapter in the article "
+        f"ROUGE F1 of short (two sentences) and medium (three to five) summaries by `{model}`, and the share of their "
+        "words that stand in their sources: in the sentences that they name, for the plain adapter in the article "
         f"({origin(results, path)}):\n\n"
     )
     return intro + table([*header, "words found in sources", "KV read"], rows)
