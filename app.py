@@ -70,6 +70,7 @@ def build_app(
             js_on_load=page_files.script(),
             apply_default_css=False,
             elem_id="race",
+            known=[one.known for one in asked],
         )
         job = gr.State()
         streaming = job.change(runs.stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)
@@ -105,7 +106,10 @@ def _wire(one: Controls, runs: PageRuns, race: gr.HTML, job: gr.State) -> None:
     def check(request: gr.Request, text: str, *values):
         return runs.check(one, text, values, request.session_hash)
 
-    gr.on(one.begins, check, one.inputs, [one.alert, one.cleaning, race, job], **AT_ONCE, **HIDDEN)
+    outputs = [one.alert, one.cleaning, race, job]
+    gr.on(one.begins, check, one.inputs, outputs, **AT_ONCE, **HIDDEN)
+    for filled in one.fills:
+        filled.then(check, one.inputs, outputs, **AT_ONCE, **HIDDEN)
     one.stop.click(runs.halt, None, race, queue=False, **HIDDEN)
     # What was wrong with the last input says nothing of the next.
     one.box.change(None, None, [one.alert, one.cleaning], js="() => [null, null]", **HIDDEN)

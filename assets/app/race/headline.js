@@ -48,6 +48,17 @@ class Headline {
     find(this.root, ".ss-constrained").hidden = !start.rules;
   }
 
+  // Nothing has run yet.
+  blank() {
+    find(this.root, ".ss-title").textContent = "Two lanes, one device";
+    for (const name of [".ss-device", ".ss-rules"]) find(this.root, name).textContent = "";
+    this.line.textContent = "";
+    for (const name of ["share", "answer", "token", "total"]) this.tile(name, "–");
+    for (const cell of this.cells.flat()) cell.textContent = "–";
+    this.told({});
+    find(this.root, ".ss-constrained").hidden = true;
+  }
+
   // Remarks on an input or a model; without any, those of another run are gone.
   told({ notice, caution }) {
     for (const [name, text] of Object.entries({ notice, caution })) {

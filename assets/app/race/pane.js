@@ -38,7 +38,7 @@ class Pane {
     find(this.root, ".ss-adapter").textContent = `${lane.adapter} adapter`;
     find(this.root, ".ss-flag").hidden = true;
     find(this.root, ".ss-verdict").hidden = true;
-    find(this.root, ".ss-empty")?.remove();
+    find(this.root, ".ss-empty").hidden = true;
     find(this.root, ".ss-load").textContent = load;
     for (const node of Object.values(this.figures)) node.textContent = "–";
     this.drafts.hidden = true;
@@ -49,6 +49,14 @@ class Pane {
     this.streaming = true;
     this.follow.hidden = true;
     this.reading.say("");
+  }
+
+  // Nothing has run yet.
+  blank() {
+    this.start({ attention: this.dense ? "dense" : "sparse", adapter: "", label: find(this.root, ".ss-name").textContent }, { view: LINE });
+    find(this.root, ".ss-adapter").textContent = "";
+    find(this.root, ".ss-empty").hidden = false;
+    this.streaming = false;
   }
 
   // Whether the prompt is a document in which a step names sentences, not a line of numbers.
@@ -130,9 +138,13 @@ class Pane {
     if (this.finished === "length") notes.push("ran out of new tokens");
     if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
     find(this.root, ".ss-note").textContent = notes.join(" · ");
-    this.copy.hidden = result.answer === null;
-    this.copy.textContent = "Copy";
-    this.copied = result.answer ?? "";
+  }
+
+  // The answer and the worked steps as plain text; of a summary both are the same.
+  offerCopy(text) {
+    this.copied = text;
+    this.copy.hidden = text === "";
+    this.copy.textContent = this.isDocument ? `Copy ${this.view.answer}` : `Copy ${this.view.answer} and steps`;
   }
 
   flag(text) {

@@ -10,6 +10,14 @@ class Source {
     this.segments = new Map(); // name -> its element
   }
 
+  // Nothing has been read yet.
+  clear() {
+    this.typeset = (text) => text;
+    this.root.hidden = true;
+    this.segments.clear();
+    this.box.replaceChildren();
+  }
+
   // `named`: whether any lane names what it reads.
   start({ prompt, view }, named) {
     const isDocument = view.pane === "document";

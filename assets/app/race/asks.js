@@ -1,0 +1,79 @@
+// The forms of the page, one a task: which is in sight, what it holds, and filling it as a visitor would.
+
+const FILL_MS = 5000;
+const COMPARED = ["span", "plain"]; // the adapters of the dense lane, as the API names them
+
+// Until `ready` says so; null after a while.
+async function until(ready, patience = FILL_MS) {
+  for (const began = performance.now(); performance.now() - began < patience; ) {
+    const found = ready();
+    if (found) return found;
+    await new Promise((resolve) => setTimeout(resolve, 30));
+  }
+  return null;
+}
+
+class Asks {
+  // `known`: {task, box, suffix, run, models} of each task, the first one in sight at the beginning.
+  constructor(known) {
+    this.known = known;
+  }
+
+  of(task) {
+    return this.known.find((one) => one.task === task);
+  }
+
+  // The task whose tab is in sight.
+  get shown() {
+    const tab = document.querySelector('#tasks [role="tab"][aria-selected="true"]');
+    return this.of(tab?.dataset.tabId)?.task ?? this.known[0].task;
+  }
+
+  onTurn(tell) {
+    const tabs = document.querySelector("#tasks");
+    let last = this.shown;
+    const look = () => last !== this.shown && tell((last = this.shown));
+    if (tabs) new MutationObserver(look).observe(tabs, { subtree: true, attributeFilter: ["aria-selected"] });
+  }
+
+  box({ box }) {
+    return document.querySelector(`#${CSS.escape(box)} textarea`);
+  }
+
+  choices(name, { suffix }) {
+    return [...document.querySelectorAll(`#${CSS.escape(name + suffix)} input[type="radio"]`)];
+  }
+
+  chosen(name, one) {
+    return this.choices(name, one).find((input) => input.checked)?.value ?? null;
+  }
+
+  // What the form of a task would ask.
+  held(task) {
+    const one = this.of(task);
+    return { task, text: this.box(one)?.value ?? "", model: this.chosen("model", one), compare: this.chosen("compare", one) };
+  }
+
+  // A text into the box of the tab in sight.
+  write(box, text) {
+    box.value = text;
+    box.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+
+  // What is given goes into the form of its task, which comes into sight; nothing runs. False: there is no such form.
+  async fill({ task, text = null, model = null, compare = null }) {
+    const one = this.of(task);
+    if (!one) return false;
+    if (this.shown !== task) [...document.querySelectorAll('#tasks [role="tab"]')].find((tab) => tab.dataset.tabId === task)?.click();
+    const box = await until(() => (this.box(one)?.checkVisibility() ? this.box(one) : null));
+    if (!box) return false;
+    openForms();
+    if (text !== null) this.write(box, text);
+    for (const [name, value] of Object.entries({ model, compare })) {
+      const input = value === null ? null : this.choices(name, one).find((choice) => choice.value === value);
+      if (input && !input.checked) input.click();
+    }
+    box.scrollIntoView({ block: "nearest" });
+    return true;
+  }
+}
