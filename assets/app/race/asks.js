@@ -29,11 +29,13 @@ class Asks {
     return this.of(tab?.dataset.tabId)?.task ?? this.known[0].task;
   }
 
+  // Of another tab in sight, gradio tells (`app.py`): its tabs may be drawn later than this runs, and more than once.
   onTurn(tell) {
-    const tabs = document.querySelector("#tasks");
-    let last = this.shown;
-    const look = () => last !== this.shown && tell((last = this.shown));
-    if (tabs) new MutationObserver(look).observe(tabs, { subtree: true, attributeFilter: ["aria-selected"] });
+    document.addEventListener("ss-turn", ({ detail }) => this.of(detail) && tell(detail));
+  }
+
+  tab(task) {
+    return [...document.querySelectorAll('#tasks [role="tab"]')].find((tab) => tab.dataset.tabId === task);
   }
 
   box({ box }) {
@@ -64,7 +66,7 @@ class Asks {
   async fill({ task, text = null, model = null, compare = null }) {
     const one = this.of(task);
     if (!one) return false;
-    if (this.shown !== task) [...document.querySelectorAll('#tasks [role="tab"]')].find((tab) => tab.dataset.tabId === task)?.click();
+    if (this.shown !== task) (await until(() => this.tab(task)))?.click();
     const box = await until(() => (this.box(one)?.checkVisibility() ? this.box(one) : null));
     if (!box) return false;
     openForms();

@@ -50,14 +50,15 @@ class History {
     this.draw();
   }
 
-  // Old runs give way where the storage is full.
+  // Old runs give way where the storage is full; where not even the newest finds room, nothing is kept.
   store() {
-    for (let count = this.runs.length; this.isKept && count >= 0; count = count > 1 ? Math.floor(count / 2) : count - 1) {
+    for (let count = this.runs.length; count > 0; count = Math.floor(count / 2)) {
       try {
         localStorage.setItem(HISTORY_KEY, JSON.stringify(this.runs.slice(0, count)));
+        this.isKept = true;
         return;
-      } catch (error) {
-        this.isKept = error.name === "QuotaExceededError";
+      } catch {
+        this.isKept = false;
       }
     }
   }

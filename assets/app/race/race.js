@@ -43,9 +43,14 @@ function setState(view, state, text) {
   Object.assign(view, { state, text });
   if (view === shown) showState();
   if (view !== live) return;
-  const busy = BUSY.includes(state);
-  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
+  enableStops();
   clearTimeout(patience);
+}
+
+// Every tab's Stop ends the newest run, whichever tab it belongs to.
+function enableStops() {
+  const busy = BUSY.includes(live.state);
+  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
 }
 
 function showState() {
@@ -223,8 +228,10 @@ function update(lanes, draw, isEnd) {
 
 // Another tab is in sight: what it shows is its own.
 function turn(task) {
+  if (shown.task === task) return;
   shown = views[task];
   openForms();
+  until(() => asks.box(asks.of(task))).then(enableStops); // gradio draws a form when its tab is first in sight
   keep.say("");
   const { account } = shown;
   if (!account) blank();
@@ -279,7 +286,7 @@ below.addEventListener("pointermove", (event) => event.pointerType !== "touch" &
 below.addEventListener("pointerleave", (event) => moved(event) && pointAtSource(event));
 below.addEventListener("click", pointAtSource);
 
-for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", "true");
+enableStops();
 watch("value", () => receive(props.value));
 receive(props.value);
 asks.onTurn(turn);

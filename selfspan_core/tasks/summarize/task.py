@@ -35,7 +35,7 @@ from selfspan_core.tasks.base import (
     View,
 )
 from selfspan_core.tasks.summarize.cleaning.pipeline import MAX_TYPED_CHARACTERS, cleaned
-from selfspan_core.tasks.summarize.examples import EXAMPLES
+from selfspan_core.tasks.summarize.examples import EXAMPLES, STORIES
 from selfspan_core.tasks.summarize.form import (
     CUE,
     INSTRUCTIONS,
@@ -169,6 +169,7 @@ class Summarize:
             "article",
             "plain English text of 30 words or more, up to some thousands; it may be pasted as it is.",
         ),
+        stories=STORIES,
     )
     generator: ClassVar[Generator | None] = None
     evaluation: ClassVar[EvaluationKind] = "summaries"
