@@ -14,6 +14,7 @@ class Pane {
     this.lane = lane;
     this.scroll = find(root, ".ss-scroll");
     this.steps = new Steps(find(root, ".ss-steps"));
+    this.empty = find(root, ".ss-empty");
     this.follow = find(root, ".ss-follow");
     this.copy = find(root, ".ss-copy");
     this.drafts = find(root, ".ss-drafts");
@@ -38,7 +39,7 @@ class Pane {
     find(this.root, ".ss-adapter").textContent = `${lane.adapter} adapter`;
     find(this.root, ".ss-flag").hidden = true;
     find(this.root, ".ss-verdict").hidden = true;
-    find(this.root, ".ss-empty").hidden = true;
+    this.empty.remove();
     find(this.root, ".ss-load").textContent = load;
     for (const node of Object.values(this.figures)) node.textContent = "–";
     this.drafts.hidden = true;
@@ -55,7 +56,7 @@ class Pane {
   blank() {
     this.start({ attention: this.dense ? "dense" : "sparse", adapter: "", label: find(this.root, ".ss-name").textContent }, { view: LINE });
     find(this.root, ".ss-adapter").textContent = "";
-    find(this.root, ".ss-empty").hidden = false;
+    this.scroll.append(this.empty);
     this.streaming = false;
   }
 
