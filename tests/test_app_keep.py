@@ -43,7 +43,7 @@ def summarized(tab, text):
 
 
 def said(tab) -> str:
-    tab.page.wait_for_selector(".ss-said:not([hidden])")
+    tab.page.wait_for_selector(".ss-said:not(:empty)")
     return tab.text(".ss-said")
 
 
@@ -155,7 +155,9 @@ class TestFiles:
                 news = tick["lanes"][name]
                 rows |= {news["rows_from"] + index: row for index, row in enumerate(news["rows"])}
             read = [(row["step"], row["start"], row["kind"], row["reads"], row["own"]) for row in lane["read"]]
-            assert read == [tuple(row[key] for key in ("step", "start", "kind", "reads", "own")) for row in rows.values()]
+            assert read == [
+                tuple(row[key] for key in ("step", "start", "kind", "reads", "own")) for row in rows.values()
+            ]
             assert {row["kind"] for row in lane["read"]} <= set(ROW_KINDS)
             assert sum(row["count"] for row in lane["read"]) == lane["tokens"]
 
@@ -168,7 +170,11 @@ class TestFiles:
         segments = get_task("summarize").parse(FORMULA + ARTICLE).segments
         assert segments[0].startswith("=HYPERLINK(") and len(lines) == 6
         for lane, own in (("dense", lines[:3]), ("self-selected", lines[3:])):
-            assert [line["lane"] for line in own] == [lane] * 3 and [line["reads"] for line in own] == ["a0", "a1", "a2"]
+            assert [line["lane"] for line in own] == [lane] * 3 and [line["reads"] for line in own] == [
+                "a0",
+                "a1",
+                "a2",
+            ]
             texts = [(line["working"] + line["result"]) for line in own]
             assert texts == ["'" + segments[0], *segments[1:3]]
         assert lines[0]["intervals"].startswith("[0,") and lines[3]["intervals"].startswith("[0,7) ")
@@ -236,7 +242,9 @@ class TestHistory:
         """A storage that fills up for ever, and an input that becomes part of the page."""
         tab = open_tab(both[0])
         one = {"task": "arithmetic", "model": MARKUP, "compare": "span", "share": 0.5, "speed": None, "answer": "right"}
-        kept = [one | {"text": MARKUP, "input": MARKUP}] + [one | {"text": f"1+{n}", "input": f"1+{n}"} for n in range(70)]
+        kept = [one | {"text": MARKUP, "input": MARKUP}] + [
+            one | {"text": f"1+{n}", "input": f"1+{n}"} for n in range(70)
+        ]
         tab.page.evaluate(f"runs => localStorage.setItem('{KEY}', JSON.stringify(runs))", kept)
         tab.reload()
         assert len(inputs(tab)) == 50 and inputs(tab)[0] == MARKUP
@@ -247,7 +255,9 @@ class TestHistory:
         assert tab.page.evaluate(f"JSON.parse(localStorage.getItem('{KEY}')).length") == 50
         assert tab.page.evaluate("window.pwned") is None
 
-    @pytest.mark.parametrize("stored", ["{", "null", "7", '[null, 1, {"task": 7}, {"task": "arithmetic"}]', '{"0": {}}'])
+    @pytest.mark.parametrize(
+        "stored", ["{", "null", "7", '[null, 1, {"task": 7}, {"task": "arithmetic"}]', '{"0": {}}']
+    )
     def test_broken_storage(self, both, open_tab, stored):
         """A page that does not start, or never keeps anything again, for what lies in its storage."""
         tab = open_tab(both[0])
@@ -296,4 +306,4 @@ def test_it_fits_a_telephone(both, open_tab, scheme):
     for _ in range(8):
         tab.page.keyboard.press("Tab")
         reached.append(tab.page.evaluate("document.activeElement.dataset.file ?? document.activeElement.className"))
-    assert ["trace", "steps", "bitmap", "drawing"] == reached[:4] and "ss-again" in reached
+    assert reached[:4] == ["trace", "steps", "bitmap", "drawing"] and "ss-again" in reached

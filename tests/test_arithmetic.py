@@ -326,6 +326,8 @@ def test_examples_and_surprises(task):
     sizes = [task.parse(text).num_operands for text in task.examples]
     assert min(sizes) == 4 and max(sizes) == 48 and {8, 16, 24, 32} <= set(sizes)
     assert all(task.parse(text).text == text and is_held_out(text) for text in task.examples)
+    stories = task.page.stories.values()
+    assert all(task.parse(text).text == text and is_held_out(text) for text in stories)
     surprises = [task.surprise(seed) for seed in range(20)]
     assert len(set(surprises)) == 20 and surprises[3] == task.surprise(3)
     assert all(4 <= task.parse(text).num_operands <= 48 for text in surprises)

@@ -44,7 +44,10 @@ class Tab:
         before = list(self.complaints)
         self._arrive(self.page.reload)
         new = self.complaints[len(before) :]
-        self.complaints = [*before, *(one for one in new if "AbortError" not in one and "Connection errored" not in one)]
+        self.complaints = [
+            *before,
+            *(one for one in new if "AbortError" not in one and "Connection errored" not in one),
+        ]
 
     def close(self) -> None:
         """Nothing of it is left for the next tab."""

@@ -1,6 +1,8 @@
 // The forms of the page, one a task: which is in sight, what it holds, and filling it as a visitor would.
 
 const FILL_MS = 5000;
+const LOOK_MS = 30;
+const HOLDS = 8; // looks in a row at which a value has to be there
 const COMPARED = ["span", "plain"]; // the adapters of the dense lane, as the API names them
 
 // Until `ready` says so; null after a while.
@@ -8,7 +10,7 @@ async function until(ready, patience = FILL_MS) {
   for (const began = performance.now(); performance.now() - began < patience; ) {
     const found = ready();
     if (found) return found;
-    await new Promise((resolve) => setTimeout(resolve, 30));
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
   }
   return null;
 }
@@ -62,6 +64,20 @@ class Asks {
     box.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
+  // A value, until it holds: a form that gradio has just drawn gets its first values once more. What a visitor changes
+  // meanwhile is left alone.
+  async settle(wanted, read, write) {
+    if (wanted === null) return;
+    const first = read();
+    for (let held = 0, tries = 0; held < HOLDS && tries < 10 * HOLDS; tries++) {
+      const now = read();
+      if (now !== wanted && now !== first) return;
+      held = now === wanted ? held + 1 : 0;
+      if (now !== wanted) write(wanted);
+      await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+    }
+  }
+
   // What is given goes into the form of its task, which comes into sight; nothing runs. False: there is no such form.
   async fill({ task, text = null, model = null, compare = null }) {
     const one = this.of(task);
@@ -70,12 +86,12 @@ class Asks {
     const box = await until(() => (this.box(one)?.checkVisibility() ? this.box(one) : null));
     if (!box) return false;
     openForms();
-    if (text !== null) this.write(box, text);
-    for (const [name, value] of Object.entries({ model, compare })) {
-      const input = value === null ? null : this.choices(name, one).find((choice) => choice.value === value);
-      if (input && !input.checked) input.click();
-    }
     box.scrollIntoView({ block: "nearest" });
+    await this.settle(text, () => this.box(one)?.value, (value) => this.write(this.box(one), value));
+    for (const [name, value] of Object.entries({ model, compare })) {
+      const choice = () => this.choices(name, one).find((input) => input.value === value);
+      if (choice()) await this.settle(value, () => this.chosen(name, one), () => choice().click());
+    }
     return true;
   }
 }

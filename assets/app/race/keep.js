@@ -19,7 +19,6 @@ class Keep {
   }
 
   say(text) {
-    this.said.hidden = !text;
     this.said.textContent = text;
   }
 

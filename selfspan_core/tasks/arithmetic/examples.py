@@ -9,7 +9,7 @@ EXAMPLES = (
     "94*11*55/(-22)-9*54/18/27*53+(32/32-66-0)*37*(48/16)+4+(70/14*(91+8)+42*31+10*12)*(50-9)"
     "+88*81/(35-46)/12/18/3*70-93*(11+67)*1-0/88/66/89-0/5*(63-1)+29",
 )
-_BILL = "(3*4+2*9+12*2+5*6+8*7-20)/4+15"
+_BILL = "(2*4+2*9+12*2+5*6+8*7-20)/4+18"
 """Five purchases and a coupon, shared by four people, and for each of them the way home."""
 _RACE = (
     "-(-(99+71*85*10/5-61-91+1+21*98+29-48/16)+71+93+61-3-12*6+92-2-95/5+75+3-5+60-7*(-4)*40+6*19*2"
@@ -18,7 +18,7 @@ _RACE = (
 STORIES = {
     "A short sum": EXAMPLES[0],
     "A shop's bill": _BILL,
-    "Brackets in brackets": EXAMPLES[3],
+    "Brackets": EXAMPLES[3],
     "A race": _RACE,
 }
 """What the page's buttons run."""
