@@ -304,7 +304,7 @@ def test_configs_of_a_language_model_load(name):
     shares = {part: sum(v for k, v in config.mixture.items() if part in k) / total for part in ("rewrite", "among")}
     assert 0.2 <= shares["rewrite"] <= 0.3 and 0.05 <= shares["among"] <= 0.15
     assert loop.row_tokens == 8192 and loop.rows_per_step * loop.row_tokens == 16 * 4096
-    assert set(config.lora.target_modules) == set(finetune.ALL_LINEAR) and config.lora.rank == 8
+    assert set(config.lora.target_modules) == set(finetune.ALL_LINEAR) and config.lora.rank <= 8
 
 
 @pytest.mark.parametrize("name", ["summarize-span", "summarize-plain", "summarize-rewrite"])

@@ -18,7 +18,8 @@ GPUs has to be given. Kinds of summaries (shares of a `mixture` in the configura
     openings     of the same and of news with titles: one such sentence (for a title: the one that it draws on), and
                  the first one or two other sentences of the article. News puts what matters first, which is the
                  strongest sign of importance (Zhu et al., arXiv 1912.11602, train on it alone)
-
+    ranked       of news, highlights, roundups and extracts: two sentences, and four, that a small model expects the
+                 highest ROUGE-L of, without the phrases that they can do without (`data.summary_ranking`)
     events       two or more articles of one event, one below the other, with its round-up   (rows with an `event`)
 
 With `--form rewrite` the bodies are the references' own sentences, each of which reads two sentences where the second
@@ -29,6 +30,7 @@ named dev_* or test_* are left out; those files become `evaluation`: prompts alo
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -90,6 +92,8 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
         FileNotFoundError: there is nothing to train on.
     """
     # Here, not above: it imports a sentence splitter and a stemmer, which readers of the packed files do not need.
+    from training.data.summary_files import passages_of
+    from training.data.summary_ranker import ranker_of
     from training.data.summary_workers import documents_of, evaluation_prompts
 
     started = time.perf_counter()
@@ -100,7 +104,11 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
     (out / META).unlink(missing_ok=True)
     write(out / f"{EVALUATION}.npz.xz", evaluation_prompts(kept_out, loaded.codec).arrays(dtype))
     packed, counts = {split: Packed() for split in SPLITS}, Counter()
-    for source, batch in documents_of(files, kept_out, loaded.codec, form, workers):
+    passages, ranker, learned = passages_of(kept_out), None, None
+    if form == "shorten":
+        ranker, learned = ranker_of(files, passages, loaded.codec, workers)
+        print(f"ranker: {learned}" if ranker else f"no ranker of sentences, of too few articles: {learned}", flush=True)
+    for source, batch in documents_of(files, passages, loaded.codec, form, workers, ranker):
         for documents, counted in batch:
             counts += counted
             for split, document in documents:
@@ -111,6 +119,7 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
     for split in SPLITS:
         counts.update(counts_of(packed[split], split))
     meta = {"form": form, "vocab_size": loaded.vocab_size, "counts": dict(sorted(counts.items())), "bytes": sizes}
+    meta |= {"ranker": dataclasses.asdict(learned)} if ranker else {}
     (out / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(meta, indent=2))
     print(f"{time.perf_counter() - started:.0f} s")

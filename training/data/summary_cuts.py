@@ -225,7 +225,7 @@ def _behind_comma(tokens: list[Token], stop: int, commas: list[int]) -> Iterator
         # "though Oakes, who ..., is keen": the clause in front of the comma must be whole.
         clause = max([0, *(other + 1 for other in commas if other < comma)])
         if (first in TRAILING or joins or participle) and any(is_finite(t.lower) for t in tokens[clause:comma]):
-            goes_on = any(is_finite(tokens[other + 1].lower) for other in commas if other > comma)
+            goes_on = any(is_finite(tokens[other + 1].lower) for other in commas if comma < other < len(tokens) - 1)
             if first in RELATIVE and goes_on:
                 continue
             if first in ("as", "like", "until", "even") and not any(

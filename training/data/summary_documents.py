@@ -15,6 +15,7 @@ from selfspan_core.tasks.summarize.text import clean, is_sentence, sentences_of
 from training.data.summary_annotation import MIN_COVERAGE, Aligned, Article, annotate, draw_choices
 from training.data.summary_files import kind_of, shares_passages
 from training.data.summary_format import MAX_LONG_TOKENS, Document, Target
+from training.data.summary_ranking import Candidates, Ranker
 from training.data.summary_shorten import shorten
 from training.data.summary_tokens import is_pronoun_led
 from training.data.summary_words import content, is_finite
@@ -32,6 +33,7 @@ LEADS_SHARE = 0.4
 MIN_SENTENCES = 4
 MIN_TITLE_COVERAGE, MIN_LEAD_COVERAGE, MIN_REWRITE_COVERAGE = 0.5, 0.5, 0.65
 SECOND_SENTENCE_GAIN = 0.34
+NUM_RANKED = (2, 4)
 NUM_GAPS = (2, 3, 3, 4)
 
 
@@ -42,10 +44,11 @@ class DocumentMaker:
         codec: of the tokenizer; its lengths decide where a long article ends.
         form: one of FORMS.
         passages: word runs of the dev and test articles, which no document to train on may share.
+        ranker: chooses sentences of articles without a summary; None: there are no `ranked` summaries.
     """
 
-    def __init__(self, codec: TextCodec, form: str, passages: frozenset[int]) -> None:
-        self._codec, self._form, self._passages = codec, form, passages
+    def __init__(self, codec: TextCodec, form: str, passages: frozenset[int], ranker: Ranker | None = None) -> None:
+        self._codec, self._form, self.passages, self._ranker = codec, form, passages, ranker
         self.counts: Counter = Counter()
 
     def make(self, source: str, row: dict) -> Document | None:
@@ -54,7 +57,7 @@ class DocumentMaker:
         if kind == "leads" and share_of(str(row["id"]), "leads") >= LEADS_SHARE:
             return None
         body = str(row.get("article") or row.get("text") or "")
-        if shares_passages(body, self._passages):
+        if shares_passages(body, self.passages):
             self.counts[f"{kind}: shares a passage with dev or test"] += 1
             return None
         if kind == "leads":
@@ -71,6 +74,7 @@ class DocumentMaker:
         targets = [Target(kind, steps)] if steps else []
         if steps and kind in CHOSEN_FROM and self._form == "shorten":
             targets += self._choices(str(row["id"]), sentences, references)
+            targets += self._ranked(sentences)
         return self._document(row, sentences, targets)
 
     def _choices(self, key: str, sentences: Sequence[str], references: Sequence[str]) -> Iterator[Target]:
@@ -174,7 +178,20 @@ class DocumentMaker:
         if first:
             num_first = list(NUM_OPENINGS)[int(share_of(key, "openings") * len(NUM_OPENINGS))]
             targets.append(Target("openings", self._opening(sentences, first, num_first, allowed_places(sentences))))
-        return self._document(row, sentences, [*targets, *([Target("gaps", gaps)] if gaps else [])])
+        targets += [Target("gaps", gaps)] if gaps else []
+        return self._document(row, sentences, [*targets, *self._ranked(sentences)])
+
+    def _ranked(self, sentences: Sequence[str]) -> Iterator[Target]:
+        """The sentences that the ranker expects the highest score of, few for a brief summary and some more."""
+        candidates = None
+        if self._ranker is not None:
+            candidates = Candidates.of(sentences, allowed_places(sentences), self._ranker.words)
+        if candidates is None:
+            return
+        for size in NUM_RANKED:
+            chosen = self._ranker.choose(candidates, size)
+            if len(chosen) == size:
+                yield Target("ranked", tuple(((candidates.places[at],), candidates.texts[at]) for at in chosen))
 
     def _gaps(self, sentences: Sequence[str], first: tuple | None, num: int) -> tuple:
         """Sentences whose words the rest of the article uses most, chosen one by one, in the article's order.

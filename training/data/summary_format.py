@@ -9,7 +9,10 @@ import numpy as np
 
 from selfspan_core.models.tokenizer import TextCodec
 
-KINDS = ("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "choices", "openings", "events")
+KINDS = (
+    *("highlights", "roundups", "extracts", "briefs", "titles", "gaps", "leads", "choices", "openings", "events"),
+    "ranked",
+)
 META = "meta.json"
 EVALUATION = "evaluation"
 EVALUATION_SETS = ("dev_cnndm", "test_cnndm", "test_summeval")

@@ -13,6 +13,9 @@ from training.data.summary_cuts import MIN_WORDS, Cut, cuts
 from training.data.summary_tokens import DASHES, Token, text_of, tokens_of
 from training.data.summary_words import SAYING, content, is_finite
 
+ATTRIBUTIONS = ("attribution", "said")
+"""Kinds of phrases that say whose words a sentence reports."""
+
 _TERMINAL = re.compile(r"[.!?…]+[\"'”’)\]]*$")
 
 
@@ -26,11 +29,19 @@ def shorten(sentence: str, reference: str | None) -> str:
     Returns:
         The shortened sentence, or the sentence as it is.
     """
-    tokens = tokens_of(sentence)
     wanted = None if reference is None else content(reference)
     # Who said it matters if the reference says so, too.
     is_attributed = reference is not None and (":" in reference or any(t.lower in SAYING for t in tokens_of(reference)))
-    kept_kinds = ("attribution", "said") if is_attributed else ()
+    return _cut_down(sentence, wanted, ATTRIBUTIONS if is_attributed else ())
+
+
+def shorten_fully(sentence: str) -> str:
+    """A sentence without all phrases that it can do without; it still says who said it."""
+    return _cut_down(sentence, set(), ATTRIBUTIONS)
+
+
+def _cut_down(sentence: str, wanted: set[str] | None, kept_kinds: Sequence[str]) -> str:
+    tokens = tokens_of(sentence)
     # A cut may make room for another: phrases inside phrases, one leading phrase behind another.
     for _ in range(6):
         shorter = _best_cut(tokens, wanted, kept_kinds)

@@ -7,17 +7,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from selfspan_core.models.tokenizer import TextCodec
 from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import MAX_CONTEXT, MAX_SUMMARY_TOKENS
 from selfspan_core.tasks.summarize.task import segments_of
 from training.data.summary_documents import DocumentMaker
-from training.data.summary_files import event_jobs_of, jobs_of, passages_of, rows_of
+from training.data.summary_files import event_jobs_of, jobs_of, rows_of
 from training.data.summary_format import EXAMPLES_SET, Document, Packed
+from training.data.summary_ranking import Ranker
 from training.text_data import HELDOUT_SHARE, split_of
 
 MAX_ARTICLE_TOKENS = MAX_CONTEXT - MAX_SUMMARY_TOKENS - 64
-BATCHES_PER_WORKER = 8
+BATCHES_PER_WORKER = 3
 
 Made = tuple[list[tuple[str, Document]], Counter]
 """(split, document) of some rows, and the counts of `DocumentMaker`."""
@@ -26,21 +29,27 @@ _maker: DocumentMaker | None = None  # of a worker process, set when the process
 
 
 def documents_of(
-    files: Sequence[tuple[str, Path]], kept_out: Sequence[Path], codec: TextCodec, form: str, workers: int
+    files: Sequence[tuple[str, Path]],
+    passages: frozenset[int],
+    codec: TextCodec,
+    form: str,
+    workers: int,
+    ranker: Ranker | None = None,
 ) -> Iterator[tuple[str, list[Made]]]:
     """All documents of some files, some at a time and in order.
 
     Args:
         files: (source, file) of the training files.
-        kept_out: dev and test files, whose passages no document may share.
+        passages: word runs of the dev and test articles, which no document may share.
         codec: of the tokenizer.
         form: one of `summary_format.FORMS`.
         workers: processes.
+        ranker: of `ranked` summaries; None: there are none.
 
     Returns:
         (name of the newest source, documents and counts of the next rows).
     """
-    arguments = (codec.to_json(), form, passages_of(kept_out))
+    arguments = (codec.to_json(), form, passages, ranker)
     jobs = itertools.chain(
         jobs_of(files), event_jobs_of([(name, file) for name, file in files if name.startswith("train_")])
     )
@@ -51,10 +60,11 @@ def documents_of(
             yield batch[-1][0], pool.map(_make, batch, chunksize=1)
 
 
-def _start_worker(codec_json: str, form: str, passages: frozenset[int]) -> None:
+def _start_worker(codec_json: str, form: str, passages: frozenset[int], ranker: Ranker | None) -> None:
     global _maker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _maker = DocumentMaker(TextCodec(codec_json), form, passages)
+    threadpool_limits(1)  # one per process: the trees would take all cores in each
+    _maker = DocumentMaker(TextCodec(codec_json), form, passages, ranker)
 
 
 def _make(job: tuple[str, list[dict]]) -> Made:
