@@ -12,7 +12,7 @@ from selfspan_core.paths import PAGE
 RECORDED = PAGE / "recorded.json"
 """A real run that the page plays until a visitor runs something; `serve.record` writes it."""
 SCRIPTS = (
-    *("words", "clipboard", "source", "steps", "reading", "pane"),
+    *("words", "clipboard", "source", "steps", "cited", "reading", "pane"),
     *("map_paint", "map", "stage", "headline", "player", "form", "race"),
 )
 """Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""

@@ -34,8 +34,7 @@ let better = ""; // of a long article that is summarized poorly: the part that w
 function setState(state, text) {
   for (const part of [root, below]) part.dataset.state = state;
   if (status.textContent !== text) status.textContent = text;
-  const busy = BUSY.includes(state);
-  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
+  markStops(BUSY.includes(state));
   clearTimeout(patience);
 }
 
@@ -54,17 +53,15 @@ function begin(payload) {
   source.start(start, start.lanes.some((lane) => lane.adapter !== "plain"));
   better = start.caution?.beginning ?? "";
   beginning.hidden = true;
-  for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
+  const paidFor = start.lanes.some((lane) => lane.id === "dense" && lane.adapter === "plain");
+  for (const lane of start.lanes) panes[lane.id]?.start(lane, start, paidFor);
   stage.start(start.lanes);
-  headline.start(start, isPaidFor());
+  headline.start(start, paidFor);
   if (payload.kind === "recorded") return setState("playing", "A recorded run, at its own pace. Press Run to do it here.");
   setState("running", "Running.");
   collapseForms();
   show();
 }
-
-// Whether the dense lane writes no names, and another, shorter text.
-const isPaidFor = () => !panes.dense.annotated;
 
 // A race that starts, or an error that appears, beyond the edge of the screen would be missed.
 function show() {
@@ -76,14 +73,33 @@ function show() {
 
 function end(payload) {
   const finished = payload.end;
-  for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result, finished.headline.differs_at);
+  for (const [lane, result] of Object.entries(finished.lanes)) {
+    panes[lane]?.finish(result, finished.headline.differs_at);
+    settle(lane, finished.read_share);
+  }
   headline.end(finished);
   setState(payload.kind === "recorded" ? "played" : "done", finished.headline.text);
+}
+
+// One share for the headline, the bar and the map.
+function settle(lane, share) {
+  if (!panes[lane]?.paidFor) return;
+  panes[lane].settle(share);
+  stage.settle(lane, lane === "dense" ? 1 : share);
+}
+
+// What was found out about the run that is shown, which another input is about to replace.
+function forget() {
+  headline.clear();
+  better = "";
+  for (const part of [root, below]) delete part.dataset.begun;
+  for (const pane of Object.values(panes)) pane.conclude({});
 }
 
 function halt(state, text) {
   const shown = started === run;
   if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
+  if (state === "failed" && !shown) headline.clear();
   setState(state, text);
   if (state !== "failed") return;
   openForms();
@@ -99,6 +115,7 @@ function offer(text) {
     box.value = text;
     box.dispatchEvent(new Event("input", { bubbles: true }));
     beginning.hidden = true;
+    forget();
     setState("idle", `The beginning is in the box. Press ${asked.button}.`);
     box.scrollIntoView({ block: "center" });
   };
@@ -160,7 +177,7 @@ function apply(payload, draw) {
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
   if (draw && payload.lanes) {
-    headline.update(payload.lanes, isPaidFor());
+    headline.update(payload.lanes, panes.dense.paidFor);
     stage.draw(payload.end !== undefined);
     stage.describe(payload.lanes);
   }
@@ -199,6 +216,9 @@ below.addEventListener("pointermove", (event) => event.pointerType !== "touch" &
 below.addEventListener("pointerleave", (event) => moved(event) && pointAtSource(event));
 below.addEventListener("click", pointAtSource);
 
-for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", "true");
+// Escape undoes what it may where the focus is, as a step that is held; else it stops the run.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.defaultPrevented && !event.isComposing) pressStop();
+});
 watch("value", () => receive(props.value));
 receive(props.value);

@@ -11,6 +11,7 @@ class Reading {
     this.caption.id = `ss-caption-${pane.lane}`;
     this.onPeek = () => {}; // told which step somebody points at, or null
     this.onName = () => {}; // told which named piece of text
+    this.cited = new Cited(pane.source);
     this.clear();
     this.listen();
   }
@@ -22,6 +23,7 @@ class Reading {
     this.pinned = null;
     this.named = null;
     this.liveCaption = "";
+    this.cited.show(null, []);
     this.root.classList.remove("focus", "everything", "peek", "peek-all");
   }
 
@@ -107,6 +109,12 @@ class Reading {
     this.onPeek(node);
   }
 
+  // The names of an article's sentences that a step names, all of them, for the card under it.
+  citedBy(node) {
+    if (!node || !this.pane.isDocument || node.classList.contains("malformed")) return [];
+    return this.steps.reads(node);
+  }
+
   // Hold a step until it is chosen again, another is, or Escape. `bring`: into sight, as nobody points at it there.
   pin(node, bring = false) {
     this.pinned?.classList.remove("pinned");
@@ -114,6 +122,13 @@ class Reading {
     this.pinned?.classList.add("pinned");
     this.peek(this.pinned);
     if (this.pinned && bring) this.pane.bring(this.pinned);
+    this.cited.show(this.pinned, this.citedBy(this.pinned));
+  }
+
+  // Escape lets go of a step that is held, and does nothing else then.
+  letGo(event) {
+    if (this.pinned) event.preventDefault();
+    this.pin(null);
   }
 
   // Steps that read a named piece of text, or none.
@@ -147,7 +162,7 @@ class Reading {
     });
     this.steps.list.addEventListener("focusout", settle);
     this.steps.list.addEventListener("click", (event) => {
-      this.pin(stepOf(event.target));
+      if (!this.cited.has(event.target)) this.pin(stepOf(event.target));
     });
     this.steps.list.addEventListener("keydown", (event) => this.key(event));
   }
@@ -170,10 +185,7 @@ class Reading {
   // One step of the list is a tab stop; arrow keys move among them.
   key(event) {
     const here = event.target.closest(".ss-step");
-    if (event.key === "Escape") {
-      this.pin(null);
-      this.peek(null);
-    }
+    if (event.key === "Escape") this.letGo(event);
     if (event.key === "Enter" && here) this.pin(here);
     const next = here && this.neighbour(event.key, here);
     if (!next) return;
