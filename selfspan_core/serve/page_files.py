@@ -16,7 +16,7 @@ SCRIPTS = (
     *("map_paint", "map", "stage", "headline", "player", "form", "race"),
 )
 """Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""
-STYLES = ("colours", "controls", "card", "map", "source", "pane", "steps", "reading")
+STYLES = ("colours", "controls", "card", "map", "source", "pane", "steps", "reading", "forced")
 """Files of `assets/app/style` in the order in which they apply."""
 
 
