@@ -156,10 +156,11 @@ class TestArticles:
         steps = tab.page.locator(f"{tab.pane(lane)} .ss-step")
         touch = tab.page.context.new_cdp_session(tab.page)
         for number in (1, 2):
-            steps.nth(number).scroll_into_view_if_needed()
+            steps.nth(number).evaluate("node => node.scrollIntoView({ block: 'center' })")
             box = steps.nth(number).bounding_box()
             at = {"x": box["x"] + 100, "y": box["y"] + 12}
-            touch.send("Input.synthesizeTapGesture", {**at, "gestureSourceType": "touch"})
+            touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+            touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
             card = tab.page.locator(f"{tab.pane(lane)} .ss-cited")
             card.wait_for()
             sentence = get_task("summarize").parse(ARTICLE).segments[number]
