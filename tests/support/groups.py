@@ -8,6 +8,7 @@ SERVED = {
     *(
         "test_api",
         "test_app",
+        "test_app_access",
         "test_app_articles",
         "test_app_input",
         "test_app_load",
