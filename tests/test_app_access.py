@@ -53,7 +53,7 @@ def slow(serve, slow_session) -> str:
 
 def violations(tab) -> list[str]:
     """What axe-core finds in the page, a line each."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs a browser's rules, axe-playwright-python").Axe()
     found = axe.run(tab.page, context={"exclude": [[NOT_OURS]]}).response["violations"]
     return [f"{one['id']}: {node['target']} {node['html'][:80]}" for one in found for node in one["nodes"]]
 

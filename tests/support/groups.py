@@ -10,6 +10,7 @@ SERVED = {
         "test_app",
         "test_app_access",
         "test_app_articles",
+        "test_app_firefox",
         "test_app_input",
         "test_app_load",
         "test_app_map",
