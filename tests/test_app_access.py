@@ -1,6 +1,7 @@
 """The page without a mouse, without colours of its own, and read aloud; checked by axe-core where a rule knows it."""
 
 import io
+import itertools
 import time
 
 import pytest
@@ -53,8 +54,9 @@ def slow(serve, slow_session) -> str:
 
 def violations(tab) -> list[str]:
     """What axe-core finds in the page, a line each."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs a browser's rules, axe-playwright-python").Axe()
-    found = axe.run(tab.page, context={"exclude": [[NOT_OURS]]}).response["violations"]
+    needed = "needs a browser's rules, axe-playwright-python"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=needed)
+    found = axe.Axe().run(tab.page, context={"exclude": [[NOT_OURS]]}).response["violations"]
     return [f"{one['id']}: {node['target']} {node['html'][:80]}" for one in found for node in one["nodes"]]
 
 
@@ -103,7 +105,7 @@ class TestRules:
         shown = "nodes => nodes.filter((node) => node.checkVisibility()).map((node) => Number(node.tagName[1]))"
         levels = tab.page.eval_on_selector_all("h1, h2, h3, h4, h5, h6", shown)
         assert levels[0] == 1 and levels.count(1) == 1
-        assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+        assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
         for name in ("Dense attention", "Self-selected attention"):
             assert tab.page.get_by_role("article", name=name, exact=True).count() == 1
 
@@ -172,13 +174,14 @@ class TestKeyboard:
 @pytest.mark.browser
 class TestOutcome:
     def test_the_verdict_is_read_out(self, quick, open_tab):
-        """Would catch a verdict outside a live region, one that is filled while it is hidden, and one without a lane."""
+        """Would catch a verdict outside a live region, one that is filled while it is hidden, or without its lane."""
         tab = open_tab(quick)
         watch = """() => {
             window.told = {};
             for (const region of document.querySelectorAll(".ss-pane [role='status']")) {
-                const note = () => (window.told[region.textContent.replace(/\\s+/g, " ").trim()] = region.checkVisibility(
-                    { visibilityProperty: true }));
+                const words = () => region.textContent.replace(/\\s+/g, " ").trim();
+                const isShown = () => region.checkVisibility({ visibilityProperty: true });
+                const note = () => (window.told[words()] = isShown());
                 new MutationObserver(note).observe(region, { childList: true, characterData: true, subtree: true });
             }
         }"""

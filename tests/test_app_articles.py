@@ -168,7 +168,7 @@ class TestArticles:
             seen, scrolls = card.bounding_box(), tab.page.locator(f"{tab.pane(lane)} .ss-scroll").bounding_box()
             bar = tab.page.locator("#ask-article").bounding_box()
             assert scrolls["y"] - 1 <= seen["y"] and seen["y"] + seen["height"] <= scrolls["y"] + scrolls["height"] + 1
-            assert 0 <= seen["y"] and seen["y"] + seen["height"] <= bar["y"]
+            assert seen["y"] >= 0 and seen["y"] + seen["height"] <= bar["y"]
         tab.page.keyboard.press("Escape")
         assert tab.page.locator(f"{tab.pane('sparse')} .ss-cited").count() == 0
 

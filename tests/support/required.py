@@ -1,4 +1,4 @@
-"""What a machine must have: SELFSPAN_REQUIRE=browser,firefox,compiler,model turns skips for want of it into failures."""
+"""What a machine must have: with SELFSPAN_REQUIRE=browser,firefox,compiler,model skips for want of it are failures."""
 
 import os
 

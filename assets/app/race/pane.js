@@ -73,6 +73,11 @@ class Pane {
     this.figure(lane);
     this.reading.attend(lane.phase, lane.reading);
     this.root.dataset.tokens = lane.tokens;
+  }
+
+  // The newest step into sight, unless somebody scrolled away. Its height is a layout of the page: once all lanes have
+  // been written.
+  keepUp() {
     if (this.following) this.scroll.scrollTop = this.scroll.scrollHeight;
   }
 
