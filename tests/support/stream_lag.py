@@ -25,9 +25,10 @@ CASES = {
 }
 NOTE_FRAMES = """() => {
     const panes = [...document.querySelectorAll(".ss-pane")];
+    const steps = (pane) => pane.querySelector(".ss-steps").childElementCount;
     window.frames = [];
     const note = () => {
-        const shown = panes.map((pane) => pane.querySelectorAll(".ss-step").length && Number(pane.dataset.tokens));
+        const shown = panes.map((pane) => (steps(pane) ? Number(pane.dataset.tokens) : 0));
         frames.push([performance.timeOrigin + performance.now(), ...shown, document.querySelector(".ss").dataset.state]);
         requestAnimationFrame(note);
     };
@@ -66,6 +67,7 @@ def figures(sent: list, frames: list) -> dict:
         "behind_ms_most": round(max(behind)),
         "behind_ms_median": round(sorted(behind)[len(behind) // 2]),
         "gap_ms_most": round(max(gaps)),
+        "gap_of_server_ms_most": round(max(after[0] - before[0] for before, after in itertools.pairwise(sent))),
         "updates": len(shown),
         "ticks": len(sent),
     }

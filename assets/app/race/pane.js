@@ -75,9 +75,10 @@ class Pane {
     this.root.dataset.tokens = lane.tokens;
   }
 
-  // The newest step into sight, unless somebody scrolled away. Its height is a layout of the page: once all lanes have
-  // been written.
+  // What is new into sight, the newest step unless somebody scrolled away. Where things lie is a layout of the page: it is
+  // asked once, when all of a frame has been written.
   keepUp() {
+    this.reading.reveal(this.reading.fresh.splice(0));
     if (this.following) this.scroll.scrollTop = this.scroll.scrollHeight;
   }
 

@@ -177,10 +177,10 @@ function apply(payload, draw) {
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
   if (draw && payload.lanes) {
-    for (const lane of Object.keys(payload.lanes)) panes[lane].keepUp();
     headline.update(payload.lanes, panes.dense.paidFor);
     stage.draw(payload.end !== undefined);
     stage.describe(payload.lanes);
+    for (const lane of Object.keys(payload.lanes)) panes[lane].keepUp();
   }
   if (!payload.end) return;
   end(payload);

@@ -18,6 +18,7 @@ class Reading {
 
   clear() {
     this.lit = new Set();
+    this.fresh = []; // what has been lit since the last layout
     this.peeked = new Set();
     this.peeking = null;
     this.pinned = null;
@@ -32,7 +33,7 @@ class Reading {
     const focused = !this.pane.dense && phase === "body" && Array.isArray(reading);
     const wanted = new Set();
     if (focused) for (const name of reading) if (this.steps.segments.has(name)) wanted.add(this.steps.segments.get(name));
-    this.swap("lit", wanted, "lit");
+    this.fresh = this.swap("lit", wanted, "lit");
     this.root.classList.toggle("focus", focused);
     const everything = this.pane.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
     this.root.classList.toggle("everything", everything);
@@ -53,12 +54,13 @@ class Reading {
     const fresh = [...wanted].filter((node) => !this[field].has(node));
     for (const node of fresh) node.classList.add(className);
     this[field] = wanted;
-    const { box } = this.pane.source;
-    this.reveal(box, fresh.filter((node) => node.parentNode === box));
+    return fresh;
   }
 
   // Where the prompt scrolls: bring what is lit into sight, the first of it for certain.
-  reveal(box, literals) {
+  reveal(fresh) {
+    const { box } = this.pane.source;
+    const literals = fresh.filter((node) => node.parentNode === box);
     if (!literals.length || box.scrollHeight <= box.clientHeight) return;
     for (const node of literals.reverse()) {
       const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
@@ -105,7 +107,7 @@ class Reading {
       this.caption.textContent = this.liveCaption;
       for (const name of ["peek", "peek-all"]) this.pane.source.stage(name, false);
     }
-    this.swap("peeked", wanted, "peeked");
+    this.reveal(this.swap("peeked", wanted, "peeked"));
     this.onPeek(node);
   }
 
