@@ -207,6 +207,6 @@ class TestOutcome:
         plain = colours('.ss-literal[data-name="a0"]')
         tab.page.hover(f"{tab.pane('sparse')} .ss-step:nth-child(1)")
         tab.page.wait_for_selector('.ss-literal[data-name="a0"].peeked')
-        time.sleep(0.6)  # colours change slowly
+        time.sleep(0.5)  # colours change a little late
         assert colours('.ss-literal[data-name="a0"]') != plain
         assert tab.page.eval_on_selector('.ss-literal[data-name="a0"]', RATIO)[0] >= 4.5

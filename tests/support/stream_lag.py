@@ -29,7 +29,7 @@ NOTE_FRAMES = """() => {
     window.frames = [];
     const note = () => {
         const shown = panes.map((pane) => (steps(pane) ? Number(pane.dataset.tokens) : 0));
-        frames.push([performance.timeOrigin + performance.now(), ...shown, document.querySelector(".ss").dataset.state]);
+        frames.push([performance.timeOrigin + performance.now(), ...shown]);
         requestAnimationFrame(note);
     };
     note();
