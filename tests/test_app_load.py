@@ -103,11 +103,6 @@ class TestLoad:
         }""")
         tab.run(EXPRESSION)
         tab.page.wait_for_function("document.querySelectorAll('.ss-pane')[1].dataset.tokens === '2900'")
-        shown = """() => [...document.querySelectorAll(".ss-pane")].map((pane) => {
-            const steps = [...pane.querySelectorAll(".ss-step")].map((step) => step.firstElementChild);
-            return [steps.length, steps.filter((part) => part.checkVisibility({ contentVisibilityAuto: true })).length];
-        })"""
-        tab.page.wait_for_function(f"({shown})().every(([all, drawn]) => drawn > 5 && drawn < 60 && all > 150)")
         assert tab.page.evaluate("window.animated") < 20
         # The list of each lane, as it is followed and as it has scrolled, and the box of the source, once each.
         assert tab.page.evaluate("window.layouts") <= 8
