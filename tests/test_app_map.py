@@ -154,6 +154,21 @@ class TestArrival:
         assert all(bar["width"] > 40 for bar in bars)
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
+    def test_a_phone_says_what_each_lane_reads_in_full(self, playing, open_tab):
+        """Would catch "reads what it …", which leaves out the one word that tells the lanes apart."""
+        tab = open_tab(playing, size=(390, 844), reduced_motion="reduce")
+        tab.wait("played")
+        script = """() => [...document.querySelectorAll(".ss-map-way, .ss-way")].map((node) => {
+            const range = document.createRange();
+            range.selectNodeContents(node);
+            const [text, box] = [range.getBoundingClientRect(), node.getBoundingClientRect()];
+            return [node.textContent, text.width <= box.width + 1 && box.right <= innerWidth];
+        })"""
+        ways = [["reads everything", True], ["reads what it named", True]]
+        for width in (390, 360, 320):
+            tab.page.set_viewport_size({"width": width, "height": 844})
+            assert tab.page.evaluate(script) == ways * 2, width
+
     def test_the_form_is_a_bar_in_reach_during_a_run(self, playing, open_tab):
         """A Stop that scrolled away, options that take the screen during a run, and a form that never opens again."""
         tab = open_tab(playing, size=(1280, 720))

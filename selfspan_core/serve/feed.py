@@ -28,7 +28,8 @@ def dumps(payload: dict) -> str:
 
 def outcome(result: dict) -> dict:
     """The part of a lane's result that the page shows, without the text, which the page already has."""
-    return {key: result[key] for key in ("answer", "expected", "correct", "malformed_steps")}
+    shown = {key: result[key] for key in ("answer", "expected", "correct", "malformed_steps")}
+    return shown | ({"remark": result["remark"]} if "remark" in result else {})
 
 
 def packed_item(item: dict) -> list:

@@ -338,6 +338,10 @@ class Task(Protocol[ProblemT]):
         """Whether an answer is right."""
         ...
 
+    def remark(self, problem: ProblemT, answer: str) -> str:
+        """What a reader should know of an answer that is neither right nor wrong; empty where there is nothing."""
+        ...
+
     def surprise(self, seed: int) -> str:
         """An input made up from `seed`."""
         ...

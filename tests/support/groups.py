@@ -8,7 +8,9 @@ SERVED = {
     *(
         "test_api",
         "test_app",
+        "test_app_access",
         "test_app_articles",
+        "test_app_firefox",
         "test_app_input",
         "test_app_keep",
         "test_app_load",

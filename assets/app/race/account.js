@@ -38,6 +38,17 @@ class Account {
     return this.asked?.text ?? this.start.input;
   }
 
+  // Whether the dense lane writes no names, and another, shorter text.
+  get isPaidFor() {
+    return this.start.lanes.some((lane) => lane.id === "dense" && lane.adapter === "plain");
+  }
+
+  // What a lane read, as a share: of its own text until both are through, where the lanes write different texts.
+  share(name) {
+    if (!this.isPaidFor || !this.end) return this.lanes[name].figures.share;
+    return name === "dense" ? 1 : this.end.read_share;
+  }
+
   // The steps of a lane in order, in words: what each is called and reads, its working and its result.
   steps(name) {
     const { items, steps } = this.lanes[name] ?? { items: [], steps: new Map() };

@@ -170,7 +170,11 @@ class ReadMap {
   // ---- in words
 
   figure(lane) {
-    if (lane.tokens) find(this.root, ".ss-map-share").textContent = `reads ${percent(lane.share)}`;
+    if (lane.tokens) this.share(lane.share);
+  }
+
+  share(share) {
+    find(this.root, ".ss-map-share").replaceChildren(make("span", "ss-map-reads", "reads "), percent(share));
   }
 
   tell(now, text) {

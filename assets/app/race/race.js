@@ -43,14 +43,8 @@ function setState(view, state, text) {
   Object.assign(view, { state, text });
   if (view === shown) showState();
   if (view !== live) return;
-  enableStops();
+  markStops(BUSY.includes(state));
   clearTimeout(patience);
-}
-
-// Every tab's Stop ends the newest run, whichever tab it belongs to.
-function enableStops() {
-  const busy = BUSY.includes(live.state);
-  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
 }
 
 function showState() {
@@ -72,7 +66,7 @@ function begin(payload) {
   const isRecorded = payload.kind === "recorded";
   view.account = new Account(payload, isRecorded ? { date: player.recorded.date, machine: player.recorded.machine } : null);
   view.account.model = asks.of(view.task).models[0];
-  view.offered = "";
+  Object.assign(view, { offered: "", stale: "" });
   if (view === shown) lay(view.account);
   if (isRecorded) return setState(view, "playing", "A recorded run, at its own pace. Press Run to do it here.");
   setState(view, "running", "Running.");
@@ -82,18 +76,15 @@ function begin(payload) {
 }
 
 // The start of a run: what both lanes read, and nothing written yet.
-function lay({ start }) {
+function lay({ start, isPaidFor }) {
   for (const part of [root, below]) part.dataset.begun = "";
   for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = (start.load ?? 1) === 1;
   for (const part of [root, below]) Object.assign(part.dataset, { task: start.task, pane: start.view.pane });
   source.start(start, start.lanes.some((lane) => lane.adapter !== "plain"));
-  for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
+  for (const lane of start.lanes) panes[lane.id]?.start(lane, start, isPaidFor);
   stage.start(start.lanes);
-  headline.start(start, isPaidFor());
+  headline.start(start, isPaidFor);
 }
-
-// Whether the dense lane writes no names, and another, shorter text.
-const isPaidFor = () => !panes.dense.annotated;
 
 // A race that starts, or an error that appears, beyond the edge of the screen would be missed.
 function show() {
@@ -108,6 +99,7 @@ function showEnd(account) {
   for (const [lane, result] of Object.entries(end.lanes)) {
     panes[lane]?.finish(result, end.headline.differs_at);
     panes[lane]?.offerCopy(wordsOf(account, lane));
+    if (account.isPaidFor) settle(lane, account.share(lane));
   }
   headline.end(end);
 }
@@ -116,9 +108,30 @@ function showHalt(state) {
   for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
 }
 
+// One share for the headline, the bar and the map.
+function settle(lane, share) {
+  panes[lane]?.settle(share);
+  stage.settle(lane, share);
+}
+
+// What was found out about a run says nothing of the newest input of its task: one that was refused, or one that is about
+// to replace the run's.
+function hideStale() {
+  if (!shown.stale) return;
+  headline.clear();
+  if (shown.stale !== "replaced") return;
+  for (const part of [root, below]) delete part.dataset.begun;
+  for (const pane of Object.values(panes)) pane.conclude({});
+}
+
 function halt(state, text) {
-  if (live.has(run)) live.account.halted = state;
-  if (live === shown && live.has(run)) showHalt(state);
+  const isLaid = live.has(run);
+  if (isLaid) live.account.halted = state;
+  else if (state === "failed") live.stale ||= "refused";
+  if (live === shown) {
+    if (isLaid) showHalt(state);
+    hideStale();
+  }
   setState(live, state, text);
   if (state !== "failed" || live !== shown) return;
   openForms();
@@ -131,7 +144,8 @@ beginning.addEventListener("click", () => {
   const box = asks.box(one);
   if (!box) return;
   asks.write(box, shown.offered);
-  shown.offered = "";
+  Object.assign(shown, { offered: "", stale: "replaced" });
+  hideStale();
   setState(shown, "idle", `The beginning is in the box. Press ${one.run}.`);
   box.scrollIntoView({ block: "center" });
 });
@@ -221,9 +235,10 @@ function update(lanes, draw, isEnd) {
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
   if (!draw || !Object.keys(lanes).length) return;
-  headline.update(lanes, isPaidFor());
+  headline.update(lanes, panes.dense.paidFor);
   stage.draw(isEnd);
   stage.describe(lanes);
+  for (const lane of Object.keys(lanes)) panes[lane].keepUp();
 }
 
 // Another tab is in sight: what it shows is its own.
@@ -231,7 +246,8 @@ function turn(task) {
   if (shown.task === task) return;
   shown = views[task];
   openForms();
-  until(() => asks.box(asks.of(task))).then(enableStops); // gradio draws a form when its tab is first in sight
+  // gradio draws a form when its tab is first in sight, and may draw all tabs anew.
+  until(() => asks.box(asks.of(task))).then(() => markStops(BUSY.includes(live.state)));
   keep.say("");
   const { account } = shown;
   if (!account) blank();
@@ -240,6 +256,7 @@ function turn(task) {
     update(account.whole, true, account.end !== null);
     if (account.end) showEnd(account);
     else if (account.halted) showHalt(account.halted);
+    hideStale();
   }
   showState();
 }
@@ -286,7 +303,10 @@ below.addEventListener("pointermove", (event) => event.pointerType !== "touch" &
 below.addEventListener("pointerleave", (event) => moved(event) && pointAtSource(event));
 below.addEventListener("click", pointAtSource);
 
-enableStops();
+// Escape undoes what it may where the focus is, as a step that is held; else it stops the run.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.defaultPrevented && !event.isComposing) pressStop();
+});
 watch("value", () => receive(props.value));
 receive(props.value);
 asks.onTurn(turn);

@@ -7,6 +7,7 @@ class View {
     this.state = "idle";
     this.text = "Ready.";
     this.offered = ""; // a part of an article that can be used instead
+    this.stale = ""; // why its run says nothing of the newest input: that was "refused", or the run's is "replaced"
   }
 
   // Whether that run is the one in its panes.

@@ -273,6 +273,10 @@ class Arithmetic:
         """Whether an answer is exactly the expected one."""
         return answer == problem.expected
 
+    def remark(self, problem: Problem, answer: str) -> str:
+        """None: an answer is right or wrong."""
+        return ""
+
     def surprise(self, seed: int) -> str:
         """A random expression of 4 to 48 numbers that training never saw."""
         rng = random.Random(f"surprise {seed}")

@@ -48,6 +48,7 @@ from selfspan_core.tasks.summarize.form import (
     Form,
     Length,
 )
+from selfspan_core.tasks.summarize.remark import remark_on
 from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules, Words
 
 LENGTH = Option(
@@ -329,6 +330,10 @@ class Summarize:
     def check(self, problem: Problem, answer: str | None) -> bool:
         """Whether there is an answer: no summary is the only right one."""
         return answer is not None
+
+    def remark(self, problem: SummarizeProblem, answer: str) -> str:
+        """Words of a summary that its article does not have; see `remark`."""
+        return remark_on(answer, problem.text, self.form)
 
     def surprise(self, seed: int) -> str:
         """One of the examples."""
