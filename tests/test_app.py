@@ -308,9 +308,11 @@ class TestRun:
         """A slow-down in the teal of a success, or a difference that is none, deceives who only looks."""
         tab, seen = open_tab(stage(FakeSession())), {}
         for name, rates in {"better": (500, 700), "equal": (700, 705), "worse": (700, 500)}.items():
-            stage(FakeSession(*rates, wrong=("sparse",)))
-            tab.run(SHORT)
-            tab.page.wait_for_selector('.ss[data-state="running"]')
+            session = FakeSession(*rates, wrong=("sparse",))
+            stage(session)
+            with session.held(tokens=3):  # else the run may be over before anybody sees it begin
+                tab.run(SHORT)
+                tab.wait("running")
             tab.wait("done")
             look = "node => [node.dataset.judged, getComputedStyle(node).color]"
             seen[name] = tab.page.eval_on_selector('[data-tile="answer"]', look)

@@ -6,6 +6,7 @@ without weights, and at speeds that no model here has.
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -235,6 +236,15 @@ class FakeSession:
         self.sampling: tuple[float, float, int] | None = None  # of the last run
         self.model: str | None = None  # of the last run
         self.asked: dict = {}  # options of the last run
+
+    @contextmanager
+    def held(self, tokens: int) -> Iterator[None]:
+        """No lane writes more than some tokens meanwhile: a short run stays under way for as long as a test looks."""
+        self.hold_at = tokens
+        try:
+            yield
+        finally:
+            self.hold_at = None
 
     def can_load(self) -> bool:
         return self.options["can_load"]
