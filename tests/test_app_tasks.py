@@ -12,8 +12,8 @@ TASKS = ("arithmetic", "summarize")
 SHARES = '.ss-map[data-lane="sparse"] .ss-map-share'
 
 
-def summarize(tab):
-    tab.page.fill("#article textarea", ARTICLE)
+def summarize(tab, text: str = ARTICLE):
+    tab.page.fill("#article textarea", text)
     tab.page.click("#run-article")
 
 
@@ -41,6 +41,41 @@ class TestTasks:
         assert sorted(names) == ["a0", "a1"]
         tab.turn("Articles")
         assert tab.text(f"{tab.pane('dense')} .ss-badge") == "3 sentences" and tab.state == "done"
+
+    def test_one_share_is_named_after_a_look_elsewhere_too(self, serve, open_tab):
+        """Would catch shares of the lane's own text, in a tab that is come back to or in a picture of the maps."""
+        tab = open_tab(serve(FakeSession(dense=2000, sparse=2000, read_share=0.73), TASKS))
+        tab.compare_plain()
+        tab.run(SHORT)
+        tab.wait("done")
+        bar = f"{tab.pane('sparse')} [data-figure='share']"
+        shown = {bar: "73\u202f% of plain lane", SHARES: "reads 73\u202f%", '[data-tile="share"]': "73\u202f%"}
+        assert {selector: tab.text(selector) for selector in shown} == shown
+        tab.turn("Articles")
+        tab.turn("Arithmetic")
+        assert {selector: tab.text(selector) for selector in shown} == shown
+        assert "reads 73\u202f%" in tab.saved("drawing").decode()
+
+    def test_what_says_nothing_of_the_newest_article_stays_away(self, serve, open_tab):
+        """Would catch figures of the article before, which a refusal took away, in a tab that is come back to."""
+        tab = open_tab(serve(FakeSession(dense=2000, sparse=2000), TASKS))
+        tab.turn("Articles")
+        summarize(tab)
+        tab.wait("done")
+        assert tab.text('[data-tile="answer"]') != "–"
+        summarize(tab, ARTICLE * 80)
+        tab.wait("failed")
+        tab.turn("Arithmetic")
+        tab.turn("Articles")
+        assert tab.state == "failed" and tab.text('[data-tile="answer"]') == "–" and tab.page.is_visible(".ss-begin")
+        tab.page.click(".ss-begin")
+        tab.wait("idle")
+        tab.turn("Arithmetic")
+        tab.turn("Articles")
+        assert tab.text(f"{tab.pane('sparse')} .ss-outcome").strip() == "" and tab.page.is_hidden(".ss-tiles")
+        summarize(tab)
+        tab.wait("done")
+        assert tab.text('[data-tile="answer"]') != "–" and tab.page.is_visible(".ss-tiles")
 
     def test_a_run_goes_on_while_another_tab_is_in_sight(self, serve, open_tab):
         """Tokens lost while nobody looked, drawn into the other tab, or a Stop that does not reach the run."""
