@@ -71,6 +71,9 @@ class TestRules:
         found["arrival"] = violations(tab)
         tab.run(SHORT)
         tab.wait("done")
+        for part in (".ss-details", ".ss-keep", ".ss-history"):
+            tab.page.click(f"{part} summary")
+        tab.page.wait_for_selector(".ss-runs .ss-again")
         found["sum"] = violations(tab)
         tab.page.get_by_role("tab", name="Articles").click()
         tab.page.wait_for_selector("#run-article")
@@ -160,7 +163,8 @@ class TestKeyboard:
         tab.page.focus("#drafts input")
         tab.page.keyboard.press("Space")
         assert tab.page.evaluate(outline, "label")
-        for selector in ('[role="tab"]', "#run", ".ss-toggle", "button.gallery-item"):
+        tab.page.press(".ss-keep summary", "Enter")
+        for selector in ('[role="tab"]', "#run", ".ss-toggle", "button.gallery-item", ".ss-link"):
             tab.page.locator(f"{selector} >> visible=true").first.focus()
             assert tab.page.evaluate(outline, selector), selector
 
