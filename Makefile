@@ -65,13 +65,13 @@ $(VENV)/.test: requirements-test.txt requirements-train.txt requirements.txt req
 	@touch $@ $(VENV)/.app
 
 # Without a browser or g++, and without the rights to install them, the tests that need them are skipped and say why;
-# SELFSPAN_REQUIRE=browser,compiler,model makes them fail.
+# SELFSPAN_REQUIRE=browser,firefox,compiler,model makes them fail.
 tools chromium:
-	@{ command -v chromium && command -v g++; } >/dev/null || { \
+	@{ command -v chromium && command -v firefox-esr && command -v g++; } >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ]; then as=; else as="sudo -n"; fi; \
-	  echo "installing Debian's chromium and g++ for the tests"; \
+	  echo "installing Debian's chromium, firefox-esr and g++ for the tests"; \
 	  { $$as apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$as apt-get install -y -qq --no-install-recommends \
-	    chromium chromium-driver g++; } >/dev/null 2>&1 || echo "could not install them: tests that need them are skipped"; }
+	    chromium chromium-driver firefox-esr g++; } >/dev/null 2>&1 || echo "could not install them: tests that need them are skipped"; }
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -4,6 +4,7 @@ One generator feeds both panes. Page and API share one device (`serve/device.py`
 line, and is told how long.
 """
 
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ AT_ONCE = {"concurrency_id": "checks", "concurrency_limit": 8}
 AFTER_LOADING = {"concurrency_id": "loading", "concurrency_limit": 4}
 ONCE = {"compare": "compare_once"}
 """Endpoints of tools whose own names are taken."""
+TURNED = "() => void document.dispatchEvent(new CustomEvent('ss-turn', { detail: %s }))"
+"""A tab is in sight: the race shows the result of its task."""
 INTRO = """# selfspan
 A language model that says what it needs to read, and then reads only that. Watch it """
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "Menlo", "Consolas", "monospace"]}
@@ -70,6 +73,7 @@ def build_app(
             js_on_load=page_files.script(),
             apply_default_css=False,
             elem_id="race",
+            known=[one.known for one in asked],
         )
         job = gr.State()
         streaming = job.change(runs.stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)
@@ -95,7 +99,9 @@ def pitch(tasks: Sequence[str]) -> str:
 
 def _tab(name: str, is_tab: bool, model: ModelSpec | None) -> Controls:
     """A task's controls, in a tab of their own where there are several tasks."""
-    with gr.Tab(TASKS[name].page.tab, id=name) if is_tab else nullcontext():
+    with gr.Tab(TASKS[name].page.tab, id=name) if is_tab else nullcontext() as tab:
+        if tab is not None:
+            tab.select(None, js=TURNED % json.dumps(name), **HIDDEN)
         return controls(get_task(name), offered(name, model))
 
 
@@ -105,7 +111,10 @@ def _wire(one: Controls, runs: PageRuns, race: gr.HTML, job: gr.State) -> None:
     def check(request: gr.Request, text: str, *values):
         return runs.check(one, text, values, request.session_hash)
 
-    gr.on(one.begins, check, one.inputs, [one.alert, one.cleaning, race, job], **AT_ONCE, **HIDDEN)
+    outputs = [one.alert, one.cleaning, race, job]
+    gr.on(one.begins, check, one.inputs, outputs, **AT_ONCE, **HIDDEN)
+    for filled in one.fills:
+        filled.then(check, one.inputs, outputs, **AT_ONCE, **HIDDEN)
     one.stop.click(runs.halt, None, race, queue=False, **HIDDEN)
     # What was wrong with the last input says nothing of the next.
     one.box.change(None, None, [one.alert, one.cleaning], js="() => [null, null]", **HIDDEN)

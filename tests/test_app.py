@@ -119,6 +119,36 @@ class TestRun:
         assert tab.text(f"{tab.pane('sparse')} .ss-adapter") == "span adapter"
         assert tab.lines("dense") == tab.lines("sparse") == right_lines(EXPRESSION)
 
+    def test_one_share_of_reads_against_the_plain_adapter(self, stage, open_tab):
+        """Would catch a bar or a map that contradicts the headline, and lanes out of step where one has more to say."""
+        tab = open_tab(stage(FakeSession(dense=900, sparse=900, read_share=0.59)))
+        tab.compare_plain()
+        tab.run(EXPRESSION)
+        tab.wait("done")
+        assert tab.text('[data-tile="share"]') == "59\u202f%"
+        for lane, share in (("dense", "100\u202f%"), ("sparse", "59\u202f%")):
+            assert tab.text(f'{tab.pane(lane)} [data-figure="share"]') == f"{share} of plain lane"
+            assert tab.text(f'.ss-map[data-lane="{lane}"] .ss-map-share') == f"reads {share}"
+        width = "document.querySelector('.ss-pane[data-lane=\"sparse\"] .ss-kv-fill').style.width"
+        assert tab.page.evaluate(width) == "59%"
+        # One lane drafts, the other does not: what follows has to stand side by side nevertheless.
+        tab.page.evaluate("document.querySelector('.ss-pane[data-lane=\"dense\"] .ss-drafts').hidden = false")
+        tab.page.evaluate("document.querySelector('.ss-pane[data-lane=\"dense\"] .ss-drafts').textContent = 'drafts'")
+        for part in (".ss-figures", ".ss-kv", ".ss-caption", ".ss-scroll", ".ss-verdict"):
+            tops = [tab.page.locator(f"{tab.pane(lane)} {part}").bounding_box()["y"] for lane in ("dense", "sparse")]
+            assert abs(tops[0] - tops[1]) < 1, part
+
+    def test_negative_numbers_keep_their_minus(self, url, open_tab):
+        """Would catch a step that is explained with other numbers than it read."""
+        tab = open_tab(url)
+        tab.run("-5+3-(-7)")
+        tab.wait("done")
+        captions = []
+        for number in (1, 2):
+            tab.page.hover(f"{tab.pane('sparse')} .ss-step:nth-child({number})")
+            captions.append(tab.text(f"{tab.pane('sparse')} .ss-caption"))
+        assert captions == ["Step a3 read a0 = −5, a1 = 3 and itself", "Step a4 read a3 = −2, a2 = −7 and itself"]
+
     def test_hover_and_keyboard_show_what_a_step_read(self, url, open_tab):
         """Highlights of the wrong step, or none without a mouse, show here."""
         tab = open_tab(url)
@@ -278,9 +308,11 @@ class TestRun:
         """A slow-down in the teal of a success, or a difference that is none, deceives who only looks."""
         tab, seen = open_tab(stage(FakeSession())), {}
         for name, rates in {"better": (500, 700), "equal": (700, 705), "worse": (700, 500)}.items():
-            stage(FakeSession(*rates, wrong=("sparse",)))
-            tab.run(SHORT)
-            tab.page.wait_for_selector('.ss[data-state="running"]')
+            session = FakeSession(*rates, wrong=("sparse",))
+            stage(session)
+            with session.held(tokens=3):  # else the run may be over before anybody sees it begin
+                tab.run(SHORT)
+                tab.wait("running")
             tab.wait("done")
             look = "node => [node.dataset.judged, getComputedStyle(node).color]"
             seen[name] = tab.page.eval_on_selector('[data-tile="answer"]', look)

@@ -116,6 +116,62 @@ class TestArticles:
         tab.wait("done")
         assert tab.page.is_hidden(".ss-caution") and tab.page.is_hidden(".ss-begin")
 
+    def test_what_was_said_of_one_article_is_not_said_of_the_next(self, articles):
+        """Would catch a caution, rules and figures of the article before beside an error, and its verdict later on."""
+        tab = articles(caution="This article is long.")
+        summarize(tab)
+        tab.wait("done")
+        assert tab.page.is_visible(".ss-caution") and tab.page.is_visible(".ss-constrained")
+        summarize(tab, ARTICLE * 80)
+        tab.wait("failed")
+        assert "the limit is 60,000 characters" in tab.text(".ss-status")
+        assert not tab.page.is_visible(".ss-caution") and not tab.page.is_visible(".ss-constrained")
+        tab.page.click(".ss-begin")
+        tab.wait("idle")
+        said = [tab.text(f"{tab.pane(lane)} .ss-outcome").strip() for lane in ("dense", "sparse")]
+        assert said == ["", ""] and not tab.page.is_visible(".ss-tiles") and tab.text(".ss-line") == ""
+        assert not tab.page.is_visible(f"{tab.pane('dense')} .ss-copy")
+
+    def test_words_that_the_article_does_not_have_are_remarked_upon(self, articles):
+        """Would catch gibberish that passes for a summary, and a remark that stays for the next one."""
+        tab = articles(wrong=("sparse",), extra_text=" <b>")
+        summarize(tab)
+        tab.wait("done")
+        remark = f"{tab.pane('sparse')} .ss-remark"
+        assert tab.text(remark) == "1 of 1 words (100 %) is not in the article: “13”."
+        assert tab.page.is_visible(remark) and not tab.page.is_visible(f"{tab.pane('dense')} .ss-remark")
+        assert tab.text(f"{tab.pane('sparse')} .ss-badge") == "3 sentences"
+        tab.page.get_by_role("tab", name="Arithmetic").click()
+        tab.run("1+2")
+        tab.page.wait_for_selector('.ss[data-task="arithmetic"][data-state="done"]')
+        assert not tab.page.is_visible(remark)
+
+    def test_a_tap_on_a_phone_shows_the_sentences_that_were_read(self, articles):
+        """Would catch a source that is lit far off the screen, and a card of another sentence, or behind the bar."""
+        tab = articles()
+        tab.page.set_viewport_size({"width": 390, "height": 844})
+        summarize(tab)
+        tab.wait("done")
+        touch = tab.page.context.new_cdp_session(tab.page)
+        for lane, number in (("dense", 1), ("dense", 2), ("sparse", 1)):
+            steps = tab.page.locator(f"{tab.pane(lane)} .ss-step")
+            steps.nth(number).evaluate("node => node.scrollIntoView({ block: 'center' })")
+            box = steps.nth(number).bounding_box()
+            at = {"x": box["x"] + 100, "y": box["y"] + 12}
+            touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+            touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+            card = tab.page.locator(f"{tab.pane(lane)} .ss-cited")
+            card.wait_for()
+            sentence = get_task("summarize").parse(ARTICLE).segments[number]
+            assert card.locator("p").all_text_contents() == ["Drawn from", f"a{number}{sentence}"]
+            assert steps.nth(number).locator(".ss-cited").count() == 1
+            seen, scrolls = card.bounding_box(), tab.page.locator(f"{tab.pane(lane)} .ss-scroll").bounding_box()
+            bar = tab.page.locator("#ask-article").bounding_box()
+            assert scrolls["y"] - 1 <= seen["y"] and seen["y"] + seen["height"] <= scrolls["y"] + scrolls["height"] + 1
+            assert seen["y"] >= 0 and seen["y"] + seen["height"] <= bar["y"]
+        tab.page.keyboard.press("Escape")
+        assert tab.page.locator(f"{tab.pane('sparse')} .ss-cited").count() == 0
+
     def test_markup_in_an_article_is_text(self, articles):
         """Would catch an article that becomes part of the page."""
         tab = articles()

@@ -116,22 +116,32 @@ class TestInput:
         assert all(hostile.translate(SIGNS) in tab.lines(lane)[0] for lane in ("dense", "sparse"))
         assert tab.page.evaluate("window.pwned") is None
 
-    def test_surprise_fills_the_box(self, url, open_tab):
-        """A surprise that the task itself rejects would be embarrassing."""
+    def test_surprise_fills_the_box_and_runs(self, url, open_tab):
+        """A surprise that the task itself rejects, or that runs what stood in the box before, would be embarrassing."""
         tab = open_tab(url)
         before = tab.page.input_value("#expression textarea")
         tab.page.click("#surprise")
         tab.page.wait_for_function("old => document.querySelector('#expression textarea').value !== old", arg=before)
-        assert get_task("arithmetic").parse(tab.page.input_value("#expression textarea"))
+        text = tab.page.input_value("#expression textarea")
+        tab.wait("running")
+        tab.page.click("#stop")
+        assert count(text) == tab.page.locator(".ss-source .ss-literal").count()
 
-    def test_examples_fill_the_box(self, url, open_tab):
-        """Examples are labelled by their number of operands, 4 to 48."""
-        tab = open_tab(url)
-        labels = tab.page.locator("button.gallery-item").all_text_contents()
-        assert [int(label.split()[0]) for label in labels] == sorted(int(label.split()[0]) for label in labels)
-        assert labels and labels[0].strip() == "4 numbers" and labels[-1].strip() == "48 numbers"
-        for button, label in enumerate(labels):
-            tab.page.locator("button.gallery-item").nth(button).click()
-            wanted = next(text for text in get_task("arithmetic").examples if label.startswith(f"{count(text)} "))
-            script = "text => document.querySelector('#expression textarea').value === text"
-            tab.page.wait_for_function(script, arg=wanted)
+    def test_examples_have_names_and_run(self, stage, open_tab):
+        """An example that waits for another click, that runs what stood in the box before, or that is too long."""
+        tab = open_tab(stage(FakeSession(dense=9000, sparse=9000)))
+        stories = get_task("arithmetic").page.stories
+        buttons = tab.page.locator("button.gallery-item")
+        labels = [label.strip() for label in buttons.all_text_contents()]
+        assert labels == [f"{name}, {count(text)} numbers" for name, text in stories.items()]
+        assert {"A shop's bill", "A race"} <= set(stories) and count(stories["A race"]) == 64
+        for button, text in enumerate(stories.values()):
+            tab.page.wait_for_function("document.querySelectorAll('.ss-bar').length === 0")
+            buttons.nth(button).click()
+            tab.page.wait_for_function(
+                "count => document.querySelectorAll('.ss-source .ss-literal').length === count", arg=count(text)
+            )
+            tab.wait("done")
+            assert tab.page.input_value("#expression textarea") == text
+            assert tab.lines("sparse") == right_lines(text)
+            tab.page.click("#expression textarea")

@@ -81,6 +81,34 @@ class TestLoad:
         if slowdown == 1:
             assert lag < 2
 
+    def test_what_a_frame_costs_does_not_grow_with_the_text(self, stage, open_tab):
+        """Would catch work for every step that was ever written in each frame, of which a slow phone falls behind."""
+        session = FakeSession(dense=3000, sparse=3000, num_tokens=3000)
+        session.hold_at = 2900
+        tab = open_tab(stage(session))
+        tab.page.evaluate("""() => {
+            Object.assign(window, { animated: 0, layouts: 0, asked: 0 });
+            const { get } = Object.getOwnPropertyDescriptor(Element.prototype, "scrollHeight");
+            Object.defineProperty(Element.prototype, "scrollHeight", { get() {
+                window.asked += 1;
+                return get.call(this);
+            } });
+            const look = () => {
+                window.animated = Math.max(window.animated, document.getAnimations().length);
+                window.layouts = Math.max(window.layouts, window.asked);
+                window.asked = 0;
+                requestAnimationFrame(look);
+            };
+            look();
+        }""")
+        tab.run(EXPRESSION)
+        tab.page.wait_for_function("document.querySelectorAll('.ss-pane')[1].dataset.tokens === '2900'")
+        assert tab.page.evaluate("window.animated") < 20
+        # The list of each lane, as it is followed and as it has scrolled, and the box of the source, once each.
+        assert tab.page.evaluate("window.layouts") <= 8
+        session.hold_at = None
+        tab.wait("done")
+
     def test_scrolling_up_is_respected(self, stage, open_tab):
         """Steps that scroll away under the reader's eyes make reading impossible."""
         session = FakeSession(dense=1000, sparse=1000, num_tokens=900)

@@ -94,9 +94,15 @@ class TestMap:
 
 
 @pytest.fixture(scope="module")
-def playing(serve) -> str:
-    """The whole page with its recorded run, around a session whose lanes write 900 tokens a second."""
-    return serve(FakeSession(dense=900, sparse=900), ("arithmetic", "summarize"), recorded=page_files.recorded())
+def played() -> FakeSession:
+    """Lanes that write 900 tokens a second."""
+    return FakeSession(dense=900, sparse=900)
+
+
+@pytest.fixture(scope="module")
+def playing(serve, played) -> str:
+    """The whole page with its recorded run, around a session that is soon over."""
+    return serve(played, ("arithmetic", "summarize"), recorded=page_files.recorded())
 
 
 @pytest.mark.browser
@@ -154,17 +160,33 @@ class TestArrival:
         assert all(bar["width"] > 40 for bar in bars)
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
-    def test_the_form_is_a_bar_in_reach_during_a_run(self, playing, open_tab):
+    def test_a_phone_says_what_each_lane_reads_in_full(self, playing, open_tab):
+        """Would catch "reads what it …", which leaves out the one word that tells the lanes apart."""
+        tab = open_tab(playing, size=(390, 844), reduced_motion="reduce")
+        tab.wait("played")
+        script = """() => [...document.querySelectorAll(".ss-map-way, .ss-way")].map((node) => {
+            const range = document.createRange();
+            range.selectNodeContents(node);
+            const [text, box] = [range.getBoundingClientRect(), node.getBoundingClientRect()];
+            return [node.textContent, text.width <= box.width + 1 && box.right <= innerWidth];
+        })"""
+        ways = [["reads everything", True], ["reads what it named", True]]
+        for width in (390, 360, 320):
+            tab.page.set_viewport_size({"width": width, "height": 844})
+            assert tab.page.evaluate(script) == ways * 2, width
+
+    def test_the_form_is_a_bar_in_reach_during_a_run(self, playing, played, open_tab):
         """A Stop that scrolled away, options that take the screen during a run, and a form that never opens again."""
         tab = open_tab(playing, size=(1280, 720))
         assert not tab.page.is_visible("#drafts")
         tab.open_options()
         assert tab.page.is_visible("#drafts")
-        tab.page.click("#run")
-        tab.wait("running")
-        tab.page.mouse.wheel(0, 900)
-        stop = tab.page.locator("#stop").bounding_box()
-        assert 0 <= stop["y"] <= 720 - stop["height"] and not tab.page.is_visible("#drafts")
+        with played.held(tokens=60):  # at the end of a run, Stop leaves the bar
+            tab.page.click("#run")
+            tab.wait("running")
+            tab.page.mouse.wheel(0, 900)
+            stop = tab.page.locator("#stop").bounding_box()
+            assert 0 <= stop["y"] <= 720 - stop["height"] and not tab.page.is_visible("#drafts")
         tab.wait("done")
         tab.page.click("#expression textarea")
         assert tab.page.is_visible("#drafts") and tab.page.is_visible("#surprise")

@@ -1,5 +1,8 @@
 """The page with the shipped model."""
 
+import csv
+import io
+import json
 import time
 
 import pytest
@@ -49,6 +52,12 @@ class TestShippedModel:
         for lane in ("dense", "sparse"):
             assert len(tab.lines(lane)) >= 7 and tab.text(f"{tab.pane(lane)} .ss-badge").strip()
         assert tab.text(".ss-line")
+        trace = json.loads(tab.saved("trace"))
+        lines = list(csv.DictReader(io.StringIO(tab.saved("steps").decode("utf-8-sig"), newline="")))
+        for name, lane in trace["lanes"].items():
+            own = [line for line in lines if line["lane"] == {"dense": "dense", "sparse": "self-selected"}[name]]
+            read = sum(int(line["cached_tokens_read"]) for line in own)
+            assert read == lane["attended_tokens"] and sum(int(line["tokens"]) for line in own) == lane["tokens"] - 1
 
     def test_drafts_are_tinted_and_change_no_text(self, shipped, open_tab):
         """Would catch a switch that does nothing, text that drafts change, figures or a tint that stay away or stay."""

@@ -114,7 +114,13 @@ def test_typed_text_becomes_canonical(task, typed, text, expected):
         ("(3-)+4", 'A number is missing after "-"'),
         ("-", 'A number is missing after "-"'),
         ("100+1", 'The number "100" is out of range; numbers go from 0 to 99'),
-        ("1+-123", '"123" is out of range'),
+        ("1+-123", '"-123" is out of range; numbers go from -99 to 99'),
+        ("1-123", '"123" is out of range; numbers go from 0 to 99'),
+        ("-05+1", 'The number "-05" starts with a zero; write "-5"'),
+        ("(1)-05", 'The number "05" starts with a zero; write "5"'),
+        ("-5 3", 'An operator is missing between "-5" and "3"'),
+        ("-5(3+4)", 'An operator is missing between "-5" and "("'),
+        ("-5", '"-5" is a single number'),
         ("007+1", 'write "7"'),
         ("00+1", 'write "0"'),
         ("99*99*99", "9801*99 gives 970299"),
@@ -326,6 +332,8 @@ def test_examples_and_surprises(task):
     sizes = [task.parse(text).num_operands for text in task.examples]
     assert min(sizes) == 4 and max(sizes) == 48 and {8, 16, 24, 32} <= set(sizes)
     assert all(task.parse(text).text == text and is_held_out(text) for text in task.examples)
+    stories = task.page.stories.values()
+    assert all(task.parse(text).text == text and is_held_out(text) for text in stories)
     surprises = [task.surprise(seed) for seed in range(20)]
     assert len(set(surprises)) == 20 and surprises[3] == task.surprise(3)
     assert all(4 <= task.parse(text).num_operands <= 48 for text in surprises)

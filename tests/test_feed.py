@@ -65,6 +65,16 @@ def test_a_run_can_be_joined_at_any_full_payload():
     assert all(payloads[number]["lanes"]["dense"]["from"] == 0 for number in full[1:])
 
 
+def test_what_was_asked_comes_with_the_start():
+    """A page that lost the first payload would keep a run without its settings; small ones need not repeat them."""
+    feed = Feed("7", {"text": "</script>", "seed": 3})
+    lane = FakeLane(PROBLEM, "dense", "span", 100, OPTIONS)
+    payloads = [feed.add(START), *(feed.add({"kind": "tick", "lanes": {"dense": lane.delta()}}) for _ in range(60))]
+    assert not any("<" in payload for payload in payloads)
+    for payload in map(json.loads, payloads):
+        assert payload.get("asked") == ({"text": "</script>", "seed": 3} if "start" in payload else None)
+
+
 def test_a_payload_stays_small():
     """Payloads that grow with the text would end in a browser that falls behind."""
     payloads, _ = played([10] * 80)

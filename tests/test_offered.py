@@ -51,6 +51,27 @@ def summarize(tab):
 
 
 @pytest.mark.browser
+def test_a_link_names_the_model(two, serve, open_tab):
+    """Would catch a link that runs another model than its sender's, and a choice that is shown and not asked for."""
+    session = FakeSession(dense=2000, sparse=2000)
+    url = serve(session, TASKS)
+    tab = open_tab(f"{url}?task=summarize&model={DEFAULT_MODEL}")
+    tab.page.wait_for_selector(f'#model-article input[value="{DEFAULT_MODEL}"]:checked', state="attached")
+    summarize(tab)
+    assert session.model == DEFAULT_MODEL
+    tab.clipboard()
+    tab.page.click(".ss-keep summary")
+    tab.page.click(".ss-link")
+    assert f"model={DEFAULT_MODEL}" in tab.copied
+    assert f"no model “{DEFAULT_MODEL}x” here" in _said(open_tab(f"{url}?task=summarize&model={DEFAULT_MODEL}x"))
+
+
+def _said(tab) -> str:
+    tab.page.wait_for_selector(".ss-said:not(:empty)")
+    return tab.text(".ss-said")
+
+
+@pytest.mark.browser
 def test_the_forms_of_the_chosen_model(two, articles):
     """Would catch a form offered of a model that has not learned it, asked for and forgotten, or kept for another."""
     session = FakeSession(dense=2000, sparse=2000)

@@ -357,9 +357,10 @@ class LaneView:
     def result(self, task: Task, problem: Problem) -> dict[str, Any]:
         """The lane's outcome. Only a sequence that the model ended itself has an answer; a truncated one has none.
 
-        For tasks without a single right answer, `expected` and `correct` are None.
+        For tasks without a single right answer, `expected` and `correct` are None, and there may be a `remark`.
         """
         answer = task.answer(self.output) if self.finish == "eos" else None
+        remark = task.remark(problem, answer) if answer is not None else ""
         return {
             "input": problem.text,
             "attention": self.spec.attention,
@@ -375,6 +376,7 @@ class LaneView:
             "dense_tokens": self.dense_tokens,
             "malformed_steps": self.num_malformed,
             "steps": [step.as_result() for step in self.steps],
+            **({"remark": remark} if remark else {}),
             **self._draft_figures(),
             **self._load_figures(),
         }

@@ -8,6 +8,8 @@ and so does the last. Repeats are harmless, a gap closes with the next full payl
 
 import json
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 from selfspan_core.compare.read_rows import ROW_KINDS
 
@@ -26,7 +28,8 @@ def dumps(payload: dict) -> str:
 
 def outcome(result: dict) -> dict:
     """The part of a lane's result that the page shows, without the text, which the page already has."""
-    return {key: result[key] for key in ("answer", "expected", "correct", "malformed_steps")}
+    shown = {key: result[key] for key in ("answer", "expected", "correct", "malformed_steps")}
+    return shown | ({"remark": result["remark"]} if "remark" in result else {})
 
 
 def packed_item(item: dict) -> list:
@@ -93,10 +96,11 @@ class Feed:
 
     Args:
         run: name of the run; the browser ignores payloads of any run but its newest.
+        asked: the request's settings and text, for a page that keeps its runs; sent with every full payload.
     """
 
-    def __init__(self, run: str) -> None:
-        self._run = run
+    def __init__(self, run: str, asked: Mapping[str, Any] | None = None) -> None:
+        self._run, self._asked = run, asked
         self._number = 0
         self._start: dict | None = None
         self._lanes: dict[str, _LaneFeed] = {}
@@ -116,6 +120,8 @@ class Feed:
         full = tick["kind"] != "tick" or self._number <= FULL_FIRST or self._number % FULL_EVERY == 0
         if full:
             payload["start"] = self._start
+            if self._asked:
+                payload["asked"] = self._asked
         if self._number:
             payload["lanes"] = {name: lane.payload(self._number, full) for name, lane in self._lanes.items()}
         return dumps(payload)

@@ -5,10 +5,13 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
+from typing import Any
 
 import gradio as gr
 
 from selfspan_core.errors import InputError, NotReady, TooLongError
+from selfspan_core.params import Request
 from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.feed import Feed, dumps
 from selfspan_core.serve.lazy_session import public
@@ -17,6 +20,9 @@ from selfspan_core.tasks.page import LOAD_INFO, NO_LOAD_INFO, Controls
 from selfspan_core.tasks.registry import get_task
 
 log = logging.getLogger("selfspan")
+
+MAX_KEPT_TEXT = 60_000
+"""Characters of an input that a page can fill in again: known to `assets/app/race/history.js`, too."""
 
 
 class PageRuns:
@@ -45,17 +51,13 @@ class PageRuns:
         except InputError as error:
             return json.dumps({"run": number, "message": str(error)}), None, gr.skip(), gr.skip()
         self._newest[tab] = number
-        page = controls.task.page
-        return (
-            None,
-            cleaning,
-            Feed(str(number)).note("waiting", box=page.box, button=page.run),
-            {"run": number, "request": request},
-        )
+        waiting = Feed(str(number)).note("waiting", task=request.task)
+        return None, cleaning, waiting, {"run": number, "request": request}
 
     def stream(self, job: dict, request: gr.Request) -> Iterator[str]:
         """The payloads of a checked job."""
-        tab, feed, number = request.session_hash, Feed(str(job["run"])), job["run"]
+        tab, number = request.session_hash, job["run"]
+        feed = Feed(str(number), asked_of(job["request"]))
         try:
             with closing(self._device.compare(job["request"], tab, lambda: self._newest.get(tab) == number)) as ticks:
                 for tick in ticks:
@@ -83,6 +85,14 @@ class PageRuns:
     def forget(self, request: gr.Request) -> None:
         """A tab is closed."""
         self._newest.pop(request.session_hash, None)
+
+
+def asked_of(request: Request) -> dict[str, Any]:
+    """What was asked, for the page to keep; a text of more than MAX_KEPT_TEXT characters is None there."""
+    text = request.text if len(request.text) <= MAX_KEPT_TEXT else None
+    named = ("model", "adapter", "load", "drafts", "clean")
+    settings = {name: getattr(request, name) for name in named}
+    return {"text": text, **request.options, **settings, **asdict(request.sampling)}
 
 
 def _waiting(feed: Feed, tick: dict) -> str:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from selfspan_core.engine.hints import DraftHints
@@ -145,6 +145,7 @@ class PageText:
         cleans: whether its inputs are cleaned, so that there is a control to use one as it was pasted.
         max_new_tokens: most tokens of an answer; MAX_NEW_TOKENS: the page has a slider for it.
         tool: how programs ask for answers; None: by the API's stream alone.
+        stories: inputs to offer on the page, by short names of what they are about; empty: the task's examples.
     """
 
     tab: str
@@ -164,6 +165,7 @@ class PageText:
     cleans: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
     tool: Tool | None = None
+    stories: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -334,6 +336,10 @@ class Task(Protocol[ProblemT]):
 
     def check(self, problem: ProblemT, answer: str | None) -> bool:
         """Whether an answer is right."""
+        ...
+
+    def remark(self, problem: ProblemT, answer: str) -> str:
+        """What a reader should know of an answer that is neither right nor wrong; empty where there is nothing."""
         ...
 
     def surprise(self, seed: int) -> str:

@@ -54,6 +54,7 @@ class Controls:
         box, alert, stop: the input box, the message about a bad input, and the button that ends a run.
         cleaning: what was done to a pasted input.
         begins: events that begin a run.
+        fills: events that put an input into the box, behind which a run begins.
         settings: the controls of `request`'s values by name, in order: "adapter", "model" (if several), options,
             "drafts", "load", "max_new_tokens", "temperature", "top_p", "seed", "as_is".
         models: what the adapters of each model that is offered learned, the usual model first.
@@ -65,6 +66,7 @@ class Controls:
     cleaning: gr.HTML
     stop: gr.Button
     begins: list
+    fills: list
     settings: dict[str, gr.components.Component]
     models: Mapping[str, Learned]
 
@@ -72,6 +74,12 @@ class Controls:
     def inputs(self) -> list[gr.components.Component]:
         """The controls whose values make a request, the text first."""
         return [self.box, *self.settings.values()]
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What the page's script has to know to fill the form: names and labels, no input."""
+        page, models = self.task.page, list(self.models)
+        return {"task": self.task.name, "box": page.box, "suffix": page.suffix, "run": page.run, "models": models}
 
     @property
     def drafts(self) -> gr.Checkbox:
@@ -138,25 +146,44 @@ def controls(task: Task, models: Mapping[str, Learned] | None = None) -> Control
             with gr.Row(elem_classes="ss-buttons"):
                 run = gr.Button(page.run, variant="primary", elem_id=f"run{suffix}", min_width=90)
                 stop = gr.Button("Stop", elem_id=f"stop{suffix}", elem_classes="ss-stop", min_width=80)
-                if page.can_surprise:
-                    surprise = gr.Button("Surprise me", elem_id=f"surprise{suffix}", min_width=120)
-                    drawn = lambda: task.surprise(random.randrange(2**31))  # noqa: E731
-                    surprise.click(drawn, None, box, queue=False, **HIDDEN)
+                fills = [_surprise(task, box)] if page.can_surprise else []
             with gr.Column(min_width=320, elem_classes="ss-examples"):
-                examples, labels = [[text] for text in task.examples], [page.example(text) for text in task.examples]
-                gr.Examples(examples, [box], label="Examples", example_labels=labels, api_visibility="private")
+                fills.append(_stories(task, box))
         with gr.Column(elem_classes="ss-options-box"):
             gr.HTML(**TOGGLE)
             with gr.Row(elem_classes="ss-options"):
                 settings = _settings(task, models)
     begins = [run.click, box.submit] if task.is_line else [run.click]
-    return Controls(task, box, alert, cleaning, stop, begins, settings, models)
+    return Controls(task, box, alert, cleaning, stop, begins, fills, settings, models)
+
+
+def _surprise(task: Task, box: gr.Textbox) -> Any:
+    """The button that makes up an input; the event that puts it into the box."""
+    button = gr.Button("Surprise me", elem_id=f"surprise{task.page.suffix}", min_width=120)
+    return button.click(lambda: task.surprise(random.randrange(2**31)), None, box, queue=False, **HIDDEN)
+
+
+def _stories(task: Task, box: gr.Textbox) -> Any:
+    """The examples by their names and lengths; the event that puts one into the box."""
+    page = task.page
+    labelled = {f"{name}, {page.example(text)}": text for name, text in page.stories.items()}
+    labelled = labelled or {page.example(text): text for text in task.examples}
+    examples = gr.Examples(
+        [[text] for text in labelled.values()],
+        [box],
+        label="Examples: a click runs one",
+        example_labels=list(labelled),
+        api_visibility="private",
+    )
+    return examples.load_input_event
 
 
 def _settings(task: Task, models: Mapping[str, Learned]) -> dict[str, gr.components.Component]:
     """Controls of everything but the text."""
     settings: dict[str, gr.components.Component] = {
-        "adapter": gr.Radio(COMPARISONS, value="span", label="What is compared", scale=4)
+        "adapter": gr.Radio(
+            COMPARISONS, value="span", label="What is compared", elem_id=f"compare{task.page.suffix}", scale=4
+        )
     }
     if len(models) > 1:
         settings["model"] = gr.Radio(

@@ -1,5 +1,8 @@
 """A tab of Debian's Chromium with the app in it, and what it must never do."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 SIGNS = str.maketrans("*/-", "×÷−")
 """The page sets arithmetic in type."""
 
@@ -27,11 +30,24 @@ class Tab:
         self.page.set_default_timeout(30_000)
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
-        self.page.on("request", lambda request: self._on_request(request.url, url))
+        self.page.on("request", lambda request: self._on_request(request.url, url.partition("?")[0]))
+        self._arrive(lambda: self.page.goto(url))
+
+    def _arrive(self, go: Callable[[], object]) -> None:
         # Until gradio has wired its buttons, a click is lost; its first heartbeat says that it has.
         with self.page.expect_response(lambda response: "/heartbeat/" in response.url):
-            self.page.goto(url)
+            go()
         self.page.wait_for_selector(".ss-pane")
+
+    def reload(self) -> None:
+        """The same address once more, in the same tab. What gradio says of connections that end so is no complaint."""
+        before = list(self.complaints)
+        self._arrive(self.page.reload)
+        new = self.complaints[len(before) :]
+        self.complaints = [
+            *before,
+            *(one for one in new if "AbortError" not in one and "Connection errored" not in one),
+        ]
 
     def close(self) -> None:
         """Nothing of it is left for the next tab."""
@@ -51,6 +67,29 @@ class Tab:
         """Type an expression and press Run."""
         self.page.fill("#expression textarea", text)
         self.page.click("#run")
+
+    def turn(self, name: str) -> None:
+        """To the tab of another task."""
+        self.page.get_by_role("tab", name=name).click()
+        self.page.wait_for_selector(f'[role="tab"][aria-selected="true"] >> text="{name}"')
+        self.page.locator(".ss-stop >> visible=true").wait_for()
+
+    def clipboard(self) -> None:
+        """From here on what the page copies lies in `copied`, whatever the system's clipboard may do."""
+        self.page.evaluate("() => { navigator.clipboard.writeText = async (text) => void (window.copied = text); }")
+
+    @property
+    def copied(self) -> str:
+        """What the page copied last, once it says so."""
+        return self.page.wait_for_function("window.copied").json_value()
+
+    def saved(self, kind: str) -> bytes:
+        """What a button of "Keep and share" downloads: trace, steps, bitmap or drawing."""
+        if self.page.locator(".ss-keep[open]").count() == 0:
+            self.page.click(".ss-keep summary")
+        with self.page.expect_download() as download:
+            self.page.click(f'[data-file="{kind}"]')
+        return Path(download.value.path()).read_bytes()
 
     def open_options(self) -> None:
         """Open the row of options, which is closed on arrival, and the form, which is a bar since a run."""

@@ -1,8 +1,13 @@
-"""What a machine must have: SELFSPAN_REQUIRE=browser,compiler,model turns skips for want of it into failures."""
+"""What a machine must have: with SELFSPAN_REQUIRE=browser,firefox,compiler,model skips for want of it are failures."""
 
 import os
 
-NEEDS = {"browser": "needs a browser", "compiler": "needs g++", "model": "needs: pip install --no-deps"}
+NEEDS = {
+    "browser": "needs a browser",
+    "firefox": "needs Firefox",
+    "compiler": "needs g++",
+    "model": "needs: pip install --no-deps",
+}
 """How the reason of a skip begins, by what is missing."""
 
 

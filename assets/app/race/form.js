@@ -11,6 +11,23 @@ function openForms() {
   for (const ask of document.querySelectorAll(ASKS)) ask.classList.remove("ss-bar");
 }
 
+let isBusy = false; // whether there is a run to be stopped
+
+// Every tab's Stop ends the newest run, whichever tab it belongs to.
+function markStops(busy) {
+  isBusy = busy;
+  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
+}
+
+function pressStop() {
+  if (isBusy) [...document.querySelectorAll(".ss-stop")].find((stop) => stop.checkVisibility())?.click();
+}
+
+// gradio draws a tab's form when the tab is first opened.
+const tabs = document.querySelector("#tasks");
+if (tabs) new MutationObserver(() => markStops(isBusy)).observe(tabs, { childList: true, subtree: true });
+markStops(false);
+
 // On the document: gradio may draw the form anew.
 function turnTo({ target }) {
   const ask = target.closest?.(ASKS);

@@ -34,7 +34,22 @@ class Headline {
     node.dataset.judged = judged ?? "";
   }
 
+  // As before any run: what was said of one says nothing of an input that was refused.
+  clear() {
+    this.line.textContent = "";
+    for (const name of ["share", "answer", "token", "total"]) this.tile(name, "–");
+    for (const cell of this.cells.flat()) cell.textContent = "–";
+    this.told({});
+    this.rules("");
+  }
+
+  rules(text) {
+    find(this.root, ".ss-rules").textContent = text;
+    find(this.root, ".ss-constrained").hidden = !text;
+  }
+
   start(start, paidFor) {
+    this.clear();
     const load = start.load ?? 1;
     this.bytes = start.bytes_per_token;
     this.prompts = Object.fromEntries(start.lanes.map((lane) => [lane.id, lane.prompt_tokens]));
@@ -42,10 +57,15 @@ class Headline {
     find(this.root, ".ss-device").textContent = `· ${start.device}`;
     find(this.root, "[data-of-what]").textContent = paidFor ? "of the plain lane’s reads" : "of dense’s reads";
     this.line.textContent = "The lane whose own clock is behind writes next, so what you see is the true relative speed.";
-    for (const name of ["share", "answer", "token", "total"]) this.tile(name, "–");
     this.told({ notice: start.notice, caution: start.caution?.text });
-    find(this.root, ".ss-rules").textContent = start.rules ?? "";
-    find(this.root, ".ss-constrained").hidden = !start.rules;
+    this.rules(start.rules ?? "");
+  }
+
+  // Nothing has run yet.
+  blank() {
+    find(this.root, ".ss-title").textContent = "Two lanes, one device";
+    find(this.root, ".ss-device").textContent = "";
+    this.clear();
   }
 
   // Remarks on an input or a model; without any, those of another run are gone.

@@ -18,21 +18,22 @@ class ReadMap {
   }
 
   clear() {
+    find(this.root, ".ss-map-share").textContent = "";
+    find(this.root, ".ss-map-text").textContent = "";
     this.runs = [];
     this.count = 0; // rows
     this.clean = 0; // runs that are painted and stay as they are
     this.prompt = 0;
     this.segments = new Map(); // name -> [start, end)
     this.pointed = null;
+    this.field.setAttribute("aria-valuemax", "0");
+    this.tell(0, "nothing is written yet");
   }
 
   start({ prompt_tokens: prompt, segments }) {
     this.clear();
     this.prompt = prompt;
     for (const [name, interval] of Object.entries(segments)) this.segments.set(name, interval);
-    find(this.root, ".ss-map-share").textContent = "";
-    this.field.setAttribute("aria-valuemax", "0");
-    this.tell(0, "nothing is written yet");
     this.repaint();
   }
 
@@ -169,7 +170,11 @@ class ReadMap {
   // ---- in words
 
   figure(lane) {
-    if (lane.tokens) find(this.root, ".ss-map-share").textContent = `reads ${percent(lane.share)}`;
+    if (lane.tokens) this.share(lane.share);
+  }
+
+  share(share) {
+    find(this.root, ".ss-map-share").replaceChildren(make("span", "ss-map-reads", "reads "), percent(share));
   }
 
   tell(now, text) {

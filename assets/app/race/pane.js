@@ -14,6 +14,7 @@ class Pane {
     this.lane = lane;
     this.scroll = find(root, ".ss-scroll");
     this.steps = new Steps(find(root, ".ss-steps"));
+    this.empty = find(root, ".ss-empty");
     this.follow = find(root, ".ss-follow");
     this.copy = find(root, ".ss-copy");
     this.drafts = find(root, ".ss-drafts");
@@ -22,33 +23,46 @@ class Pane {
     this.view = LINE;
     this.figures = {};
     root.dataset.lane = lane;
+    find(root, ".ss-name").id = `ss-name-${lane}`;
+    root.setAttribute("aria-labelledby", `ss-name-${lane}`);
     for (const node of root.querySelectorAll("[data-figure]")) this.figures[node.dataset.figure] = node;
     find(root, ".ss-way").textContent = WAYS[lane];
     this.reading = new Reading(this);
     this.listen();
   }
 
-  start(lane, { view, load = 1 }) {
+  // `paidFor`: whether shares are of what the plain adapter's lane reads for its own, shorter text; see `settle`.
+  start(lane, { view, load = 1 }, paidFor) {
     this.reading.clear();
     this.view = view;
+    this.paidFor = paidFor;
     this.dense = lane.attention === "dense";
     this.annotated = lane.adapter !== "plain";
     this.root.dataset.tokens = 0;
     find(this.root, ".ss-name").textContent = lane.label.split(",")[0];
     find(this.root, ".ss-adapter").textContent = `${lane.adapter} adapter`;
     find(this.root, ".ss-flag").hidden = true;
-    find(this.root, ".ss-verdict").hidden = true;
-    find(this.root, ".ss-empty")?.remove();
+    this.conclude({});
+    this.empty.remove();
     find(this.root, ".ss-load").textContent = load;
     for (const node of Object.values(this.figures)) node.textContent = "–";
     this.drafts.hidden = true;
     find(this.root, ".ss-kv-fill").style.width = "0";
-    this.copy.hidden = true;
+    this.root.toggleAttribute("data-paid", paidFor);
     this.steps.start(this.source.typeset, this.annotated ? this.source.segments : []);
     this.following = true;
     this.streaming = true;
     this.follow.hidden = true;
     this.reading.say("");
+  }
+
+  // Nothing has run yet.
+  blank() {
+    const label = find(this.root, ".ss-name").textContent;
+    this.start({ attention: this.lane, adapter: "", label }, { view: LINE }, false);
+    find(this.root, ".ss-adapter").textContent = "";
+    this.scroll.append(this.empty);
+    this.streaming = false;
   }
 
   // Whether the prompt is a document in which a step names sentences, not a line of numbers.
@@ -69,6 +83,12 @@ class Pane {
     this.figure(lane);
     this.reading.attend(lane.phase, lane.reading);
     this.root.dataset.tokens = lane.tokens;
+  }
+
+  // What is new into sight, the newest step unless somebody scrolled away. Where things lie is a layout of the page: it is
+  // asked once, when all of a frame has been written.
+  keepUp() {
+    this.reading.reveal(this.reading.fresh.splice(0));
     if (this.following) this.scroll.scrollTop = this.scroll.scrollHeight;
   }
 
@@ -83,13 +103,23 @@ class Pane {
         this.drafts.textContent = `${lane.tokens_per_pass.toFixed(1)} tokens per pass, ${share} of drafts right`;
         this.drafts.hidden = false;
       }
-      set("share", `${percent(lane.share)} of dense`);
+      this.fill(lane.share, this.paidFor ? "of own text" : "of dense");
       if (lane.total_tokens_per_second) set("total_tokens_per_second", whole(lane.total_tokens_per_second));
-      find(this.root, ".ss-kv-fill").style.width = `${Math.min(100 * lane.share, 100)}%`;
-      find(this.root, ".ss-kv-track").setAttribute("aria-label", `KV read: ${percent(lane.share)} of dense`);
     }
     if (lane.first_token_ms !== null) set("first_token_ms", `${rounded(lane.first_token_ms)} ms`);
     set("elapsed_s", seconds(lane.elapsed_s));
+  }
+
+  // The bar: a share, and of what.
+  fill(share, ofWhat) {
+    this.figures.share.textContent = `${percent(share)} ${ofWhat}`;
+    find(this.root, ".ss-kv-fill").style.width = `${Math.min(100 * share, 100)}%`;
+    find(this.root, ".ss-kv-track").setAttribute("aria-label", `KV read: ${percent(share)} ${ofWhat}`);
+  }
+
+  // Against the plain adapter shares are of another text until both are through: from then on as in the headline.
+  settle(share) {
+    this.fill(share, "of plain lane");
   }
 
   // Nothing is being read any more.
@@ -103,36 +133,43 @@ class Pane {
   finish(result, differsAt) {
     this.rest(this.hint);
     if (differsAt !== null) this.steps.differ(differsAt);
-    if (result.correct === null) return this.finishUnjudged(result);
-    const right = result.correct;
-    find(this.root, ".ss-answer-label").textContent = capital(this.view.answer);
-    find(this.root, ".ss-verdict").hidden = false;
-    find(this.root, ".ss-answer").textContent = this.source.typeset(result.answer ?? "none");
-    const badge = find(this.root, ".ss-badge");
-    badge.textContent = right ? "✓ right" : result.answer === null ? "✗ no answer" : "✗ wrong";
-    badge.className = `ss-badge ${right ? "good" : "bad"}`;
     const notes = [];
-    if (!right) notes.push(`exact value: ${this.source.typeset(result.expected)}`);
+    const right = result.correct;
+    if (right === false) notes.push(`exact value: ${this.source.typeset(result.expected)}`);
     if (this.finished === "length") notes.push("ran out of new tokens");
     if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
-    find(this.root, ".ss-note").textContent = notes.join(" · ");
+    const note = notes.join(" · ");
+    const remark = result.remark ?? "";
+    if (right === null) return this.concludeUnjudged(result.answer, note, remark);
+    const badge = right ? "✓ right" : result.answer === null ? "✗ no answer" : "✗ wrong";
+    const answer = this.source.typeset(result.answer ?? "none");
+    this.conclude({ answer, badge, judged: right ? "good" : "bad", note, remark });
   }
 
   // Of some tasks, as of summaries, no answer is the right one.
-  finishUnjudged(result) {
-    const count = this.steps.count;
-    find(this.root, ".ss-answer-label").textContent = capital(this.view.answer);
-    find(this.root, ".ss-verdict").hidden = false;
-    const badge = find(this.root, ".ss-badge");
-    badge.textContent = result.answer === null ? "✗ none" : plural(count, this.view.step);
-    badge.className = `ss-badge ${result.answer === null ? "bad" : ""}`;
-    const notes = [];
-    if (this.finished === "length") notes.push("ran out of new tokens");
-    if (result.malformed_steps) notes.push(plural(result.malformed_steps, "malformed step"));
-    find(this.root, ".ss-note").textContent = notes.join(" · ");
-    this.copy.hidden = result.answer === null;
-    this.copy.textContent = "Copy";
-    this.copied = result.answer ?? "";
+  concludeUnjudged(answer, note, remark) {
+    const badge = answer === null ? "✗ none" : plural(this.steps.count, this.view.step);
+    this.conclude({ badge, judged: answer === null ? "bad" : "", note, remark });
+  }
+
+  // How the lane's run came out, in a live region, which is read out as it fills; nothing: its place is kept.
+  conclude({ answer = "", badge = "", judged = "", note = "", remark = "" }) {
+    const set = (name, text) => (find(this.root, `.ss-${name}`).textContent = text);
+    set("outcome-lane", badge && find(this.root, ".ss-name").textContent);
+    set("answer-label", badge && capital(this.view.answer));
+    set("answer", answer);
+    set("badge", badge);
+    find(this.root, ".ss-badge").className = `ss-badge ${judged}`;
+    set("note", note);
+    set("remark", remark);
+    this.offerCopy("");
+  }
+
+  // The answer and the worked steps as plain text; of a summary both are the same. Empty: there is nothing to copy.
+  offerCopy(text) {
+    this.copied = text;
+    this.copy.hidden = text === "";
+    this.copy.textContent = this.isDocument ? `Copy ${this.view.answer}` : `Copy ${this.view.answer} and steps`;
   }
 
   flag(text) {

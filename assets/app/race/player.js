@@ -6,8 +6,7 @@ class Player {
   constructor(root, recorded, show) {
     this.recorded = recorded;
     this.show = show;
-    this.button = find(root, ".ss-replay");
-    this.button.addEventListener("click", () => this.play());
+    find(root, ".ss-replay").addEventListener("click", () => this.play());
     const { title, device } = recorded.start;
     const where = `Recorded ${recorded.date} on ${recorded.machine}`;
     this.start = { ...recorded.start, title: where, device: `${device} · ${title}` };
@@ -39,12 +38,10 @@ class Player {
   // The visitor has asked for a run.
   stop() {
     this.isOver = true;
-    this.button.hidden = true;
   }
 
   begin() {
     this.number += 1;
-    this.button.hidden = true;
     this.tell({ start: this.start });
   }
 
@@ -59,7 +56,6 @@ class Player {
 
   end() {
     this.tell({ end: this.recorded.end, lanes: this.recorded.frames.at(-1)[1] });
-    this.button.hidden = false;
   }
 
   tell(payload, draw = true) {

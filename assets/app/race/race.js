@@ -22,49 +22,69 @@ find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
 
 const stage = new Stage(root, panes);
 const headline = new Headline(root);
+const asks = new Asks(props.known);
+const address = new Address(asks);
+const views = Object.fromEntries(asks.known.map(({ task }) => [task, new View(task)]));
 
+let shown = views[asks.shown]; // of the tab in sight
+let live = shown; // of the newest run
 let run = null; // the newest run: payloads of any other are late and ignored
-let started = null; // the run that the panes show
 let stopped = null; // the run that Stop ended: what is still under way of it is late
-let asked = { box: "", button: "" }; // where the newest run's input was typed, and the button that began it
 let patience = 0;
 let player = null; // of the recorded run, until the visitor runs something
-let better = ""; // of a long article that is summarized poorly: the part that would be summarized better
 
-function setState(state, text) {
-  for (const part of [root, below]) part.dataset.state = state;
-  if (status.textContent !== text) status.textContent = text;
-  const busy = BUSY.includes(state);
-  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
+const keep = new Keep(root, address, () => ({ ...shown, maps: stage.maps }));
+const again = async (one) => {
+  if (await asks.fill(one)) keep.say(`The input is in the box. Press ${asks.of(one.task).run}.`);
+};
+const history = new History(find(root, ".ss-history"), asks, again, (text) => keep.say(text));
+
+function setState(view, state, text) {
+  Object.assign(view, { state, text });
+  if (view === shown) showState();
+  if (view !== live) return;
+  markStops(BUSY.includes(state));
   clearTimeout(patience);
+}
+
+function showState() {
+  for (const part of [root, below]) part.dataset.state = shown.state;
+  if (status.textContent !== shown.text) status.textContent = shown.text;
+  find(root, ".ss-replay").hidden = shown.state !== "played";
+  beginning.hidden = !shown.offered;
+  keep.offer();
 }
 
 // A short wait goes unmentioned; a long one is explained.
 function wait(state, after, text) {
-  setState(state, "Starting…");
-  patience = setTimeout(() => setState(state, text), after);
+  setState(live, state, "Starting…");
+  patience = setTimeout(() => setState(live, state, text), after);
 }
 
 function begin(payload) {
-  started = payload.run;
-  for (const part of [root, below]) part.dataset.begun = "";
-  const start = payload.start;
-  for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = (start.load ?? 1) === 1;
-  for (const part of [root, below]) Object.assign(part.dataset, { task: start.task, pane: start.view.pane });
-  source.start(start, start.lanes.some((lane) => lane.adapter !== "plain"));
-  better = start.caution?.beginning ?? "";
-  beginning.hidden = true;
-  for (const lane of start.lanes) panes[lane.id]?.start(lane, start);
-  stage.start(start.lanes);
-  headline.start(start, isPaidFor());
-  if (payload.kind === "recorded") return setState("playing", "A recorded run, at its own pace. Press Run to do it here.");
-  setState("running", "Running.");
+  const view = views[payload.start.task];
+  const isRecorded = payload.kind === "recorded";
+  view.account = new Account(payload, isRecorded ? { date: player.recorded.date, machine: player.recorded.machine } : null);
+  view.account.model = asks.of(view.task).models[0];
+  Object.assign(view, { offered: "", stale: "" });
+  if (view === shown) lay(view.account);
+  if (isRecorded) return setState(view, "playing", "A recorded run, at its own pace. Press Run to do it here.");
+  setState(view, "running", "Running.");
+  if (view !== shown) return;
   collapseForms();
   show();
 }
 
-// Whether the dense lane writes no names, and another, shorter text.
-const isPaidFor = () => !panes.dense.annotated;
+// The start of a run: what both lanes read, and nothing written yet.
+function lay({ start, isPaidFor }) {
+  for (const part of [root, below]) part.dataset.begun = "";
+  for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = (start.load ?? 1) === 1;
+  for (const part of [root, below]) Object.assign(part.dataset, { task: start.task, pane: start.view.pane });
+  source.start(start, start.lanes.some((lane) => lane.adapter !== "plain"));
+  for (const lane of start.lanes) panes[lane.id]?.start(lane, start, isPaidFor);
+  stage.start(start.lanes);
+  headline.start(start, isPaidFor);
+}
 
 // A race that starts, or an error that appears, beyond the edge of the screen would be missed.
 function show() {
@@ -74,72 +94,113 @@ function show() {
   root.scrollIntoView({ block: "start", behavior: still ? "auto" : "smooth" });
 }
 
-function end(payload) {
-  const finished = payload.end;
-  for (const [lane, result] of Object.entries(finished.lanes)) panes[lane]?.finish(result, finished.headline.differs_at);
-  headline.end(finished);
-  setState(payload.kind === "recorded" ? "played" : "done", finished.headline.text);
+function showEnd(account) {
+  const { end } = account;
+  for (const [lane, result] of Object.entries(end.lanes)) {
+    panes[lane]?.finish(result, end.headline.differs_at);
+    panes[lane]?.offerCopy(wordsOf(account, lane));
+    if (account.isPaidFor) settle(lane, account.share(lane));
+  }
+  headline.end(end);
+}
+
+function showHalt(state) {
+  for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
+}
+
+// One share for the headline, the bar and the map.
+function settle(lane, share) {
+  panes[lane]?.settle(share);
+  stage.settle(lane, share);
+}
+
+// What was found out about a run says nothing of the newest input of its task: one that was refused, or one that is about
+// to replace the run's.
+function hideStale() {
+  if (!shown.stale) return;
+  headline.clear();
+  if (shown.stale !== "replaced") return;
+  for (const part of [root, below]) delete part.dataset.begun;
+  for (const pane of Object.values(panes)) pane.conclude({});
 }
 
 function halt(state, text) {
-  const shown = started === run;
-  if (shown) for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
-  setState(state, text);
-  if (state !== "failed") return;
+  const isLaid = live.has(run);
+  if (isLaid) live.account.halted = state;
+  else if (state === "failed") live.stale ||= "refused";
+  if (live === shown) {
+    if (isLaid) showHalt(state);
+    hideStale();
+  }
+  setState(live, state, text);
+  if (state !== "failed" || live !== shown) return;
   openForms();
   root.scrollIntoView({ block: "nearest" });
 }
 
 // An article that is too long: the part of it that fits goes into the box, from where it can be run.
-function offer(text) {
-  beginning.hidden = !text;
-  beginning.onclick = () => {
-    const box = document.querySelector(`#${CSS.escape(asked.box)} textarea`);
-    if (!box) return;
-    box.value = text;
-    box.dispatchEvent(new Event("input", { bubbles: true }));
-    beginning.hidden = true;
-    setState("idle", `The beginning is in the box. Press ${asked.button}.`);
-    box.scrollIntoView({ block: "center" });
-  };
+beginning.addEventListener("click", () => {
+  const one = asks.of(shown.task);
+  const box = asks.box(one);
+  if (!box) return;
+  asks.write(box, shown.offered);
+  Object.assign(shown, { offered: "", stale: "replaced" });
+  hideStale();
+  setState(shown, "idle", `The beginning is in the box. Press ${one.run}.`);
+  box.scrollIntoView({ block: "center" });
+});
+
+function offer(view, text) {
+  if (view.offered === (text ?? "")) return;
+  view.offered = text ?? "";
+  if (view === shown) showState();
 }
 
 function handle(payload, draw) {
   const { kind } = payload;
   if (kind === "recorded") return arrive(payload);
-  player?.stop();
   if (stopped !== null && payload.run === stopped) return;
   if (kind === "waiting" && payload.message) {
-    if (payload.run === run) setState("waiting", payload.message);
+    if (payload.run === run) setState(live, "waiting", payload.message);
     return;
   }
   if (kind === "waiting") {
-    run = payload.run;
-    asked = { box: payload.box, button: payload.button };
+    take(payload.run, payload.task);
     return wait("waiting", 700, "Waiting: another run has the device. Yours starts by itself.");
   }
   if (kind === "halted") {
     // A run that never got its turn; it does not know its name.
-    if (BUSY.includes(root.dataset.state)) {
-      halt("failed", "The run could not start: too many are waiting. Try again in a moment.");
-    }
+    if (BUSY.includes(live.state)) halt("failed", "The run could not start: too many are waiting. Try again in a moment.");
     return;
   }
   if (run !== null && Number(payload.run) < Number(run)) return;
-  run = payload.run;
-  beginning.hidden = true;
+  if (run !== payload.run) take(payload.run, payload.start?.task ?? live.task);
+  offer(live, "");
   if (kind === "stopped") {
     stopped = run;
     return halt("stopped", "Stopped.");
   }
-  if (kind === "starting") return setState("starting", payload.message);
+  if (kind === "starting") return setState(live, "starting", payload.message);
   if (kind === "failed") {
     halt("failed", payload.message);
-    return offer(payload.beginning);
+    return offer(live, payload.beginning);
   }
-  if (["stopped", "failed"].includes(root.dataset.state) && started === run) return;
-  if (started !== run && !payload.start) return; // a later, full payload begins it
+  if (["stopped", "failed"].includes(live.state) && live.has(run)) return;
+  if (!live.has(run) && !payload.start) return; // a later, full payload begins it
   apply(payload, draw);
+}
+
+// The newest run, and its task.
+function take(number, task) {
+  const [before, last] = [live, run];
+  run = number;
+  live = views[task];
+  if (player?.recorded.start.task === task) player.stop();
+  keep.say("");
+  // What another task's run had written is all that there will be of it.
+  if (before === live || !BUSY.includes(before.state)) return;
+  if (before.has(last)) before.account.halted = "stopped";
+  setState(before, "stopped", "Stopped: another run began.");
 }
 
 // The recorded run, as the page loads: it plays, or rests where the visitor wants no motion.
@@ -150,23 +211,66 @@ function arrive(recorded) {
   else player.play();
 }
 
-// A payload of the run that is shown, or the first of another.
+// A payload of the run that a task's tab shows, or the first of another.
 function apply(payload, draw) {
-  if (started !== payload.run) begin(payload);
-  for (const [lane, news] of Object.entries(payload.lanes ?? {})) {
+  const found = Object.values(views).find((view) => view.has(payload.run));
+  if (!found) begin(payload);
+  const view = found ?? views[payload.start.task];
+  view.account.add(payload);
+  if (view === shown) update(payload.lanes ?? {}, draw, payload.end !== undefined);
+  if (!payload.end) return;
+  if (view === shown) showEnd(view.account);
+  const isRecorded = payload.kind === "recorded";
+  setState(view, isRecorded ? "played" : "done", payload.end.headline.text);
+  // Of a long article that is summarized poorly: the part that would be summarized better.
+  offer(view, view.account.start.caution?.beginning);
+  if (!isRecorded) history.add(view.account);
+}
+
+function update(lanes, draw, isEnd) {
+  for (const [lane, news] of Object.entries(lanes)) {
     panes[lane].finished = news.done ? news.finish : null;
     panes[lane].update(news, draw);
     stage.update(lane, news, draw);
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
-  if (draw && payload.lanes) {
-    headline.update(payload.lanes, isPaidFor());
-    stage.draw(payload.end !== undefined);
-    stage.describe(payload.lanes);
+  if (!draw || !Object.keys(lanes).length) return;
+  headline.update(lanes, panes.dense.paidFor);
+  stage.draw(isEnd);
+  stage.describe(lanes);
+  for (const lane of Object.keys(lanes)) panes[lane].keepUp();
+}
+
+// Another tab is in sight: what it shows is its own.
+function turn(task) {
+  if (shown.task === task) return;
+  shown = views[task];
+  openForms();
+  // gradio draws a form when its tab is first in sight, and may draw all tabs anew.
+  until(() => asks.box(asks.of(task))).then(() => markStops(BUSY.includes(live.state)));
+  keep.say("");
+  const { account } = shown;
+  if (!account) blank();
+  else {
+    lay(account);
+    update(account.whole, true, account.end !== null);
+    if (account.end) showEnd(account);
+    else if (account.halted) showHalt(account.halted);
+    hideStale();
   }
-  if (!payload.end) return;
-  end(payload);
-  offer(better);
+  showState();
+}
+
+// No run of this task yet.
+function blank() {
+  for (const part of [root, below]) {
+    delete part.dataset.begun;
+    Object.assign(part.dataset, { task: shown.task, pane: "line" });
+  }
+  source.clear();
+  for (const pane of Object.values(panes)) pane.blank();
+  stage.start([]);
+  headline.blank();
 }
 
 // Payloads that arrive faster than this machine draws are drawn together: one layout for all of them.
@@ -199,6 +303,11 @@ below.addEventListener("pointermove", (event) => event.pointerType !== "touch" &
 below.addEventListener("pointerleave", (event) => moved(event) && pointAtSource(event));
 below.addEventListener("click", pointAtSource);
 
-for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", "true");
+// Escape undoes what it may where the focus is, as a step that is held; else it stops the run.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.defaultPrevented && !event.isComposing) pressStop();
+});
 watch("value", () => receive(props.value));
 receive(props.value);
+asks.onTurn(turn);
+address.follow().then((text) => text && keep.say(text));

@@ -11,17 +11,20 @@ class Reading {
     this.caption.id = `ss-caption-${pane.lane}`;
     this.onPeek = () => {}; // told which step somebody points at, or null
     this.onName = () => {}; // told which named piece of text
+    this.cited = new Cited(pane.source);
     this.clear();
     this.listen();
   }
 
   clear() {
     this.lit = new Set();
+    this.fresh = []; // what has been lit since the last layout
     this.peeked = new Set();
     this.peeking = null;
     this.pinned = null;
     this.named = null;
     this.liveCaption = "";
+    this.cited.show(null, []);
     this.root.classList.remove("focus", "everything", "peek", "peek-all");
   }
 
@@ -30,7 +33,7 @@ class Reading {
     const focused = !this.pane.dense && phase === "body" && Array.isArray(reading);
     const wanted = new Set();
     if (focused) for (const name of reading) if (this.steps.segments.has(name)) wanted.add(this.steps.segments.get(name));
-    this.swap("lit", wanted, "lit");
+    this.fresh = this.swap("lit", wanted, "lit");
     this.root.classList.toggle("focus", focused);
     const everything = this.pane.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
     this.root.classList.toggle("everything", everything);
@@ -51,12 +54,13 @@ class Reading {
     const fresh = [...wanted].filter((node) => !this[field].has(node));
     for (const node of fresh) node.classList.add(className);
     this[field] = wanted;
-    const { box } = this.pane.source;
-    this.reveal(box, fresh.filter((node) => node.parentNode === box));
+    return fresh;
   }
 
   // Where the prompt scrolls: bring what is lit into sight, the first of it for certain.
-  reveal(box, literals) {
+  reveal(fresh) {
+    const { box } = this.pane.source;
+    const literals = fresh.filter((node) => node.parentNode === box);
     if (!literals.length || box.scrollHeight <= box.clientHeight) return;
     for (const node of literals.reverse()) {
       const [outer, inner] = [box.getBoundingClientRect(), node.getBoundingClientRect()];
@@ -103,8 +107,14 @@ class Reading {
       this.caption.textContent = this.liveCaption;
       for (const name of ["peek", "peek-all"]) this.pane.source.stage(name, false);
     }
-    this.swap("peeked", wanted, "peeked");
+    this.reveal(this.swap("peeked", wanted, "peeked"));
     this.onPeek(node);
+  }
+
+  // The names of an article's sentences that a step names, all of them, for the card under it.
+  citedBy(node) {
+    if (!node || !this.pane.isDocument || node.classList.contains("malformed")) return [];
+    return this.steps.reads(node);
   }
 
   // Hold a step until it is chosen again, another is, or Escape. `bring`: into sight, as nobody points at it there.
@@ -114,6 +124,13 @@ class Reading {
     this.pinned?.classList.add("pinned");
     this.peek(this.pinned);
     if (this.pinned && bring) this.pane.bring(this.pinned);
+    this.cited.show(this.pinned, this.citedBy(this.pinned));
+  }
+
+  // Escape lets go of a step that is held, and does nothing else then.
+  letGo(event) {
+    if (this.pinned) event.preventDefault();
+    this.pin(null);
   }
 
   // Steps that read a named piece of text, or none.
@@ -147,7 +164,7 @@ class Reading {
     });
     this.steps.list.addEventListener("focusout", settle);
     this.steps.list.addEventListener("click", (event) => {
-      this.pin(stepOf(event.target));
+      if (!this.cited.has(event.target)) this.pin(stepOf(event.target));
     });
     this.steps.list.addEventListener("keydown", (event) => this.key(event));
   }
@@ -170,10 +187,7 @@ class Reading {
   // One step of the list is a tab stop; arrow keys move among them.
   key(event) {
     const here = event.target.closest(".ss-step");
-    if (event.key === "Escape") {
-      this.pin(null);
-      this.peek(null);
-    }
+    if (event.key === "Escape") this.letGo(event);
     if (event.key === "Enter" && here) this.pin(here);
     const next = here && this.neighbour(event.key, here);
     if (!next) return;

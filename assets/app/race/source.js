@@ -8,6 +8,16 @@ class Source {
     this.root = root;
     this.box = find(root, ".ss-source-text");
     this.segments = new Map(); // name -> its element
+    this.texts = new Map(); // name -> its text
+  }
+
+  // Nothing has been read yet.
+  clear() {
+    this.typeset = (text) => text;
+    this.root.hidden = true;
+    this.segments.clear();
+    this.texts.clear();
+    this.box.replaceChildren();
   }
 
   // `named`: whether any lane names what it reads.
@@ -21,6 +31,7 @@ class Source {
       ? "Point at a sentence, here or in a summary, or tap it."
       : "Point at a number, or tap it, to see which steps read it.";
     this.segments.clear();
+    this.texts.clear();
     this.box.replaceChildren();
     this.box.scrollTop = 0;
     for (const { name, text } of prompt) this.lay(isDocument, named ? name : null, text);
@@ -32,9 +43,11 @@ class Source {
       return;
     }
     const segment = make("span", isDocument ? "ss-seg" : "ss-seg ss-literal");
-    segment.append(make("span", isDocument ? "ss-chip" : "ss-chip ss-own", name), this.typeset(isDocument ? text.trim() : text));
+    const shown = this.typeset(isDocument ? text.trim() : text);
+    segment.append(make("span", isDocument ? "ss-chip" : "ss-chip ss-own", name), shown);
+    this.texts.set(name, shown);
     segment.dataset.name = name;
-    if (!isDocument) segment.dataset.value = this.typeset(text);
+    if (!isDocument) segment.dataset.value = shown;
     this.segments.set(name, segment);
     this.box.append(segment);
     if (isDocument) this.box.append(" ");

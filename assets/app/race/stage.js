@@ -43,6 +43,10 @@ class Stage {
     for (const map of maps) map.paint();
   }
 
+  settle(lane, share) {
+    this.maps[lane].share(share);
+  }
+
   repaint() {
     for (const map of Object.values(this.maps)) map.repaint();
   }
@@ -74,7 +78,7 @@ class Stage {
     map.field.addEventListener("click", (event) => reading.pin(nodeAt(event), true));
     map.field.addEventListener("keydown", (event) => {
       const next = reading.neighbour(event.key, reading.pinned);
-      if (event.key === "Escape") reading.pin(null);
+      if (event.key === "Escape") reading.letGo(event);
       if (!next) return;
       event.preventDefault();
       reading.pin(next, true);

@@ -8,6 +8,7 @@ names the error and the allowed input, and quotes at most a few characters of th
 import ast
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from selfspan_core.errors import InputError
 from selfspan_core.tasks.arithmetic.tree import (
@@ -141,15 +142,25 @@ def _check_parentheses(tokens: list[str]) -> None:
         raise InputError(f"The parentheses are nested {deepest} deep; the limit is {MAX_NESTING}.")
 
 
+def _is_operand(token: str) -> bool:
+    return token.isdigit() or token == ")"
+
+
+def _number(tokens: Sequence[str], at: int) -> str:
+    """The number at a place, as it was meant: with the minus that belongs to it."""
+    is_negative = at > 0 and tokens[at - 1] == "-" and not (at > 1 and _is_operand(tokens[at - 2]))
+    return f"-{tokens[at]}" if is_negative and tokens[at].isdigit() else tokens[at]
+
+
 def _check_neighbours(tokens: list[str]) -> None:
     """Check that operands and operators alternate, with plainer messages than those of `ast.parse`."""
     num_signs = 0
     previous = "("
-    for token in [*tokens, ""]:
-        after_operand = previous.isdigit() or previous == ")"
+    for at, token in enumerate([*tokens, ""]):
+        after_operand = _is_operand(previous)
         starts_operand = token.isdigit() or token == "("
         if after_operand and starts_operand:
-            raise InputError(f"An operator is missing between {_quote(previous)} and {_quote(token)}.")
+            raise InputError(f"An operator is missing between {_quote(_number(tokens, at - 1))} and {_quote(token)}.")
         if previous == "(" and token in (")", "") and token != previous:
             raise InputError('There is nothing between "(" and ")".')
         if not after_operand and token in ("*", "/", ")", ""):
@@ -165,14 +176,15 @@ def _check_neighbours(tokens: list[str]) -> None:
 
 
 def _check_numbers(tokens: list[str]) -> None:
-    numbers = [token for token in tokens if token.isdigit()]
+    numbers = [_number(tokens, at) for at, token in enumerate(tokens) if token.isdigit()]
     for number in numbers:
-        if len(number) > 1 and number[0] == "0":
-            raise InputError(
-                f"The number {_quote(number)} starts with a zero; write {_quote(number.lstrip('0') or '0')}."
-            )
-        if len(number) > 2:
-            raise InputError(f"The number {_quote(number)} is out of range; numbers go from 0 to {MAX_LITERAL}.")
+        digits, sign = number.lstrip("-"), number[: number.startswith("-")]
+        if len(digits) > 1 and digits[0] == "0":
+            plain = f"{sign}{digits.lstrip('0') or '0'}"
+            raise InputError(f"The number {_quote(number)} starts with a zero; write {_quote(plain)}.")
+        if len(digits) > 2:
+            least = f"-{MAX_LITERAL}" if sign else "0"
+            raise InputError(f"The number {_quote(number)} is out of range; numbers go from {least} to {MAX_LITERAL}.")
     if len(numbers) > MAX_OPERANDS:
         raise InputError(f"The expression has {len(numbers)} numbers; the limit is {MAX_OPERANDS}.")
     if len(numbers) == 1:

@@ -1,7 +1,7 @@
 """The arithmetic task: expressions of small whole numbers, reduced one operation at a time.
 
-The parts are split up: `parse` (accepted input), `tree` (canonical text, exact value),
-`steps` (worked steps: order and format), `random_trees` (random expressions).
+The parts are split up: `parse` (accepted input), `tree` (canonical text, exact value), `steps` (worked steps: order and
+format), `random_trees` (random expressions), `examples` (what the page offers).
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import ClassVar
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import InputError
 from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
+from selfspan_core.tasks.arithmetic.examples import EXAMPLES, STORIES
 from selfspan_core.tasks.arithmetic.parse import parse_expression
 from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
@@ -35,15 +36,6 @@ INSTRUCTION = "Calculate: "
 STEP_SEPARATOR = "\n"
 MAX_TOKENS = 4096
 HELD_OUT_SHARE = 64
-EXAMPLES = (
-    "(21+10)*(51-5)",
-    "36/18+97*92+83+64*27/54",
-    "72/6*4*(48/8)-(-81)*12*71/(-36)/9+66-(1*4+12)/16+88",
-    "(27-54/9)/(21+0)+(76*69-71-7)/63/82*9+(9/9-2)*80-37-(-(82/41))/2-(77+53+40)*64",
-    "96*(27-86)/(3*1)*(53-73)-95-38+8*9*61*(-5)-75+(25/1-17)/8-98/49+14-96/8+63/21+75-70/14+58*26+(59+11)",
-    "94*11*55/(-22)-9*54/18/27*53+(32/32-66-0)*37*(48/16)+4+(70/14*(91+8)+42*31+10*12)*(50-9)"
-    "+88*81/(35-46)/12/18/3*70-93*(11+67)*1-0/88/66/89-0/5*(63-1)+29",
-)
 _CHARACTERS = "0123456789+-*/()=;:\n"
 _NUMBER = re.compile(r"-?\d+")
 _DIGITS = re.compile(r"[0-9]+")
@@ -186,6 +178,7 @@ class Arithmetic:
             "expression",
             "2 to 64 whole numbers from 0 to 99 with + - * / and parentheses, for example 79*36+63.",
         ),
+        stories=STORIES,
     )
     generator: ClassVar[Generator | None] = ExpressionGenerator()
     evaluation: ClassVar[EvaluationKind] = "problems"
@@ -279,6 +272,10 @@ class Arithmetic:
     def check(self, problem: Problem, answer: str | None) -> bool:
         """Whether an answer is exactly the expected one."""
         return answer == problem.expected
+
+    def remark(self, problem: Problem, answer: str) -> str:
+        """None: an answer is right or wrong."""
+        return ""
 
     def surprise(self, seed: int) -> str:
         """A random expression of 4 to 48 numbers that training never saw."""

@@ -93,3 +93,5 @@ def _article(text: str) -> str:
 
 
 EXAMPLES = tuple(map(_article, (_HEATING, _FERRY, _LIBRARY)))
+STORIES = {"A town's heating": EXAMPLES[0], "A ferry aground": EXAMPLES[1], "A long article": EXAMPLES[2]}
+"""What the page's buttons run."""

@@ -35,7 +35,7 @@ from selfspan_core.tasks.base import (
     View,
 )
 from selfspan_core.tasks.summarize.cleaning.pipeline import MAX_TYPED_CHARACTERS, cleaned
-from selfspan_core.tasks.summarize.examples import EXAMPLES
+from selfspan_core.tasks.summarize.examples import EXAMPLES, STORIES
 from selfspan_core.tasks.summarize.form import (
     CUE,
     INSTRUCTIONS,
@@ -48,6 +48,7 @@ from selfspan_core.tasks.summarize.form import (
     Form,
     Length,
 )
+from selfspan_core.tasks.summarize.remark import remark_on
 from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules, Words
 
 LENGTH = Option(
@@ -169,6 +170,7 @@ class Summarize:
             "article",
             "plain English text of 30 words or more, up to some thousands; it may be pasted as it is.",
         ),
+        stories=STORIES,
     )
     generator: ClassVar[Generator | None] = None
     evaluation: ClassVar[EvaluationKind] = "summaries"
@@ -328,6 +330,10 @@ class Summarize:
     def check(self, problem: Problem, answer: str | None) -> bool:
         """Whether there is an answer: no summary is the only right one."""
         return answer is not None
+
+    def remark(self, problem: SummarizeProblem, answer: str) -> str:
+        """Words of a summary that its article does not have; see `remark`."""
+        return remark_on(answer, problem.text, self.form)
 
     def surprise(self, seed: int) -> str:
         """One of the examples."""

@@ -160,6 +160,10 @@ class Reverse:
         """Whether it is the list reversed."""
         return answer == problem.expected
 
+    def remark(self, problem: Problem, answer: str) -> str:
+        """Nothing."""
+        return ""
+
     def surprise(self, seed: int) -> str:
         """Random words."""
         return self.generator.problem(random.Random(seed), 4, None).text
