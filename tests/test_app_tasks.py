@@ -1,5 +1,7 @@
 """A result belongs to the tab of its task: it is there when somebody comes back, and a run goes on meanwhile."""
 
+import json
+
 import pytest
 
 from selfspan_core.serve import page_files
@@ -65,6 +67,8 @@ class TestTasks:
         assert tab.text('[data-tile="answer"]') != "–"
         summarize(tab, ARTICLE * 80)
         tab.wait("failed")
+        # A file is of the run that is still there, not of the input that came to none.
+        assert json.loads(tab.saved("trace"))["state"] == "done"
         tab.turn("Arithmetic")
         tab.turn("Articles")
         assert tab.state == "failed" and tab.text('[data-tile="answer"]') == "–" and tab.page.is_visible(".ss-begin")

@@ -23,10 +23,20 @@ function pressStop() {
   if (isBusy) [...document.querySelectorAll(".ss-stop")].find((stop) => stop.checkVisibility())?.click();
 }
 
-// gradio draws a tab's form when the tab is first opened.
-const tabs = document.querySelector("#tasks");
-if (tabs) new MutationObserver(() => markStops(isBusy)).observe(tabs, { childList: true, subtree: true });
-markStops(false);
+// gradio draws a tab's form when the tab is first opened. Returns whether there is one yet.
+function watchForms() {
+  if (!document.querySelector(".ss-stop")) return false;
+  markStops(isBusy);
+  const tabs = document.querySelector("#tasks");
+  if (tabs) new MutationObserver(() => markStops(isBusy)).observe(tabs, { childList: true, subtree: true });
+  return true;
+}
+
+// A slow browser may run this before the first form is drawn.
+if (!watchForms()) {
+  const drawing = new MutationObserver(() => watchForms() && drawing.disconnect());
+  drawing.observe(document.body, { childList: true, subtree: true });
+}
 
 // On the document: gradio may draw the form anew.
 function turnTo({ target }) {

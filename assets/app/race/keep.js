@@ -1,14 +1,14 @@
 // What a visitor takes along of the run in sight: a link, files. All of it is made here, of what the page holds.
 
 const FILES = {
-  trace: ["json", "application/json", ({ account, state }) => `${JSON.stringify(traceOf(account, state), null, 1)}\n`],
+  trace: ["json", "application/json", ({ account }) => `${JSON.stringify(traceOf(account), null, 1)}\n`],
   steps: ["csv", "text/csv", ({ account }) => `\ufeff${tableOf(account)}`], // the mark tells spreadsheets that it is UTF-8
   bitmap: ["png", "image/png", ({ account, maps }) => bitmapOf(account, maps)],
   drawing: ["svg", "image/svg+xml", ({ account, maps }) => drawnPicture(account, maps)],
 };
 
 class Keep {
-  // `shown()`: what is in sight, as {account, state, maps, task}; `account` null where nothing is.
+  // `shown()`: what is in sight, as {account, maps, task}; `account` null where nothing is.
   constructor(root, address, shown) {
     this.address = address;
     this.shown = shown;

@@ -22,8 +22,8 @@ function readBy({ start, count, reads, own }) {
 
 const named = (account, lane) => lane.model ?? account.model ?? null;
 
-// The run as one object. `state`: "done", or how far it came.
-function traceOf(account, state) {
+// The run as one object. Its state is the run's own: that of the tab may be of an input that came to no run.
+function traceOf(account) {
   const { start, asked, end, recorded } = account;
   const { text, ...options } = asked ?? {};
   const lanes = start.lanes.map(({ id, ...lane }) => {
@@ -37,7 +37,7 @@ function traceOf(account, state) {
   const { lanes: __, kind: ___, input, ...told } = start;
   return {
     format: TRACE_FORMAT,
-    state,
+    state: end ? "done" : account.halted || "running",
     began: recorded ? null : account.began.toISOString(),
     ...(recorded ? { recorded } : {}),
     input: account.text,
