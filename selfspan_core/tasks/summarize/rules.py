@@ -220,11 +220,11 @@ class SummaryRules:
         banned = (*tables.body_banned, *self._repeated(body))
         if self._own_words is not None:
             text = tables.tokenizer.decode(body)
-            may_end = self._own_words.may_end(text)
-            banned = (*banned, *self._own_words.banned(text), *self._own_words.repeating(text, self._said))
+            may_end, unfit = self._own_words.may_end(text), self._own_words.banned(text)
+            banned = (*banned, *unfit, *self._own_words.repeating(text, self._said))
             if not may_end and not tables.words.all_ids - set(banned):
                 # A name has begun that can only be finished as four words that were said before: finished it is.
-                banned = (*tables.body_banned, *self._own_words.banned(text))
+                banned = (*tables.body_banned, *unfit)
                 if not tables.words.all_ids - set(banned):
                     return Limits(ending, ())
             is_whole = is_whole and may_end
