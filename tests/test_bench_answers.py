@@ -10,7 +10,7 @@ from tests.support.tiny_models import save_tiny
 
 def test_a_tiny_run_writes_its_figures(tmp_path, monkeypatch):
     """Would catch lanes that are mixed up, drafts that change an answer in silence, figures that do not add up."""
-    base, adapters = save_tiny(tmp_path, max_context=1024)
+    base, adapters = save_tiny(tmp_path, max_context=128)
     store = ModelStore(base, adapters, device="cpu")
     monkeypatch.setattr(bench_answers, "ModelStore", lambda device: store)
     result = tmp_path / "answers.json"

@@ -59,8 +59,9 @@ def test_a_tiny_run_writes_its_figures(run, monkeypatch):
     assert report.count("| selfspan, plain floats |") == 3
 
 
-def test_a_remembered_prompt_is_refused(run):
+def test_a_remembered_prompt_is_refused(run, monkeypatch):
     """Would catch the rate of a prompt of which llama.cpp computed a part only."""
+    monkeypatch.setattr(bench_llamacpp, "SYSTEMS", (LLAMACPP,))
     with pytest.raises(RuntimeError, match=r"computed 19 tokens of a prompt of 20|computed \d+ tokens"):
         run(num_remembered=1)
 

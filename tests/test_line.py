@@ -194,8 +194,8 @@ def test_captured_runs_are_whole():
 
 def test_who_waits_is_told_why():
     """A wait without a word, and one whose word is wrong: for the models, for others, and how long."""
-    session = Steps(seconds=0.05)
-    session.load_s = 2.5
+    session = Steps(seconds=0.02)
+    session.load_s = 1.5
     device = SharedDevice(session)
     warming = threading.Thread(target=device.warm)
     warming.start()
@@ -208,7 +208,7 @@ def test_who_waits_is_told_why():
     with closing(device.compare(LONG)) as ticks:
         word = next(ticks)
         assert (word["kind"], word["for"], word["ahead"]) == ("waiting", "device", 1)
-        assert 2 < word["expected_s"] < 60 and word["message"].startswith("Waiting: another run has the device.")
+        assert 0.5 < word["expected_s"] < 60 and word["message"].startswith("Waiting: another run has the device.")
     long.join(20)
 
 

@@ -15,6 +15,7 @@ import pytest
 from gradio_client import Client
 
 from selfspan_core.errors import Busy
+from selfspan_core.models.registry import DEFAULT_MODEL
 from selfspan_core.params import Request
 from selfspan_core.serve.device import SharedDevice
 from tests.support.crowd import stay
@@ -83,8 +84,9 @@ def test_a_run_does_not_wait_without_end():
 RACE = """
 import sys, threading, traceback
 import torch  # the race needs a quick start: without it the first thread is far ahead of the others
+from selfspan_core.models.registry import MODELS, DEFAULT_MODEL
 from selfspan_core.serve.lazy_session import LazySession
-session, errors, barrier = LazySession(), [], threading.Barrier(10)
+session, errors, barrier = LazySession(model=MODELS[DEFAULT_MODEL]), [], threading.Barrier(10)
 def one(number):
     barrier.wait()
     try:
@@ -134,7 +136,8 @@ def test_visitors_of_the_first_moment_are_served():
     with subprocess.Popen(
         [sys.executable, "app.py"],
         cwd=ROOT,
-        env={**os.environ, "PORT": str(port)},
+        # One model is loaded sooner than two.
+        env={**os.environ, "PORT": str(port), "SELFSPAN_MODEL": DEFAULT_MODEL},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

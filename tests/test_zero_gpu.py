@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from selfspan_core.errors import InputError, NotReady, TooLongError
+from selfspan_core.models.registry import DEFAULT_MODEL
 from selfspan_core.params import Request, SamplingParams
 from selfspan_core.serve.zero_gpu import MOST_S, ZeroGpuSession, is_zero_gpu, seconds
 from selfspan_core.tasks.registry import get_task
@@ -59,7 +60,7 @@ def test_a_space_is_rehearsed(tmp_path):
     """
     (tmp_path / "home").mkdir()
     log = tmp_path / "log"
-    with rehearse_space.space(sys.executable, log, tmp_path / "home") as url:
+    with rehearse_space.space(sys.executable, log, tmp_path / "home", SELFSPAN_MODEL=DEFAULT_MODEL) as url:
         client = rehearse_space.client_of(url)
         end = client.predict("arithmetic", "79*36+63", api_name="/compare")
         assert end["lanes"]["sparse"]["answer"] == "2907"

@@ -4,24 +4,14 @@ from pathlib import PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
+RACES = ("app", "app_firefox", "app_input", "app_load", "app_map", "app_shipped", "crowd")
+TABS = ("api", "app_access", "app_articles", "app_keep", "app_tasks", "models_registry", "offered", "serving", "tools")
 SERVED = {
-    *(
-        "test_api",
-        "test_app",
-        "test_app_access",
-        "test_app_articles",
-        "test_app_firefox",
-        "test_app_input",
-        "test_app_keep",
-        "test_app_load",
-        "test_app_map",
-        "test_app_shipped",
-        "test_app_tasks",
-    ),
-    *("test_crowd", "test_models_registry", "test_offered", "test_serving", "test_tools", "test_toy_task"),
-    "test_zero_gpu",
+    **{f"test_{name}": "races" for name in RACES},
+    **{f"test_{name}": "tabs" for name in (*TABS, "toy_task", "zero_gpu")},
 }
-"""Modules with a browser or a server; another of their kind at the same time would disturb them."""
+"""Modules with a browser or a server, in two groups of which each stays in one worker and takes about as long as the
+other: three browsers on two cores would disturb each other."""
 LONG = ("test_gemm_wgmma", "test_kernel", "test_summary_training", "test_training", "test_kernel_sources")
 """Modules that would leave one worker alone at the end, if they were begun late."""
 
@@ -34,8 +24,8 @@ def place(module: str) -> int:
 
 
 class ByModule(LoadScopeScheduling):
-    """xdist's scheduler of scopes; a scope is all of `SERVED`, or any other module."""
+    """xdist's scheduler of scopes; a scope is a group of `SERVED`, or any other module."""
 
     def _split_scope(self, nodeid: str) -> str:
         module = PurePosixPath(nodeid.partition("::")[0]).stem
-        return "served" if module in SERVED else module
+        return SERVED.get(module, module)

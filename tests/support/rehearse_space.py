@@ -66,10 +66,10 @@ def serving(python: Path | str, log: Path, **environment: str) -> Iterator[tuple
 
 
 @contextlib.contextmanager
-def space(python: Path | str, log: Path, home: Path) -> Iterator[str]:
-    """The app as a Space on ZeroGPU runs it, in an empty home; its address."""
+def space(python: Path | str, log: Path, home: Path, **settings: str) -> Iterator[str]:
+    """The app as a Space on ZeroGPU runs it, with settings of its owner, in an empty home; its address."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS") if name in os.environ}
-    own = {"HOME": str(home), "PYTHONPATH": str(STAND_IN), "SPACES_ZERO_GPU": "true"}
+    own = {"HOME": str(home), "PYTHONPATH": str(STAND_IN), "SPACES_ZERO_GPU": "true", **settings}
     with serving(python, log, **kept, **own) as (url, _):
         yield url
 
