@@ -5,11 +5,12 @@ not bytes. So a pass that verifies drafts takes little longer than one without, 
 of passes times the time of one. Self-selected lanes write more tokens than a plain one (names), and read fewer keys;
 their headers say what their bodies copy.
 
-Method: the shipped models answer expressions that training never saw, and articles of this project (the examples, and
-their sentences in other orders), one at a time. For every input the lanes take turns, in an order that changes, and the
-whole is repeated; a lane's time for an input is the median of its repetitions, prefill included. Drafts must not change
-an answer: every drafted answer is compared with the undrafted one, and the number that differ is in the results.
-"lookup" is prompt lookup, the strongest lossless baseline for a lane without spans. Run it on an idle machine.
+Method: the usual model of each task answers expressions that training never saw, and articles of this project (the
+examples, and their sentences in other orders), one at a time. For every input the lanes take turns, in an order that
+changes, and the whole is repeated; a lane's time for an input is the median of its repetitions, prefill included.
+Drafts must not change an answer: every drafted answer is compared with the undrafted one, and the number that differ is
+in the results. "lookup" is prompt lookup, the strongest lossless baseline for a lane without spans. Run it on an idle
+machine.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json
 import os
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from cuda_kernels.bench.provenance import provenance
 from selfspan_core.engine.events import Finished, Token
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.params import Drafts, SamplingParams
+from selfspan_core.models.learned import common
+from selfspan_core.params import ADAPTERS, Drafts, SamplingParams
 from selfspan_core.tasks.base import Problem, Task
 from selfspan_core.tasks.registry import get_task
 
@@ -134,13 +136,37 @@ def expressions(operands: int, count: int, seed: int) -> list[Problem]:
     return [generator.problem(rng, operands, held_out=True) for _ in range(count)]
 
 
-def articles(count: int, seed: int, length: str) -> list[Problem]:
-    """The project's own articles, then their sentences in other orders."""
+def articles(count: int, seed: int, length: str, only_longest: bool = False) -> list[Problem]:
+    """The project's own articles, or the longest of them, then their sentences in other orders."""
     task = get_task("summarize", length=length)
-    parsed = [task.parse(text) for text in task.examples]
+    parsed = [task.parse(text) for text in sorted(task.examples, key=len)[-1 if only_longest else 0 :]]
     more = [task.similar(problem, seed) for problem in parsed]
     every = itertools.chain(parsed, itertools.chain.from_iterable(zip(*more, strict=True)))
     return list(itertools.islice(every, count))
+
+
+def inputs(arguments: argparse.Namespace) -> Iterator[tuple[str, Task, list[Problem]]]:
+    """Every kind of input: its name, its task, and the inputs."""
+    count, seed = arguments.n, arguments.seed
+    for operands in arguments.operands:
+        yield f"{operands} operands", get_task("arithmetic"), expressions(operands, count, seed)
+    for length in arguments.lengths:
+        task = get_task("summarize", length=length)
+        yield f"summaries, {length}", task, articles(count, seed, length)
+        longest = articles(count, seed, length, only_longest=True)
+        yield f"{len(longest[0].text.split())} words, {length}", task, longest
+
+
+def for_usual_model(task: Task, store: ModelStore) -> Task:
+    """The task as the model that usually answers it learned it."""
+    learned = common(store.learned(task.name, adapter) for adapter in ADAPTERS)
+    return task.for_model(store.engine(task.name, "span").model.max_context, learned)
+
+
+def model_facts(store: ModelStore, task: str) -> dict[str, str]:
+    """The model that answers a task, and its numbers."""
+    spec = store.choose(task).spec
+    return {"model": spec.name, "numbers": store.device_with(store.impl, spec.name).removeprefix("CPU, ")}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -162,18 +188,11 @@ def main() -> None:
     load_average = os.getloadavg()[0]
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    origin, store = provenance(), ModelStore(device="cpu")
-    kinds: list[tuple[str, Task, list[Problem]]] = [
-        (f"{n} operands", get_task("arithmetic"), expressions(n, arguments.n, arguments.seed))
-        for n in arguments.operands
-    ]
-    kinds += [
-        (f"summaries, {length}", get_task("summarize", length=length), articles(arguments.n, arguments.seed, length))
-        for length in arguments.lengths
-    ]
-    results = {}
-    for name, task, problems in kinds:
-        results[name] = measure(store, task, problems, arguments.repeats)
+    origin, store = provenance(), ModelStore(base=None, device="cpu")
+    results, models = {}, {}
+    for name, task, problems in inputs(arguments):
+        models[task.name] = model_facts(store, task.name)
+        results[name] = measure(store, for_usual_model(task, store), problems, arguments.repeats)
         print(name, flush=True)
         for lane, one in results[name].items():
             print(
@@ -185,7 +204,7 @@ def main() -> None:
     document = {
         **origin,
         "seed": arguments.seed,
-        "dtype": "float32",
+        "models": models,
         "clock": "host",
         "inputs": arguments.n,
         "repeats": arguments.repeats,

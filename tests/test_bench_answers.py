@@ -12,7 +12,7 @@ def test_a_tiny_run_writes_its_figures(tmp_path, monkeypatch):
     """Would catch lanes that are mixed up, drafts that change an answer in silence, figures that do not add up."""
     base, adapters = save_tiny(tmp_path, max_context=128)
     store = ModelStore(base, adapters, device="cpu")
-    monkeypatch.setattr(bench_answers, "ModelStore", lambda device: store)
+    monkeypatch.setattr(bench_answers, "ModelStore", lambda base, device: store)
     result = tmp_path / "answers.json"
     argv = ["bench", "--operands", "3", "--lengths", "--n", "2", "--repeats", "2", "--output", str(result)]
     monkeypatch.setattr(sys, "argv", argv)

@@ -3,10 +3,13 @@
 import importlib
 import json
 import sys
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from selfspan_core import bench_llamacpp
+from selfspan_core.bench_llamacpp import Child
 from selfspan_core.bench_systems import LLAMACPP, SELFSPAN, SYSTEMS
 from tests.support import fake_llamacpp
 from tests.support.paths import ROOT
@@ -15,29 +18,29 @@ from training.reports import llamacpp
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Runs the benchmark on a tiny file, beside a package that looks like llama.cpp's; returns the results."""
+def fake(tmp_path, monkeypatch):
+    """Puts a package that looks like llama.cpp's where this process and its children find it; returns a tiny file."""
 
-    def run(num_remembered: int = 0) -> dict:
+    def fake(num_remembered: int = 0) -> Path:
         fake_llamacpp.write(tmp_path, num_remembered)
         monkeypatch.syspath_prepend(tmp_path)
         importlib.invalidate_caches()
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
         monkeypatch.setenv("SELFSPAN_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(bench_llamacpp, "read_bandwidth", lambda: 1e10)
-        file, result = write(tmp_path / "tiny.gguf", tiny_model()), tmp_path / "result.json"
-        argv = ["bench", "--model", str(file), "--contexts", "20", "90", "--tokens", "4", "--repeats", "2"]
-        monkeypatch.setattr(sys, "argv", [*argv, "--loads", "1", "--threads", "1", "--output", str(result)])
-        bench_llamacpp.main()
-        return json.loads(result.read_text())
+        return write(tmp_path / "tiny.gguf", tiny_model())
 
-    return run
+    return fake
 
 
-def test_a_tiny_run_writes_its_figures(run, monkeypatch):
+def test_a_tiny_run_writes_its_figures(fake, tmp_path, monkeypatch):
     """Would catch a token's time over one token too many, peaks of the wrong process, a file without its origin, and a
     report that cannot be made of it or hides what llama.cpp was compiled for."""
-    written = run()
+    monkeypatch.setattr(bench_llamacpp, "read_bandwidth", lambda: 1e10)
+    result = tmp_path / "result.json"
+    argv = ["bench", "--model", str(fake()), "--contexts", "20", "90", "--tokens", "4", "--repeats", "2"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--loads", "1", "--threads", "1", "--output", str(result)])
+    bench_llamacpp.main()
+    written = json.loads(result.read_text())
     assert {"commit", "dirty", "command", "machine", "versions", "threads", "load_average_at_start"} <= set(written)
     assert list(written["systems"]) == list(SYSTEMS)
     theirs, mine = written["systems"][LLAMACPP], written["systems"][SELFSPAN]
@@ -59,11 +62,13 @@ def test_a_tiny_run_writes_its_figures(run, monkeypatch):
     assert report.count("| selfspan, plain floats |") == 3
 
 
-def test_a_remembered_prompt_is_refused(run, monkeypatch):
+def test_a_remembered_prompt_is_refused(fake):
     """Would catch the rate of a prompt of which llama.cpp computed a part only."""
-    monkeypatch.setattr(bench_llamacpp, "SYSTEMS", (LLAMACPP,))
-    with pytest.raises(RuntimeError, match=r"computed 19 tokens of a prompt of 20|computed \d+ tokens"):
-        run(num_remembered=1)
+    file = fake(num_remembered=1)
+    asked = {"--model": "any", "--file": str(file), "--threads": "1", "--context": "32"}
+    refused = pytest.raises(RuntimeError, match="computed 19 tokens of a prompt of 20")
+    with closing(Child(LLAMACPP, [word for pair in asked.items() for word in pair])) as child, refused:
+        child.answer(range(20), 4)
 
 
 def test_nothing_is_measured_without_the_package(tmp_path, monkeypatch, capsys):

@@ -1,12 +1,13 @@
 """Time to whole answers on a CPU, with drafts and without, as Markdown."""
 
+from selfspan_core.tasks.registry import get_task
 from training.reports.markdown import origin, read, source, table
 
 PATH = "assets/results/cpu_answers.json"
 MISSING = "Time to an answer on a CPU: not measured yet.\n"
 PLAIN, LOOKUP, SPAN, DRAFTED = "plain dense", "plain dense + lookup", "span sparse", "span sparse + drafts"
 WHAT = (
-    "Seconds to an answer of the shipped models, one request at a time, prefill included. The plain adapter writes no "
+    "Seconds to an answer, one request at a time, prefill included. The plain adapter writes no "
     "names; with prompt lookup it drafts from earlier text. The span adapter drafts from the segments that its headers "
     "name. Drafts change the time only"
 )
@@ -20,7 +21,7 @@ BRIEF_HEADER = [
     "against lookup",
     "tokens a pass",
 ]
-BRIEF_INPUTS = ("24 operands", "64 operands", "summaries, medium")
+BRIEF_INPUTS = ("24 operands", "64 operands", "642 words, short", "summaries, medium")
 HEADER = ["input", "lane", "seconds", "tokens", "tokens a pass", "drafts right", "KV read", "× plain dense", "× lookup"]
 
 
@@ -44,7 +45,7 @@ def answers() -> str:
         for kind, lanes in results["answers"].items()
         for lane, one in lanes.items()
     ]
-    return f"{WHAT}{_changed(results)}.\n\n" + table(HEADER, rows) + source(results, PATH)
+    return f"{WHAT}{_changed(results)}.{_models(results)}\n\n" + table(HEADER, rows) + source(results, PATH)
 
 
 def answers_brief() -> str:
@@ -63,7 +64,15 @@ def answers_brief() -> str:
         for kind, lanes in results["answers"].items()
         if kind in BRIEF_INPUTS
     ]
-    return f"{WHAT}{_changed(results)} ({origin(results, PATH)}):\n\n" + table(BRIEF_HEADER, rows)
+    return f"{WHAT}{_changed(results)}.{_models(results)} {origin(results, PATH)}:\n\n" + table(BRIEF_HEADER, rows)
+
+
+def _models(results: dict) -> str:
+    """Which model answered what."""
+    of_tasks = (
+        f"{get_task(task).page.tab}: {one['model']} in {one['numbers']}" for task, one in results["models"].items()
+    )
+    return f" {'; '.join(of_tasks)}."
 
 
 def _changed(results: dict) -> str:
