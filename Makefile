@@ -13,7 +13,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_
   summarize summarize_text session session_text session_load session_line race feed rules replay cli cli_summaries \
   config packing safety_line engine engine_events decoder summary_annotation kernel_arguments tokenizer))
 
-.PHONY: help app test quick test-all lint tools chromium rehearse-space check-memory clean
+.PHONY: help app test quick test-all lint tools chromium rehearse-space check-memory fuzz clean
 
 help:
 	@echo "make app        install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-all   as make test, with every sweep whole"
 	@echo "make rehearse-space  install what a Space installs, and run the app as ZeroGPU does (SPACE_PYTHON, SPACE_TORCH)"
 	@echo "make check-memory    200 runs through the API: fails if the server's memory grows by more than 5 %"
+	@echo "make fuzz        inputs that nobody would type, for SECONDS=600: fails if one takes long or is not refused in words"
 	@echo "make lint       ruff (check and format check) and mypy"
 	@echo "make clean      remove $(VENV) and caches"
 
@@ -43,6 +44,10 @@ rehearse-space:
 
 check-memory: $(VENV)/.app
 	$(BIN)/python -m tests.support.check_memory
+
+SECONDS ?= 600
+fuzz: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -249,7 +249,7 @@ class ModelStore:
         prompt_ids = [markers.eos, name, *(WARM_UP_REPEATS * text)]
         layout = PromptLayout(len(prompt_ids), 1, {name: (1, 2 + len(text))})
         prompt = Rendered(prompt_ids, layout, loss_mask=[], runs=[])
-        forced = [markers.ref, name, new_name, markers.go, *text, markers.res, *text, markers.end, markers.eos]
+        forced = [markers.ref, name, new_name, markers.go, *text[:1], markers.res, *text[:1], markers.end, markers.eos]
         for attention in ("dense", "sparse"):
             for _ in engine.generate(PromptRequest(prompt, forced_tokens=forced), attention, self.impl):
                 pass
