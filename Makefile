@@ -13,7 +13,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_
   summarize summarize_text session session_text session_load session_line race feed rules replay cli cli_summaries \
   config packing safety_line engine engine_events decoder summary_annotation kernel_arguments tokenizer))
 
-.PHONY: help app test quick test-all lint tools chromium rehearse-space check-memory fuzz clean
+.PHONY: help app test quick test-all lint tools chromium rehearse-space rehearse-machines check-memory fuzz clean
 
 help:
 	@echo "make app        install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
@@ -21,6 +21,7 @@ help:
 	@echo "make quick      spans, tasks, parameters, readers and the race: no browser, no compiler, no training"
 	@echo "make test-all   as make test, with every sweep whole"
 	@echo "make rehearse-space  install what a Space installs, and run the app as ZeroGPU does (SPACE_PYTHON, SPACE_TORCH)"
+	@echo "make rehearse-machines  both commands in clean clones, as root and as nobody, without a network (PYTHONS=python3.13)"
 	@echo "make check-memory    200 runs through the API: fails if the server's memory grows by more than 5 %"
 	@echo "make fuzz        inputs that nobody would type, for SECONDS=600: fails if one takes long or is not refused in words"
 	@echo "make lint       ruff (check and format check) and mypy"
@@ -41,6 +42,10 @@ test-all: $(VENV)/.test tools
 SPACE_PYTHON ?= $(PYTHON)
 rehearse-space:
 	$(SPACE_PYTHON) -m tests.support.rehearse_space $(if $(SPACE_TORCH),--torch $(SPACE_TORCH))
+
+PYTHONS ?= $(PYTHON)
+rehearse-machines:
+	$(PYTHON) -m tests.support.rehearse_machines $(PYTHONS)
 
 check-memory: $(VENV)/.app
 	$(BIN)/python -m tests.support.check_memory

@@ -1,0 +1,179 @@
+"""The README's commands on fresh machines, rehearsed: `python -m tests.support.rehearse_machines` (`make
+rehearse-machines`).
+
+For each Python: a clean clone, `make app`, and then the app and the command line as root and as an ordinary user without
+sudo, whose home cannot be written, without a network, and on a port that is taken; at last `make quick`, or `make test`.
+Each works, or says in one line what to do. It needs git, make, setpriv and, for everything but one's own user, root.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPRESSION, ANSWER = "79*36+63", "2907"
+NOBODY = 65534
+START_S = 180
+NOWHERE = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
+"""A proxy that nobody is at: what asks the network fails at once."""
+ASK = """
+import json, sys
+from tests.support.rehearse_space import client_of
+print(json.loads(client_of(sys.argv[1]).predict("79*36+63", api_name="/solve"))["answer"])
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A clean clone with its own environment, and who uses it.
+
+    Attributes:
+        name: in words.
+        folder: of the clone.
+        python: of its environment.
+        prefix: words before each command, which make it another user's.
+        environment: of its commands.
+    """
+
+    name: str
+    folder: Path
+    python: Path
+    prefix: tuple[str, ...]
+    environment: dict[str, str]
+
+    def run(self, *words: str | Path) -> subprocess.CompletedProcess:
+        """A command in the clone."""
+        command = [*self.prefix, *map(str, words)]
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+
+    @contextlib.contextmanager
+    def app(self, port: int) -> Iterator[None]:
+        """The app while it listens.
+
+        Raises:
+            RuntimeError: it ended, or its port stays closed; with what it wrote.
+        """
+        with tempfile.TemporaryFile("w+") as log:
+            own = self.environment | {"PORT": str(port)}
+            command = [*self.prefix, str(self.python), "app.py"]
+            process = subprocess.Popen(command, cwd=self.folder, env=own, stdout=log, stderr=log)
+            try:
+                ends = time.monotonic() + START_S
+                while process.poll() is None and time.monotonic() < ends and not is_open(port):
+                    time.sleep(0.2)
+                if process.poll() is not None or not is_open(port):
+                    log.seek(0)
+                    raise RuntimeError(log.read()[-2000:])
+                yield
+            finally:
+                process.terminate()
+                process.wait(20)
+
+
+def is_open(port: int) -> bool:
+    """Whether anybody listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def users(folder: Path, python: Path) -> list[Machine]:
+    """Who uses the clone: whoever runs this, and, if that is root, somebody who may nothing."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
+    home = folder.parent / "home"
+    home.mkdir()
+    mine = Machine("own user", folder, python, (), {**kept, **NOWHERE, "HOME": str(home)})
+    if os.getuid() != 0:
+        return [mine]
+    nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    other = Machine("user without rights", folder, python, nobody, {**kept, **NOWHERE, "HOME": "/nonexistent"})
+    return [Machine("root", *list(vars(mine).values())[1:]), other]
+
+
+def checks(machine: Machine) -> Iterator[tuple[str, str]]:
+    """What was tried, and what was wrong with it; empty where it works."""
+    done = machine.run(machine.python, "-m", "selfspan_core", "run", "--json", EXPRESSION)
+    answers = [json.loads(line)["answer"] for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    yield "command line", "" if answers == [ANSWER] * 2 else f"{answers} {done.stderr[-500:]}"
+    article = "The mayor spoke on Monday. The bridge will close in May. Trams will run until midnight."
+    done = machine.run(machine.python, "-m", "selfspan_core", "run", "--task", "summarize", "--json", article)
+    said = done.stderr.strip()
+    yield "summary", "" if done.returncode == 0 or (said and len(said.splitlines()) == 1) else said[-500:]
+    port = free_port()
+    try:
+        with machine.app(port):
+            asked = machine.run(machine.python, "-c", ASK, f"http://127.0.0.1:{port}")
+            right = asked.stdout.strip().endswith(ANSWER)
+            yield "app", "" if right else asked.stdout + asked.stderr[-500:]
+            yield "port taken", port_taken(machine, port)
+    except RuntimeError as error:
+        yield "app", str(error)
+
+
+def port_taken(machine: Machine, port: int) -> str:
+    """What is wrong with how a second app on a taken port ends; empty if it says what to do."""
+    second = Machine(machine.name, machine.folder, machine.python, machine.prefix, machine.environment)
+    second.environment["PORT"] = str(port)
+    done = second.run(machine.python, "app.py")
+    del second.environment["PORT"]
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    if done.returncode and said and "PORT" in said[-1] and "Traceback" not in done.stderr:
+        return ""
+    return f"status {done.returncode}: {' '.join(said)[-300:]}"
+
+
+def rehearse(python: str, is_whole: bool) -> Iterator[tuple[str, str, str]]:
+    """Who, what, and what is wrong, for one Python."""
+    with tempfile.TemporaryDirectory(prefix="selfspan-") as place:
+        Path(place).chmod(0o755)
+        folder = Path(place) / "selfspan"
+        subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
+        made = subprocess.run(
+            ["make", ".venv/.app", f"PYTHON={python}"], cwd=folder, capture_output=True, text=True, check=False
+        )
+        yield "own user", "make app: installation", "" if made.returncode == 0 else made.stderr[-1000:]
+        if made.returncode:
+            return
+        for machine in users(folder, folder / ".venv" / "bin" / "python"):
+            for what, wrong in checks(machine):
+                yield machine.name, what, wrong
+        command = ["make", "test" if is_whole else "quick", f"PYTHON={python}"]
+        tested = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        yield "own user", " ".join(command[:2]), "" if tested.returncode == 0 else tested.stdout[-1500:]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pythons", nargs="*", default=[sys.executable], help="interpreters (default: this one)")
+    parser.add_argument("--whole", action="store_true", help="make test in place of make quick")
+    arguments = parser.parse_args(argv)
+    failed = False
+    for python in arguments.pythons:
+        if shutil.which(python) is None:
+            parser.error(f"there is no {python}")
+        version = subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.strip()
+        for who, what, wrong in rehearse(python, arguments.whole):
+            failed |= bool(wrong)
+            print(f"{version}, {who}, {what}: {wrong or 'works'}", flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
