@@ -115,7 +115,9 @@ def test_several_queries_spill_nothing(group_size, num_queries, head_dim, archit
 @pytest.mark.parametrize(("architecture", "is_bf16"), [(75, False), (86, True), (86, False), (120, True), (120, False)])
 def test_short_heads_elsewhere(architecture, is_bf16, head_dim):
     """Would catch a head_dim that compiles, or stays in registers, on Hopper only."""
-    assert_nothing_spilled(KernelConfig(head_dim, 4, is_bf16, 8), architecture)
+    # Large groups take two tiles of columns; there, registers once went to memory on the newest.
+    group_size = 9 if architecture == 120 else 4
+    assert_nothing_spilled(KernelConfig(head_dim, group_size, is_bf16, 8), architecture)
 
 
 def test_the_digest_is_of_what_one_kernel_includes(tmp_path, monkeypatch):
