@@ -15,8 +15,9 @@ from selfspan_core.tasks.summarize.form import MAX_SEGMENTS
 from selfspan_core.tasks.summarize.task import Summarize, SummaryStep, problem_of
 from selfspan_core.tasks.summarize.written import WrittenStep
 from tests.support.paths import SHIPPED
-from tests.support.summary_tools import write_texts
+from tests.support.summary_tools import write_jsonl, write_texts
 from training import summary_data
+from training.data import summary_workers
 from training.data.sources import summary_source
 from training.data.summary_documents import DocumentMaker
 from training.data.summary_mixture import key_of, parts_of
@@ -29,10 +30,11 @@ from training.data.summary_source import (
     summary_examples,
     without_some,
 )
-from training.evaluation.summary_scores import Item, baselines, check_step, has_repetition
+from training.evaluation.summary_scores import Item, Written, baselines, check_figures, check_step, has_repetition
 from training.loop.packing import pack
 from training.loop.summary_heldout import bodies, first_reads
 from training.summary_data import EVALUATION, rows_of
+from training.text_data import HELDOUT_SHARE, split_of
 
 
 @pytest.fixture(scope="module")
@@ -314,6 +316,31 @@ def test_figures_of_a_lane():
     assert figures["oracle shortened"]["rouge1"] >= figures["oracle"]["rouge1"] > figures["lead-1"]["rouge1"]
     assert figures["oracle"]["rouge1"] > figures["random-2"]["rouge1"]
     assert figures["lead-3"]["mean_words"] > figures["lead-2"]["mean_words"] > figures["lead-1"]["mean_words"]
+
+
+def test_where_the_first_read_lies():
+    """Would catch a tenth of the words or of all reads, long articles among short ones, summaries that read nothing."""
+    sentences = tuple(f"Sentence {number} is here." for number in range(40))
+    items = [Item("s/1", sentences, ()), Item("s/2", sentences, ()), Item("s/3", sentences * 10, ())]
+    reads = [((3,), (30,)), ((4,), (0,)), ((39,),)]
+    written = [
+        Written(tuple(WrittenStep("It is here.", read, False, False) for read in each), 9, 1, 1, True) for each in reads
+    ]
+    figures = check_figures(items, written)["first_read_beyond_a_tenth"]
+    assert figures == {"0 to 599": {"articles": 2, "percent": 50}, "1400 and more": {"articles": 1, "percent": 0}}
+    nothing = [Written((), 1, 1, 1, True)] * 3
+    assert check_figures(items, nothing)["first_read_beyond_a_tenth"] == {}
+
+
+def test_long_articles_are_held_out_news(tmp_path, monkeypatch):
+    """Would catch articles that training sees, of other sources, or of other lengths than asked for."""
+    monkeypatch.setattr(summary_workers, "NUM_LONG", 2)
+    news = [{"id": f"n{i}", "title": "A title", "text": "word " * (590 + i)} for i in range(2000)]
+    write_jsonl(tmp_path / "news-0.jsonl.xz", news)
+    write_jsonl(tmp_path / "wikipedia-0.jsonl.xz", news)
+    found = summary_workers.long_articles([(name, tmp_path / f"{name}.jsonl.xz") for name in ("wikipedia-0", "news-0")])
+    held_out = [row["id"] for row in news[10:] if split_of(row, HELDOUT_SHARE) == "heldout"]
+    assert [row["id"] for row in found] == held_out[-2:] and len(held_out) > 2
 
 
 def test_repetition():

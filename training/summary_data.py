@@ -26,7 +26,8 @@ With `--form rewrite` the bodies are the references' own sentences, each of whic
 adds words, a name or a number to it; kinds without such sentences are left out.
 
 One document in 200 is held out, by the hash that `training.text_data` uses. Documents that share a passage with a file
-named dev_* or test_* are left out; those files become `evaluation`: prompts alone, for `training.evaluate`.
+named dev_* or test_* are left out; those files become `evaluation`: prompts alone, for `training.evaluate`. With them
+stand the longest of the held-out news, by which it is seen whether long articles are read to their end.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
     dtype = np.dtype(np.uint16 if loaded.vocab_size <= 1 << 16 else np.uint32)
     out.mkdir(parents=True, exist_ok=True)
     (out / META).unlink(missing_ok=True)
-    write(out / f"{EVALUATION}.npz.xz", evaluation_prompts(kept_out, loaded.codec).arrays(dtype))
+    write(out / f"{EVALUATION}.npz.xz", evaluation_prompts(kept_out, loaded.codec, files).arrays(dtype))
     packed, counts = {split: Packed() for split in SPLITS}, Counter()
     passages, ranker, learned = passages_of(kept_out), None, None
     if form == "shorten":

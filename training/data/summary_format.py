@@ -17,6 +17,8 @@ META = "meta.json"
 EVALUATION = "evaluation"
 EVALUATION_SETS = ("dev_cnndm", "test_cnndm", "test_summeval")
 EXAMPLES_SET = "examples"
+LONG_SET = "heldout_long"
+"""Long news articles that no training sees, without summaries; for models whose context holds them."""
 NO_READ = 2**16 - 1
 MAX_LONG_TOKENS = 7_500
 """Of a long document with its sentences' names: what a context of 8,192 holds beside instruction and summary."""

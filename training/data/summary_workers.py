@@ -14,13 +14,15 @@ from selfspan_core.tasks.summarize.examples import EXAMPLES
 from selfspan_core.tasks.summarize.form import MAX_CONTEXT, MAX_SUMMARY_TOKENS
 from selfspan_core.tasks.summarize.task import segments_of
 from training.data.summary_documents import DocumentMaker
-from training.data.summary_files import event_jobs_of, jobs_of, rows_of
-from training.data.summary_format import EXAMPLES_SET, Document, Packed
+from training.data.summary_files import event_jobs_of, jobs_of, kind_of, rows_of
+from training.data.summary_format import EXAMPLES_SET, LONG_SET, MAX_LONG_TOKENS, Document, Packed
 from training.data.summary_ranking import Ranker
 from training.text_data import HELDOUT_SHARE, split_of
 
 MAX_ARTICLE_TOKENS = MAX_CONTEXT - MAX_SUMMARY_TOKENS - 64
 BATCHES_PER_WORKER = 3
+NUM_LONG, LONG_WORDS = 100, (600, 4500)
+"""Articles of LONG_SET: how many, and the fewest and most words of each."""
 
 Made = tuple[list[tuple[str, Document]], Counter]
 """(split, document) of some rows, and the counts of `DocumentMaker`."""
@@ -74,15 +76,38 @@ def _make(job: tuple[str, list[dict]]) -> Made:
     return [(split, document) for split, document in made if document is not None], Counter(_maker.counts)
 
 
-def evaluation_prompts(files: Sequence[Path], codec: TextCodec) -> Packed:
-    """The articles of dev and test files and the project's own examples, without summaries.
+def evaluation_prompts(files: Sequence[Path], codec: TextCodec, texts: Sequence[tuple[str, Path]] = ()) -> Packed:
+    """The articles of dev and test files, the project's own examples and long articles, without summaries.
 
     The end of an article that is longer than the context is cut off.
+
+    Args:
+        files: dev and test files.
+        codec: of the tokenizer.
+        texts: (source, file) of the training files, whose held-out news has the long articles.
     """
     maker, packed = DocumentMaker(codec, "shorten", frozenset()), Packed()
-    articles = [(f"{file.name.split('.')[0]}/{row['id']}", row["article"]) for file in files for row in rows_of(file)]
-    articles += [(f"{EXAMPLES_SET}/{number}", text) for number, text in enumerate(EXAMPLES)]
-    for name, text in articles:
-        sentences = maker.beginning(maker.sentences(text), MAX_ARTICLE_TOKENS)
+    articles = [
+        (f"{file.name.split('.')[0]}/{row['id']}", row["article"], MAX_ARTICLE_TOKENS)
+        for file in files
+        for row in rows_of(file)
+    ]
+    articles += [(f"{EXAMPLES_SET}/{number}", text, MAX_ARTICLE_TOKENS) for number, text in enumerate(EXAMPLES)]
+    articles += [(f"{LONG_SET}/{row['id']}", row["text"], MAX_LONG_TOKENS) for row in long_articles(texts)]
+    for name, text, most_tokens in articles:
+        sentences = maker.beginning(maker.sentences(text), most_tokens)
         packed.add(Document(name, segments_of(sentences), ()), codec)
     return packed
+
+
+def long_articles(texts: Sequence[tuple[str, Path]]) -> list[dict]:
+    """The longest held-out news articles within LONG_WORDS, the shortest of them first."""
+    fewest, most = LONG_WORDS
+    found = [
+        row
+        for source, file in texts
+        if kind_of(source) == "titles"
+        for row in rows_of(file)
+        if split_of(row, HELDOUT_SHARE) == "heldout" and fewest <= len(row["text"].split()) <= most
+    ]
+    return sorted(found, key=lambda row: (len(row["text"].split()), str(row["id"])))[-NUM_LONG:]

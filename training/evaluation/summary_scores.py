@@ -21,6 +21,8 @@ from training.data.summary_shorten import shorten
 METRICS = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeL"}
 NUM_RESAMPLES = 1000
 LENGTHS = (0, 300, 500, 800, 10_000)
+LONG_LENGTHS = (0, 600, 900, 1400, 10_000)
+"""Bounds of an article's words, where its beginning is compared with the rest."""
 RANDOM_DRAWS = 5
 
 
@@ -167,6 +169,7 @@ def check_figures(items: Sequence[Item], written: Sequence[Written]) -> dict:
         "attended_percent_of_dense": round(100 * sum(one.attended for one in written) / max(1, dense), 2),
         "attended_by_article_words": _attended_by_length(items, written),
         "first_sentences_read": _places(written),
+        "first_read_beyond_a_tenth": _first_reads(items, written),
     }
 
 
@@ -185,6 +188,25 @@ def _attended_by_length(items: Sequence[Item], written: Sequence[Written]) -> di
             name = f"{low} to {high - 1}" if high < LENGTHS[-1] else f"{low} and more"
             attended = round(100 * sum(one.attended for one in chosen) / dense, 2)
             found[name] = {"articles": len(chosen), "attended_percent_of_dense": attended}
+    return found
+
+
+def _first_reads(items: Sequence[Item], written: Sequence[Written]) -> dict[str, dict]:
+    """How often (percent) a summary's first read lies beyond an article's first tenth, by the article's words.
+
+    Of an article of up to ten sentences that tenth is its first sentence.
+    """
+    found = {}
+    for low, high in itertools.pairwise(LONG_LENGTHS):
+        firsts = [
+            (one.steps[0].reads[0], len(item.sentences))
+            for item, one in zip(items, written, strict=True)
+            if low <= item.num_words < high and one.steps and one.steps[0].reads
+        ]
+        if firsts:
+            name = f"{low} to {high - 1}" if high < LONG_LENGTHS[-1] else f"{low} and more"
+            beyond = round(100 * statistics.fmean(place >= max(1, number / 10) for place, number in firsts), 1)
+            found[name] = {"articles": len(firsts), "percent": beyond}
     return found
 
 
