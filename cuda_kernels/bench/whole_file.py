@@ -3,17 +3,18 @@
 It lies here for the same reason as `provenance`: everything that writes results may import it.
 """
 
+import argparse
 import os
 import tempfile
 from pathlib import Path
 
 
-def write_whole(path: str | Path, text: str) -> None:
-    """Write a text file; whatever interrupts that, the file that was there before is there still.
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file; whatever interrupts that, the file that was there before is there still.
 
     Args:
         path: of the file; its folder is made.
-        text: its content, written in UTF-8.
+        content: text is written in UTF-8.
 
     Raises:
         OSError: it cannot be written.
@@ -23,8 +24,8 @@ def write_whole(path: str | Path, text: str) -> None:
     # The name is the process's own: two that write one file do not write into each other's.
     beside = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -41,6 +42,15 @@ def move_into(beside: Path, folder: Path) -> None:
     for file in sorted(beside.iterdir(), key=lambda file: (file.suffix != ".safetensors", file.name)):
         file.replace(folder / file.name)
     beside.rmdir()
+
+
+def place(text: str) -> Path:
+    """A command line's path of a file that could be written; the `type` of an argument for argparse."""
+    try:
+        require_place(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def require_place(path: str | Path) -> None:
