@@ -25,6 +25,7 @@ from torch import nn
 
 from cuda_kernels.bench.provenance import provenance
 from cuda_kernels.bench.whole_file import move_into, write_whole
+from selfspan_core.models.adapters import expected_of_peft
 from selfspan_core.models.learned import Learned, record_of
 from selfspan_core.models.loading import load_base, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
@@ -172,7 +173,8 @@ def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConf
         trainable_token_indices=token_rows,
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, lora)
+    with expected_of_peft():
+        adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = config.base
     if config.marker_start == "meaning":
         start_marker_rows(adapted, tokenizer)
