@@ -114,8 +114,9 @@ def _require_fit(hf: PreTrainedModel, files: AdapterFiles, base: str | Path) -> 
     if head.weight is embedding.weight and (config.adapts("lm_head") or "lm_head" in config.token_rows):
         raise ModelError(f"{other}: it changes lm_head, which in this base is one with the embedding")
     expected = _expected(hf, config)
+    linear = [name for name, module in hf.named_modules() if isinstance(module, torch.nn.Linear)]
     for target in config.target_modules:
-        if not any(ends_with(name.rpartition(".lora_")[0].removeprefix(_PREFIX), target) for name in expected):
+        if not any(ends_with(name, target) for name in linear):
             raise ModelError(f"{other}: no linear layer of that is called {target[:60]!r} (target_modules)")
     shapes = [name for name, shape in expected.items() if files.shapes.get(name, shape) != shape]
     if shapes:

@@ -1,4 +1,4 @@
-"""The configuration of a base model, from its `config.json`, checked before anything is built from it. No torch.
+"""The configuration of a base model, from its `config.json`, checked before anything is built from it.
 
 Only the settings below reach transformers; each is of its type and within bounds that any published model keeps.
 """
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfspan_core.errors import ModelError, brief
+from selfspan_core.models.json_file import one_line
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _BOUNDS = {
@@ -63,6 +64,27 @@ def checked_config(content: Mapping[str, Any], base: str) -> dict[str, Any]:
         return _kept(content)
     except _Wrong as error:
         raise ModelError(f"cannot load the base model {base!r}: its config.json is damaged: {error}") from error
+
+
+def built_config(content: Mapping[str, Any], base: str) -> Any:
+    """Transformers' configuration of a base, made of checked settings alone.
+
+    Args:
+        content, base: see `checked_config`.
+
+    Raises:
+        ModelError: the same, or transformers finds sizes that do not go together.
+    """
+    from transformers import AutoConfig
+
+    kept = checked_config(content, base)
+    try:
+        # For the families, whose code is transformers' own; no code of a model's folder is ever run.
+        return AutoConfig.for_model(content["model_type"], **kept)
+    except Exception as error:  # transformers raises errors of several types
+        raise ModelError(
+            f"cannot load the base model {base!r}: its config.json is damaged: {one_line(error)}"
+        ) from error
 
 
 class _Wrong(ValueError):

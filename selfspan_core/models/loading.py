@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from selfspan_core.errors import ModelError
-from selfspan_core.models.base_config import checked_config, expected_shapes
+from selfspan_core.models.base_config import built_config, expected_shapes
 from selfspan_core.models.json_file import one_line, read_object
 from selfspan_core.models.model_names import why_not_found
 from selfspan_core.models.weight_files import file_of, require_safetensors, stored_shapes
@@ -46,12 +46,10 @@ def load_base(base: str | Path, dtype: torch.dtype | str, attention: str) -> Pre
     if config_file is None:
         raise ModelError(f"cannot load the base model {str(base)!r}: it has no config.json")
     content = read_object(config_file)
-    kept = checked_config(content, str(base))
+    config = built_config(content, str(base))
     named = content.get("transformers_weights")
     require_safetensors(base, named)
     try:
-        # For the families, whose code is transformers' own; no code of a model's folder is ever run.
-        config = AutoConfig.for_model(content["model_type"], **kept)
         stored = stored_shapes(base, named)
         if stored is not None:
             _require_all_tensors(base, config, _differences(stored, expected_shapes(config, str(base))))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer
 
 from selfspan_core.errors import ModelError
-from selfspan_core.models.base_config import checked_config
+from selfspan_core.models.base_config import built_config
 from selfspan_core.models.json_file import one_line, read_object
 from selfspan_core.models.model_names import why_not_found
 from selfspan_core.spans.protocol import ANCHORS, END, GO, MARKER_PIECES, REF, RES, Markers
@@ -164,13 +164,10 @@ class SpanTokenizer:
 
 def _config_of(folder: Path) -> Any:
     """The checked configuration of the model in a folder; None of a folder with a tokenizer alone."""
-    from transformers import AutoConfig
-
     file = folder / "config.json"
     if not file.is_file():
         return None
-    content = read_object(file)
-    return AutoConfig.for_model(str(content.get("model_type")), **checked_config(content, str(folder)))
+    return built_config(read_object(file), str(folder))
 
 
 def _markers(hf: "PreTrainedTokenizerBase", vocabulary: dict[str, int]) -> Markers:
