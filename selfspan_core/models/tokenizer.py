@@ -133,6 +133,8 @@ class SpanTokenizer:
         except OSError as error:
             here = f"there is no folder {str(path_or_hub_id)!r} here"
             raise OSError(f"{here}, and the hub gave no model of that name: {error}") from error
+        except Exception as error:
+            raise ValueError(f"the tokenizer of {str(path_or_hub_id)!r} cannot be used: {one_line(error)}") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text as it is: no `<bos>`, no `<eos>`, and never a marker's id, whatever the text holds."""

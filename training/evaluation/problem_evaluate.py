@@ -106,7 +106,10 @@ def main(task: str, words: Sequence[str]) -> None:
     """Evaluate the task of that name as the words of the command line say."""
     arguments = parse_arguments(task, words)
     lanes = [lane for lane in lanes_of(task) if lane.name in arguments.lanes]
-    origin = {"weights_sha256": weights_of(arguments.base, arguments.adapters, lanes)} | provenance()
+    try:
+        origin = {"weights_sha256": weights_of(arguments.base, arguments.adapters, lanes)} | provenance()
+    except (OSError, ValueError) as error:  # no such base, or no weights in a folder
+        sys.exit(str(error))
     named = TASKS[task].generator.size_name
     figures: dict = {operands: {} for operands in arguments.operands}
     wrong: dict = {operands: {} for operands in arguments.operands}
