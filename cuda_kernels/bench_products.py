@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from cuda_kernels.bench.benchmark import add_options, begin_benchmark, microseconds, positive
+from cuda_kernels.bench.whole_file import write_whole
 from cuda_kernels.gemm_wgmma import BATCH_TILES, CLUSTER_SIZES, WgmmaGemm, batch_tile_of
 from cuda_kernels.layers import DecodeOps
 
@@ -187,7 +188,7 @@ def main() -> None:
             print(f"{weight.name}, {rows} rows: {ours:.1f} us, cuBLAS {best:.1f}, floor {floor:.1f}", flush=True)
             torch.cuda.empty_cache()
         # Written after every matrix, so that an interrupted benchmark keeps its finished matrices.
-        out.write_text(json.dumps(results | origin, indent=1) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(results | origin, indent=1) + "\n")
     print(f"wrote {out}")
 
 

@@ -31,6 +31,7 @@ from cuda_kernels.bench.query_case import Case
 from cuda_kernels.bench.query_tables import PATTERNS
 from cuda_kernels.bench.shape_bench import attempt
 from cuda_kernels.bench.shapes import Shape
+from cuda_kernels.bench.whole_file import write_whole
 
 SHAPES = tuple(Shape(32, kv, batch, context) for kv in (32, 8) for batch, context in ((32, 2048), (1, 16384)))
 QUERIES, QUICK_QUERIES = (1, 2, 4, 8, 16), (1, 8)
@@ -102,7 +103,7 @@ def main() -> None:
                 torch.cuda.empty_cache()
             compare_with_one_query(lines)
             # Written after every pattern, so that an interrupted benchmark keeps what is finished.
-            out.write_text(json.dumps(results | origin, indent=1) + "\n", encoding="utf-8")
+            write_whole(out, json.dumps(results | origin, indent=1) + "\n")
     print(f"wrote {out}")
     if failed:
         sys.exit("error: wrong or failed:\n" + "\n".join(failed))

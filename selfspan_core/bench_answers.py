@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import place, write_whole
 from selfspan_core.engine.events import Finished, Token
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
@@ -178,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="PyTorch threads (default: PyTorch's own choice)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=place, default=RESULT)
     return parser.parse_args()
 
 
@@ -212,7 +213,7 @@ def main() -> None:
         "lanes": {lane.name: {"adapter": lane.adapter, "attention": lane.attention} for lane in LANES},
         "answers": results,
     }
-    arguments.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_whole(arguments.output, json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import place, write_whole
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event, Token
 from selfspan_core.engine.request import PromptRequest
@@ -198,7 +199,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE",
         help="results of another commit on this machine, to keep beside the new ones",
     )
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=place, default=RESULT)
     return parser.parse_args()
 
 
@@ -244,7 +245,7 @@ def main() -> None:
     if arguments.before is not None:
         before = json.loads(arguments.before.read_text(encoding="utf-8"))
         result["before"] = {name: before[name] for name in ("commit", "dirty", "command", "machine", "contexts")}
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(arguments.output, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import place, write_whole
 from selfspan_core.bench_cpu import read_bandwidth
 from selfspan_core.bench_systems import LLAMACPP, SELFSPAN, SYSTEMS, WARM_UP_TOKENS, Answer
 from selfspan_core.models.gguf_file import GgufFile
@@ -208,7 +209,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--loads", type=int, default=3, help="how many times each system is loaded")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--output", type=place, default=RESULT)
     arguments = parser.parse_args()
     if arguments.tokens < 2 or min(arguments.repeats, arguments.loads, arguments.threads, *arguments.contexts) < 1:
         parser.error("--tokens is at least 2, the other numbers at least 1")
@@ -250,7 +251,7 @@ def main() -> None:
         "systems": figures(answers, loaded, bandwidth),
     }
     show(result)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(arguments.output, json.dumps(result, indent=2) + "\n")
 
 
 def show(result: Mapping[str, Any]) -> None:

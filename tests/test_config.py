@@ -56,6 +56,10 @@ def test_shipped_base_config_loads():
         (("loop:", "heldout_operands: [8, 100]\nloop:"), "heldout_operands are numbers from 2 to 64, not 100"),
         (("loop:", "heldout_problems: 0\nloop:"), "heldout_problems is 1 or more"),
         (("rank: 20", "rank: 8, rank: 20"), "line 7: the key 'rank' is given a second time"),
+        (("steps: 15000", "steps: 010"), "YAML reads 010 to another base than 10"),
+        (("steps: 15000", "steps: 1:30"), "YAML reads 1:30 to another base than 10"),
+        (("learning_rate: 0.002", "learning_rate: 1:30.5"), "YAML reads 1:30.5 to another base"),
+        (("mixed_precision: bf16", "mixed_precision: no"), "loop: mixed_precision: YAML takes the bare words yes, no"),
         (("task: arithmetic", "base: elsewhere"), "line 3: the key 'base' is given a second time"),
     ],
 )
@@ -97,6 +101,39 @@ def test_wrong_settings_of_the_base_are_named(tmp_path, change, message):
     with pytest.raises(ConfigError) as caught:
         load_config(path, PretrainConfig)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+LAUGHS = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 10))
+LISTS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "more than 20 aliases"),
+        (LISTS, "more than 20 aliases"),
+        ("a: " + 3000 * "[" + 3000 * "]", "more than 20 levels"),
+        ("".join(f"{' ' * i}a:\n" for i in range(300)), "more than 20 levels"),
+        ("# " + 2**20 * "x", "far too long"),
+        (f"base: [{'a, ' * 100_000}]", "base: expected str, got ['a', 'a'"),
+    ],
+    ids=["merges", "lists", "flow", "block", "long", "a long value"],
+)
+def test_documents_that_grow(tmp_path, text, message):
+    """Would catch a few lines of aliases that take the machine, a RecursionError, and an error that fills a screen."""
+    path = tmp_path / "large.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, FinetuneConfig)
+    assert message in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_one_alias_for_two_places(tmp_path):
+    """Would catch a bound on aliases that refuses what they are for."""
+    text = (CONFIGS / "arithmetic-span.yaml").read_text()
+    path = tmp_path / "alias.yaml"
+    path.write_text(text.replace("rows_per_step: 32", "rows_per_step: &rows 64").replace("rows: 32", "rows: *rows"))
+    assert load_config(path, FinetuneConfig).loop.micro_rows == 64
 
 
 @pytest.mark.parametrize("written", ["2e-3", "2E-3", "2.0e-3", "+2e-3"])

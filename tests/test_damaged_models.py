@@ -6,11 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-)
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from selfspan_core.errors import ModelError
 from selfspan_core.models.loading import load_base
@@ -162,11 +158,8 @@ def test_an_index_of_the_hub(tmp_path, monkeypatch):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}))
     save_base(tmp_path / "base", "llama-tied")
-    config = AutoConfig.from_pretrained(tmp_path / "base")
-    monkeypatch.setattr("selfspan_core.models.loading.AutoConfig.from_pretrained", lambda _: config)
-    monkeypatch.setattr(
-        "selfspan_core.models.loading.cached_file", lambda _, name: index if name == index.name else None
-    )
+    files = {index.name: index, "config.json": tmp_path / "base" / "config.json"}
+    monkeypatch.setattr("selfspan_core.models.weight_files.cached_file", lambda _, name: files.get(name))
     with pytest.raises(ModelError, match=r"names 'pytorch_model\.bin'"):
         load_base("some-one/some-model", torch.float32, "sdpa")
 

@@ -9,8 +9,9 @@ from transformers.utils import logging
 
 from selfspan_core.errors import ModelError
 from selfspan_core.models import int8_matrix, loading
+from selfspan_core.models.adapters import merge_adapter
 from selfspan_core.models.int8_matrix import Int8Matrix
-from selfspan_core.models.loading import AS_STORED, load_base, merge_adapter, resize_for_tokenizer
+from selfspan_core.models.loading import AS_STORED, load_base, resize_for_tokenizer
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from tests.support.tiny_models import save_tiny

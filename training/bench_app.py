@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.tasks.arithmetic.task import random_problem
 from selfspan_core.tasks.registry import get_task
 from training.bench.results import check_out, count, name_of_gpu
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     document["clock"] = "device" if device.type == "cuda" else "host"
     with running_app(arguments.port) as address:
         document["drafts"] = measure(address, arguments.repeats, arguments.seed)
-    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_whole(out, json.dumps(document, indent=1) + "\n")
     print(f"wrote {out}")
 
 

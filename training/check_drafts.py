@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.decode_loop import DecodeLoop
@@ -215,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{number} of {len(jobs)}: {name}, {lane}: {found[name][lane].figures()}", flush=True)
     for name in found:
         document["lanes"][name] = {lane: found[name][lane].figures() for lane in LANES if lane in found[name]}
-    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_whole(out, json.dumps(document, indent=1) + "\n")
     print(f"wrote {out}")
     widest = max((abs(gap) for lanes in found.values() for one in lanes.values() for gap in one.ties), default=0.0)
     if widest > MOST_GAP[dtype]:

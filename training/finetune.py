@@ -20,9 +20,12 @@ if not __package__:
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import move_into, write_whole
+from selfspan_core.models.adapters import expected_of_peft
 from selfspan_core.models.learned import Learned, record_of
 from selfspan_core.models.loading import load_base, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
@@ -32,6 +35,7 @@ from training.data import summary_mixture
 from training.loop.config import ConfigError, load_config
 from training.loop.folded_lora import fold_lora
 from training.loop.marker_rows import start_marker_rows
+from training.loop.space import require_space, unfinished_beside
 from training.loop.trainer import LoopConfig, Trainer, require_positive
 from training.materials import DIFFERENCES, training_material
 
@@ -169,7 +173,8 @@ def add_adapter(model: nn.Module, tokenizer: SpanTokenizer, config: FinetuneConf
         trainable_token_indices=token_rows,
         task_type="CAUSAL_LM",
     )
-    adapted = get_peft_model(model, lora)
+    with expected_of_peft():
+        adapted = get_peft_model(model, lora)
     adapted.peft_config["default"].base_model_name_or_path = config.base
     if config.marker_start == "meaning":
         start_marker_rows(adapted, tokenizer)
@@ -183,18 +188,32 @@ def optimizers(model: nn.Module, config: FinetuneConfig) -> list[torch.optim.Opt
 
 
 def save_adapter(model: PeftModel, folder: str, report: dict) -> None:
-    """Write an adapter in bfloat16 and the report of its training; the model stays as it is."""
+    """Write an adapter in bfloat16 and the report of its training; the model stays as it is.
+
+    Raises:
+        OSError: it could not be written; an adapter that was there is there still.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     exact = [parameter.data for parameter in trained]
     for parameter in trained:
         parameter.data = parameter.data.to(torch.bfloat16)
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    for parameter, values in zip(trained, exact, strict=True):
-        parameter.data = values
+    unfinished = unfinished_beside(folder)
+    try:
+        model.save_pretrained(unfinished, safe_serialization=True, save_embedding_layers=False)
+    except SafetensorError as error:
+        raise OSError(f"{unfinished} could not be written: {error}") from error
+    finally:
+        for parameter, values in zip(trained, exact, strict=True):
+            parameter.data = values
     # PEFT writes a template card; the project's own model card says what there is to say.
-    (Path(folder) / "README.md").unlink(missing_ok=True)
-    text = json.dumps(report, indent=2) + "\n"
-    (Path(folder) / "training.json").write_text(text, encoding="utf-8")
+    (unfinished / "README.md").unlink(missing_ok=True)
+    write_whole(unfinished / "training.json", json.dumps(report, indent=2) + "\n")
+    move_into(unfinished, Path(folder))
+
+
+def require_output(trained: int, config: FinetuneConfig) -> None:
+    """Whether the adapter of so many parameters, and its snapshots, can be written. Raises OSError where not."""
+    require_space(config.output, 2 * trained * (1 + len(config.loop.snapshots)), "the adapter")
 
 
 def snapshot(model: PeftModel, step: int, config: FinetuneConfig, learned: Learned) -> None:
@@ -234,21 +253,26 @@ def main() -> None:
             tokenizer.pad_id,
             heldout,
         )
-        trainer.start(arguments.resume)
+        trainer.start(arguments.resume, asdict(config))
+        num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        require_output(num_trained, config)
     # No such base, or one that cannot be used; settings that do not fit the base, the machine or the run folder.
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.config}: {error}")
-    model = trainer.run(functools.partial(snapshot, config=config, learned=learned))
-    if trainer.accelerator.is_main_process:
-        report = {
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            **trainer.report(),
-            **record_of(learned),
-            "config": asdict(config),
-            **provenance(),
-        }
-        save_adapter(model, config.output, report)
-        print(f"saved {config.output}")
+    try:
+        model = trainer.run(functools.partial(snapshot, config=config, learned=learned))
+        if trainer.accelerator.is_main_process:
+            report = {
+                "trained_parameters": num_trained,
+                **trainer.report(),
+                **record_of(learned),
+                "config": asdict(config),
+                **provenance(),
+            }
+            save_adapter(model, config.output, report)
+            print(f"saved {config.output}")
+    except OSError as error:
+        sys.exit(f"training ended, since something could not be written: {error}; its checkpoints are in {config.run}")
     trainer.accelerator.end_training()
 
 

@@ -17,10 +17,12 @@ if not __package__:
     sys.path[:] = [str(_FOLDER.parent), *(entry for entry in sys.path if Path(entry).resolve() != _FOLDER)]
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import move_into, write_whole
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
 from training.data import sources
@@ -31,6 +33,7 @@ from training.loop.config import ConfigError, load_config
 from training.loop.loss import LanguageModelLoss
 from training.loop.muon import StackedMuon
 from training.loop.packing import Row, Sample, pack, plain_sample, sample_of
+from training.loop.space import require_space, unfinished_beside
 from training.loop.trainer import LoopConfig, Trainer, require_positive
 from training.text_data import TextShards
 
@@ -198,12 +201,25 @@ def stream(config: PretrainConfig, tokenizer: SpanTokenizer):
 
 
 def save_base(model: LlamaForCausalLM, config: PretrainConfig, report: dict) -> None:
-    """Write bf16 safetensors shards, the configuration and the report beside the tokenizer."""
-    output = Path(config.output)
+    """Write bf16 safetensors shards, the configuration and the report beside the tokenizer.
+
+    Raises:
+        OSError: they could not be written; a base that was there is there still.
+    """
+    output, unfinished = Path(config.output), unfinished_beside(config.output)
     model = model.to(torch.bfloat16)
     model.set_attn_implementation("sdpa")
-    model.save_pretrained(output, max_shard_size=f"{config.shard_megabytes}MB")
-    (output / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    try:
+        model.save_pretrained(unfinished, max_shard_size=f"{config.shard_megabytes}MB")
+    except SafetensorError as error:
+        raise OSError(f"{unfinished} could not be written: {error}") from error
+    write_whole(unfinished / "pretraining.json", json.dumps(report, indent=2) + "\n")
+    names = {file.name for file in unfinished.iterdir()}
+    move_into(unfinished, output)
+    # Of a base that had other shards: transformers would take an old file for the whole model.
+    for old in (*output.glob("model*.safetensors"), *output.glob("model*.safetensors.index.json")):
+        if old.name not in names:
+            old.unlink()
 
 
 def main() -> None:
@@ -221,8 +237,9 @@ def main() -> None:
         samples = stream(config, tokenizer)
         heldout = Heldout(config, tokenizer)
         torch.manual_seed(config.loop.seed)
+        model = config.model.build(tokenizer)
         trainer = Trainer(
-            config.model.build(tokenizer),
+            model,
             lambda model: optimizers(model, config),
             samples,
             config.loop,
@@ -230,20 +247,20 @@ def main() -> None:
             tokenizer.pad_id,
             heldout,
         )
-        trainer.start(arguments.resume)
+        trainer.start(arguments.resume, asdict(config))
+        num_parameters = sum(p.numel() for p in model.parameters())
+        require_space(config.output, 2 * num_parameters, "the base")
     # No tokenizer, no token shards, no such source; settings that do not fit the machine or the run folder.
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.config}: {error}")
-    model = trainer.run()
-    if trainer.accelerator.is_main_process:
-        report = {
-            "parameters": sum(p.numel() for p in model.parameters()),
-            **trainer.report(),
-            "config": asdict(config),
-            **provenance(),
-        }
-        save_base(model, config, report)
-        print(f"saved {config.output}")
+    try:
+        model = trainer.run()
+        if trainer.accelerator.is_main_process:
+            report = {"parameters": num_parameters, **trainer.report(), "config": asdict(config), **provenance()}
+            save_base(model, config, report)
+            print(f"saved {config.output}")
+    except OSError as error:
+        sys.exit(f"training ended, since something could not be written: {error}; its checkpoints are in {config.run}")
     trainer.accelerator.end_training()
 
 

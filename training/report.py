@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.models.registry import PREFERRED
 from selfspan_core.tasks.base import EvaluationKind
 from selfspan_core.tasks.registry import TASKS
@@ -98,7 +99,7 @@ def main() -> None:
         if filled(text, name) != text:
             stale.append(name)
             if not arguments.check:
-                (ROOT / name).write_text(filled(text, name), encoding="utf-8")
+                write_whole(ROOT / name, filled(text, name))
     print("out of date: " + ", ".join(stale) if stale else "up to date")
     sys.exit(1 if stale and arguments.check else 0)
 

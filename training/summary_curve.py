@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import place, write_whole
 from training.evaluation import summary_evaluate
 
 TASK = "summarize"
@@ -93,9 +94,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", help="default: the GPU, if there is one")
     add("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     add("--batch", type=int, default=150, help="articles decoded at once")
-    add("--decode-only", type=Path, metavar="FILE", help="decode, write what came to FILE, score nothing")
+    add("--decode-only", type=place, metavar="FILE", help="decode, write what came to FILE, score nothing")
     add("--decoded", type=Path, metavar="FILE", help="score what --decode-only wrote")
-    add("--out", type=Path, default=Path("assets/results/summary_curve.json"))
+    add("--out", type=place, default="assets/results/summary_curve.json")
     arguments = parser.parse_args(argv)
     if arguments.pairs is None and arguments.decode_only is None:
         parser.error("--pairs is needed to score; only --decode-only does without")
@@ -112,13 +113,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             decoded = decode(arguments)
         if arguments.decode_only is not None:
-            arguments.decode_only.write_text(json.dumps(decoded) + "\n", encoding="utf-8")
+            write_whole(arguments.decode_only, json.dumps(decoded) + "\n")
             return
         origin = {key: value for key, value in decoded.items() if key != "points"}
         document = score(arguments, decoded) | origin
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_whole(arguments.out, json.dumps(document, indent=1) + "\n")
     print(f"wrote {arguments.out}", file=sys.stderr)
 
 

@@ -41,6 +41,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.form import FORMS
@@ -121,7 +122,7 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
         counts.update(counts_of(packed[split], split))
     meta = {"form": form, "vocab_size": loaded.vocab_size, "counts": dict(sorted(counts.items())), "bytes": sizes}
     meta |= {"ranker": dataclasses.asdict(learned)} if ranker else {}
-    (out / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / META, json.dumps(meta, indent=2) + "\n")
     print(json.dumps(meta, indent=2))
     print(f"{time.perf_counter() - started:.0f} s")
     return meta

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.models.tokenizer import SpanTokenizer, TextCodec
 
 SUMMARIES = "summaries"
@@ -258,7 +259,7 @@ def write(out: Path, encoded: dict[tuple[str, str], Encoded], dtype: np.dtype, f
             counts = {"documents": len(documents.lengths), "tokens": len(tokens), "words": documents.words}
             sources[source][split] = counts
     meta = facts | {"max_tokens": MAX_TOKENS, "sources": sources}
-    (out / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / META, json.dumps(meta, indent=2) + "\n")
     return meta
 
 

@@ -31,6 +31,7 @@ from cuda_kernels.bench.break_even import break_even, measure_contexts
 from cuda_kernels.bench.selections import ALL, SELECTIONS, Selection
 from cuda_kernels.bench.shape_bench import ShapeBench
 from cuda_kernels.bench.shapes import DENSITIES, FLEX_SELECTIONS, FLEX_SHAPES, SHAPES, Shape, memory_text
+from cuda_kernels.bench.whole_file import write_whole
 
 
 def cases(selections: Sequence[Selection]) -> Iterator[tuple[Selection, float]]:
@@ -108,12 +109,12 @@ def main() -> None:
         torch.cuda.empty_cache()
         results = {"read_stream_tb_per_s": limit, "shapes": measured, "break_even": break_even(measured)}
         # Written after every shape, so that an interrupted benchmark keeps its finished shapes.
-        out.write_text(json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n")
         print(f"  {time.perf_counter() - started:.0f} s, wrote {out}", flush=True)
     if arguments.shapes is None:
         print("break-even contexts", flush=True)
         results["break_even_context"] = measure_contexts(arguments)
-        out.write_text(json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(results | {"seed": arguments.seed} | origin, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import require_place
 from cuda_kernels.compile import load
 from cuda_kernels.device import CudaUnavailable, cuda_device
 from cuda_kernels.launcher import foreign_stream
@@ -50,8 +51,11 @@ def begin_benchmark(kind: str, out: Path | None) -> tuple[dict, Path, float]:
     Returns:
         Where they come from (for the file), the path, its folder made, and the read stream in TB/s.
     """
-    if out is not None and out.is_dir():
-        sys.exit(f"error: --out: {out} is a folder")
+    try:
+        if out is not None:
+            require_place(out)
+    except OSError as error:
+        sys.exit(f"error: --out: {error}")
     try:
         cuda_device("cuda")
     except CudaUnavailable as error:

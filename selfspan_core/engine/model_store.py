@@ -12,7 +12,7 @@ import torch
 from selfspan_core.attention.backends import CAPTURED, default_impl, require_impl
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.errors import ModelError, ModelUnavailable, SettingError, brief
+from selfspan_core.errors import ModelError, ModelUnavailable, PromptError, SettingError, brief
 from selfspan_core.models.int8_matrix import Int8Store, multiplies_bfloat16
 from selfspan_core.models.learned import Learned, learned_of
 from selfspan_core.models.loading import require_base
@@ -213,7 +213,13 @@ class ModelStore:
                 dtype, store = self.numbers_of(spec)
                 loaded = SpanModel.load(place_of(spec.source), folder, str(self.device), dtype, tokenizer, store)
                 engine = Engine(loaded, tokenizer.markers)
-                self._warm_up(engine, tokenizer)
+                try:
+                    self._warm_up(engine, tokenizer)
+                except PromptError as error:
+                    raise ModelError(
+                        f"{spec.name} cannot be used: its config.json (max_position_embeddings, sliding_window) allows "
+                        f"{loaded.max_context} tokens, which is too few for a short prompt and its answer: {error}"
+                    ) from error
                 self._engines[key] = engine
             return self._engines[key]
 
@@ -234,6 +240,8 @@ class ModelStore:
             require_base(place)
             try:
                 self._tokenizers[spec.name] = SpanTokenizer.load(place)
+            except ModelError:
+                raise
             except (OSError, ValueError) as error:
                 raise ModelError(f"cannot load the tokenizer of {str(place)!r}: {error}") from error
         return self._tokenizers[spec.name]

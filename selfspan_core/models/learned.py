@@ -7,13 +7,13 @@
 An adapter without it learned the defaults alone. No torch.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selfspan_core.errors import ModelError
+from selfspan_core.models.json_file import read_object
 
 RECORD = "training.json"
 KEY = "learned"
@@ -41,11 +41,7 @@ def learned_of(adapter: Path) -> Learned:
     file = adapter / RECORD
     if not file.is_file():
         return Learned()
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} cannot be read: {error}") from error
-    found = record.get(KEY, {}) if isinstance(record, dict) else None
+    found = read_object(file).get(KEY, {})
     if not isinstance(found, dict) or not _is_in_order(found):
         raise ModelError(f"{file}: '{KEY}' is not of the form that training.finetune writes")
     options = {name: tuple(values) for name, values in found.get("options", {}).items()}
@@ -82,5 +78,5 @@ def _is_in_order(found: Mapping[str, Any]) -> bool:
     return (
         are_lists
         and all(isinstance(value, str) for values in options.values() for value in values)
-        and (tokens is None or (isinstance(tokens, int) and tokens > 0))
+        and (tokens is None or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0))
     )

@@ -1,31 +1,24 @@
-"""Weights from files: a base model and an adapter merged into it, every file and tensor checked before it is used.
-
-Weights are read from safetensors only. A pickle runs code when it is loaded, and transformers can be led
-to one in several ways (an index, a line of `config.json`, an adapter beside the base): each is refused here with a
-one-line error.
-"""
+"""A base model from its files, every setting, file and tensor checked before anything is built."""
 
 import contextlib
 import gc
-import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from selfspan_core.errors import ModelError
+from selfspan_core.models.base_config import built_config, expected_shapes
+from selfspan_core.models.json_file import one_line, read_object
 from selfspan_core.models.model_names import why_not_found
+from selfspan_core.models.weight_files import file_of, require_safetensors, stored_shapes
+from selfspan_core.spans.protocol import MARKER_PIECES
 
 if TYPE_CHECKING:
     from selfspan_core.models.tokenizer import SpanTokenizer
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-INDEX = "model.safetensors.index.json"
-
 
 AS_STORED = "auto"
 """As a base's dtype: the one that its config.json names."""
@@ -33,6 +26,8 @@ ROWS_AT_A_TIME = 4096
 """Of an embedding, in float32."""
 NOISE = 1e-9
 """Variance of new embedding rows over that of the old ones: they start at their mean, and no two are equal."""
+MOST_NEW_ROWS = 1024
+"""Beside those of the markers; a tokenizer with more ids than that belongs to another base."""
 
 
 def load_base(base: str | Path, dtype: torch.dtype | str, attention: str) -> PreTrainedModel:
@@ -47,34 +42,59 @@ def load_base(base: str | Path, dtype: torch.dtype | str, attention: str) -> Pre
         ModelError: not found, incomplete, or of an architecture that is not supported.
     """
     require_base(base)
+    config_file = file_of(base, "config.json")
+    if config_file is None:
+        raise ModelError(f"cannot load the base model {str(base)!r}: it has no config.json")
+    content = read_object(config_file)
+    config = built_config(content, str(base))
+    named = content.get("transformers_weights")
+    require_safetensors(base, named)
     try:
-        config = AutoConfig.from_pretrained(base)
-        if config.model_type not in FAMILIES:
-            raise ModelError(
-                f"{base}: models of type {config.model_type!r} are not supported; {', '.join(FAMILIES)} are"
-            )
-        _require_safetensors(base, getattr(config, "transformers_weights", None))
-        with _no_bar_for_weights(base):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                base,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attention,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-            )
+        stored = stored_shapes(base, named)
+        if stored is not None:
+            _require_all_tensors(base, config, _differences(stored, expected_shapes(config, str(base))))
+        if named is not None:
+            config.transformers_weights = named
+        loaded = _load(base, config, dtype, attention)
     except ModelError:
         raise
     except RuntimeError as error:
-        raise ModelError(f"{_do_not_fit(base)}: {error}") from error
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"cannot load the base model {str(base)!r}: {error}") from error
-    model, found = loaded  # because of `output_loading_info`
+        raise ModelError(f"{_do_not_fit(base)}: {one_line(error)}") from error
+    except Exception as error:  # transformers raises errors of any type on files that it does not expect
+        raise ModelError(f"cannot load the base model {str(base)!r}: {one_line(error)}") from error
+    model, found = loaded
     _require_all_tensors(base, config, found)
     # Transformers leaves cycles that hold the files' tensors: until they are found, a model takes twice its memory.
     gc.collect()
     return model
+
+
+def _load(base: str | Path, config: Any, dtype: torch.dtype | str, attention: str) -> tuple[PreTrainedModel, Mapping]:
+    """The model, and what transformers says of tensors that did not fit."""
+    with _no_bar_for_weights(base):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name
+        )
+    return loaded
+
+
+def _differences(stored: Mapping[str, tuple], expected: Mapping[str, tuple]) -> dict[str, Collection]:
+    """What `_require_all_tensors` takes, from the names and shapes in the files."""
+    if not any(name.startswith("model.") for name in stored):  # saved without its head
+        stored = {name if name == "lm_head.weight" else f"model.{name}": shape for name, shape in stored.items()}
+    common = stored.keys() & expected.keys()
+    return {
+        "mismatched_keys": [(name, stored[name], expected[name]) for name in common if stored[name] != expected[name]],
+        "missing_keys": expected.keys() - stored.keys(),
+        "unexpected_keys": stored.keys() - expected.keys(),
+    }
 
 
 @contextlib.contextmanager
@@ -116,62 +136,6 @@ def _require_all_tensors(base: str | Path, config: Any, found: Mapping[str, Coll
             raise ModelError(f"{_do_not_fit(base)}: {len(names)} of the tensors are {what}, {min(names)} among them")
 
 
-def _require_safetensors(base: str | Path, named: object) -> None:
-    """Refuse a base for which transformers would load a pickle, or a file outside of its folder.
-
-    Args:
-        named: `transformers_weights` of its config.json, the file that is read in place of the usual one; or None.
-
-    Raises:
-        ModelError: such a name, an index that names such a file, or an adapter beside the base, which would be loaded.
-    """
-    if named is not None:
-        endings = (".safetensors", ".safetensors.index.json")
-        if not isinstance(named, str) or not named.endswith(endings) or not _is_plain(named):
-            raise ModelError(
-                f"the config.json of {str(base)!r} names the weights {str(named)[:80]!r}: weights are read from "
-                "safetensors files beside it only"
-            )
-    if _file_of(base, "adapter_config.json") is not None:
-        raise ModelError(f"{str(base)!r} holds an adapter (adapter_config.json), and is no base model")
-    index = _file_of(base, named if isinstance(named, str) and named.endswith(".index.json") else INDEX)
-    if index is not None:
-        _require_index(index, Path(base).expanduser().is_dir())
-
-
-def _require_index(index: Path, is_here: bool) -> None:
-    """Refuse an index that names anything but safetensors files beside it; `is_here`: they have to be there already."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        shards = set(content["weight_map"].values())
-        if not isinstance(content["metadata"], dict):
-            raise TypeError("metadata is no object")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is no index of weights: {error!r}") from error
-    for shard in sorted(map(str, shards)):
-        if not _is_plain(shard) or not shard.endswith(".safetensors"):
-            raise ModelError(f"{index} names {shard[:80]!r}: weights are read from safetensors files beside it only")
-        if is_here and not (index.parent / shard).is_file():
-            raise ModelError(f"{index} names {shard!r}, which is not there")
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a name denotes a file in the same folder."""
-    return Path(name).name == name and "\\" not in name
-
-
-def _file_of(base: str | Path, name: str) -> Path | None:
-    """A file of a base, downloaded if the base is on the hub; None if the base has no such file."""
-    folder = Path(base).expanduser()
-    if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    try:
-        found = cached_file(str(base), name)
-    except OSError:  # the hub has no such file or cannot be reached: then it cannot provide the weights either
-        return None
-    return None if found is None else Path(found)
-
-
 def _num_rows(hf: PreTrainedModel) -> int:
     """Rows of a model's embedding."""
     embedding: Any = hf.get_input_embeddings()
@@ -184,10 +148,18 @@ def resize_for_tokenizer(hf: PreTrainedModel, tokenizer: "SpanTokenizer") -> Non
     New rows are the mean of the old ones and a little noise, always the same: training and each serving process must
     start from one model. Transformers draws them from a normal distribution of the same mean and size, for which it
     computes the covariance of all rows, and needs four times the embedding's memory in float32.
+
+    Raises:
+        ModelError: the tokenizer has far more ids than the base has rows.
     """
     num_rows = tokenizer.vocab_size
     if num_rows <= _num_rows(hf):
         return
+    if num_rows - _num_rows(hf) > len(MARKER_PIECES) + MOST_NEW_ROWS:
+        raise ModelError(
+            f"the tokenizer was made for another base model: its ids go up to {num_rows - 1}, and the base's embedding "
+            f"has {_num_rows(hf)} rows"
+        )
     embedding: Any = hf.get_input_embeddings()
     head: Any = hf.get_output_embeddings()
     is_tied = head.weight is embedding.weight
@@ -216,87 +188,3 @@ def require_base(base: str | Path) -> None:
     reason = why_not_found(base)
     if reason is not None:
         raise ModelError(reason)
-
-
-def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with a LoRA adapter merged into its weights: in float32, one matrix after the other, rounded once.
-
-    Args:
-        hf: the base, resized for its tokenizer; changed in place.
-        adapter: folder of the adapter.
-        base: name of the base in messages.
-        dtype: that all weights get.
-
-    Raises:
-        ModelError: the adapter is incomplete, damaged, or made for another base.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    weights, config_file = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
-    for file in (weights, config_file):
-        if not file.is_file():
-            raise ModelError(f"the adapter {str(adapter)!r} has no {file.name}")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        rows = _trained_rows(config)
-        with safe_open(weights, framework="pt") as stored:
-            stored_names = set(stored.keys())
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"the adapter {str(adapter)!r} is damaged: {error}") from error
-    made_for_another = f"the adapter {str(adapter)!r} was made for another base model than {str(base)!r}"
-    if rows and max(rows) >= _num_rows(hf):
-        raise ModelError(f"{made_for_another}: it trains token {max(rows)} of a larger vocabulary")
-    try:
-        wrapped = PeftModel.from_pretrained(hf, adapter)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{made_for_another}: {error}") from error
-    # PEFT only warns about missing weights, and drops unknown ones.
-    expected_names = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
-    for name in sorted(expected_names ^ stored_names):
-        raise ModelError(f"{made_for_another}: {'it lacks' if name in expected_names else 'nothing takes'} {name}")
-    try:
-        _merge_in_place(wrapped, dtype)
-    except ValueError as error:
-        raise ModelError(f"the adapter {str(adapter)!r} cannot be used: {error}") from error
-    merged: Any = wrapped
-    return merged.unload()
-
-
-def _merge_in_place(wrapped: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Merge every layer that PEFT adapted; no more than one matrix is in float32 at a time.
-
-    Raises:
-        ValueError: a sum is not finite.
-    """
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.trainable_tokens import TrainableTokensLayer
-
-    # Layer by layer, norms among them: what is done no longer needs the file that it was read from.
-    for name, module in wrapped.named_modules():
-        if isinstance(module, LoraLayer | TrainableTokensLayer):
-            weight: Any = module.get_base_layer().weight
-            # Rows that an adapter replaces are copied, not added: they need no float32, and an embedding is large.
-            weight.data = weight.data.to(torch.float32 if isinstance(module, LoraLayer) else dtype)
-            module.merge()
-            # A sum is finite if all its terms are; PEFT's own check makes a copy and a mask of every matrix.
-            if not bool(weight.data.sum(dtype=torch.float32).isfinite()):
-                raise ValueError(f"merged into {name}, it gives numbers that are not finite")
-            weight.data = weight.data.to(dtype)
-        # Parameters alone: `hf.to(dtype)` would round the rotary frequencies, which are a buffer, too.
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
-
-
-def _trained_rows(adapter_config: object) -> list[int]:
-    """Token ids whose embeddings an adapter replaces (a list, or lists by layer name).
-
-    Raises:
-        ValueError: this is no configuration of a LoRA adapter.
-    """
-    if not isinstance(adapter_config, dict) or adapter_config.get("peft_type") != "LORA":
-        raise ValueError("its configuration is not that of a LoRA adapter")
-    indices = adapter_config.get("trainable_token_indices") or []
-    lists = list(indices.values()) if isinstance(indices, dict) else [indices]
-    if not all(isinstance(rows, list) and all(isinstance(row, int) for row in rows) for rows in lists):
-        raise ValueError("trainable_token_indices holds something other than token ids")
-    return [row for rows in lists for row in rows]

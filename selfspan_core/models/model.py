@@ -15,8 +15,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import Reader
 from selfspan_core.errors import ModelError
+from selfspan_core.models.adapters import merge_adapter, read_adapter
+from selfspan_core.models.base_config import FAMILIES
 from selfspan_core.models.freed_memory import give_back_freed_memory
-from selfspan_core.models.loading import AS_STORED, FAMILIES, load_base, merge_adapter, resize_for_tokenizer
+from selfspan_core.models.loading import AS_STORED, load_base, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.weights import DecodeWeights, DenseMatrix, Store
 
@@ -108,11 +110,15 @@ class SpanModel:
                 for another base.
         """
         base = place_of_base(base)
+        if adapter is not None:
+            read_adapter(adapter)  # it costs little, and a base of some gigabytes costs much
         if tokenizer is None:
             from selfspan_core.models.tokenizer import SpanTokenizer
 
             try:
                 tokenizer = SpanTokenizer.load(base)
+            except ModelError:
+                raise
             except (OSError, ValueError) as error:
                 raise ModelError(f"cannot load the tokenizer of {str(base)!r}: {error}") from error
         # Any, because transformers' wrapper around `to` hides from type checkers that it takes a device.

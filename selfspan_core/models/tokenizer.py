@@ -8,10 +8,13 @@ those are put in by whoever lays out ids (`selfspan_core.spans.protocol`), never
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from selfspan_core.errors import ModelError
+from selfspan_core.models.base_config import built_config
+from selfspan_core.models.json_file import one_line, read_object
 from selfspan_core.models.model_names import why_not_found
 from selfspan_core.spans.protocol import ANCHORS, END, GO, MARKER_PIECES, REF, RES, Markers
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 _KINDS = {REF: "ref", GO: "go", RES: "res", END: "end"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+MOST_IDS = 1 << 21
+"""Each takes a row of the model's embedding."""
 _PROBE = " ".join((*MARKER_PIECES[:5], MARKER_PIECES[-1]))
 
 
@@ -83,6 +88,8 @@ class SpanTokenizer:
         self.num_added = hf.add_tokens(added, special_tokens=True) if added else 0
         vocabulary = hf.get_vocab()
         self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > MOST_IDS:
+            raise ValueError(f"the tokenizer's ids go up to {self.vocab_size - 1}; {MOST_IDS} are supported")
         self.markers = _markers(hf, vocabulary)
         self.pad_id: int = hf.eos_token_id if hf.pad_token_id is None else hf.pad_token_id
         structural = {self.markers.bos, self.markers.eos, hf.pad_token_id, *self.markers.ids} - {None}
@@ -110,12 +117,24 @@ class SpanTokenizer:
         if path.is_dir():
             if not any((path / name).is_file() for name in _TOKENIZER_FILES):
                 raise FileNotFoundError(f"the folder {path} holds no {_TOKENIZER_FILES[0]}")
-            return cls(AutoTokenizer.from_pretrained(str(path)))
+            try:
+                # Given, so that transformers does not read the model's settings itself, unchecked.
+                config = _config_of(path)
+                return cls(AutoTokenizer.from_pretrained(str(path), config=config, trust_remote_code=False))
+            except ModelError:
+                raise
+            except Exception as error:  # errors of any type, and tokenizers' of none, on files that are damaged
+                lacks = "" if (path / _TOKENIZER_FILES[0]).is_file() else f" (it holds no {_TOKENIZER_FILES[0]})"
+                raise ValueError(
+                    f"the tokenizer in the folder {path}{lacks} cannot be used: {one_line(error)}"
+                ) from error
         try:
-            return cls(AutoTokenizer.from_pretrained(str(path_or_hub_id)))
+            return cls(AutoTokenizer.from_pretrained(str(path_or_hub_id), trust_remote_code=False))
         except OSError as error:
             here = f"there is no folder {str(path_or_hub_id)!r} here"
             raise OSError(f"{here}, and the hub gave no model of that name: {error}") from error
+        except Exception as error:
+            raise ValueError(f"the tokenizer of {str(path_or_hub_id)!r} cannot be used: {one_line(error)}") from error
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text as it is: no `<bos>`, no `<eos>`, and never a marker's id, whatever the text holds."""
@@ -143,6 +162,14 @@ class SpanTokenizer:
         if token in self.markers.anchor_index:
             return "anchor"
         return self._kinds.get(token)
+
+
+def _config_of(folder: Path) -> Any:
+    """The checked configuration of the model in a folder; None of a folder with a tokenizer alone."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    return built_config(read_object(file), str(folder))
 
 
 def _markers(hf: "PreTrainedTokenizerBase", vocabulary: dict[str, int]) -> Markers:

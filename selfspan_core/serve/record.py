@@ -5,10 +5,10 @@ python -m selfspan_core.serve.record
 
 import argparse
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import place, write_whole
 from selfspan_core.params import Request
 from selfspan_core.serve.feed import dumps, outcome, packed_item, packed_row
 from selfspan_core.serve.lazy_session import LazySession
@@ -63,7 +63,7 @@ def _run(task: str, text: str) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Run an example that takes some seconds, and write what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=RECORDED)
+    parser.add_argument("--out", type=place, default=RECORDED)
     parser.add_argument("--task", choices=list(TASKS), default=next(iter(TASKS)))
     parser.add_argument("--text", help="by default one of the task's longer examples")
     arguments = parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> None:
     written = dumps(recording(ticks, facts))
     if len(written.encode()) > MAX_BYTES:
         raise SystemExit(f"The recording takes {len(written.encode()):,} bytes; the most is {MAX_BYTES:,}.")
-    arguments.out.write_text(written + "\n", encoding="utf-8")
+    write_whole(arguments.out, written + "\n")
     print(f"{arguments.out}: {len(written.encode()) / 1000:.0f} kB, {ticks[-1]['headline']['text']}")
 
 

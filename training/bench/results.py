@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import write_whole
 from training.bench.shapes import Machine
 
 
@@ -31,8 +32,7 @@ class Results:
         self._write(f"{shape} {part}", cell)
 
     def _write(self, name: str, value: object) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(rounded(self._content), indent=1) + "\n", encoding="utf-8")
+        write_whole(self._path, json.dumps(rounded(self._content), indent=1) + "\n")
         print(f"{time.perf_counter() - self._started:6.1f} s  {name}: {json.dumps(rounded(value))[:900]}", flush=True)
 
 

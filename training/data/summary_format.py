@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.models.tokenizer import TextCodec
 
 KINDS = (
@@ -98,5 +99,5 @@ def write(path: Path, arrays: dict[str, np.ndarray]) -> int:
     """Write arrays, compressed; returns the file's size in bytes."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path.write_bytes(lzma.compress(buffer.getvalue(), preset=6))
+    write_whole(path, lzma.compress(buffer.getvalue(), preset=6))
     return path.stat().st_size

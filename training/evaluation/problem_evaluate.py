@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import place, write_whole
 from selfspan_core.models.model import SpanModel
 from selfspan_core.tasks.registry import TASKS, get_task
 from training.data.generated import evaluation_set
@@ -98,16 +99,17 @@ def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, ori
         "seed": arguments.seed,
         "dtype": arguments.dtype,
     }
-    out = Path(arguments.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results | origin, indent=2) + "\n", encoding="utf-8")
+    write_whole(arguments.out, json.dumps(results | origin, indent=2) + "\n")
 
 
 def main(task: str, words: Sequence[str]) -> None:
     """Evaluate the task of that name as the words of the command line say."""
     arguments = parse_arguments(task, words)
     lanes = [lane for lane in lanes_of(task) if lane.name in arguments.lanes]
-    origin = {"weights_sha256": weights_of(arguments.base, arguments.adapters, lanes)} | provenance()
+    try:
+        origin = {"weights_sha256": weights_of(arguments.base, arguments.adapters, lanes)} | provenance()
+    except (OSError, ValueError) as error:  # no such base, or no weights in a folder
+        sys.exit(str(error))
     named = TASKS[task].generator.size_name
     figures: dict = {operands: {} for operands in arguments.operands}
     wrong: dict = {operands: {} for operands in arguments.operands}
@@ -155,7 +157,7 @@ def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128 if on_gpu else 32, help="rows decoded at once")
     num_jobs = 4 * torch.cuda.device_count() or 1  # of the longest, four at a time fit the memory of a large GPU
     parser.add_argument("--jobs", type=int, default=num_jobs, help="lanes decoded at the same time")
-    parser.add_argument("--out", default=results_path(task))
+    parser.add_argument("--out", type=place, default=results_path(task))
     arguments = parser.parse_args(words)
     unknown = set(arguments.lanes) - set(lanes)
     if unknown:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import place, write_whole
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import TASKS
@@ -65,7 +66,7 @@ def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--batch", type=int, default=64 if on_gpu else 8, help="articles decoded at once")
     parser.add_argument(
-        "--decode-only", type=Path, metavar="FILE", help="decode, write what came to FILE, score nothing"
+        "--decode-only", type=place, metavar="FILE", help="decode, write what came to FILE, score nothing"
     )
     parser.add_argument(
         "--decoded", type=Path, nargs="+", metavar="FILE", help="score what --decode-only wrote, in one run or several"
@@ -74,9 +75,9 @@ def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
         "--baselines-only", action="store_true", help="first sentences, random ones, the oracle: no model"
     )
     parser.add_argument(
-        "--readings", type=Path, metavar="FILE", help="write all texts there, to be read and not shared"
+        "--readings", type=place, metavar="FILE", help="write all texts there, to be read and not shared"
     )
-    parser.add_argument("--out", type=Path, default=Path(results_path(task)))
+    parser.add_argument("--out", type=place, default=results_path(task))
     arguments = parser.parse_args(words)
     if arguments.batch < 1:
         parser.error("--batch is 1 or more")
@@ -102,21 +103,18 @@ def run(arguments: argparse.Namespace) -> None:
     elif not arguments.baselines_only:
         decoded = {"outputs": decode(arguments), **origin_of(arguments)}
     if arguments.decode_only is not None:
-        arguments.decode_only.parent.mkdir(parents=True, exist_ok=True)
-        arguments.decode_only.write_text(json.dumps(decoded) + "\n", encoding="utf-8")
+        write_whole(arguments.decode_only, json.dumps(decoded) + "\n")
         print(f"wrote {arguments.decode_only}", file=sys.stderr)
         return
     results, readings = score(arguments, decoded["outputs"] if decoded else {})
     origin = {key: value for key, value in (decoded or {}).items() if key != "outputs"} or provenance()
     if arguments.decoded is not None:
         origin["command"] += f" && {provenance()['command']}"
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results | origin, indent=2) + "\n", encoding="utf-8")
+    write_whole(arguments.out, json.dumps(results | origin, indent=2) + "\n")
     samples = arguments.out.with_name(f"{arguments.out.stem}_samples.md")
-    samples.write_text(sample_text(readings, with_texts=False), encoding="utf-8")
+    write_whole(samples, sample_text(readings, with_texts=False))
     if arguments.readings is not None:
-        arguments.readings.parent.mkdir(parents=True, exist_ok=True)
-        arguments.readings.write_text(sample_text(readings, with_texts=True), encoding="utf-8")
+        write_whole(arguments.readings, sample_text(readings, with_texts=True))
     print(f"wrote {arguments.out} and {samples}", file=sys.stderr)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import reprlib
 import types
 import typing
 from pathlib import Path
@@ -17,12 +18,49 @@ class ConfigError(ValueError):
     """The configuration is wrong; the message names file, key and what is expected."""
 
 
-class _RepeatedKeyError(yaml.YAMLError):
-    """A mapping gives the same key twice."""
+MOST_CHARACTERS = 1 << 20
+MOST_ALIASES, MOST_LEVELS = 20, 20
+"""More than any configuration needs; each alias may repeat all that stands before it."""
+_OTHER_BASE = re.compile(r"[+-]?0[0-9_]+|.*:.*")
+"""010 is 8 to YAML 1.1, and 1:30 is 90."""
+
+
+class _Refused(yaml.YAMLError):
+    """YAML that would be read in another way than it was meant, or would take for ever; one line."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a repeated key; YAML's own rule is that the last one wins, silently."""
+    """A safe loader that refuses a repeated key; YAML's own rule is that the last one wins, silently.
+
+    It also refuses numbers that YAML 1.1 reads to another base, and documents that grow without bound.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._level = self._aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        """The next node. Aliases and levels are counted here, since both can make a small file a large one."""
+        line = f"line {self.peek_event().start_mark.line + 1}"
+        if self.check_event(yaml.AliasEvent):
+            self._aliases += 1
+            if self._aliases > MOST_ALIASES:
+                raise _Refused(f"{line}: more than {MOST_ALIASES} aliases (*name)")
+        self._level += 1
+        if self._level > MOST_LEVELS:
+            raise _Refused(f"{line}: more than {MOST_LEVELS} levels")
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        return node
+
+    def number(self, node: yaml.ScalarNode) -> Any:
+        """An integer or a float that everybody reads alike."""
+        if _OTHER_BASE.fullmatch(node.value):
+            raise _Refused(
+                f"line {node.start_mark.line + 1}: YAML reads {node.value[:40]} to another base than 10: write the "
+                "number in plain digits, without a leading 0 or colons"
+            )
+        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """The mapping as nodes. Checked here, before merge keys (`<<`) copy keys from other mappings."""
@@ -32,9 +70,13 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if (key.tag, key.value) in seen:
-                raise _RepeatedKeyError(f"line {key.start_mark.line + 1}: the key '{key.value}' is given a second time")
+                raise _Refused(f"line {key.start_mark.line + 1}: the key '{key.value}' is given a second time")
             seen.add((key.tag, key.value))
         return node
+
+
+for _tag in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _StrictLoader.number)
 
 
 def load_config(path: str | Path, kind: type[T]) -> T:
@@ -47,12 +89,17 @@ def load_config(path: str | Path, kind: type[T]) -> T:
     path = Path(path)
     try:
         # The loader builds nothing but plain values, as yaml.safe_load does.
-        data = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        if len(text) > MOST_CHARACTERS:
+            raise _Refused("it is far too long for a configuration")
+        data = yaml.load(text, _StrictLoader)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except _RepeatedKeyError as error:
+    except _Refused as error:
         raise ConfigError(f"{path}: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that does not exist
+    # ValueError: no UTF-8, or a date that does not exist. RecursionError: a mapping that is merged into itself.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     return build(data, kind, where=str(path))
 
@@ -60,14 +107,14 @@ def load_config(path: str | Path, kind: type[T]) -> T:
 def build(data: Any, kind: type[T], where: str) -> T:
     """Make the dataclass `kind` out of a mapping; `where` is named in errors."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected a mapping with the keys of {kind.__name__}, got {data!r}")
+        raise ConfigError(f"{where}: expected a mapping with the keys of {kind.__name__}, got {reprlib.repr(data)}")
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in data:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
+            near = difflib.get_close_matches(str(key)[:60], fields, n=1)
             hint = f"; did you mean '{near[0]}'?" if near else f"; known keys: {', '.join(sorted(fields))}"
-            raise ConfigError(f"{where}: unknown key '{key}'{hint}")
+            raise ConfigError(f"{where}: unknown key '{str(key)[:60]}'{hint}")
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -87,7 +134,7 @@ def _convert_to_one_of(value: Any, hints: tuple, where: str) -> Any:
     fitting = [hint for hint in choices if isinstance(value, typing.get_origin(hint) or hint)]
     if not fitting and len(choices) > 1:
         wanted = " or ".join(getattr(hint, "__name__", str(hint)) for hint in choices)
-        raise ConfigError(f"{where}: expected {wanted}, got {value!r} ({type(value).__name__})")
+        raise ConfigError(f"{where}: expected {wanted}, got {reprlib.repr(value)} ({type(value).__name__})")
     return _convert(value, (fitting or choices)[0], where)
 
 
@@ -108,5 +155,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
+    if hint is str and isinstance(value, bool):
+        raise ConfigError(
+            f"{where}: YAML takes the bare words yes, no, on, off, true and false for truth values: put it in quotes"
+        )
     wanted = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where}: expected {wanted}, got {value!r} ({type(value).__name__})")
+    raise ConfigError(f"{where}: expected {wanted}, got {reprlib.repr(value)} ({type(value).__name__})")

@@ -1,16 +1,16 @@
 """The training loop: packed rows in, updates out; the same for pre-training and adapters, one process or several.
 
 Runs under `accelerate launch` unchanged. Progress, speed and ETA are printed; `metrics.jsonl` keeps every figure;
-checkpoints hold model, optimizers and step, and a run with `--resume` goes on where the newest stands.
+a run with `--resume` goes on where its newest checkpoint stands (`training.loop.checkpoints`).
 """
 
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,10 +18,12 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from training.loop import checkpoints
 from training.loop.loss import LanguageModelLoss
 from training.loop.masks import attention_implementation
 from training.loop.packing import MAX_ROW_TOKENS, Sample, pack, stack
-from training.loop.saving import shared_tensors_expected
+from training.loop.resuming import changes, plain
+from training.loop.space import require_space
 
 SampleStream = Callable[[int, int, int], Iterator[Sample]]
 """`stream(seed, shard, num_shards)`: an endless iterator of samples; shards are disjoint or differently seeded."""
@@ -157,10 +159,6 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
     return {"ids": moved["ids"].long(), "labels": moved["labels"].long(), "bounds": moved["bounds"]}
 
 
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
 class Trainer:
     """Runs a `LoopConfig`.
 
@@ -200,38 +198,59 @@ class Trainer:
                 group["base_lr"] = group["lr"]
         self.step = 0
         self._saved_step: int | None = None
+        self._settings = plain({"loop": asdict(config)})
+        self._changed: list[dict[str, Any]] = []
         self.last_evaluation: dict[str, float] = {}
-        output.mkdir(parents=True, exist_ok=True)
+        self._folder = output / "checkpoints"
+        require_space(output, 0, "the run's files")
 
-    def start(self, resume: bool) -> None:
+    def start(self, resume: bool, settings: Mapping[str, Any] | None = None) -> None:
         """Make ready for `run`: at the newest checkpoint (`resume`), or from the beginning in an unused run folder.
 
+        Args:
+            settings: the run's configuration, JSON-able, which checkpoints keep; by default that of the loop.
+
         Raises:
-            ValueError: there are checkpoints that a new run would replace, or the newest is beyond the last step.
+            ValueError: there are checkpoints that a new run would replace; the newest is beyond the last step, not
+                whole, or was made with settings that may not change.
+            OSError: there is no room for checkpoints.
         """
-        checkpoints = self._checkpoints()
+        if settings is not None:
+            self._settings = plain(settings)
+        found = checkpoints.found_in(self._folder)
         if not resume:
-            if checkpoints:
+            if found:
                 raise ValueError(
-                    f"{checkpoints[-1]} is there from another run: pass --resume to go on from it, or remove the "
+                    f"{found[-1].path} is there from another run: pass --resume to go on from it, or remove the "
                     f"folder {self.output} to start from the beginning"
                 )
-        elif not checkpoints:
+        elif not found:
             self._print(f"no checkpoint in {self.output}: starting from the beginning")
         else:
-            step = _step_of(checkpoints[-1])
-            if step > self.config.steps:
-                raise ValueError(
-                    f"{checkpoints[-1]} is beyond the last step: loop.steps is {self.config.steps}; raise it, or "
-                    f"remove the folder {self.output} to start from the beginning"
-                )
-            self.accelerator.load_state(str(checkpoints[-1]))
-            self.step = self._saved_step = step
-            self._print(f"resumed {checkpoints[-1]}")
+            self._go_on_from(found[-1])
+        if self.accelerator.is_main_process:
+            # A checkpoint is removed when the next one is whole.
+            require_space(self._folder, 2 * self._trained().most_bytes, "checkpoints")
 
-    def _checkpoints(self) -> list[Path]:
-        """Folders of finished checkpoints, the newest (by its step) last."""
-        return sorted((self.output / "checkpoints").glob("step-*"), key=_step_of)
+    def _go_on_from(self, checkpoint: checkpoints.Checkpoint) -> None:
+        if checkpoint.step > self.config.steps:
+            raise ValueError(
+                f"{checkpoint.path} is beyond the last step: loop.steps is {self.config.steps}; raise it, or "
+                f"remove the folder {self.output} to start from the beginning"
+            )
+        facts = checkpoints.facts_of(checkpoint)
+        changed = changes(facts["settings"], self._settings)
+        checkpoints.load(self.accelerator, checkpoint, self._trained())
+        self.step = self._saved_step = checkpoint.step
+        self._changed = facts.get("changed", [])
+        self._print(f"resumed {checkpoint.path}")
+        for name, (before, now) in changed.items():
+            self._print(f"from here on {name} is {now}, before it was {before}")
+            self._changed.append({"after_step": self.step, "setting": name, "before": before, "then": now})
+
+    def _trained(self) -> checkpoints.Trained:
+        model = self.accelerator.unwrap_model(self._loss).model
+        return checkpoints.Trained.of(model, self._optimizers, self.accelerator.scaler)
 
     def run(self, snapshot: Callable[[nn.Module, int], None] | None = None) -> nn.Module:
         """Train to the end (or to `max_seconds`), evaluate, and return the bare model.
@@ -269,11 +288,16 @@ class Trainer:
         return self.accelerator.unwrap_model(self._loss).model
 
     def report(self) -> dict:
-        """A run's part of the model's report: tokens seen, processes, the last held-out figures."""
+        """A run's part of the model's report: tokens seen, processes, the last held-out figures.
+
+        Where settings were changed at a `--resume`: which, and after which step.
+        """
+        changed = {"changed_settings": self._changed} if self._changed else {}
         return {
             "tokens": self.step * self.config.rows_per_step * self.config.row_tokens,
             "num_processes": self.accelerator.num_processes,
             "heldout": self.last_evaluation,
+            **changed,
         }
 
     def _out_of_time(self, started: float) -> bool:
@@ -286,18 +310,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint and drop all others; one that was cut off while it was written is never resumed."""
-        folder = self.output / "checkpoints" / f"step-{self.step:08d}"
-        unfinished = folder.with_name("unfinished")
-        with shared_tensors_expected():
-            self.accelerator.save_state(str(unfinished), safe_serialization=True)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            shutil.rmtree(folder, ignore_errors=True)
-            unfinished.rename(folder)
-            for other in self._checkpoints():
-                if other != folder:
-                    shutil.rmtree(other)
-        self.accelerator.wait_for_everyone()
+        facts = {"step": self.step, "settings": self._settings, "changed": self._changed}
+        checkpoints.write(self.accelerator, self._folder, self._trained(), facts)
         self._saved_step = self.step
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
