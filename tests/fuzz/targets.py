@@ -1,11 +1,13 @@
 """What takes inputs from anybody, and what must hold whatever comes."""
 
 import argparse
+import atexit
 import contextlib
 import functools
 import io
 import json
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -272,6 +274,26 @@ def gguf_file(changes: list[tuple[float, bytes, int]]) -> int:
     return 1
 
 
+@functools.cache
+def _models() -> tuple[Path, tuple[Path, Path]]:
+    """A folder to work in, and a whole base with its adapters."""
+    from tests.support.tiny_models import save_tiny
+
+    folder = Path(tempfile.mkdtemp(prefix="selfspan-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder, save_tiny(folder / "good", is_byte_level=True)
+
+
+def model_folder(number: int) -> int:
+    """A damaged base or adapter is loaded as users do, or refused in one line."""
+    from tests.support.damaged import load_as_users_do, try_one
+
+    folder, good = _models()
+    one = try_one(folder, good, 0, number, load_as_users_do)
+    assert one.failure is None, f"{one.what}: {one.failure}"
+    return 1
+
+
 _BYTES = st.one_of(
     st.binary(max_size=400),
     ARTICLES.flatmap(
@@ -356,6 +378,7 @@ TARGETS = {
             gguf_file,
             ([],),
         ),
+        Target("models", "files", st.integers(0, 10**9), model_folder, (0,)),
     )
 }
 """By name."""
