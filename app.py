@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from selfspan_core.errors import ModelError
 from selfspan_core.models.registry import ModelSpec, offered, resolve_model
@@ -18,6 +19,7 @@ from selfspan_core.serve import page_files
 from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
+from selfspan_core.serve.gate import Gate
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
 from selfspan_core.serve.tools import tools
@@ -140,7 +142,9 @@ def launch(demo: gr.Blocks, **options):
         "run_history": False,
         "max_threads": MAX_THREADS,
         "mcp_server": True,
-        # Nothing is ever uploaded, and nobody's statistics are anybody's business.
+        # Nothing is ever uploaded, nothing but the page's own files is served, and nobody's statistics are anybody's
+        # business.
+        "app_kwargs": {"middleware": [Middleware(Gate)]},
         "max_file_size": "1kb",
         "enable_monitoring": False,
         # Gradio keeps what belongs to a visitor's session, of 10,000 if nobody says otherwise.

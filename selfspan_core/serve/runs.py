@@ -54,8 +54,10 @@ class PageRuns:
         waiting = Feed(str(number)).note("waiting", task=request.task)
         return None, cleaning, waiting, {"run": number, "request": request}
 
-    def stream(self, job: dict, request: gr.Request) -> Iterator[str]:
-        """The payloads of a checked job."""
+    def stream(self, job: dict | None, request: gr.Request) -> Iterator[str]:
+        """The payloads of a checked job; none where a session has none, whoever asks for it."""
+        if not job:
+            return
         tab, number = request.session_hash, job["run"]
         feed = Feed(str(number), asked_of(job["request"]))
         try:
