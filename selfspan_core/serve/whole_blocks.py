@@ -5,7 +5,6 @@ from typing import Any
 
 import gradio as gr
 
-
 FORGED = "The page's own functions take the page's own values."
 
 
