@@ -10,7 +10,7 @@ from selfspan_core.models.registry import ModelSpec, choices, offered
 from selfspan_core.params import MAX_DRAFTS, MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.tools import check_options, told
-from selfspan_core.serve.visitors import visitor
+from selfspan_core.serve.visitors import Listener, visitor
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
 
@@ -49,7 +49,7 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec | None = None) -> Call
     signature = _signature(options, learned)
 
     def compare(*values: Any) -> Iterator[dict]:
-        with told(), closing(device.compare(_request(signature, values), visitor())) as ticks:
+        with told(), closing(device.compare(_request(signature, values), visitor(), Listener())) as ticks:
             yield from ticks
 
     compare.__signature__ = signature

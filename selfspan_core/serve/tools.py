@@ -15,7 +15,7 @@ from selfspan_core.errors import InputError, NotReady, SettingError, brief
 from selfspan_core.params import Request
 from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.lazy_session import public
-from selfspan_core.serve.visitors import visitor
+from selfspan_core.serve.visitors import Listener, visitor
 from selfspan_core.tasks.base import Option, Task, Tool
 from selfspan_core.tasks.registry import TASKS, task_options
 
@@ -140,9 +140,11 @@ def _function(
 def _whole(device: SharedDevice, request: Request) -> tuple[dict, dict]:
     """The `start` and the `end` of a run."""
     ends: dict[str, dict] = {}
-    with closing(device.compare(request, visitor())) as ticks:
+    with closing(device.compare(request, visitor(), Listener(adds=0))) as ticks:
         for tick in ticks:
             ends[tick["kind"]] = tick
+    if "end" not in ends:
+        raise NotReady("The run was given up: nobody took what it had to say.")
     return ends["start"], ends["end"]
 
 
