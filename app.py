@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from selfspan_core.errors import ModelError
 from selfspan_core.models.registry import ModelSpec, offered, resolve_model
@@ -18,8 +19,10 @@ from selfspan_core.serve import page_files
 from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
+from selfspan_core.serve.gate import Gate
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
+from selfspan_core.serve.starting import port_of_environment, wait_for_interrupt
 from selfspan_core.serve.tools import tools
 from selfspan_core.serve.whole_blocks import WholeBlocks
 from selfspan_core.serve.zero_gpu import IMPL, ZeroGpuSession, is_zero_gpu
@@ -140,7 +143,9 @@ def launch(demo: gr.Blocks, **options):
         "run_history": False,
         "max_threads": MAX_THREADS,
         "mcp_server": True,
-        # Nothing is ever uploaded, and nobody's statistics are anybody's business.
+        # Nothing is ever uploaded, nothing but the page's own files is served, and nobody's statistics are anybody's
+        # business.
+        "app_kwargs": {"middleware": [Middleware(Gate)]},
         "max_file_size": "1kb",
         "enable_monitoring": False,
         # Gradio keeps what belongs to a visitor's session, of 10,000 if nobody says otherwise.
@@ -150,7 +155,7 @@ def launch(demo: gr.Blocks, **options):
 
 
 def serve(session: LazySession | ZeroGpuSession, device: SharedDevice, demo: gr.Blocks, port: int) -> None:
-    """Open the port, then load the models; returns when the server is stopped.
+    """Open the port, then load the models; the process ends when it is interrupted.
 
     In this order: gradio asks its own page once before it counts as started, and gives up after three seconds, which
     the imports of a loading thread, or of the first visitors, can take.
@@ -158,7 +163,7 @@ def serve(session: LazySession | ZeroGpuSession, device: SharedDevice, demo: gr.
     with session.held():
         launch(demo, server_name="0.0.0.0", server_port=port, prevent_thread_lock=True)
     threading.Thread(target=device.warm, daemon=True).start()
-    demo.block_thread()
+    wait_for_interrupt()
 
 
 def model_of_environment() -> ModelSpec | None:
@@ -204,4 +209,4 @@ device = SharedDevice(session, most_run_s=seconds_of_environment())
 demo = build_app(session, shipped_tasks(own_model), own_model, device, page_files.recorded())
 
 if __name__ == "__main__":
-    serve(session, device, demo, int(os.environ.get("PORT", "7860")))
+    serve(session, device, demo, port_of_environment())

@@ -90,11 +90,11 @@ class Request:
     clean: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in (("task", self.task), ("input", self.text)):
+        for name, value in (("task", self.task), ("text", self.text)):
             if not isinstance(value, str):
-                raise InputError(f"The {name} is a text, not {brief(value)}.")
+                raise SettingError(f"{name} is a string, not {brief(value)}.", name)
         if self.model is not None and not isinstance(self.model, str):
-            raise SettingError(f"The model is a name, not {brief(self.model)}.")
+            raise SettingError(f"model is a name, not {brief(self.model)}.", "model")
         if not isinstance(self.clean, bool):
             raise SettingError(f"clean is true or false, not {brief(self.clean)}.", "clean")
         if self.attention not in ATTENTIONS:

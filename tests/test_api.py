@@ -1,5 +1,6 @@
 """The API as gradio_client sees it: a stream of plain dicts, clear errors, one lane for everybody."""
 
+import json
 import textwrap
 import time
 from collections.abc import Iterator
@@ -158,6 +159,81 @@ def test_bad_input_is_an_error_that_says_why_and_the_next_call_works(client, tas
         client.predict(task, text, adapter, 512, api_name="/compare")
     assert word in str(error.value) and 10 < len(str(error.value)) < 400
     assert client.predict("arithmetic", "1+1", "span", 512, api_name="/compare")["expected"] == "2"
+
+
+ARGUMENTS = {
+    "task": "arithmetic",
+    "text": "1+1",
+    "adapter": "span",
+    "max_new_tokens": 512,
+    "load": 1,
+    "temperature": 0,
+    "top_p": 1,
+    "seed": 0,
+    "length": "medium",
+    "drafts": "auto",
+}
+
+
+def over_http(client, name: str, values: list) -> tuple[str, str]:
+    """The last event of a call without a client, and its data."""
+    url = f"{client.src}gradio_api/call/{name}"
+    sent = httpx.post(url, content=json.dumps({"data": values}), headers={"Content-Type": "application/json"})
+    *_, event, data = [line for line in httpx.get(f"{url}/{sent.json()['event_id']}").text.split("\n") if line]
+    return event.removeprefix("event: "), data.removeprefix("data: ")
+
+
+@pytest.mark.parametrize("name", list(ARGUMENTS))
+def test_every_argument_of_every_type_is_named(client, name, capfd):
+    """A length of another task that is passed over; a value whose refusal does not say which one it was."""
+    for value in (None, [], {"a": 1}, [1], -1, float("nan"), float("inf"), 1e308, True, "x" * 90):
+        event, data = over_http(client, "compare", list((ARGUMENTS | {name: value}).values()))
+        if (name, value) == ("max_new_tokens", 1e308):
+            assert event == "complete"
+        elif (name, value) == ("text", "x" * 90):
+            assert event == "error" and "cannot be used" in data
+        else:
+            assert event == "error" and name in json.loads(data)["error"], (value, data)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_missing_and_extra_values_are_named(client, capfd):
+    """`{"error": null}`, and a traceback with what the visitor typed in the server's log."""
+    for name, values, word in [
+        ("compare", [], "task is missing"),
+        ("compare", ["arithmetic"], "text is missing"),
+        ("compare_once", ["arithmetic"], "text is missing"),
+        ("solve", [], "expression is missing"),
+        ("solve", ["1+1", "secret"], "2 values were given, and there are 1 arguments: expression"),
+        ("solve", [None], "expression is a string"),
+        ("compare_once", ["arithmetic", "1+1", "span", ["secret"]], "length is one of"),
+    ]:
+        event, data = over_http(client, name, values)
+        assert event == "error" and word in json.loads(data)["error"], data
+    by_name = f"{client.src}gradio_api/call/v2/compare"
+    for given, word in ({"task": "arithmetic"}, "text"), ({"task": "arithmetic", "text": "1", "other": 1}, "other"):
+        sent = httpx.post(by_name, json=given)
+        assert sent.status_code == 400 and word in sent.json()["detail"]
+    log = "".join(capfd.readouterr())
+    assert "Traceback" not in log and "secret" not in log
+
+
+def test_the_pages_own_functions_take_no_forged_values(client, session, capfd):
+    """A run, a traceback, or somebody's text in the log, from a call that no page makes."""
+    config = httpx.get(f"{client.src}config").json()
+    private = [one["id"] for one in config["dependencies"] if one["api_visibility"] == "private"]
+    started = len(session.events)
+    assert len(private) > 5
+    for number in private:
+        for values in ([], ["secret"] * 3, [{"run": 1, "request": "secret"}]):
+            mine = f"forged{number}"
+            body = {"data": values, "fn_index": number, "session_hash": mine}
+            sent = httpx.post(f"{client.src}gradio_api/queue/join", json=body)
+            if sent.status_code == 200:
+                httpx.get(f"{client.src}gradio_api/queue/data?session_hash={mine}", timeout=30)
+    assert len(session.events) == started
+    log = "".join(capfd.readouterr())
+    assert "Traceback" not in log and "secret" not in log, log
 
 
 def test_missing_models_are_an_error_that_says_so(serve):

@@ -226,7 +226,7 @@ def test_a_request_for_an_unknown_model(store, model):
         Session(store).compare(Request("arithmetic", TEXT, model=model))
     message = str(caught.value)
     assert "known models: tiny-pieces, selfspan-17m, smollm2-135m, tiny-bytes." in message and len(message) < 200
-    with pytest.raises(InputError, match="The model is a name, not 3"):
+    with pytest.raises(InputError, match="model is a name, not 3"):
         Request("arithmetic", TEXT, model=3)
 
 

@@ -5,11 +5,12 @@ from contextlib import closing
 from inspect import Parameter, Signature
 from typing import Any
 
+from selfspan_core.errors import SettingError
 from selfspan_core.models.registry import ModelSpec, choices, offered
 from selfspan_core.params import MAX_DRAFTS, MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.device import SharedDevice
-from selfspan_core.serve.tools import told
-from selfspan_core.serve.visitors import visitor
+from selfspan_core.serve.tools import check_options, told
+from selfspan_core.serve.visitors import Listener, visitor
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
 
@@ -48,7 +49,7 @@ def compare_endpoint(device: SharedDevice, own: ModelSpec | None = None) -> Call
     signature = _signature(options, learned)
 
     def compare(*values: Any) -> Iterator[dict]:
-        with told(), closing(device.compare(_request(signature, values), visitor())) as ticks:
+        with told(), closing(device.compare(_request(signature, values), visitor(), Listener())) as ticks:
             yield from ticks
 
     compare.__signature__ = signature
@@ -97,13 +98,16 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
     bound = signature.bind(*values)
     bound.apply_defaults()
     given = bound.arguments
+    check_options(given)
+    if given["max_new_tokens"] is None:
+        raise SettingError("max_new_tokens is a whole number, 1 or more, not None.", "max_new_tokens")
     task = TASKS.get(given["task"]) if isinstance(given["task"], str) else None
     own = {option.name for option in task.options} if task else set()
     options = {name: value for name, value in given.items() if name in own and value != ""}
     drawn = ("max_new_tokens", "temperature", "top_p", "seed")
     sampling = SamplingParams(**{name: given[name] for name in drawn})
     name, text, adapter, load = (given[setting] for setting in ("task", "text", "adapter", "load"))
-    model = given.get("model") or None
+    model = given.get("model", "")
     return Request(
         name,
         text,
@@ -111,7 +115,7 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
         adapter=adapter,
         load=load,
         sampling=sampling,
-        model=model,
+        model=None if model in ("", None) else model,
         drafts=given["drafts"],
         clean=given["clean"],
     )

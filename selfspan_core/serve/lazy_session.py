@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,11 +15,13 @@ from selfspan_core.paths import ROOT
 from selfspan_core.tasks.registry import TASKS, get_task
 
 log = logging.getLogger("selfspan")
+_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[\w.@+-]{1,100}/){1,40}(?=[\w.@+-])")
+"""The folders of an absolute path; an address of the web has none."""
 
 
 def public(error: Exception | str) -> str:
-    """An error's message for users, without the path of this installation on the server's disk."""
-    return str(error).replace(f"{ROOT}/", "")
+    """An error's message for users, without paths of the server's disk: of other files the name is left."""
+    return _PATH.sub("", str(error).replace(f"{ROOT}/", ""))
 
 
 def shipped_tasks(model: ModelSpec | None = None) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from selfspan_core.params import Request
 from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.feed import Feed, dumps
 from selfspan_core.serve.lazy_session import public
+from selfspan_core.serve.visitors import Listener
 from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.page import LOAD_INFO, NO_LOAD_INFO, Controls
 from selfspan_core.tasks.registry import get_task
@@ -54,12 +55,18 @@ class PageRuns:
         waiting = Feed(str(number)).note("waiting", task=request.task)
         return None, cleaning, waiting, {"run": number, "request": request}
 
-    def stream(self, job: dict, request: gr.Request) -> Iterator[str]:
-        """The payloads of a checked job."""
+    def stream(self, job: dict | None, request: gr.Request) -> Iterator[str]:
+        """The payloads of a checked job; none where a session has none, whoever asks for it."""
+        if not job:
+            return
         tab, number = request.session_hash, job["run"]
-        feed = Feed(str(number), asked_of(job["request"]))
+        feed, is_heard = Feed(str(number), asked_of(job["request"])), Listener()
+
+        def is_wanted() -> bool:
+            return self._newest.get(tab) == number and is_heard()
+
         try:
-            with closing(self._device.compare(job["request"], tab, lambda: self._newest.get(tab) == number)) as ticks:
+            with closing(self._device.compare(job["request"], tab, is_wanted)) as ticks:
                 for tick in ticks:
                     yield _waiting(feed, tick) if tick["kind"] == "waiting" else feed.add(tick)
         except TooLongError as error:

@@ -11,11 +11,11 @@ from typing import Any
 
 import gradio as gr
 
-from selfspan_core.errors import InputError, NotReady
+from selfspan_core.errors import InputError, NotReady, SettingError, brief
 from selfspan_core.params import Request
 from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.lazy_session import public
-from selfspan_core.serve.visitors import visitor
+from selfspan_core.serve.visitors import Listener, visitor
 from selfspan_core.tasks.base import Option, Task, Tool
 from selfspan_core.tasks.registry import TASKS, task_options
 
@@ -58,9 +58,14 @@ def _task_tool(device: SharedDevice, task: type[Task], tool: Tool) -> Callable[.
         named["clean"] = (bool, True, CLEAN)
 
     def ask(given: Mapping[str, Any]) -> dict[str, Any]:
-        options = {option.name: given[option.name] for option in task.options if option.name in given}
+        check_options(given)
+        options = {option.name: given[option.name] for option in task.options if given.get(option.name, "") != ""}
         text, clean = given[tool.argument], given.get("clean", True)
-        start, end = _whole(device, Request(task.name, text, options, attention="sparse", clean=clean))
+        try:
+            request = Request(task.name, text, options, attention="sparse", clean=clean)
+        except SettingError as error:
+            raise SettingError(error.named(tool.argument)) if error.name == "text" else error from None
+        start, end = _whole(device, request)
         return (
             _answer(start, end["lanes"]["sparse"])
             | _said(start)
@@ -82,8 +87,10 @@ def _compare_tool(device: SharedDevice, tasks: Sequence[str]) -> Callable[..., s
     }
 
     def ask(given: Mapping[str, Any]) -> dict[str, Any]:
+        check_options(given)
         task = TASKS.get(given["task"]) if isinstance(given["task"], str) else None
-        options = {option.name: given[option.name] for option in task.options if option.name in given} if task else {}
+        own = task.options if task else ()
+        options = {option.name: given[option.name] for option in own if given.get(option.name, "") != ""}
         request = Request(given["task"], given["text"], options, adapter=given["adapter"], clean=given["clean"])
         start, end = _whole(device, request)
         lanes = {name: _answer(start, result) for name, result in end["lanes"].items()}
@@ -91,6 +98,17 @@ def _compare_tool(device: SharedDevice, tasks: Sequence[str]) -> Callable[..., s
 
     about = "Answer one input with dense and with self-selected attention side by side, and measure both."
     return _function("compare", about, "JSON: how the lanes compare, and each lane's answer and figures.", named, ask)
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Check the options of all tasks, also those that the asked task has none of: a wrong value is never passed over.
+
+    An empty one is left out. Raises SettingError, which names the option.
+    """
+    for option in task_options():
+        value = given.get(option.name, "")
+        if value != "" and (not isinstance(value, str) or value not in option.choices):
+            raise SettingError(f"{option.name} is one of {', '.join(option.choices)}, not {brief(value)}.", option.name)
 
 
 def _options(options: Sequence[Option]) -> Named:
@@ -122,9 +140,11 @@ def _function(
 def _whole(device: SharedDevice, request: Request) -> tuple[dict, dict]:
     """The `start` and the `end` of a run."""
     ends: dict[str, dict] = {}
-    with closing(device.compare(request, visitor())) as ticks:
+    with closing(device.compare(request, visitor(), Listener(adds=0))) as ticks:
         for tick in ticks:
             ends[tick["kind"]] = tick
+    if "end" not in ends:
+        raise NotReady("The run was given up: nobody took what it had to say.")
     return ends["start"], ends["end"]
 
 

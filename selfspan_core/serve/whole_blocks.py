@@ -5,6 +5,8 @@ from typing import Any
 
 import gradio as gr
 
+FORGED = "The page's own functions take the page's own values."
+
 
 class WholeBlocks(gr.Blocks):
     """As gradio's, but what a generator yields is sent as it is, not as edits of what it yielded before.
@@ -29,14 +31,42 @@ class WholeBlocks(gr.Blocks):
         data = super().handle_streaming_diffs(block_fn, data, session_hash, run, final, simple_format=True)
         return data if is_whole else [[["replace", [], value]] for value in data]
 
+    async def preprocess_data(self, block_fn: Any, inputs: list, state: Any, explicit_call: bool = False) -> list:
+        """See gradio; but values that no page sends are refused in a word, not with a traceback that quotes them.
+
+        Raises:
+            gr.Error: a control does not take its value, or the function is one of the browser's.
+        """
+        if block_fn.fn is None:
+            raise gr.Error(FORGED, print_exception=False)
+        try:
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except gr.Error as error:
+            raise gr.Error(error.message, print_exception=False) from None
+        except Exception:
+            raise gr.Error(FORGED, print_exception=False) from None
+
     def validate_inputs(self, block_fn: Any, inputs: list) -> None:
         """See gradio; but values that a caller leaves out at the end are the endpoint's defaults.
 
         A caller over plain HTTP gives all values in order, and would fail whenever an argument is added.
+
+        Raises:
+            gr.Error: there are more values than arguments, or an argument without a default is missing. Gradio's own
+                error would name nothing to the caller, and write the values into the server's log.
         """
-        if block_fn.api_visibility == "public":
-            for parameter in list(signature(block_fn.fn).parameters.values())[len(inputs) : len(block_fn.inputs)]:
-                if parameter.default is Parameter.empty:
-                    break
-                inputs.append(parameter.default)
-        super().validate_inputs(block_fn, inputs)
+        if block_fn.api_visibility != "public":
+            if len(inputs) != len(block_fn.inputs):
+                raise gr.Error(FORGED, print_exception=False)
+            return
+        parameters = list(signature(block_fn.fn).parameters.values())[: len(block_fn.inputs)]
+        names = ", ".join(parameter.name for parameter in parameters)
+        if len(inputs) > len(parameters):
+            given = f"{len(inputs):,} values were given, and there are {len(parameters)} arguments: {names}."
+            raise gr.Error(given, print_exception=False)
+        for parameter in parameters[len(inputs) :]:
+            if parameter.default is Parameter.empty:
+                raise gr.Error(
+                    f"{parameter.name} is missing. Arguments are given in this order: {names}.", print_exception=False
+                )
+            inputs.append(parameter.default)

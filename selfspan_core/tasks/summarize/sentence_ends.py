@@ -46,13 +46,16 @@ def corrected(pieces: Sequence[str]) -> list[str]:
 
 def _timed(pieces: Iterable[str]) -> list[str]:
     """A time of day put together with its day or zone: "2 a.m. Friday"."""
-    timed: list[str] = []
+    timed: list[list[str]] = []
+    end = ""
     for piece in pieces:
-        if timed and _TIME.search(timed[-1][-12:]) and _OF_TIME.match(piece):
-            timed[-1] += piece
+        if timed and _TIME.search(end) and _OF_TIME.match(piece):
+            timed[-1].append(piece)
+            end = (end + piece)[-12:]
         else:
-            timed.append(piece)
-    return timed
+            timed.append([piece])
+            end = piece[-12:]
+    return list(map("".join, timed))
 
 
 def _led(pieces: Sequence[str]) -> list[str]:
@@ -72,7 +75,9 @@ def _split(piece: str) -> list[str]:
     """A piece in two where it goes on behind a street."""
     parts, start = [], 0
     for street in _STREET.finditer(piece):
-        is_title = street[0][:2] in ("St", "Dr") and not _NAMED_STREET.search(piece[: street.start()][-60:])
+        is_title = street[0][:2] in ("St", "Dr") and not _NAMED_STREET.search(
+            piece[max(0, street.start() - 60) : street.start()]
+        )
         if _is_opening(piece[street.end() : street.end() + 70], is_title):
             parts.append(piece[start : street.end()])
             start = street.end()
@@ -91,10 +96,10 @@ def _continued(pieces: Sequence[str]) -> list[str]:
     starts = [_LETTER.sub("", piece).lstrip(_OPENERS)[:1] for piece in pieces]
     if sum(start.islower() for start in starts) > 0.3 * len(starts) + 1:
         return list(pieces)
-    joined: list[str] = []
+    joined: list[list[str]] = []
     for piece, start in zip(pieces, starts, strict=True):
         if joined and (start.islower() or not any(map(str.isalnum, piece))):
-            joined[-1] += piece
+            joined[-1].append(piece)
         else:
-            joined.append(piece)
-    return joined
+            joined.append([piece])
+    return list(map("".join, joined))

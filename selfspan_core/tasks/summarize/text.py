@@ -19,6 +19,9 @@ from selfspan_core.tasks.summarize.sentence_ends import corrected
 MAX_CHARACTERS = 60_000
 MIN_WORDS, MIN_SENTENCES = 30, 3
 MAX_SENTENCE_CHARACTERS = 2_000
+WINDOW, MARGIN = 4_000, 500
+"""Characters that the sentence splitter gets at a time, and at the end of them those that it may be wrong about. A
+sentence that no window holds is too long anyway."""
 MIN_LATIN_SHARE = 0.7
 MIN_COMMON_SHARE = 0.15
 MIN_WORDS_TO_JUDGE = 40
@@ -130,16 +133,32 @@ def is_sentence(text: str) -> bool:
 
 def _sentences_of_line(line: str) -> list[str]:
     directed = directed_quotes(line)
-    bounds, at = [], 0
-    for piece in sentencex.segment("en", _QUOTES.sub(" ", directed)):
-        at += len(piece)
-        bounds.append(at)
-    if at != len(line):
-        raise RuntimeError("the sentence splitter lost some of the text")
+    bounds = _split_bounds(_QUOTES.sub(" ", directed))
     settled = _Boundaries(directed)
     starts = [settled.of(bound) for bound in bounds[:-1]]
     pieces = [line[start:end] for start, end in itertools.pairwise([0, *starts, len(line)])]
     return [sentence for piece in corrected(pieces) if (sentence := piece.strip())]
+
+
+def _split_bounds(line: str) -> list[int]:
+    """Where the splitter's sentences end, the last one with the line.
+
+    It gets WINDOW characters at a time: for each mark that it takes for an opening quotation mark it looks for the
+    closing one up to the end, which is quadratic work. A window begins where a sentence does; ends near a window's own
+    end, where what follows is not seen, are left to the next one.
+    """
+    bounds: list[int] = []
+    start = 0
+    while start < len(line):
+        window = line[start : start + WINDOW]
+        ends = list(itertools.accumulate(map(len, sentencex.segment("en", window))))
+        if ends[-1] != len(window):
+            raise RuntimeError("the sentence splitter lost some of the text")
+        if start + len(window) < len(line):
+            ends = [end for end in ends if end <= len(window) - MARGIN]
+        bounds += [start + end for end in ends]
+        start += ends[-1] if ends else len(window) - MARGIN
+    return bounds
 
 
 def directed_quotes(line: str) -> str:

@@ -73,7 +73,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
         r"(?:©|\(c\)|copyright\b).{0,200}",
         r"[^.!?]{0,60}\ball rights reserved\b.{0,100}",
         r"(?:(?:terms (?:of (?:use|service)|and conditions|& conditions)|privacy policy|cookies?(?: policy)?|"
-        r"accessibility(?: statement)?|contact us|about us|do not sell .{0,40})(?: ?[|·•] ?|\Z)){2,8}",
+        r"accessibility(?: statement)?|contact us|about us|do not sell [^|·•]{0,40})(?: ?[|·•] ?|\Z)){2,8}",
         r"(?:terms (?:of (?:use|service)|and conditions|& conditions)|privacy policy|accessibility(?: statement)?)",
     ),
     "credits": (

@@ -34,15 +34,15 @@ _IMAGE = re.compile(rf"!\[[^\[\]]{{0,300}}\]{_ADDRESS}")
 _LINK = re.compile(rf"\[([^\[\]]{{1,300}})\]{_ADDRESS}")
 _BARE_ADDRESS = re.compile(r"<((?:https?://|mailto:|www\.)[^\s<>]{1,500}|[^\s<>@]{1,100}@[^\s<>@]{1,100})>")
 _EMPHASIS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"(?<![\w*])\*{3}(?=[^\s*])([^*]{1,500})(?<=\S)\*{3}(?![\w*])",
-        r"(?<![\w*])\*\*(?=[^\s*])([^*]{1,500})(?<=\S)\*\*(?![\w*])",
-        r"(?<!\w)__(?=[^\s_])([^_]{1,500})(?<=\S)__(?!\w)",
-        r"(?<![\w*])\*(?=[^\s*])([^*]{1,500})(?<=\S)\*(?![\w*])",
-        r"(?<![\w_])_(?=[^\s_])([^_]{1,500})(?<=\S)_(?![\w_])",
-        r"~~(?=[^\s~])([^~]{1,500})(?<=\S)~~",
-        r"(?<!`)`(?!`)([^`]{1,500})`(?!`)",
+    (mark, re.compile(pattern))
+    for mark, pattern in (
+        ("***", r"(?<![\w*])\*{3}(?=[^\s*])([^*]{1,500})(?<=\S)\*{3}(?![\w*])"),
+        ("**", r"(?<![\w*])\*\*(?=[^\s*])([^*]{1,500})(?<=\S)\*\*(?![\w*])"),
+        ("__", r"(?<!\w)__(?=[^\s_])([^_]{1,500})(?<=\S)__(?!\w)"),
+        ("*", r"(?<![\w*])\*(?=[^\s*])([^*]{1,500})(?<=\S)\*(?![\w*])"),
+        ("_", r"(?<![\w_])_(?=[^\s_])([^_]{1,500})(?<=\S)_(?![\w_])"),
+        ("~~", r"~~(?=[^\s~])([^~]{1,500})(?<=\S)~~"),
+        ("`", r"(?<!`)`(?!`)([^`]{1,500})`(?!`)"),
     )
 )
 
@@ -164,15 +164,16 @@ _INLINE_MARKS = frozenset("[*_~`<")
 
 
 def _inline(line: str, tally: Counter) -> str:
-    if "[" in line:
+    if "](" in line:
         line, num_images = _IMAGE.subn("", line)
         line, num_links = _LINK.subn(r"\1", line)
         tally["images"] += num_images
         tally["links"] += num_links
-    if "<" in line:
+    if ">" in line:
         line, num_addresses = _BARE_ADDRESS.subn(r"\1", line)
         tally["links"] += num_addresses
-    for pattern in _EMPHASIS:
-        line, num_marked = pattern.subn(r"\1", line)
-        tally["emphasis"] += num_marked
+    for mark, pattern in _EMPHASIS:
+        if mark in line:
+            line, num_marked = pattern.subn(r"\1", line)
+            tally["emphasis"] += num_marked
     return line

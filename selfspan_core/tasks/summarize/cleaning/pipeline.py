@@ -2,7 +2,7 @@
 
 Passes are repeated until a text does not change any more, so that a cleaned text is a fixed point: cleaning it again
 changes nothing. A text that has not settled after MAX_PASSES (built to be decoded again and again, say) keeps all but
-its invisible characters, and so does one of which nothing would be left.
+its invisible characters, and so does one of which nothing would be left, and one of more than MAX_LINES lines.
 """
 
 from collections import Counter
@@ -25,7 +25,11 @@ MAX_TYPED_CHARACTERS = 600_000
 """Most characters of a typed text; a longer one is refused by the parser and returned as it is."""
 MAX_CLEANED_CHARACTERS = 120_000
 """Most characters beside unusual spaces and the like: twice what an article may have; a longer text keeps its form."""
+MAX_LINES = 10_000
+"""Lines of a text that is cleaned: an article of more has hardly a word in each."""
 MAX_PASSES = 8
+MAX_WORK = MAX_PASSES * MAX_CLEANED_CHARACTERS // 2
+"""Characters of all passes together: who builds a text that changes in every pass waits for no more of them."""
 
 WORDS = {
     "controls": ("control character dropped", "control characters dropped"),
@@ -63,11 +67,11 @@ def cleaned(text: str) -> Cleaned:
     if len(text) > MAX_TYPED_CHARACTERS:
         return Cleaned(text)
     first = paragraphs(text)
-    if len(first) > MAX_CLEANED_CHARACTERS:
+    if len(first) > MAX_CLEANED_CHARACTERS or first.count("\n") >= MAX_LINES:
         return Cleaned(first)
     tally = Counter({"controls": num_controls(text)})
     current = first
-    for _ in range(MAX_PASSES):
+    for _ in range(min(MAX_PASSES, MAX_WORK // max(1, len(first)))):
         following = _one_pass(current, tally)
         if following == current:
             break

@@ -16,7 +16,8 @@ _NOTES = (
     r"(?:note|nb|n|fn) \d{1,3}"
 )
 _ANY = rf"\[(?:{_NUMBERS}|(?i:{_NOTES})|\^[\w-]{{1,30}})\]"
-_MORE = rf"(?: ?[,–-]? ?{_ANY}){{0,9}}"
+# Not " ?[,–-]? ?": a space could be either one, and nine of them would be tried in 512 ways.
+_MORE = rf"(?: ?(?:[,–-] ?)?{_ANY}){{0,9}}"
 # "(see [3, 4])"
 _BRACKETED = re.compile(rf" ?\((?:(?:see|cf\.|e\.g\.,?|see also|ref\.|refs\.) )?{_ANY}{_MORE}\)", re.IGNORECASE)
 # The page may follow: "[6]:17".
@@ -41,7 +42,7 @@ def references_taken_off(lines: list[str], tally: Counter) -> list[str]:
         if line.startswith("[^") and _NOTE.fullmatch(line):
             tally["notes"] += 1
             continue
-        kept.append(_taken_off(line, tally) if "[" in line or set(line) & _HIGH_FIGURES else line)
+        kept.append(_taken_off(line, tally) if ("[" in line and "]" in line) or set(line) & _HIGH_FIGURES else line)
     return kept
 
 

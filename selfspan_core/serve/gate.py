@@ -1,0 +1,108 @@
+"""What of the server's routes is open, how large a request may be, and answers to malformed ones. No torch here.
+
+Gradio serves files, uploads, streams of media, proxies and a development mode besides what this app uses. All of that
+is closed here, before gradio reads a request.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY_BYTES = 8 * 10**6
+"""Of a request: the most characters that a text may have before it is cleaned, escaped as JSON may have them."""
+BODY_S = 30.0
+"""Seconds in which a request's body has to arrive."""
+CLOSED = (
+    *("/monitoring", "/svelte", "/login", "/logout"),
+    *("/gradio_api/upload", "/gradio_api/process_recording", "/gradio_api/component_server", "/gradio_api/file"),
+    *("/gradio_api/proxy", "/gradio_api/stream", "/gradio_api/custom_component", "/gradio_api/deep_link"),
+    *("/gradio_api/dev", "/gradio_api/runs", "/gradio_api/run-history", "/gradio_api/vibe", "/gradio_api/undo-vibe"),
+    "/gradio_api/profiling",
+)
+"""Beginnings of paths that the page, the API and MCP clients never ask for."""
+BY_NAME = "/gradio_api/call/v2/"
+log = logging.getLogger("selfspan")
+
+
+class Gate:
+    """ASGI middleware in front of gradio's routes.
+
+    Args:
+        app: what it guards.
+        max_body_bytes, body_s: most bytes of a request, and seconds in which they have to come.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES, body_s: float = BODY_S) -> None:
+        self._app = app
+        self._max_body_bytes, self._body_s = max_body_bytes, body_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request, or pass it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+        if path.startswith(CLOSED):
+            await _refused(404, "Not found.")(scope, receive, send)
+            return
+        if scope["method"] in ("POST", "PUT", "PATCH", "DELETE"):
+            try:
+                body = await asyncio.wait_for(self._body(receive), self._body_s)
+            except TimeoutError:
+                await _refused(408, f"The request did not arrive within {self._body_s:g} s.")(scope, receive, send)
+                return
+            except _TooLarge:
+                most = f"{self._max_body_bytes / 10**6:g} MB"
+                await _refused(413, f"The request is larger than {most}.")(scope, receive, send)
+                return
+            receive = _replayed(body, receive)
+        await self._answered(path, scope, receive, send)
+
+    async def _body(self, receive: Receive) -> list[Message]:
+        """The messages of a request's body. Raises _TooLarge."""
+        messages, size = [], 0
+        while True:
+            messages.append(await receive())
+            size += len(messages[-1].get("body", b""))
+            if size > self._max_body_bytes:
+                raise _TooLarge
+            if not messages[-1].get("more_body", False):
+                return messages
+
+    async def _answered(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; arguments by wrong names are told, where gradio answers with its own failure."""
+        has_begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sent)
+        except (TypeError, KeyError, AttributeError) as error:
+            if has_begun or not path.startswith(BY_NAME):
+                raise
+            missing = f"There is no endpoint {error}." if isinstance(error, KeyError) else str(error)
+            await _refused(400, missing)(scope, receive, send)
+
+
+class _TooLarge(Exception):
+    """A request has more bytes than one may have."""
+
+
+def _refused(status: int, why: str) -> JSONResponse:
+    return JSONResponse({"detail": why}, status_code=status)
+
+
+def _replayed(messages: list[Message], receive: Receive) -> Receive:
+    """A `receive` that gives messages which came already, then those that come."""
+    waiting = iter(messages)
+
+    async def replay() -> Any:
+        return next(waiting, None) or await receive()
+
+    return replay

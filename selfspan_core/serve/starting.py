@@ -1,0 +1,53 @@
+"""The server's settings from its environment, and its end: one line for whoever starts it wrongly. No torch here."""
+
+import os
+import socket
+import sys
+import threading
+from typing import NoReturn
+
+from selfspan_core.errors import brief
+
+USUAL_PORT = 7860
+EXIT_BAD_SETTING = 2
+EXIT_INTERRUPTED = 130
+
+
+def refuse(why: str) -> NoReturn:
+    """End the process with a line that says what to do."""
+    print(why, file=sys.stderr)
+    raise SystemExit(EXIT_BAD_SETTING)
+
+
+def port_of_environment() -> int:
+    """PORT, or the usual one where it is not set; ends the process where it is no port that can be had."""
+    given = os.environ.get("PORT", str(USUAL_PORT))
+    port = int(given) if given.isascii() and given.isdigit() and len(given) < 6 else 0
+    if not 1 <= port <= 65_535:
+        refuse(
+            f"PORT is a number from 1 to 65535, not {brief(given)}: PORT={USUAL_PORT + 220} python app.py, for example."
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError as error:
+            why = "is not for ordinary users" if isinstance(error, PermissionError) else "is taken by another program"
+            refuse(f"Port {port} {why}. Choose another one: PORT={USUAL_PORT + 220} python app.py, for example.")
+    return port
+
+
+def wait_for_interrupt() -> NoReturn:
+    """Until Ctrl-C; then the process ends at once.
+
+    Without Python's own end of a process, which aborts where a thread is in the middle of a computation, and waits for
+    those that serve visitors.
+    """
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nStopped.", flush=True)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)

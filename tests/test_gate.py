@@ -1,0 +1,75 @@
+"""What is open of the server, without one: requests that are too large, too slow, malformed, or ask for more."""
+
+import asyncio
+import json
+
+import pytest
+
+from selfspan_core.serve.gate import Gate
+from selfspan_core.serve.lazy_session import public
+
+
+def asked(gate: Gate, path: str, *messages: dict, method: str = "POST") -> tuple[int, str]:
+    """Status and text of what a request's messages get; behind the last one nothing comes."""
+    sent: list[dict] = []
+    waiting = iter(messages)
+
+    async def receive() -> dict:
+        message = next(waiting, None)
+        if message is None:
+            await asyncio.sleep(10)
+        return message
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "root_path": "", "method": method, "headers": []}
+    asyncio.run(gate(scope, receive, send))
+    return sent[0]["status"], b"".join(one.get("body", b"") for one in sent).decode()
+
+
+async def echo(scope, receive, send) -> None:
+    """An app that sends back what it gets."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message.get("more_body", False)
+    if body == b"wrong":
+        raise TypeError("No value provided for required argument: text")
+    await send({"type": "http.response.start", "status": 200})
+    await send({"type": "http.response.body", "body": body})
+
+
+def part(body: bytes, more: bool = False) -> dict:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/file=/etc/passwd", "/monitoring", "/login"])
+def test_what_the_app_does_not_need_is_closed(path):
+    """A stranger's file on the server's disk, a file of the server, figures of visitors."""
+    assert asked(Gate(echo), path)[0] == 404
+
+
+def test_bodies_are_whole_and_bounded():
+    """A body that comes in parts and loses one; one without an end that fills the server's memory, or never comes."""
+    gate = Gate(echo, max_body_bytes=8, body_s=0.05)
+    path = "/gradio_api/call/compare"
+    assert asked(gate, path, part(b"abc", True), part(b"", True), part(b"def")) == (200, "abcdef")
+    status, why = asked(gate, path, *[part(b"abcd", True)] * 100)
+    assert status == 413 and json.loads(why)["detail"].startswith("The request is larger than")
+    assert asked(gate, path, part(b"abc", True))[0] == 408
+
+
+def test_arguments_by_wrong_names_are_told():
+    """Gradio's own failure: status 500 without a word, and a traceback in the log."""
+    gate = Gate(echo)
+    status, why = asked(gate, "/gradio_api/call/v2/compare", part(b"wrong"))
+    assert status == 400 and "argument: text" in why
+    with pytest.raises(TypeError):
+        asked(gate, "/gradio_api/call/compare", part(b"wrong"))
+
+
+def test_messages_have_no_paths_of_the_server():
+    """Where somebody's models lie, told to everybody; an address that loses its end."""
+    said = public("cannot read '/srv/models/x/base/config.json': see https://example.org/a/b or ~/a/b.py, 7/8/9")
+    assert said == "cannot read 'config.json': see https://example.org/a/b or b.py, 7/8/9"
