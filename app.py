@@ -22,7 +22,7 @@ from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.gate import Gate
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
-from selfspan_core.serve.starting import port_of_environment, wait_for_interrupt
+from selfspan_core.serve.starting import port_of_environment, reach_itself, wait_for_interrupt
 from selfspan_core.serve.tools import tools
 from selfspan_core.serve.whole_blocks import WholeBlocks
 from selfspan_core.serve.zero_gpu import IMPL, ZeroGpuSession, is_zero_gpu
@@ -160,6 +160,7 @@ def serve(session: LazySession | ZeroGpuSession, device: SharedDevice, demo: gr.
     In this order: gradio asks its own page once before it counts as started, and gives up after three seconds, which
     the imports of a loading thread, or of the first visitors, can take.
     """
+    reach_itself()
     with session.held():
         launch(demo, server_name="0.0.0.0", server_port=port, prevent_thread_lock=True)
     threading.Thread(target=device.warm, daemon=True).start()

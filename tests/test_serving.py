@@ -141,8 +141,8 @@ def test_visitors_of_the_first_moment_are_served():
     with subprocess.Popen(
         [sys.executable, "app.py"],
         cwd=ROOT,
-        # One model is loaded sooner than two.
-        env={**os.environ, "PORT": str(port), "SELFSPAN_MODEL": DEFAULT_MODEL},
+        # One model is loaded sooner than two. A proxy that leads nowhere must not stand between it and itself.
+        env={**os.environ, "PORT": str(port), "SELFSPAN_MODEL": DEFAULT_MODEL, "HTTP_PROXY": "http://127.0.0.1:9"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

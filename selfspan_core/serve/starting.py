@@ -37,6 +37,16 @@ def port_of_environment() -> int:
     return port
 
 
+def reach_itself() -> None:
+    """Keep this process's requests to its own address off a proxy; gradio makes one before it counts as started.
+
+    Where a network has a proxy, machines often name it in their environment without an exception for themselves.
+    """
+    for name in ("no_proxy", "NO_PROXY"):
+        others = os.environ.get(name, "")
+        os.environ[name] = ",".join([*([others] if others else []), "localhost", "127.0.0.1", "0.0.0.0"])
+
+
 def wait_for_interrupt() -> NoReturn:
     """Until Ctrl-C; then the process ends at once.
 

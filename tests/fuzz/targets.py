@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import functools
+import inspect
 import io
 import json
 import random
@@ -211,8 +212,9 @@ def tool(given: tuple[int, list[Any]]) -> int:
 
     number, values = given
     offered = list(tools(SharedDevice(NoModel()), ("arithmetic", "summarize")))
+    one = offered[number % len(offered)]
     try:
-        json.loads(offered[number % len(offered)](*values))
+        json.loads(one(*values[: len(inspect.signature(one).parameters)]))  # gradio passes no more
     except gr.Error as error:
         _require_ours(error)
     return 1

@@ -118,7 +118,7 @@ def checks(machine: Machine) -> Iterator[tuple[str, str]]:
     port = free_port()
     try:
         with machine.app(port):
-            asked = machine.run(machine.python, "-c", ASK, f"http://127.0.0.1:{port}")
+            asked = machine.run("env", "NO_PROXY=127.0.0.1", machine.python, "-c", ASK, f"http://127.0.0.1:{port}")
             right = asked.stdout.strip().endswith(ANSWER)
             yield "app", "" if right else asked.stdout + asked.stderr[-500:]
             yield "port taken", port_taken(machine, port)
