@@ -18,6 +18,7 @@ from selfspan_core.serve import page_files
 from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
+from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
 from selfspan_core.serve.tools import tools
@@ -74,6 +75,7 @@ def build_app(
             apply_default_css=False,
             elem_id="race",
             known=[one.known for one in asked],
+            large=large_models(),
         )
         job = gr.State()
         streaming = job.change(runs.stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)

@@ -1,5 +1,6 @@
 """The read maps: painted as they are written, tied to steps and source, at every size of screen."""
 
+import itertools
 import json
 import time
 
@@ -8,9 +9,11 @@ import pytest
 from selfspan_core.params import Request
 from selfspan_core.serve import page_files
 from selfspan_core.serve.feed import dumps
+from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.record import MAX_BYTES, recording
 from tests.support.app_tools import EXPRESSION, SHORT, right_lines
 from tests.support.fake_session import FakeSession
+from tests.support.paths import ROOT
 
 PAINTED = """lane => {
     const canvas = document.querySelector(`.ss-map[data-lane="${lane}"] .ss-map-rows`);
@@ -32,6 +35,13 @@ LIT = """lane => {
     return data.filter((value, i) => i % 4 === 3 && value > 0).length;
 }"""
 
+CHARTED = """() => {
+    const points = (line) => [...line.points].map(({ x, y }) => [x, y]);
+    const lines = [...document.querySelectorAll(".ss-plot polyline")];
+    const named = lines.map((line) => [`${line.closest(".ss-plot").dataset.plot} ${line.dataset.line}`, points(line)]);
+    return { lines: Object.fromEntries(named), height: document.querySelector(".ss-chart").clientHeight };
+}"""
+
 
 def field(lane: str) -> str:
     return f'.ss-map[data-lane="{lane}"] .ss-map-field'
@@ -51,16 +61,33 @@ class TestMap:
         tab = open_tab(stage(session))
         tab.run(EXPRESSION)
         tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 40")
-        early = tab.page.evaluate(PAINTED, "sparse")["bottom"]
+        early, charted = tab.page.evaluate(PAINTED, "sparse")["bottom"], tab.page.evaluate(CHARTED)
         time.sleep(0.5)
         assert tab.page.evaluate(PAINTED, "sparse")["bottom"] > early
         tab.wait("done")
         time.sleep(0.1)
+        self.check_chart(charted, tab.page.evaluate(CHARTED))
+        told = tab.page.get_attribute(".ss-plots", "aria-label")
+        last = session.ticks[-2]["lanes"]["dense"]
+        assert f"Dense: {last['attended_tokens']:,} cached tokens read and 17 steps done in" in told
+        assert tab.text('[data-plot="done"] .ss-plot-most') == "17"
         assert tab.page.evaluate(PAINTED, "dense")["bottom"] > 0.98
         assert unread(tab, "dense") == 0 and 0.3 < unread(tab, "sparse") < 0.9
         words = tab.text('.ss-map[data-lane="sparse"] .ss-map-text')
         assert "17 steps" in words and "31\u202f% of the" in words
         assert tab.text('.ss-map[data-lane="sparse"] .ss-map-share') == "reads 31\u202f%"
+
+    @staticmethod
+    def check_chart(early: dict, late: dict) -> None:
+        """Lines that run backwards, of one lane only, or of another lane's reads; a chart that grows in height."""
+        assert early["height"] == late["height"] > 80 and set(early["lines"]) == set(late["lines"])
+        for name, line in late["lines"].items():
+            assert len(line) > len(early["lines"][name]) > 2, name
+            assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in itertools.pairwise(line)), name
+            assert line[-1][0] > 99
+        ends = {name: 100 - line[-1][1] for name, line in late["lines"].items()}
+        assert ends["read dense"] == ends["done dense"] == ends["done sparse"] == 100
+        assert abs(ends["read sparse"] - 31) < 1
 
     def test_rows_steps_and_source_light_each_other(self, stage, open_tab):
         """A row that lights another step, a number without its readers, and a pin that nothing undoes show here."""
@@ -213,6 +240,47 @@ class TestArrival:
         tab.wait("played", timeout=1000)
         assert tab.page.evaluate(PAINTED, "sparse")["bottom"] > 0.98
         assert len(tab.lines("sparse")) == len(tab.lines("dense")) > 20 and tab.page.is_visible(".ss-replay")
+        assert all(len(line) > 20 and line[-1][0] > 90 for line in tab.page.evaluate(CHARTED)["lines"].values())
+
+    def test_a_large_model_s_figures_are_those_of_the_file(self, playing, open_tab):
+        """Figures of another cell than the chosen one, one that was never measured, a choice that no keyboard makes."""
+        tab = open_tab(playing, reduced_motion="reduce")
+        file = ROOT / "assets" / "results" / "engine_h100_80gb_hbm3.json"
+        shapes = json.loads(file.read_text(encoding="utf-8"))["shapes"]
+        measured = {
+            (shape, cell["operands"], cell["batch"]): cell["lanes"]
+            for shape, parts in shapes.items()
+            for cell in parts.get("replay", ())
+            if "lanes" in cell
+        }
+        assert not tab.page.is_visible(".ss-large table")
+        tab.page.press(".ss-large summary", "Enter")
+        for key, lanes in measured.items():
+            for name, value in zip(("shape", "operands", "batch"), key, strict=True):
+                tab.page.select_option(f'[data-choice="{name}"]', str(value))
+            for lane, figures in lanes.items():
+                shown = tab.page.locator(f'.ss-large [data-lane="{lane}"] td').all_text_contents()
+                step, speed, tokens, answer = (float(text.removesuffix(" s").replace(",", "")) for text in shown)
+                assert step == pytest.approx(figures["ms_per_step"], rel=0.01)
+                whole = [figures["tokens_per_second"], figures["mean_tokens"]]
+                assert [speed, tokens] == pytest.approx(whole, abs=0.51)
+                assert answer == pytest.approx(figures["seconds_to_answer"], rel=0.01)
+        assert "NVIDIA H100 80GB HBM3, 2026-11-26: random weights" in tab.text(".ss-large-note")
+        tab.page.select_option('[data-choice="shape"]', "7B")
+        tab.page.select_option('[data-choice="batch"]', "64")
+        tab.page.focus('[data-choice="shape"]')
+        tab.page.keyboard.type("13")
+        enabled = '[data-choice="{}"] option:enabled'
+        chosen = {name: tab.page.input_value(f'[data-choice="{name}"]') for name in ("shape", "operands", "batch")}
+        assert chosen == {"shape": "13B", "operands": "64", "batch": "32"}
+        assert tab.page.locator(enabled.format("operands")).all_text_contents() == ["64"]
+        assert tab.page.locator(enabled.format("batch")).all_text_contents() == ["1", "32"]
+        assert "65B" not in tab.text('[data-choice="shape"]')
+
+
+def test_without_results_no_large_model_is_shown(tmp_path):
+    """Would catch a server that does not start where only the package is installed."""
+    assert large_models(tmp_path) == [] and large_models()
 
 
 def test_a_recording_holds_the_whole_run():

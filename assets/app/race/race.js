@@ -21,7 +21,9 @@ find(panes.dense.root, ".ss-name").textContent = "Dense attention";
 find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
 
 const stage = new Stage(root, panes);
+const chart = new Chart(root);
 const headline = new Headline(root);
+new Large(root, props.large);
 const asks = new Asks(props.known);
 const address = new Address(asks);
 const views = Object.fromEntries(asks.known.map(({ task }) => [task, new View(task)]));
@@ -83,6 +85,7 @@ function lay({ start, isPaidFor }) {
   source.start(start, start.lanes.some((lane) => lane.adapter !== "plain"));
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start, isPaidFor);
   stage.start(start.lanes);
+  chart.start(start.view.step);
   headline.start(start, isPaidFor);
 }
 
@@ -237,6 +240,7 @@ function update(lanes, draw, isEnd) {
   if (!draw || !Object.keys(lanes).length) return;
   headline.update(lanes, panes.dense.paidFor);
   stage.draw(isEnd);
+  chart.draw(shown.account.lanes, isEnd);
   stage.describe(lanes);
   for (const lane of Object.keys(lanes)) panes[lane].keepUp();
 }
@@ -270,6 +274,7 @@ function blank() {
   source.clear();
   for (const pane of Object.values(panes)) pane.blank();
   stage.start([]);
+  chart.start("step");
   headline.blank();
 }
 
