@@ -41,14 +41,13 @@ class Chart {
 
   // `lanes`: the account's, with their curves. `exactly`: nothing more will come.
   draw(lanes, exactly) {
-    const curves = Object.entries(lanes).filter(([, { curve }]) => curve.length);
+    const curves = this.begun(lanes);
     if (!curves.length) return;
     this.fit(curves.map(([, { curve }]) => curve.at(-1)), exactly);
     for (const { at, lines } of this.plots) {
       const place = (point) => `${this.part(0, point)},${(100 - this.part(at, point)).toFixed(1)}`;
       for (const [lane, { curve }] of curves) lines[lane].setAttribute("points", `0,100 ${curve.map(place).join(" ")}`);
     }
-    this.picture.setAttribute("aria-label", `Over time. ${curves.map(([lane, { curve }]) => this.told(lane, curve.at(-1))).join(" ")}`);
   }
 
   // What the axes reach to: with some room, so that lines are seen to grow, and the whole chart at the end.
@@ -59,12 +58,21 @@ class Chart {
       if (exactly) return reached[i] || 1;
       return reached[i] <= most ? most : ROOM * reached[i];
     });
-    for (const { at, most } of this.plots) most.textContent = whole(this.scale[at]);
-    this.until.textContent = seconds(this.scale[0]);
+    for (const { at, most } of this.plots) setText(most, whole(this.scale[at]));
+    setText(this.until, seconds(this.scale[0]));
   }
 
   part(i, point) {
     return ((100 * point[i]) / this.scale[i]).toFixed(1);
+  }
+
+  begun(lanes) {
+    return Object.entries(lanes).filter(([, { curve }]) => curve.length);
+  }
+
+  describe(lanes) {
+    const told = this.begun(lanes).map(([lane, { curve }]) => this.told(lane, curve.at(-1)));
+    if (told.length) this.picture.setAttribute("aria-label", `Over time. ${told.join(" ")}`);
   }
 
   told(lane, [at, read, done]) {

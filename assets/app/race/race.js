@@ -1,8 +1,9 @@
 // The race: payloads of selfspan_core/serve/feed.py in, one run at a time on the screen. The function whose body this is
-// gets (element, trigger, props, server, upload, watch) when the component loads; props.value is one payload, a JSON
-// string.
+// gets (element, trigger, props, server, upload, watch) when the component loads. Payloads, JSON strings, come by way of
+// `feed.js`; `facts` are of this server, see selfspan_core/serve/page_files.py.
 
 const HIDDEN_FRAME_MS = 300;
+const DESCRIBE_MS = 1000; // pictures in words, for who hears the page: what they say changes no faster
 const ENDINGS = { stopped: "stopped", length: "out of tokens" };
 const BUSY = ["waiting", "starting", "running"];
 
@@ -23,8 +24,8 @@ find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
 const stage = new Stage(root, panes);
 const chart = new Chart(root);
 const headline = new Headline(root);
-new Large(root, props.large);
-const asks = new Asks(props.known);
+new Large(root, facts.large);
+const asks = new Asks(facts.known);
 const address = new Address(asks);
 const views = Object.fromEntries(asks.known.map(({ task }) => [task, new View(task)]));
 
@@ -241,8 +242,17 @@ function update(lanes, draw, isEnd) {
   headline.update(lanes, panes.dense.paidFor);
   stage.draw(isEnd);
   chart.draw(shown.account.lanes, isEnd);
-  stage.describe(lanes);
+  describe(lanes, isEnd);
   for (const lane of Object.keys(lanes)) panes[lane].keepUp();
+}
+
+let described = 0;
+function describe(lanes, isEnd) {
+  const now = performance.now();
+  if (!isEnd && now - described < DESCRIBE_MS) return;
+  described = now;
+  stage.describe(lanes);
+  chart.describe(shown.account.lanes);
 }
 
 // Another tab is in sight: what it shows is its own.
@@ -283,7 +293,6 @@ const arrived = [];
 let timer = null;
 
 function receive(value) {
-  if (!value) return;
   arrived.push(JSON.parse(value));
   if (timer !== null) return;
   timer = setTimeout(drain, HIDDEN_FRAME_MS); // a tab in the background gets no animation frame
@@ -312,7 +321,7 @@ below.addEventListener("click", pointAtSource);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !event.defaultPrevented && !event.isComposing) pressStop();
 });
-watch("value", () => receive(props.value));
-receive(props.value);
+document.addEventListener("ss-payload", ({ detail }) => receive(detail));
+document.dispatchEvent(new CustomEvent("ss-ready"));
 asks.onTurn(turn);
 address.follow().then((text) => text && keep.say(text));
