@@ -3,6 +3,7 @@
 // `feed.js`; `facts` are of this server, see selfspan_core/serve/page_files.py.
 
 const HIDDEN_FRAME_MS = 300;
+const MOST_REST_MS = 150;
 const DESCRIBE_MS = 1000; // pictures in words, for who hears the page: what they say changes no faster
 const ENDINGS = { stopped: "stopped", length: "out of tokens" };
 const BUSY = ["waiting", "starting", "running"];
@@ -288,23 +289,33 @@ function blank() {
   headline.blank();
 }
 
-// Payloads that arrive faster than this machine draws are drawn together: one layout for all of them.
+// Payloads that arrive faster than this machine draws are drawn together: one layout for all of them. As long as the last
+// drawing took, layout and paint included, nothing is drawn: else a slow machine would do nothing but draw what is old,
+// while newer payloads wait to be read.
 const arrived = [];
 let timer = null;
+let rested = 0; // when the next drawing may begin
 
 function receive(value) {
   arrived.push(JSON.parse(value));
   if (timer !== null) return;
-  timer = setTimeout(drain, HIDDEN_FRAME_MS); // a tab in the background gets no animation frame
-  requestAnimationFrame(drain);
+  const wait = Math.max(0, rested - performance.now());
+  timer = setTimeout(drain, wait + HIDDEN_FRAME_MS); // a tab in the background gets no animation frame
+  if (wait) setTimeout(() => requestAnimationFrame(drain), wait);
+  else requestAnimationFrame(drain);
 }
 
 function drain() {
   clearTimeout(timer);
   timer = null;
+  const began = performance.now();
   const payloads = arrived.splice(0);
   const newest = payloads.findLastIndex((payload) => payload.lanes);
   payloads.forEach((payload, i) => handle(payload, i === newest || payload.end !== undefined));
+  setTimeout(() => {
+    const now = performance.now();
+    rested = now + Math.min(now - began, MOST_REST_MS);
+  });
 }
 
 // Somebody points at a number or a sentence of the source: the steps that read it.

@@ -8,7 +8,7 @@ const GLYPHS = {
   end: ["▪", "<|end|> ends the step"],
 };
 
-const NEAR_STEPS = 40; // more than are ever in sight at once
+const NEAR_STEPS = 20; // more than are ever in sight at once
 
 class Steps {
   constructor(list) {
