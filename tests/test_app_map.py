@@ -42,6 +42,33 @@ CHARTED = """() => {
     return { lines: Object.fromEntries(named), height: document.querySelector(".ss-chart").clientHeight };
 }"""
 
+UNREAD = {"light": "238,241,245", "dark": "34,43,58"}
+"""Colour of what was not read."""
+CROWDED = """() => {
+    const extent = (node) => {
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        return range.getBoundingClientRect();
+    };
+    const shown = (selector) => [...document.querySelectorAll(selector)].filter((node) => node.checkVisibility());
+    const rows = ".ss-figures, .ss-tiles, .ss-head, .ss-map-head, .ss-kv, .ss-plot p, .ss-plot-axis, .ss-notes, .ss-words";
+    const overlapping = shown(rows).filter((row) => {
+        const boxes = [...row.children].filter((node) => node.checkVisibility() && node.textContent.trim()).map(extent);
+        return boxes.some((one, i) => boxes.slice(i + 1).some((other) =>
+            one.left < other.right - 1 && other.left < one.right - 1
+            && one.top < other.bottom - 1 && other.top < one.bottom - 1));
+    });
+    const fixed = ".ss-figures dd, .ss-kv-text, .ss-tiles dd, .ss-map-share, .ss-drafts, .ss-plot span";
+    const cut = shown(fixed).filter((node) => extent(node).width > node.getBoundingClientRect().width + 1);
+    return [...overlapping, ...cut].map((node) => `${node.className || node.tagName} ${node.textContent.trim()}`);
+}"""
+"""Rows whose parts lie over each other, and texts that are wider than their boxes."""
+NOTE_SHIFTS = """() => {
+    window.shift = 0;
+    const add = (list) => list.getEntries().forEach((entry) => (window.shift += entry.value));
+    new PerformanceObserver(add).observe({ type: "layout-shift", buffered: false });
+}"""
+
 
 def field(lane: str) -> str:
     return f'.ss-map[data-lane="{lane}"] .ss-map-field'
@@ -50,7 +77,7 @@ def field(lane: str) -> str:
 def unread(tab, lane: str) -> float:
     """The share of the triangle that has the colour of what was not read."""
     shares = tab.page.evaluate(PAINTED, lane)["share"]
-    return shares.get("238,241,245", 0.0) / sum(shares.values())
+    return shares.get(UNREAD["light"], 0.0) / sum(shares.values())
 
 
 @pytest.mark.browser
@@ -135,57 +162,62 @@ def playing(serve, played) -> str:
 @pytest.mark.browser
 class TestArrival:
     @pytest.mark.parametrize("size", [(1440, 900), (1280, 720), (820, 1180), (390, 844)], ids=str)
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_both_maps_move_on_the_first_screen(self, playing, open_tab, size, scheme):
-        """Maps below the fold, beside the page or of no height go unseen; a still page does not show the idea."""
-        tab = open_tab(playing, color_scheme=scheme, size=size)
+    def test_the_page_at_every_size(self, playing, played, open_tab, size):
+        """Maps below the fold or still, figures over each other or cut off, a jump at the end, a list that traps a wheel.
+
+        One tab for all of it, in both colour schemes.
+        """
+        tab = open_tab(playing, size=size)
         loaded = time.monotonic()
-        boxes = [tab.page.locator(field(lane)).bounding_box() for lane in ("dense", "sparse")]
-        for box in boxes:
-            assert box["height"] > 100 and box["width"] > 300
-            assert box["y"] > 0 and box["y"] + box["height"] <= size[1]
-        assert tab.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        self.check_first_screen(tab, size)
         tab.page.wait_for_function(
             "least => Number(document.querySelector('.ss-pane[data-lane=\"sparse\"]').dataset.tokens) > least",
             arg=tab.tokens("sparse"),
         )
         assert time.monotonic() - loaded < 2 and tab.page.evaluate(PAINTED, "sparse")["bottom"] > 0.1
-        sizes = tab.page.evaluate(
-            "at => { const c = document.querySelector(at + ' canvas'); return [c.width, c.clientWidth]; }",
-            field("dense"),
-        )
-        assert abs(sizes[0] - sizes[1]) <= 1
-
-    @pytest.mark.parametrize("size", [(1440, 900), (900, 1100), (390, 844)], ids=str)
-    def test_nothing_overlaps_and_nothing_moves_at_the_end(self, playing, open_tab, size):
-        """Figures over each other, a bar without width, and text that jumps away from its reader at a run's end."""
-        tab = open_tab(playing, size=size)
-        tab.page.click("#run")
-        tab.wait("running")
-        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 50")
-        tab.page.evaluate("""() => {
-            window.shift = 0;
-            const add = (list) => list.getEntries().forEach((entry) => (window.shift += entry.value));
-            new PerformanceObserver(add).observe({ type: "layout-shift", buffered: false });
-        }""")
+        pixels = "at => { const c = document.querySelector(at + ' canvas'); return [c.width, c.clientWidth]; }"
+        drawn, shown = tab.page.evaluate(pixels, field("dense"))
+        assert abs(drawn - shown) <= 1
+        assert tab.page.evaluate(CROWDED) == []
+        assert UNREAD["light"] in tab.page.evaluate(PAINTED, "sparse")["share"]
+        tab.page.emulate_media(color_scheme="dark")
+        tab.page.wait_for_function("document.body.classList.contains('dark')")
+        self.check_first_screen(tab, size)
+        assert tab.page.evaluate(CROWDED) == []
+        assert UNREAD["dark"] in tab.page.evaluate(PAINTED, "sparse")["share"]
+        with played.held(tokens=150):  # the run is under way until the page is watched
+            tab.page.click("#run")
+            tab.page.wait_for_function("[...document.querySelectorAll('.ss-pane')].every((pane) => pane.dataset.tokens === '150')")
+            assert tab.page.evaluate(CROWDED) == []
+            self.check_wheel(tab)
+            tab.page.evaluate(NOTE_SHIFTS)
         tab.wait("done")
-        time.sleep(0.3)
-        assert tab.page.evaluate("window.shift") <= 0.05
-        covered = tab.page.evaluate("""() => [...document.querySelectorAll(".ss-figures, .ss-tiles, .ss-head")].map(
-            (row) => {
-                const boxes = [...row.children].filter((node) => node.checkVisibility()).map((node) => {
-                    const range = document.createRange();
-                    range.selectNodeContents(node);
-                    return range.getBoundingClientRect();
-                });
-                return boxes.some((one, i) => boxes.slice(i + 1).some((other) =>
-                    one.left < other.right - 1 && other.left < one.right - 1
-                    && one.top < other.bottom - 1 && other.top < one.bottom - 1));
-            })""")
-        assert covered and not any(covered)
+        tab.page.wait_for_timeout(200)
+        assert tab.page.evaluate("window.shift") <= 0.05 and tab.page.evaluate(CROWDED) == []
         bars = [tab.page.locator(f"{tab.pane(lane)} .ss-kv-track").bounding_box() for lane in ("dense", "sparse")]
         assert all(bar["width"] > 40 for bar in bars)
+
+    @staticmethod
+    def check_first_screen(tab, size: tuple[int, int]) -> None:
+        """Both maps lie on the first screen, and nothing beside it."""
+        for lane in ("dense", "sparse"):
+            box = tab.page.locator(field(lane)).bounding_box()
+            assert box["height"] > 100 and box["width"] > 300
+            assert box["y"] > 0 and box["y"] + box["height"] <= size[1]
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+    @staticmethod
+    def check_wheel(tab) -> None:
+        """A wheel above a list, a map or the chart moves the page."""
+        for selector in (f"{tab.pane('sparse')} .ss-scroll", field("sparse"), ".ss-plots"):
+            area = tab.page.locator(selector)
+            area.evaluate("node => node.scrollIntoView({ block: 'center', behavior: 'instant' })")
+            area.evaluate("node => (node.scrollTop = node.scrollHeight)")
+            before, box = tab.page.evaluate("scrollY"), area.bounding_box()
+            tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            tab.page.mouse.wheel(0, 60 if before < 60 else -1500)
+            tab.page.wait_for_function("before => scrollY !== before", arg=before, timeout=3000)
+            tab.page.mouse.wheel(0, -3000)
 
     def test_a_phone_says_what_each_lane_reads_in_full(self, playing, open_tab):
         """Would catch "reads what it …", which leaves out the one word that tells the lanes apart."""

@@ -3,7 +3,8 @@
 // `feed.js`; `facts` are of this server, see selfspan_core/serve/page_files.py.
 
 const HIDDEN_FRAME_MS = 300;
-const MOST_REST_MS = 150;
+const SLOW_MS = 25; // of a drawing
+const MOST_REST_MS = 100;
 const DESCRIBE_MS = 1000; // pictures in words, for who hears the page: what they say changes no faster
 const ENDINGS = { stopped: "stopped", length: "out of tokens" };
 const BUSY = ["waiting", "starting", "running"];
@@ -289,9 +290,9 @@ function blank() {
   headline.blank();
 }
 
-// Payloads that arrive faster than this machine draws are drawn together: one layout for all of them. As long as the last
-// drawing took, layout and paint included, nothing is drawn: else a slow machine would do nothing but draw what is old,
-// while newer payloads wait to be read.
+// Payloads that arrive faster than this machine draws are drawn together: one layout for all of them. After a slow drawing
+// none begins for as long as that one took, layout and paint included: else a phone would do nothing but draw what is
+// old, while newer payloads wait to be read.
 const arrived = [];
 let timer = null;
 let rested = 0; // when the next drawing may begin
@@ -314,7 +315,7 @@ function drain() {
   payloads.forEach((payload, i) => handle(payload, i === newest || payload.end !== undefined));
   setTimeout(() => {
     const now = performance.now();
-    rested = now + Math.min(now - began, MOST_REST_MS);
+    if (now - began > SLOW_MS) rested = now + Math.min(now - began, MOST_REST_MS);
   });
 }
 
