@@ -69,9 +69,7 @@ def build_app(
         with gr.Tabs(elem_id="tasks") if len(tasks) > 1 else nullcontext():
             asked = [_tab(name, len(tasks) > 1, model) for name in tasks]
         script = page_files.script(known=[one.known for one in asked], large=large_models())
-        gr.HTML(
-            html_template=page_files.markup("race"), js_on_load=script, apply_default_css=False, elem_id="race"
-        )
+        gr.HTML(html_template=page_files.markup("race"), js_on_load=script, apply_default_css=False, elem_id="race")
         feed = gr.HTML(
             recorded, html_template="", js_on_load=page_files.feed_script(), apply_default_css=False, elem_id="feed"
         )

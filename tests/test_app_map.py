@@ -51,7 +51,7 @@ CROWDED = """() => {
         return range.getBoundingClientRect();
     };
     const shown = (selector) => [...document.querySelectorAll(selector)].filter((node) => node.checkVisibility());
-    const rows = ".ss-figures, .ss-tiles, .ss-head, .ss-map-head, .ss-kv, .ss-plot p, .ss-plot-axis, .ss-notes, .ss-words";
+    const rows = ".ss-figures, .ss-tiles, .ss-head, .ss-map-head, .ss-kv, .ss-plot p, .ss-plot-axis, .ss-words";
     const overlapping = shown(rows).filter((row) => {
         const boxes = [...row.children].filter((node) => node.checkVisibility() && node.textContent.trim()).map(extent);
         return boxes.some((one, i) => boxes.slice(i + 1).some((other) =>
@@ -187,7 +187,9 @@ class TestArrival:
         assert UNREAD["dark"] in tab.page.evaluate(PAINTED, "sparse")["share"]
         with played.held(tokens=150):  # the run is under way until the page is watched
             tab.page.click("#run")
-            tab.page.wait_for_function("[...document.querySelectorAll('.ss-pane')].every((pane) => pane.dataset.tokens === '150')")
+            tab.page.wait_for_function(
+                "[...document.querySelectorAll('.ss-pane')].every((pane) => pane.dataset.tokens === '150')"
+            )
             assert tab.page.evaluate(CROWDED) == []
             self.check_wheel(tab)
             tab.page.evaluate(NOTE_SHIFTS)
@@ -208,16 +210,17 @@ class TestArrival:
 
     @staticmethod
     def check_wheel(tab) -> None:
-        """A wheel above a list, a map or the chart moves the page."""
+        """A wheel above a list that is at its end, a map or the chart moves the page."""
         for selector in (f"{tab.pane('sparse')} .ss-scroll", field("sparse"), ".ss-plots"):
             area = tab.page.locator(selector)
             area.evaluate("node => node.scrollIntoView({ block: 'center', behavior: 'instant' })")
-            area.evaluate("node => (node.scrollTop = node.scrollHeight)")
+            # To where the page has room, with the list at that end.
+            down = tab.page.evaluate("scrollY + innerHeight < document.documentElement.scrollHeight - 40")
+            area.evaluate("(node, down) => (node.scrollTop = down ? node.scrollHeight : 0)", down)
             before, box = tab.page.evaluate("scrollY"), area.bounding_box()
             tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-            tab.page.mouse.wheel(0, 60 if before < 60 else -1500)
+            tab.page.mouse.wheel(0, 300 if down else -300)
             tab.page.wait_for_function("before => scrollY !== before", arg=before, timeout=3000)
-            tab.page.mouse.wheel(0, -3000)
 
     def test_a_phone_says_what_each_lane_reads_in_full(self, playing, open_tab):
         """Would catch "reads what it …", which leaves out the one word that tells the lanes apart."""

@@ -1,11 +1,14 @@
-"""The README's pictures: the app, really running, in the middle of a run; an article, summarized.
+"""The README's pictures: the app, really running, as a film of a run or in the middle of one; an article, summarized.
 
 python -m tests.support.screenshot --out assets/app.png
+python -m tests.support.screenshot --film --out assets/run.gif
 python -m tests.support.screenshot --task summarize --out assets/articles.png
 """
 
 import argparse
 import io
+import itertools
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -19,6 +22,13 @@ from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS
 WIDTH = 1280
 HEIGHTS = {"arithmetic": 1080, "summarize": 1260}  # px: down to the steps that light up, above the bar
 COLOURS = 256
+FILM = {"width": 1040, "height": 780}
+FILM_SIZE = (760, 570)
+FILM_COLOURS = 48
+FRAME_S = 1 / 8
+MOST_FILM_S = 20.0
+REST_S = 3.0
+"""How long a film shows the end of the run."""
 
 
 def example(num_operands: int) -> str:
@@ -64,8 +74,47 @@ def article_picture(page: Page, url: str, comparison: str) -> bytes:
     return page.screenshot()
 
 
+def film(page: Page, url: str, text: str, comparison: str) -> list[tuple[float, Image.Image]]:
+    """The page from just before a run to its end, as (seconds of the wall clock, frame); the first run warms up."""
+    with page.expect_response(lambda response: "/heartbeat/" in response.url):
+        page.goto(url)
+    page.locator(".ss-toggle >> visible=true").click()
+    page.click(f"text={next(label for label, adapter in COMPARISONS if adapter == comparison)}")
+    page.fill("#expression textarea", text)
+    page.click("#run")
+    page.wait_for_selector('.ss[data-state="done"]', timeout=300_000)
+    frames: list[tuple[float, Image.Image]] = []
+
+    def shoot() -> None:
+        at = time.monotonic()
+        frames.append((at, Image.open(io.BytesIO(page.screenshot(type="jpeg", quality=95))).convert("RGB")))
+        page.wait_for_timeout(max(0.0, 1000 * (at + FRAME_S - time.monotonic())))
+
+    page.press("#expression textarea", "Enter")
+    page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens < 60")
+    while page.get_attribute(".ss", "data-state") != "done" and len(frames) * FRAME_S < MOST_FILM_S - REST_S:
+        shoot()
+    page.wait_for_selector('.ss[data-state="done"]', timeout=300_000)
+    page.wait_for_timeout(300)
+    shoot()
+    return frames
+
+
+def write_film(frames: list[tuple[float, Image.Image]], out: Path) -> None:
+    """A GIF that repeats for ever, each frame as long as it was seen; one palette, so that what rests costs nothing."""
+    small = [frame.resize(FILM_SIZE, Image.Resampling.LANCZOS) for _, frame in frames]
+    both = Image.new("RGB", (FILM_SIZE[0], 2 * FILM_SIZE[1]))
+    both.paste(small[len(small) // 2], (0, 0))
+    both.paste(small[-1], (0, FILM_SIZE[1]))
+    palette = both.quantize(FILM_COLOURS)
+    reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
+    times = [at for at, _ in frames]
+    durations = [round(1000 * (after - before)) for before, after in itertools.pairwise(times)] + [round(1000 * REST_S)]
+    reduced[0].save(out, save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=True)
+
+
 def main() -> None:
-    """Serve the app, run it, take the picture, write it with few colours."""
+    """Serve the app, run it, take the picture or the film, write it with few colours."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("assets/app.png"))
     parser.add_argument("--task", choices=["arithmetic", "summarize"], default="arithmetic")
@@ -73,6 +122,7 @@ def main() -> None:
     parser.add_argument("--min-tokens", type=int, default=300)
     parser.add_argument("--comparison", choices=[adapter for _, adapter in COMPARISONS], default="span")
     parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--film", action="store_true", help="a GIF of a run of the task arithmetic")
     arguments = parser.parse_args()
     session = app.LazySession()
     device = app.SharedDevice(session)
@@ -82,14 +132,18 @@ def main() -> None:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         scheme = "dark" if arguments.dark else "light"
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHTS[arguments.task]}, color_scheme=scheme)
-        if arguments.task == "summarize":
+        size = FILM if arguments.film else {"width": WIDTH, "height": HEIGHTS[arguments.task]}
+        page = browser.new_page(viewport=size, color_scheme=scheme)
+        if arguments.film:
+            write_film(film(page, url, example(arguments.operands), arguments.comparison), arguments.out)
+        elif arguments.task == "summarize":
             data = article_picture(page, url, arguments.comparison)
         else:
             data = picture(page, url, example(arguments.operands), arguments.comparison, arguments.min_tokens)
         browser.close()
     demo.close(verbose=False)
-    Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS).save(arguments.out, optimize=True)
+    if not arguments.film:
+        Image.open(io.BytesIO(data)).convert("RGB").quantize(COLOURS).save(arguments.out, optimize=True)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:.0f} kB")
 
 
