@@ -163,7 +163,7 @@ def playing(serve, played) -> str:
 class TestArrival:
     @pytest.mark.parametrize("size", [(1440, 900), (1280, 720), (820, 1180), (390, 844)], ids=str)
     def test_the_page_at_every_size(self, playing, played, open_tab, size):
-        """Maps below the fold or still, figures over each other or cut off, a jump at the end, a list that traps a wheel.
+        """Maps below the fold or still, figures over each other or cut off, a jump at the end, lists that trap a wheel.
 
         One tab for all of it, in both colour schemes.
         """
