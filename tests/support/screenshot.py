@@ -75,14 +75,12 @@ def article_picture(page: Page, url: str, comparison: str) -> bytes:
 
 
 def film(page: Page, url: str, text: str, comparison: str) -> list[tuple[float, Image.Image]]:
-    """The page from just before a run to its end, as (seconds of the wall clock, frame); the first run warms up."""
+    """The page from before a run to its end, as (seconds of the wall clock, frame)."""
     with page.expect_response(lambda response: "/heartbeat/" in response.url):
         page.goto(url)
     page.locator(".ss-toggle >> visible=true").click()
     page.click(f"text={next(label for label, adapter in COMPARISONS if adapter == comparison)}")
     page.fill("#expression textarea", text)
-    page.click("#run")
-    page.wait_for_selector('.ss[data-state="done"]', timeout=300_000)
     frames: list[tuple[float, Image.Image]] = []
 
     def shoot() -> None:
@@ -90,8 +88,8 @@ def film(page: Page, url: str, text: str, comparison: str) -> list[tuple[float, 
         frames.append((at, Image.open(io.BytesIO(page.screenshot(type="jpeg", quality=95))).convert("RGB")))
         page.wait_for_timeout(max(0.0, 1000 * (at + FRAME_S - time.monotonic())))
 
+    shoot()
     page.press("#expression textarea", "Enter")
-    page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens < 60")
     while page.get_attribute(".ss", "data-state") != "done" and len(frames) * FRAME_S < MOST_FILM_S - REST_S:
         shoot()
     page.wait_for_selector('.ss[data-state="done"]', timeout=300_000)
