@@ -7,7 +7,6 @@ python -m tests.support.screenshot --task summarize --out assets/articles.png
 
 import argparse
 import io
-import itertools
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 import app
+from selfspan_core.serve import page_files
 from selfspan_core.tasks.page import COMPARISONS
 from selfspan_core.tasks.registry import get_task
 from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS
@@ -22,13 +22,13 @@ from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS
 WIDTH = 1280
 HEIGHTS = {"arithmetic": 1080, "summarize": 1260}  # px: down to the steps that light up, above the bar
 COLOURS = 256
-FILM = {"width": 1040, "height": 780}
-FILM_SIZE = (760, 570)
-FILM_COLOURS = 48
-FRAME_S = 1 / 8
-MOST_FILM_S = 20.0
-REST_S = 3.0
-"""How long a film shows the end of the run."""
+FILM = {"width": 1180, "height": 820}
+FILM_SIZE = (760, 528)
+FILM_COLOURS = 64
+FRAME_MS = 50
+SLOWER = 4
+"""A film shows the run, of three seconds, as many times slower."""
+LOOK_MS = 1800
 
 
 def example(num_operands: int) -> str:
@@ -74,40 +74,43 @@ def article_picture(page: Page, url: str, comparison: str) -> bytes:
     return page.screenshot()
 
 
-def film(page: Page, url: str, text: str, comparison: str) -> list[tuple[float, Image.Image]]:
-    """The page from before a run to its end, as (seconds of the wall clock, frame)."""
+def film(page: Page, url: str) -> list[tuple[int, Image.Image]]:
+    """The page while it plays its recorded run of the shipped model, as (milliseconds that it is seen, frame).
+
+    The page's clock is set forward by hand, so that the film keeps the run's own pace however long a picture takes.
+    """
     with page.expect_response(lambda response: "/heartbeat/" in response.url):
         page.goto(url)
-    page.locator(".ss-toggle >> visible=true").click()
-    page.click(f"text={next(label for label, adapter in COMPARISONS if adapter == comparison)}")
-    page.fill("#expression textarea", text)
-    frames: list[tuple[float, Image.Image]] = []
+    page.wait_for_selector('.ss[data-state="played"]')
+    frames: list[tuple[int, Image.Image]] = []
 
-    def shoot() -> None:
-        at = time.monotonic()
-        frames.append((at, Image.open(io.BytesIO(page.screenshot(type="jpeg", quality=95))).convert("RGB")))
-        page.wait_for_timeout(max(0.0, 1000 * (at + FRAME_S - time.monotonic())))
+    def shoot(seen_ms: int) -> None:
+        shot = page.screenshot(type="jpeg", quality=95)
+        frames.append((seen_ms, Image.open(io.BytesIO(shot)).convert("RGB")))
 
-    shoot()
-    page.press("#expression textarea", "Enter")
-    while page.get_attribute(".ss", "data-state") != "done" and len(frames) * FRAME_S < MOST_FILM_S - REST_S:
-        shoot()
-    page.wait_for_selector('.ss[data-state="done"]', timeout=300_000)
-    page.wait_for_timeout(300)
-    shoot()
+    page.clock.install()
+    page.clock.pause_at(time.time() + 3600)
+    page.click(".ss-replay")
+    while page.get_attribute(".ss", "data-state") != "played":
+        page.clock.run_for(FRAME_MS)
+        shoot(SLOWER * FRAME_MS)
+    # What a step read is lit while somebody points at it.
+    for number in (4, 9, 14):
+        page.locator('.ss-map[data-lane="sparse"] .ss-map-field').hover(position={"x": 60, "y": 12 * number})
+        page.clock.run_for(400)
+        shoot(LOOK_MS)
     return frames
 
 
-def write_film(frames: list[tuple[float, Image.Image]], out: Path) -> None:
-    """A GIF that repeats for ever, each frame as long as it was seen; one palette, so that what rests costs nothing."""
+def write_film(frames: list[tuple[int, Image.Image]], out: Path) -> None:
+    """A GIF that repeats for ever, one palette, so that what rests costs nothing."""
     small = [frame.resize(FILM_SIZE, Image.Resampling.LANCZOS) for _, frame in frames]
     both = Image.new("RGB", (FILM_SIZE[0], 2 * FILM_SIZE[1]))
     both.paste(small[len(small) // 2], (0, 0))
     both.paste(small[-1], (0, FILM_SIZE[1]))
     palette = both.quantize(FILM_COLOURS)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
-    times = [at for at, _ in frames]
-    durations = [round(1000 * (after - before)) for before, after in itertools.pairwise(times)] + [round(1000 * REST_S)]
+    durations = [seen_ms for seen_ms, _ in frames]
     reduced[0].save(out, save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=True)
 
 
@@ -120,12 +123,14 @@ def main() -> None:
     parser.add_argument("--min-tokens", type=int, default=300)
     parser.add_argument("--comparison", choices=[adapter for _, adapter in COMPARISONS], default="span")
     parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--film", action="store_true", help="a GIF of a run of the task arithmetic")
+    parser.add_argument("--film", action="store_true", help="a GIF of the recorded run")
     arguments = parser.parse_args()
     session = app.LazySession()
     device = app.SharedDevice(session)
-    device.warm()
-    demo = app.build_app(session, app.shipped_tasks(), device=device)
+    if not arguments.film:
+        device.warm()
+    recorded = page_files.recorded() if arguments.film else None
+    demo = app.build_app(session, app.shipped_tasks(), device=device, recorded=recorded)
     _, url, _ = app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
@@ -133,7 +138,7 @@ def main() -> None:
         size = FILM if arguments.film else {"width": WIDTH, "height": HEIGHTS[arguments.task]}
         page = browser.new_page(viewport=size, color_scheme=scheme)
         if arguments.film:
-            write_film(film(page, url, example(arguments.operands), arguments.comparison), arguments.out)
+            write_film(film(page, url), arguments.out)
         elif arguments.task == "summarize":
             data = article_picture(page, url, arguments.comparison)
         else:
