@@ -20,6 +20,7 @@ from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.gate import Gate
+from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
 from selfspan_core.serve.starting import port_of_environment, reach_itself, wait_for_interrupt
@@ -70,19 +71,16 @@ def build_app(
         gr.HTML(html_template=page_files.markup("stage"), apply_default_css=False, elem_id="stage")
         with gr.Tabs(elem_id="tasks") if len(tasks) > 1 else nullcontext():
             asked = [_tab(name, len(tasks) > 1, model) for name in tasks]
-        race = gr.HTML(
-            recorded,
-            html_template=page_files.markup("race"),
-            js_on_load=page_files.script(),
-            apply_default_css=False,
-            elem_id="race",
-            known=[one.known for one in asked],
+        script = page_files.script(known=[one.known for one in asked], large=large_models())
+        gr.HTML(html_template=page_files.markup("race"), js_on_load=script, apply_default_css=False, elem_id="race")
+        feed = gr.HTML(
+            recorded, html_template="", js_on_load=page_files.feed_script(), apply_default_css=False, elem_id="feed"
         )
         job = gr.State()
-        streaming = job.change(runs.stream, job, race, trigger_mode="multiple", **LANE, **HIDDEN)
-        streaming.failure(lambda: Feed("").note("halted"), None, race, queue=False, **HIDDEN)
+        streaming = job.change(runs.stream, job, feed, trigger_mode="multiple", **LANE, **HIDDEN)
+        streaming.failure(lambda: Feed("").note("halted"), None, feed, queue=False, **HIDDEN)
         for one in asked:
-            _wire(one, runs, race, job)
+            _wire(one, runs, feed, job)
             if one.load is not None:
                 demo.load(lambda: offered_load(session.can_load()), None, one.load, **AFTER_LOADING, **HIDDEN)
         gr.api(compare_endpoint(device, model), api_name="compare", **LANE)
@@ -108,17 +106,17 @@ def _tab(name: str, is_tab: bool, model: ModelSpec | None) -> Controls:
         return controls(get_task(name), offered(name, model))
 
 
-def _wire(one: Controls, runs: PageRuns, race: gr.HTML, job: gr.State) -> None:
+def _wire(one: Controls, runs: PageRuns, feed: gr.HTML, job: gr.State) -> None:
     """A task's controls begin and end runs."""
 
     def check(request: gr.Request, text: str, *values):
         return runs.check(one, text, values, request.session_hash)
 
-    outputs = [one.alert, one.cleaning, race, job]
+    outputs = [one.alert, one.cleaning, feed, job]
     gr.on(one.begins, check, one.inputs, outputs, **AT_ONCE, **HIDDEN)
     for filled in one.fills:
         filled.then(check, one.inputs, outputs, **AT_ONCE, **HIDDEN)
-    one.stop.click(runs.halt, None, race, queue=False, **HIDDEN)
+    one.stop.click(runs.halt, None, feed, queue=False, **HIDDEN)
     # What was wrong with the last input says nothing of the next.
     one.box.change(None, None, [one.alert, one.cleaning], js="() => [null, null]", **HIDDEN)
 

@@ -71,7 +71,7 @@ class TestRules:
         found["arrival"] = violations(tab)
         tab.run(SHORT)
         tab.wait("done")
-        for part in (".ss-details", ".ss-keep", ".ss-history"):
+        for part in (".ss-details", ".ss-large", ".ss-keep", ".ss-history"):
             tab.page.click(f"{part} summary")
         tab.page.wait_for_selector(".ss-runs .ss-again")
         found["sum"] = violations(tab)

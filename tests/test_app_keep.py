@@ -188,10 +188,9 @@ class TestFiles:
         tab.turn("Arithmetic")
         return tab
 
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_the_map_as_picture(self, both, open_tab, scheme):
+    def test_the_map_as_picture(self, both, open_tab):
         """An empty picture, one of a map that reads everything, and text that breaks out of a drawing."""
-        tab = open_tab(both[0], color_scheme=scheme)
+        tab = open_tab(both[0])
         summarized(tab, FORMULA + ARTICLE)
         drawing = ElementTree.fromstring(tab.saved("drawing").decode())
         space = "{http://www.w3.org/2000/svg}"
@@ -199,12 +198,14 @@ class TestFiles:
         assert FORMULA[:60] in texts[0] and {"Dense", "Self-selected"} <= set(texts)
         assert {node.tag for node in drawing.iter()} == {f"{space}{tag}" for tag in ("svg", "rect", "text", "polygon")}
         assert all(node.get("fill", "#").startswith("#") for node in drawing.iter() if node is not drawing)
-        picture = Image.open(io.BytesIO(tab.saved("bitmap"))).convert("RGB")
-        assert picture.size == (2400, 920)
-        unread = {"light": (238, 241, 245), "dark": (34, 43, 58)}[scheme]
-        halves = [picture.crop((left, 190, left + 1100, 860)) for left in (50, 1250)]
-        counts = [dict((colour, count) for count, colour in half.getcolors(1 << 20)) for half in halves]
-        assert counts[0].get(unread, 0) == 0 and counts[1][unread] > 20_000
+        for scheme, unread in {"light": (238, 241, 245), "dark": (34, 43, 58)}.items():
+            tab.page.emulate_media(color_scheme=scheme)
+            tab.page.wait_for_function("is => document.body.classList.contains('dark') === is", arg=scheme == "dark")
+            picture = Image.open(io.BytesIO(tab.saved("bitmap"))).convert("RGB")
+            assert picture.size == (2400, 920)
+            halves = [picture.crop((left, 190, left + 1100, 860)) for left in (50, 1250)]
+            counts = [dict((colour, count) for count, colour in half.getcolors(1 << 20)) for half in halves]
+            assert counts[0].get(unread, 0) == 0 and counts[1][unread] > 20_000
 
 
 @pytest.mark.browser
@@ -255,17 +256,16 @@ class TestHistory:
         assert tab.page.evaluate(f"JSON.parse(localStorage.getItem('{KEY}')).length") == 50
         assert tab.page.evaluate("window.pwned") is None
 
-    @pytest.mark.parametrize(
-        "stored", ["{", "null", "7", '[null, 1, {"task": 7}, {"task": "arithmetic"}]', '{"0": {}}']
-    )
-    def test_broken_storage(self, both, open_tab, stored):
+    def test_broken_storage(self, both, open_tab):
         """A page that does not start, or never keeps anything again, for what lies in its storage."""
         tab = open_tab(both[0])
-        tab.page.evaluate(f"text => localStorage.setItem('{KEY}', text)", stored)
-        tab.reload()
-        done(tab)
-        assert inputs(tab) == [SHORT] and tab.page.locator(".ss-unkept").get_attribute("hidden") is not None
-        assert json.loads(tab.page.evaluate(f"localStorage.getItem('{KEY}')"))[0]["text"] == SHORT
+        for stored in ("{", "null", "7", '[null, 1, {"task": 7}, {"task": "arithmetic"}]', '{"0": {}}'):
+            tab.page.evaluate(f"text => localStorage.setItem('{KEY}', text)", stored)
+            tab.reload()
+            done(tab)
+            assert inputs(tab) == [SHORT], stored
+            assert tab.page.locator(".ss-unkept").get_attribute("hidden") is not None
+            assert json.loads(tab.page.evaluate(f"localStorage.getItem('{KEY}')"))[0]["text"] == SHORT
 
     @pytest.mark.parametrize("error", ["SecurityError", "QuotaExceededError"])
     def test_forbidden_and_full_storage(self, both, open_tab, error):
@@ -288,10 +288,9 @@ class TestHistory:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_telephone(both, open_tab, scheme):
+def test_it_fits_a_telephone(both, open_tab):
     """A table wider than the screen, controls without a name, and some that a keyboard does not reach."""
-    tab = open_tab(both[0], color_scheme=scheme, size=(390, 844))
+    tab = open_tab(both[0], size=(390, 844))
     done(tab, EXPRESSION)
     for summary in (".ss-keep", ".ss-history"):
         tab.page.focus(f"{summary} summary")
@@ -307,3 +306,6 @@ def test_it_fits_a_telephone(both, open_tab, scheme):
         tab.page.keyboard.press("Tab")
         reached.append(tab.page.evaluate("document.activeElement.dataset.file ?? document.activeElement.className"))
     assert reached[:4] == ["trace", "steps", "bitmap", "drawing"] and "ss-again" in reached
+    tab.page.emulate_media(color_scheme="dark")
+    tab.page.wait_for_function("document.body.classList.contains('dark')")
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,5 +1,6 @@
 """The read maps: painted as they are written, tied to steps and source, at every size of screen."""
 
+import itertools
 import json
 import time
 
@@ -8,9 +9,11 @@ import pytest
 from selfspan_core.params import Request
 from selfspan_core.serve import page_files
 from selfspan_core.serve.feed import dumps
+from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.record import MAX_BYTES, recording
 from tests.support.app_tools import EXPRESSION, SHORT, right_lines
 from tests.support.fake_session import FakeSession
+from tests.support.paths import ROOT
 
 PAINTED = """lane => {
     const canvas = document.querySelector(`.ss-map[data-lane="${lane}"] .ss-map-rows`);
@@ -32,6 +35,40 @@ LIT = """lane => {
     return data.filter((value, i) => i % 4 === 3 && value > 0).length;
 }"""
 
+CHARTED = """() => {
+    const points = (line) => [...line.points].map(({ x, y }) => [x, y]);
+    const lines = [...document.querySelectorAll(".ss-plot polyline")];
+    const named = lines.map((line) => [`${line.closest(".ss-plot").dataset.plot} ${line.dataset.line}`, points(line)]);
+    return { lines: Object.fromEntries(named), height: document.querySelector(".ss-chart").clientHeight };
+}"""
+
+UNREAD = {"light": "238,241,245", "dark": "34,43,58"}
+"""Colour of what was not read."""
+CROWDED = """() => {
+    const extent = (node) => {
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        return range.getBoundingClientRect();
+    };
+    const shown = (selector) => [...document.querySelectorAll(selector)].filter((node) => node.checkVisibility());
+    const rows = ".ss-figures, .ss-tiles, .ss-head, .ss-map-head, .ss-kv, .ss-plot p, .ss-plot-axis, .ss-words";
+    const overlapping = shown(rows).filter((row) => {
+        const boxes = [...row.children].filter((node) => node.checkVisibility() && node.textContent.trim()).map(extent);
+        return boxes.some((one, i) => boxes.slice(i + 1).some((other) =>
+            one.left < other.right - 1 && other.left < one.right - 1
+            && one.top < other.bottom - 1 && other.top < one.bottom - 1));
+    });
+    const fixed = ".ss-figures dd, .ss-kv-text, .ss-tiles dd, .ss-map-share, .ss-drafts, .ss-plot span";
+    const cut = shown(fixed).filter((node) => extent(node).width > node.getBoundingClientRect().width + 1);
+    return [...overlapping, ...cut].map((node) => `${node.className || node.tagName} ${node.textContent.trim()}`);
+}"""
+"""Rows whose parts lie over each other, and texts that are wider than their boxes."""
+NOTE_SHIFTS = """() => {
+    window.shift = 0;
+    const add = (list) => list.getEntries().forEach((entry) => (window.shift += entry.value));
+    new PerformanceObserver(add).observe({ type: "layout-shift", buffered: false });
+}"""
+
 
 def field(lane: str) -> str:
     return f'.ss-map[data-lane="{lane}"] .ss-map-field'
@@ -40,7 +77,7 @@ def field(lane: str) -> str:
 def unread(tab, lane: str) -> float:
     """The share of the triangle that has the colour of what was not read."""
     shares = tab.page.evaluate(PAINTED, lane)["share"]
-    return shares.get("238,241,245", 0.0) / sum(shares.values())
+    return shares.get(UNREAD["light"], 0.0) / sum(shares.values())
 
 
 @pytest.mark.browser
@@ -51,16 +88,33 @@ class TestMap:
         tab = open_tab(stage(session))
         tab.run(EXPRESSION)
         tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 40")
-        early = tab.page.evaluate(PAINTED, "sparse")["bottom"]
+        early, charted = tab.page.evaluate(PAINTED, "sparse")["bottom"], tab.page.evaluate(CHARTED)
         time.sleep(0.5)
         assert tab.page.evaluate(PAINTED, "sparse")["bottom"] > early
         tab.wait("done")
         time.sleep(0.1)
+        self.check_chart(charted, tab.page.evaluate(CHARTED))
+        told = tab.page.get_attribute(".ss-plots", "aria-label")
+        last = session.ticks[-2]["lanes"]["dense"]
+        assert f"Dense: {last['attended_tokens']:,} cached tokens read and 17 steps done in" in told
+        assert tab.text('[data-plot="done"] .ss-plot-most') == "17"
         assert tab.page.evaluate(PAINTED, "dense")["bottom"] > 0.98
         assert unread(tab, "dense") == 0 and 0.3 < unread(tab, "sparse") < 0.9
         words = tab.text('.ss-map[data-lane="sparse"] .ss-map-text')
         assert "17 steps" in words and "31\u202f% of the" in words
         assert tab.text('.ss-map[data-lane="sparse"] .ss-map-share') == "reads 31\u202f%"
+
+    @staticmethod
+    def check_chart(early: dict, late: dict) -> None:
+        """Lines that run backwards, of one lane only, or of another lane's reads; a chart that grows in height."""
+        assert early["height"] == late["height"] > 80 and set(early["lines"]) == set(late["lines"])
+        for name, line in late["lines"].items():
+            assert len(line) > len(early["lines"][name]) > 2, name
+            assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in itertools.pairwise(line)), name
+            assert line[-1][0] > 99
+        ends = {name: 100 - line[-1][1] for name, line in late["lines"].items()}
+        assert ends["read dense"] == ends["done dense"] == ends["done sparse"] == 100
+        assert abs(ends["read sparse"] - 31) < 1
 
     def test_rows_steps_and_source_light_each_other(self, stage, open_tab):
         """A row that lights another step, a number without its readers, and a pin that nothing undoes show here."""
@@ -108,57 +162,65 @@ def playing(serve, played) -> str:
 @pytest.mark.browser
 class TestArrival:
     @pytest.mark.parametrize("size", [(1440, 900), (1280, 720), (820, 1180), (390, 844)], ids=str)
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_both_maps_move_on_the_first_screen(self, playing, open_tab, size, scheme):
-        """Maps below the fold, beside the page or of no height go unseen; a still page does not show the idea."""
-        tab = open_tab(playing, color_scheme=scheme, size=size)
+    def test_the_page_at_every_size(self, playing, played, open_tab, size):
+        """Maps below the fold or still, figures over each other or cut off, a jump at the end, lists that trap a wheel.
+
+        One tab for all of it, in both colour schemes.
+        """
+        tab = open_tab(playing, size=size)
         loaded = time.monotonic()
-        boxes = [tab.page.locator(field(lane)).bounding_box() for lane in ("dense", "sparse")]
-        for box in boxes:
-            assert box["height"] > 100 and box["width"] > 300
-            assert box["y"] > 0 and box["y"] + box["height"] <= size[1]
-        assert tab.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+        self.check_first_screen(tab, size)
         tab.page.wait_for_function(
             "least => Number(document.querySelector('.ss-pane[data-lane=\"sparse\"]').dataset.tokens) > least",
             arg=tab.tokens("sparse"),
         )
         assert time.monotonic() - loaded < 2 and tab.page.evaluate(PAINTED, "sparse")["bottom"] > 0.1
-        sizes = tab.page.evaluate(
-            "at => { const c = document.querySelector(at + ' canvas'); return [c.width, c.clientWidth]; }",
-            field("dense"),
-        )
-        assert abs(sizes[0] - sizes[1]) <= 1
-
-    @pytest.mark.parametrize("size", [(1440, 900), (900, 1100), (390, 844)], ids=str)
-    def test_nothing_overlaps_and_nothing_moves_at_the_end(self, playing, open_tab, size):
-        """Figures over each other, a bar without width, and text that jumps away from its reader at a run's end."""
-        tab = open_tab(playing, size=size)
-        tab.page.click("#run")
-        tab.wait("running")
-        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 50")
-        tab.page.evaluate("""() => {
-            window.shift = 0;
-            const add = (list) => list.getEntries().forEach((entry) => (window.shift += entry.value));
-            new PerformanceObserver(add).observe({ type: "layout-shift", buffered: false });
-        }""")
+        pixels = "at => { const c = document.querySelector(at + ' canvas'); return [c.width, c.clientWidth]; }"
+        drawn, shown = tab.page.evaluate(pixels, field("dense"))
+        assert abs(drawn - shown) <= 1
+        assert tab.page.evaluate(CROWDED) == []
+        assert UNREAD["light"] in tab.page.evaluate(PAINTED, "sparse")["share"]
+        tab.page.emulate_media(color_scheme="dark")
+        tab.page.wait_for_function("document.body.classList.contains('dark')")
+        self.check_first_screen(tab, size)
+        assert tab.page.evaluate(CROWDED) == []
+        assert UNREAD["dark"] in tab.page.evaluate(PAINTED, "sparse")["share"]
+        with played.held(tokens=150):  # the run is under way until the page is watched
+            tab.page.click("#run")
+            tab.page.wait_for_function(
+                "[...document.querySelectorAll('.ss-pane')].every((pane) => pane.dataset.tokens === '150')"
+            )
+            assert tab.page.evaluate(CROWDED) == []
+            self.check_wheel(tab)
+            tab.page.evaluate(NOTE_SHIFTS)
         tab.wait("done")
-        time.sleep(0.3)
-        assert tab.page.evaluate("window.shift") <= 0.05
-        covered = tab.page.evaluate("""() => [...document.querySelectorAll(".ss-figures, .ss-tiles, .ss-head")].map(
-            (row) => {
-                const boxes = [...row.children].filter((node) => node.checkVisibility()).map((node) => {
-                    const range = document.createRange();
-                    range.selectNodeContents(node);
-                    return range.getBoundingClientRect();
-                });
-                return boxes.some((one, i) => boxes.slice(i + 1).some((other) =>
-                    one.left < other.right - 1 && other.left < one.right - 1
-                    && one.top < other.bottom - 1 && other.top < one.bottom - 1));
-            })""")
-        assert covered and not any(covered)
+        tab.page.wait_for_timeout(200)
+        assert tab.page.evaluate("window.shift") <= 0.05 and tab.page.evaluate(CROWDED) == []
         bars = [tab.page.locator(f"{tab.pane(lane)} .ss-kv-track").bounding_box() for lane in ("dense", "sparse")]
         assert all(bar["width"] > 40 for bar in bars)
+
+    @staticmethod
+    def check_first_screen(tab, size: tuple[int, int]) -> None:
+        """Both maps lie on the first screen, and nothing beside it."""
+        for lane in ("dense", "sparse"):
+            box = tab.page.locator(field(lane)).bounding_box()
+            assert box["height"] > 100 and box["width"] > 300
+            assert box["y"] > 0 and box["y"] + box["height"] <= size[1]
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+    @staticmethod
+    def check_wheel(tab) -> None:
+        """A wheel above a list that is at its end, a map or the chart moves the page."""
+        for selector in (f"{tab.pane('sparse')} .ss-scroll", field("sparse"), ".ss-plots"):
+            area = tab.page.locator(selector)
+            area.evaluate("node => node.scrollIntoView({ block: 'center', behavior: 'instant' })")
+            # To where the page has room, with the list at that end.
+            down = tab.page.evaluate("scrollY + innerHeight < document.documentElement.scrollHeight - 40")
+            area.evaluate("(node, down) => (node.scrollTop = down ? node.scrollHeight : 0)", down)
+            before, box = tab.page.evaluate("scrollY"), area.bounding_box()
+            tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+            tab.page.mouse.wheel(0, 300 if down else -300)
+            tab.page.wait_for_function("before => scrollY !== before", arg=before, timeout=3000)
 
     def test_a_phone_says_what_each_lane_reads_in_full(self, playing, open_tab):
         """Would catch "reads what it …", which leaves out the one word that tells the lanes apart."""
@@ -213,6 +275,47 @@ class TestArrival:
         tab.wait("played", timeout=1000)
         assert tab.page.evaluate(PAINTED, "sparse")["bottom"] > 0.98
         assert len(tab.lines("sparse")) == len(tab.lines("dense")) > 20 and tab.page.is_visible(".ss-replay")
+        assert all(len(line) > 20 and line[-1][0] > 90 for line in tab.page.evaluate(CHARTED)["lines"].values())
+
+    def test_a_large_model_s_figures_are_those_of_the_file(self, playing, open_tab):
+        """Figures of another cell than the chosen one, one that was never measured, a choice that no keyboard makes."""
+        tab = open_tab(playing, reduced_motion="reduce")
+        file = ROOT / "assets" / "results" / "engine_h100_80gb_hbm3.json"
+        shapes = json.loads(file.read_text(encoding="utf-8"))["shapes"]
+        measured = {
+            (shape, cell["operands"], cell["batch"]): cell["lanes"]
+            for shape, parts in shapes.items()
+            for cell in parts.get("replay", ())
+            if "lanes" in cell
+        }
+        assert not tab.page.is_visible(".ss-large table")
+        tab.page.press(".ss-large summary", "Enter")
+        for key, lanes in measured.items():
+            for name, value in zip(("shape", "operands", "batch"), key, strict=True):
+                tab.page.select_option(f'[data-choice="{name}"]', str(value))
+            for lane, figures in lanes.items():
+                shown = tab.page.locator(f'.ss-large [data-lane="{lane}"] td').all_text_contents()
+                step, speed, tokens, answer = (float(text.removesuffix(" s").replace(",", "")) for text in shown)
+                assert step == pytest.approx(figures["ms_per_step"], rel=0.01)
+                whole = [figures["tokens_per_second"], figures["mean_tokens"]]
+                assert [speed, tokens] == pytest.approx(whole, abs=0.51)
+                assert answer == pytest.approx(figures["seconds_to_answer"], rel=0.01)
+        assert "NVIDIA H100 80GB HBM3, 2026-11-26: random weights" in tab.text(".ss-large-note")
+        tab.page.select_option('[data-choice="shape"]', "7B")
+        tab.page.select_option('[data-choice="batch"]', "64")
+        tab.page.focus('[data-choice="shape"]')
+        tab.page.keyboard.type("13")
+        enabled = '[data-choice="{}"] option:enabled'
+        chosen = {name: tab.page.input_value(f'[data-choice="{name}"]') for name in ("shape", "operands", "batch")}
+        assert chosen == {"shape": "13B", "operands": "64", "batch": "32"}
+        assert tab.page.locator(enabled.format("operands")).all_text_contents() == ["64"]
+        assert tab.page.locator(enabled.format("batch")).all_text_contents() == ["1", "32"]
+        assert "65B" not in tab.text('[data-choice="shape"]')
+
+
+def test_without_results_no_large_model_is_shown(tmp_path):
+    """Would catch a server that does not start where only the package is installed."""
+    assert large_models(tmp_path) == [] and large_models()
 
 
 def test_a_recording_holds_the_whole_run():

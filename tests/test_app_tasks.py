@@ -19,6 +19,14 @@ def summarize(tab, text: str = ARTICLE):
     tab.page.click("#run-article")
 
 
+def begin_and_leave(tab, tokens: int):
+    """A run that has written some tokens goes on behind the other tab."""
+    tab.run(EXPRESSION)
+    tab.wait("running")
+    tab.page.wait_for_function("least => document.querySelector('.ss-pane').dataset.tokens > least", arg=tokens)
+    tab.turn("Articles")
+
+
 @pytest.mark.browser
 class TestTasks:
     def test_each_tab_has_its_own_result(self, serve, open_tab):
@@ -85,10 +93,7 @@ class TestTasks:
         """Tokens lost while nobody looked, drawn into the other tab, or a Stop that does not reach the run."""
         session = FakeSession(dense=150, sparse=220)
         tab = open_tab(serve(session, TASKS))
-        tab.run(EXPRESSION)
-        tab.wait("running")
-        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 20")
-        tab.turn("Articles")
+        begin_and_leave(tab, tokens=20)
         written = len(session.ticks)
         while len(session.ticks) < written + 8:
             tab.page.wait_for_timeout(50)
@@ -103,10 +108,7 @@ class TestTasks:
         """A tab that shows for ever that it is running what the server gave up long ago."""
         session = FakeSession(dense=60, sparse=60)
         tab = open_tab(serve(session, TASKS))
-        tab.run(EXPRESSION)
-        tab.wait("running")
-        tab.page.wait_for_function("document.querySelector('.ss-pane').dataset.tokens > 5")
-        tab.turn("Articles")
+        begin_and_leave(tab, tokens=5)
         session.rates = {"dense": 2000, "sparse": 2000}
         summarize(tab)
         tab.wait("done")

@@ -6,17 +6,20 @@ only inside a plain rule.
 """
 
 from pathlib import Path
+from typing import Any
 
 from selfspan_core.paths import PAGE
+from selfspan_core.serve.feed import dumps
 
 RECORDED = PAGE / "recorded.json"
 """A real run that the page plays until a visitor runs something; `serve.record` writes it."""
 SCRIPTS = (
-    *("words", "clipboard", "source", "steps", "cited", "reading", "pane", "map_paint", "map", "stage", "headline"),
-    *("player", "form", "asks", "address", "account", "view", "trace", "picture", "keep", "history", "race"),
+    *("words", "clipboard", "source", "steps", "cited", "reading", "pane", "map_paint", "map", "stage", "chart"),
+    *("headline", "large", "player", "form", "asks", "address", "account", "view", "trace", "picture", "keep"),
+    *("history", "race"),
 )
 """Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""
-STYLES = ("colours", "controls", "card", "map", "source", "pane", "steps", "reading", "keep", "forced")
+STYLES = ("colours", "controls", "card", "map", "chart", "source", "pane", "steps", "reading", "keep", "forced")
 """Files of `assets/app/style` in the order in which they apply."""
 
 
@@ -30,9 +33,20 @@ def recorded() -> str | None:
     return RECORDED.read_text(encoding="utf-8").strip() if RECORDED.is_file() else None
 
 
-def script() -> str:
-    """The race's JavaScript: the body of one function."""
-    return "\n".join((PAGE / "race" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+def script(**facts: Any) -> str:
+    """The race's JavaScript: the body of one function.
+
+    Args:
+        facts: what it has to know of this server, by names; its `facts`. Not among the component's own values: gradio
+            copies and compares all of those whenever one of them changes.
+    """
+    files = ((PAGE / "race" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    return "\n".join([f"const facts = {dumps(facts)};", *files])
+
+
+def feed_script() -> str:
+    """The JavaScript of the component that payloads arrive at."""
+    return (PAGE / "feed.js").read_text(encoding="utf-8")
 
 
 def styles() -> list[Path]:

@@ -25,7 +25,10 @@ LOAD_INFO = "In each lane: yours, and random others of its size."
 NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
 AS_IS_LABEL = "Use the text as pasted"
 AS_IS_INFO = "Otherwise broken lines are joined, and marks of other formats, menus and notices are taken out."
-HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": []}
+"""Of events of the page. On nothing: else gradio counts seconds in every frame, and copies all that a component holds
+for every value that arrives, to show none of it.
+"""
 ALERT: dict[str, Any] = {
     "html_template": '<p class="ss-alert" role="alert"></p>',
     "js_on_load": (PAGE / "alert.js").read_text(encoding="utf-8"),

@@ -14,11 +14,14 @@ class Account {
   add({ lanes, end, asked }) {
     this.asked ??= asked ?? null;
     for (const [name, { from, items, rows_from: rowsFrom, rows, steps, ...figures }] of Object.entries(lanes ?? {})) {
-      const lane = (this.lanes[name] ??= { items: [], rows: [], steps: new Map() });
-      if (from <= lane.items.length) lane.items.push(...items.slice(lane.items.length - from));
+      const lane = (this.lanes[name] ??= { items: [], rows: [], steps: new Map(), step: 0, curve: [] });
+      const news = from <= lane.items.length ? items.slice(lane.items.length - from) : [];
+      lane.items.push(...news);
+      lane.step = news.reduce((newest, [, , index]) => Math.max(newest, index), lane.step);
       if (rowsFrom <= lane.rows.length) lane.rows.splice(rowsFrom, Infinity, ...rows);
       for (const step of steps) lane.steps.set(step.index, step);
       lane.figures = figures;
+      addPoint(lane.curve, [figures.elapsed_s, figures.attended_tokens, lane.step + (figures.done ? 1 : 0)]);
     }
     this.end = end ?? this.end;
   }

@@ -3,13 +3,14 @@
 
 const ASKS = "#ask, #ask-article";
 
-function collapseForms() {
-  for (const ask of document.querySelectorAll(ASKS)) ask.classList.add("ss-bar");
+function collapseForms(on = true) {
+  const forms = [...document.querySelectorAll(ASKS)];
+  for (const ask of forms) ask.classList.toggle("ss-bar", on);
+  // Room below for the bar. Not by `:has` of the style sheet: that is worked out again for all that a run writes.
+  document.querySelector(".gradio-container")?.classList.toggle("ss-barred", on && forms.length > 0);
 }
 
-function openForms() {
-  for (const ask of document.querySelectorAll(ASKS)) ask.classList.remove("ss-bar");
-}
+const openForms = () => collapseForms(false);
 
 let isBusy = false; // whether there is a run to be stopped
 

@@ -26,12 +26,15 @@ class Headline {
       row.append(Object.assign(make("th", "", name), { scope: "row" }));
       return ["dense", "sparse"].map(() => row.appendChild(make("td", "", "–")));
     });
+    this.details = find(root, ".ss-details");
+    this.details.addEventListener("toggle", () => this.detail());
+    this.lanes = {}; // the newest figures
   }
 
   tile(name, text, judged) {
     const node = find(this.root, `[data-tile="${name}"]`);
-    node.textContent = text;
-    node.dataset.judged = judged ?? "";
+    setText(node, text);
+    if (node.dataset.judged !== (judged ?? "")) node.dataset.judged = judged ?? "";
   }
 
   // As before any run: what was said of one says nothing of an input that was refused.
@@ -39,6 +42,7 @@ class Headline {
     this.line.textContent = "";
     for (const name of ["share", "answer", "token", "total"]) this.tile(name, "–");
     for (const cell of this.cells.flat()) cell.textContent = "–";
+    this.lanes = {};
     this.told({});
     this.rules("");
   }
@@ -79,7 +83,8 @@ class Headline {
 
   // How the lanes compare so far. Against the plain adapter, shares are of another text until both are through.
   update({ dense, sparse }, paidFor) {
-    this.detail({ dense, sparse });
+    this.lanes = { dense, sparse };
+    this.detail();
     if (!dense?.tokens || !sparse?.tokens) return;
     const perToken = dense.ms_per_token / sparse.ms_per_token;
     if (Number.isFinite(perToken)) this.tile("token", times(perToken), judge(perToken));
@@ -88,10 +93,12 @@ class Headline {
     if (!paidFor) this.tile("share", percent(sparse.share), judge(1 / sparse.share));
   }
 
-  detail(lanes) {
+  // Written where they are seen only.
+  detail() {
+    if (!this.details.open) return;
     DETAILS.forEach(([, figure], i) => {
       ["dense", "sparse"].forEach((lane, j) => {
-        if (lanes[lane]) this.cells[i][j].textContent = figure(lanes[lane], this.bytes, this.prompts[lane]);
+        if (this.lanes[lane]) setText(this.cells[i][j], figure(this.lanes[lane], this.bytes, this.prompts[lane]));
       });
     });
   }

@@ -13,8 +13,8 @@ class ReadMap {
     this.field.setAttribute("aria-label", `Read map, ${lane === "dense" ? "dense" : "self-selected"} attention: its steps`);
     this.clear();
     new ResizeObserver(() => this.resize()).observe(this.field);
-    new MutationObserver(() => this.repaint()).observe(document.body, { attributeFilter: ["class"] });
-    window.matchMedia("(forced-colors: active)").addEventListener("change", () => this.repaint());
+    new MutationObserver(() => this.recolour()).observe(document.body, { attributeFilter: ["class"] });
+    window.matchMedia("(forced-colors: active)").addEventListener("change", () => this.recolour());
   }
 
   clear() {
@@ -69,12 +69,18 @@ class ReadMap {
     const [width, height] = [this.field.clientWidth, this.field.clientHeight].map((size) => Math.round(size * ratio));
     if (!width || !height || (width === this.canvas.width && height === this.canvas.height)) return;
     for (const canvas of [this.canvas, this.over]) Object.assign(canvas, { width, height });
+    if (this.colours) this.repaint();
+    else this.recolour();
+  }
+
+  // Asked of the style sheet when it may have changed only: to ask is to have the whole page laid out.
+  recolour() {
+    const style = getComputedStyle(this.root);
+    this.colours = Object.fromEntries(MAP_COLOURS.map((name) => [name, style.getPropertyValue(`--ss-map-${name}`).trim()]));
     this.repaint();
   }
 
   repaint() {
-    const style = getComputedStyle(this.root);
-    this.colours = Object.fromEntries(MAP_COLOURS.map((name) => [name, style.getPropertyValue(`--ss-map-${name}`).trim()]));
     this.clean = 0;
     const share = `${(100 * this.prompt) / this.scale.columns}%`;
     this.root.style.setProperty("--ss-map-boundary", this.prompt ? share : "0%");
@@ -85,7 +91,7 @@ class ReadMap {
   // What is new; a row of pixels that is shared with the run before is painted again.
   paint() {
     const context = this.canvas.getContext("2d");
-    if (!this.canvas.width) return;
+    if (!this.canvas.width || !this.colours) return;
     const place = this.place;
     let first = this.clean;
     const above = first ? Math.floor(place.y(this.runs[first]?.start - this.prompt)) : 0;
@@ -116,8 +122,9 @@ class ReadMap {
   light(pointed) {
     this.pointed = pointed;
     const context = this.over.getContext("2d");
-    context.clearRect(0, 0, this.over.width, this.over.height);
-    if (!pointed || !this.runs.length) return;
+    if (this.isLit) context.clearRect(0, 0, this.over.width, this.over.height);
+    this.isLit = Boolean(pointed) && this.runs.length > 0;
+    if (!this.isLit) return;
     if (pointed.name !== undefined) this.lightName(context, pointed.name);
     else this.lightStep(context, pointed.step);
   }
@@ -174,7 +181,10 @@ class ReadMap {
   }
 
   share(share) {
-    find(this.root, ".ss-map-share").replaceChildren(make("span", "ss-map-reads", "reads "), percent(share));
+    const text = percent(share);
+    const shown = find(this.root, ".ss-map-share");
+    if (shown.lastChild) shown.lastChild.data = text;
+    else shown.append(make("span", "ss-map-reads", "reads "), text);
   }
 
   tell(now, text) {

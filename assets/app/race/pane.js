@@ -41,7 +41,7 @@ class Pane {
     this.root.dataset.tokens = 0;
     find(this.root, ".ss-name").textContent = lane.label.split(",")[0];
     find(this.root, ".ss-adapter").textContent = `${lane.adapter} adapter`;
-    find(this.root, ".ss-flag").hidden = true;
+    this.flag("");
     this.conclude({});
     this.empty.remove();
     find(this.root, ".ss-load").textContent = load;
@@ -93,14 +93,14 @@ class Pane {
   }
 
   figure(lane) {
-    const set = (key, text) => (this.figures[key].textContent = text);
+    const set = (key, text) => setText(this.figures[key], text);
     set("tokens", lane.tokens.toLocaleString("en"));
     if (lane.tokens > 0) {
       set("tokens_per_second", rounded(lane.tokens_per_second));
       set("ms_per_token", rounded(lane.ms_per_token));
       if (lane.tokens_per_pass) {
         const share = percent(lane.accepted_share);
-        this.drafts.textContent = `${lane.tokens_per_pass.toFixed(1)} tokens per pass, ${share} of drafts right`;
+        setText(this.drafts, `${lane.tokens_per_pass.toFixed(1)} tokens per pass, ${share} of drafts right`);
         this.drafts.hidden = false;
       }
       this.fill(lane.share, this.paidFor ? "of own text" : "of dense");
@@ -112,8 +112,8 @@ class Pane {
 
   // The bar: a share, and of what.
   fill(share, ofWhat) {
-    this.figures.share.textContent = `${percent(share)} ${ofWhat}`;
-    find(this.root, ".ss-kv-fill").style.width = `${Math.min(100 * share, 100)}%`;
+    setText(this.figures.share, `${percent(share)} ${ofWhat}`);
+    find(this.root, ".ss-kv-fill").style.width = `${Math.min(100 * share, 100).toFixed(1)}%`;
     find(this.root, ".ss-kv-track").setAttribute("aria-label", `KV read: ${percent(share)} ${ofWhat}`);
   }
 
@@ -174,6 +174,7 @@ class Pane {
 
   flag(text) {
     const flag = find(this.root, ".ss-flag");
+    if (flag.textContent === text) return;
     flag.textContent = text;
     flag.hidden = text === "";
   }

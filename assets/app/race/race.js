@@ -1,8 +1,11 @@
 // The race: payloads of selfspan_core/serve/feed.py in, one run at a time on the screen. The function whose body this is
-// gets (element, trigger, props, server, upload, watch) when the component loads; props.value is one payload, a JSON
-// string.
+// gets (element, trigger, props, server, upload, watch) when the component loads. Payloads, JSON strings, come by way of
+// `feed.js`; `facts` are of this server, see selfspan_core/serve/page_files.py.
 
 const HIDDEN_FRAME_MS = 300;
+const SLOW_MS = 25; // of a drawing
+const MOST_REST_MS = 100;
+const DESCRIBE_MS = 1000; // pictures in words, for who hears the page: what they say changes no faster
 const ENDINGS = { stopped: "stopped", length: "out of tokens" };
 const BUSY = ["waiting", "starting", "running"];
 
@@ -21,8 +24,10 @@ find(panes.dense.root, ".ss-name").textContent = "Dense attention";
 find(panes.sparse.root, ".ss-name").textContent = "Self-selected attention";
 
 const stage = new Stage(root, panes);
+const chart = new Chart(root);
 const headline = new Headline(root);
-const asks = new Asks(props.known);
+new Large(root, facts.large);
+const asks = new Asks(facts.known);
 const address = new Address(asks);
 const views = Object.fromEntries(asks.known.map(({ task }) => [task, new View(task)]));
 
@@ -83,6 +88,7 @@ function lay({ start, isPaidFor }) {
   source.start(start, start.lanes.some((lane) => lane.adapter !== "plain"));
   for (const lane of start.lanes) panes[lane.id]?.start(lane, start, isPaidFor);
   stage.start(start.lanes);
+  chart.start(start.view.step);
   headline.start(start, isPaidFor);
 }
 
@@ -237,8 +243,18 @@ function update(lanes, draw, isEnd) {
   if (!draw || !Object.keys(lanes).length) return;
   headline.update(lanes, panes.dense.paidFor);
   stage.draw(isEnd);
-  stage.describe(lanes);
+  chart.draw(shown.account.lanes, isEnd);
+  describe(lanes, isEnd);
   for (const lane of Object.keys(lanes)) panes[lane].keepUp();
+}
+
+let described = 0;
+function describe(lanes, isEnd) {
+  const now = performance.now();
+  if (!isEnd && now - described < DESCRIBE_MS) return;
+  described = now;
+  stage.describe(lanes);
+  chart.describe(shown.account.lanes);
 }
 
 // Another tab is in sight: what it shows is its own.
@@ -270,27 +286,37 @@ function blank() {
   source.clear();
   for (const pane of Object.values(panes)) pane.blank();
   stage.start([]);
+  chart.start("step");
   headline.blank();
 }
 
-// Payloads that arrive faster than this machine draws are drawn together: one layout for all of them.
+// Payloads that arrive faster than this machine draws are drawn together: one layout for all of them. After a slow drawing
+// none begins for as long as that one took, layout and paint included: else a phone would do nothing but draw what is
+// old, while newer payloads wait to be read.
 const arrived = [];
 let timer = null;
+let rested = 0; // when the next drawing may begin
 
 function receive(value) {
-  if (!value) return;
   arrived.push(JSON.parse(value));
   if (timer !== null) return;
-  timer = setTimeout(drain, HIDDEN_FRAME_MS); // a tab in the background gets no animation frame
-  requestAnimationFrame(drain);
+  const wait = Math.max(0, rested - performance.now());
+  timer = setTimeout(drain, wait + HIDDEN_FRAME_MS); // a tab in the background gets no animation frame
+  if (wait) setTimeout(() => requestAnimationFrame(drain), wait);
+  else requestAnimationFrame(drain);
 }
 
 function drain() {
   clearTimeout(timer);
   timer = null;
+  const began = performance.now();
   const payloads = arrived.splice(0);
   const newest = payloads.findLastIndex((payload) => payload.lanes);
   payloads.forEach((payload, i) => handle(payload, i === newest || payload.end !== undefined));
+  setTimeout(() => {
+    const now = performance.now();
+    if (now - began > SLOW_MS) rested = now + Math.min(now - began, MOST_REST_MS);
+  });
 }
 
 // Somebody points at a number or a sentence of the source: the steps that read it.
@@ -307,7 +333,7 @@ below.addEventListener("click", pointAtSource);
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !event.defaultPrevented && !event.isComposing) pressStop();
 });
-watch("value", () => receive(props.value));
-receive(props.value);
+document.addEventListener("ss-payload", ({ detail }) => receive(detail));
+document.dispatchEvent(new CustomEvent("ss-ready"));
 asks.onTurn(turn);
 address.follow().then((text) => text && keep.say(text));

@@ -2,6 +2,36 @@
 
 const HINT = "Point at a step, or tap it, to see what it read.";
 
+const DIMMED_MS = 300; // so long what is not read stays dimmed through a short header, which would flicker
+const SOFT_MS = 120; // so late all of it is tinted as being read
+
+// The rest steps back, and comes back a little late. By timers: while a style's transition runs, even one that waits, the
+// browser works the styles out anew in every frame.
+class Shade {
+  constructor(...roots) {
+    this.roots = roots;
+  }
+
+  set(focused, everything) {
+    this.turn("dim", focused, focused ? 0 : DIMMED_MS);
+    this.turn("soft", everything, everything ? SOFT_MS : 0);
+  }
+
+  clear() {
+    this.turn("dim", false, 0);
+    this.turn("soft", false, 0);
+  }
+
+  turn(name, on, delay) {
+    this.wanted ??= {};
+    if (this.wanted[name]?.on === on && delay) return;
+    clearTimeout(this.wanted[name]?.timer);
+    const apply = () => this.roots.forEach((root) => root.classList.toggle(name, on));
+    this.wanted[name] = { on, timer: delay ? setTimeout(apply, delay) : null };
+    if (!delay) apply();
+  }
+}
+
 class Reading {
   constructor(pane) {
     this.pane = pane;
@@ -12,6 +42,7 @@ class Reading {
     this.onPeek = () => {}; // told which step somebody points at, or null
     this.onName = () => {}; // told which named piece of text
     this.cited = new Cited(pane.source);
+    this.shade = new Shade(pane.root, ...(pane.lane === "sparse" ? [pane.source.root] : []));
     this.clear();
     this.listen();
   }
@@ -26,6 +57,7 @@ class Reading {
     this.liveCaption = "";
     this.cited.show(null, []);
     this.root.classList.remove("focus", "everything", "peek", "peek-all");
+    this.shade.clear();
   }
 
   // What the step being written sees, live: lit in the expression and in earlier steps, the rest a little dimmed.
@@ -41,6 +73,7 @@ class Reading {
       this.pane.source.stage("focus", focused);
       this.pane.source.stage("everything", everything);
     }
+    this.shade.set(focused, everything);
     this.root.dataset.reading = focused ? reading.join(" ") : "";
     const name = this.steps.line?.name ?? "a step";
     if (this.pane.dense) this.say(phase === "done" ? "" : "every token reads everything before it");
@@ -71,7 +104,7 @@ class Reading {
 
   say(text) {
     this.liveCaption = text;
-    if (!this.peeking) this.caption.textContent = text;
+    if (!this.peeking) setText(this.caption, text);
   }
 
   // What a finished step read, on hover, focus or tap.
@@ -145,6 +178,7 @@ class Reading {
 
   rest(text) {
     this.root.classList.remove("focus", "everything");
+    this.shade.clear();
     if (!this.pane.dense) this.pane.source.root.classList.remove("focus", "everything");
     this.swap("lit", new Set(), "lit");
     find(this.steps.list, ".current")?.classList.remove("current");

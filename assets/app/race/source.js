@@ -25,7 +25,7 @@ class Source {
     const isDocument = view.pane === "document";
     this.typeset = (text) => (view.typeset ? text.replace(/[*/-]/g, (sign) => SIGNS[sign]) : text);
     this.root.hidden = false;
-    this.root.classList.remove("focus", "everything", "peek", "peek-all");
+    this.root.classList.remove("focus", "everything", "dim", "soft", "peek", "peek-all");
     find(this.root, ".ss-source-name").textContent = isDocument ? "The article" : "The expression";
     find(this.root, ".ss-source-hint").textContent = isDocument
       ? "Point at a sentence, here or in a summary, or tap it."

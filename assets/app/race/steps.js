@@ -8,6 +8,8 @@ const GLYPHS = {
   end: ["▪", "<|end|> ends the step"],
 };
 
+const NEAR_STEPS = 20; // more than are ever in sight at once
+
 class Steps {
   constructor(list) {
     this.list = list;
@@ -18,6 +20,7 @@ class Steps {
   clear() {
     this.have = 0; // items drawn so far
     this.line = null; // the step being written, as {node, text, names, result}
+    this.near = []; // the newest steps
     this.records = new Map();
     this.segments.clear();
     this.list.replaceChildren();
@@ -71,6 +74,8 @@ class Steps {
     node.dataset.step = step;
     node.dataset.line = this.list.childElementCount + 1;
     this.list.append(node);
+    this.near.push(node);
+    if (this.near.length > NEAR_STEPS) this.near.shift().classList.add("ss-far");
     this.line = { node, into: node, text: null, names: [], step };
     this.flow(node);
     // What was written before is finished, however its step ended.

@@ -9,6 +9,12 @@ const make = (tag, className, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
+// Text that changes often: the same node keeps it, so that none is taken out of the page and another put in.
+const setText = (node, text) => {
+  const only = node.childNodes.length === 1 ? node.firstChild : null;
+  if (only?.nodeType !== Node.TEXT_NODE) node.textContent = text;
+  else if (only.data !== text) only.data = text;
+};
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 const rounded = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
 const whole = (value) => Math.round(value).toLocaleString("en");
