@@ -13,7 +13,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_
   summarize summarize_text session session_text session_load session_line race feed rules replay cli cli_summaries \
   config packing safety_line engine engine_events decoder summary_annotation kernel_arguments tokenizer))
 
-.PHONY: help app test quick test-all lint tools chromium rehearse-space check-memory clean
+.PHONY: help app test quick test-all lint tools chromium rehearse-space check-memory inject-faults load clean
 
 help:
 	@echo "make app        install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
@@ -22,6 +22,8 @@ help:
 	@echo "make test-all   as make test, with every sweep whole"
 	@echo "make rehearse-space  install what a Space installs, and run the app as ZeroGPU does (SPACE_PYTHON, SPACE_TORCH)"
 	@echo "make check-memory    200 runs through the API: fails if the server's memory grows by more than 5 %"
+	@echo "make inject-faults   faults put into a server while it serves; writes the table of docs/reliability.md"
+	@echo "make load            1,000 requests of 50 clients; writes assets/results/app_load.json"
 	@echo "make lint       ruff (check and format check) and mypy"
 	@echo "make clean      remove $(VENV) and caches"
 
@@ -40,6 +42,13 @@ test-all: $(VENV)/.test tools
 SPACE_PYTHON ?= $(PYTHON)
 rehearse-space:
 	$(SPACE_PYTHON) -m tests.support.rehearse_space $(if $(SPACE_TORCH),--torch $(SPACE_TORCH))
+
+inject-faults: $(VENV)/.test
+	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m tests.support.inject_faults --write
+
+LOAD ?= --write
+load: $(VENV)/.test
+	$(BIN)/python -m tests.support.load $(LOAD)
 
 check-memory: $(VENV)/.app
 	$(BIN)/python -m tests.support.check_memory
