@@ -13,7 +13,8 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_
   summarize summarize_text session session_text session_load session_line race feed rules replay cli cli_summaries \
   config packing safety_line engine engine_events decoder summary_annotation kernel_arguments tokenizer))
 
-.PHONY: help app test quick test-all lint tools chromium rehearse-space rehearse-machines check-memory fuzz clean
+.PHONY: help app test quick test-all lint tools chromium rehearse-space rehearse-machines check-memory inject-faults load \
+  fuzz clean
 
 help:
 	@echo "make app        install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
@@ -24,6 +25,8 @@ help:
 	@echo "make rehearse-machines  both commands in clean clones, as root and as nobody, without a network (PYTHONS=python3.13)"
 	@echo "make check-memory    200 runs through the API: fails if the server's memory grows by more than 5 %"
 	@echo "make fuzz        inputs that nobody would type, for SECONDS=600: fails if one takes long or is not refused in words"
+	@echo "make inject-faults   faults put into a server while it serves; writes the table of docs/reliability.md"
+	@echo "make load            1,000 requests of 50 clients; writes assets/results/app_load.json"
 	@echo "make lint       ruff (check and format check) and mypy"
 	@echo "make clean      remove $(VENV) and caches"
 
@@ -46,6 +49,13 @@ rehearse-space:
 PYTHONS ?= $(PYTHON)
 rehearse-machines:
 	$(PYTHON) -m tests.support.rehearse_machines $(PYTHONS)
+
+inject-faults: $(VENV)/.test
+	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m tests.support.inject_faults --write
+
+LOAD ?= --write
+load: $(VENV)/.test
+	$(BIN)/python -m tests.support.load $(LOAD)
 
 check-memory: $(VENV)/.app
 	$(BIN)/python -m tests.support.check_memory

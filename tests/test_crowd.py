@@ -7,10 +7,8 @@ import pytest
 
 from selfspan_core.tasks.arithmetic.task import random_problem
 from selfspan_core.tasks.registry import get_task
-from tests.support.crowd import Visit, all_at_once, kinds
+from tests.support.crowd import LONG, Visit, all_at_once, kinds
 from tests.support.fake_session import FakeSession
-
-LONG = "79*36+63-(45-12)*8+(-(7*8))+96/12*(31+14)-88+5*(6-2*9)"
 
 
 def right(text: str) -> str:

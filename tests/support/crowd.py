@@ -10,6 +10,8 @@ import httpx
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+LONG = "79*36+63-(45-12)*8+(-(7*8))+96/12*(31+14)-88+5*(6-2*9)"
+
 
 @dataclass
 class Visit:
@@ -65,11 +67,20 @@ def leave(url: str, text: str, after_s: float) -> None:
 def kinds(url: str, text: str) -> list[str]:
     """The kinds of all objects of a run over plain HTTP."""
     call = f"{url.rstrip('/')}/gradio_api/call/compare"
-    with httpx.Client(timeout=60) as browser:
-        event = browser.post(call, json={"data": ["arithmetic", text]}).json()["event_id"]
-        with browser.stream("GET", f"{call}/{event}") as lines:
-            data = [json.loads(line[5:]) for line in lines.iter_lines() if line.startswith("data:")]
-    return [one[0]["kind"] for one in data if one]
+    return kinds_of(url, httpx.post(call, json={"data": ["arithmetic", text]}, timeout=60).json()["event_id"])
+
+
+def kinds_of(url: str, event: str) -> list[str]:
+    """The same for a run that was asked for."""
+    call = f"{url.rstrip('/')}/gradio_api/call/compare/{event}"
+    with httpx.Client(timeout=120) as browser, browser.stream("GET", call) as lines:
+        data = [json.loads(line[5:]) for line in lines.iter_lines() if line.startswith("data:")]
+    return [one[0]["kind"] for one in data if one and isinstance(one, list)]
+
+
+def ended_with(url: str, event: str) -> str:
+    """The kind of the last object of a run; empty where it had none."""
+    return (kinds_of(url, event) or [""])[-1]
 
 
 def all_at_once(url: str, staying: list[str], leaving: list[str], leave_after_s: float = 1.0) -> list[Visit]:

@@ -1,0 +1,310 @@
+"""Puts faults into a server while it serves: `python -m tests.support.inject_faults` (`make inject-faults`).
+
+After each fault the next visitor's answer is timed. Faults of serving meet runs of a chosen length; faults of decoding
+the shipped small model. With `--write` the table goes into docs/reliability.md.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+from gradio_client import Client
+
+from cuda_kernels.bench.provenance import machine
+from selfspan_core.serve import visitors
+from tests.support.crowd import LONG, ended_with, kinds, leave
+from tests.support.fake_session import FakeSession
+from tests.support.faults import DECODING, ERRORS, PREFILL, clock_set, failing
+from tests.support.paths import ROOT
+from tests.support.rehearse_space import serving
+
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- faults -->", "<!-- /faults -->"
+UNHEARD_S, ALLOWED_S = 1.0, visitors.UNHEARD_S
+MOST_NEXT_S = 1.0
+
+
+@dataclass
+class Outcome:
+    """What a fault did.
+
+    Attributes:
+        fault: what was put in.
+        happened: to those whom it hit.
+        next_s: until the next visitor's whole answer; infinite where there was none.
+        first_word_s: until that visitor heard anything.
+    """
+
+    fault: str
+    happened: str
+    next_s: float
+    first_word_s: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the next visitor was answered or told their place in time."""
+        return self.first_word_s <= MOST_NEXT_S and self.next_s < 60
+
+
+def call(url: str, text: str = LONG, session: httpx.Client | None = None) -> str:
+    """The id of a run that is asked for and not listened to."""
+    with contextlib.nullcontext(session) if session else httpx.Client(timeout=30) as browser:
+        sent = browser.post(f"{url}gradio_api/call/compare", json={"data": ["arithmetic", text]})
+        return sent.json().get("event_id", "")
+
+
+def unread_socket(url: str, event: str, is_killed: bool) -> socket.socket:
+    """A connection that asks for a run's objects; it is never read, or it is reset after some of them."""
+    host = urlsplit(url)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.connect((host.hostname, host.port))
+    connection.sendall(f"GET /gradio_api/call/compare/{event} HTTP/1.1\r\nHost: {host.netloc}\r\n\r\n".encode())
+    if is_killed:
+        connection.settimeout(10)
+        connection.recv(500)
+        # Zero seconds of lingering: the connection is reset, as by a machine that lost its power.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+    return connection
+
+
+def ended(session: FakeSession) -> str:
+    """In how many seconds no run is left; at most a minute."""
+    began = time.monotonic()
+    while session.running and time.monotonic() - began < 60:
+        time.sleep(0.01)
+    took = time.monotonic() - began
+    return "runs went on" if session.running else f"no run was left after {took:.1f} s"
+
+
+def killed_clients(url: str, session: FakeSession) -> str:
+    for _ in range(8):
+        unread_socket(url, call(url), is_killed=True)
+    return f"8 connections were reset; {ended(session)}"
+
+
+def closed_tabs(url: str, session: FakeSession) -> str:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: leave(url, LONG, 0.3), range(8)))
+    return f"8 visitors left in the middle; {ended(session)}"
+
+
+def stop_storm(url: str, session: FakeSession) -> str:
+    client = Client(url, verbose=False)
+    for _ in range(20):
+        job = client.submit("arithmetic", LONG, api_name="/compare")
+        for _ in range(3):
+            job.cancel()
+    return f"20 runs were begun and each stopped three times; {ended(session)}"
+
+
+def unheard_call(url: str, session: FakeSession) -> str:
+    session.rates = {"dense": 2, "sparse": 2}
+    call(url)
+    while not session.running:
+        time.sleep(0.01)
+    found = ended(session)
+    session.rates = {"dense": 300, "sparse": 480}
+    return f"with {UNHEARD_S:g} s in place of {ALLOWED_S:g} allowed, {found}"
+
+
+def never_read(url: str, session: FakeSession) -> str:
+    connections = [unread_socket(url, call(url), is_killed=False) for _ in range(4)]
+    found = ended(session)
+    for connection in connections:
+        connection.close()
+    return f"4 connections were open and not read: their runs took their own time, {found}"
+
+
+def full_queue(url: str, session: FakeSession) -> str:
+    with ThreadPoolExecutor(50) as pool, httpx.Client(timeout=30, limits=httpx.Limits(max_connections=60)) as browser:
+        events = list(pool.map(lambda _: call(url, "1+1", browser), range(150)))
+    kept = [event for event in events if event]
+    with ThreadPoolExecutor(60) as pool:
+        ends = list(pool.map(lambda event: ended_with(url, event), kept))
+    return (
+        f"of 150 calls at once {len(events) - len(kept)} were told that the queue is full, {ends.count('end')} answered"
+    )
+
+
+def moved_clock(url: str, session: FakeSession) -> str:
+    found = []
+    for by_s in (86_400.0, -86_400.0):
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(kinds, url, "79*36+63-(45-12)*8")
+            time.sleep(0.15)
+            with clock_set(by_s):
+                found.append(run.result()[-1])
+    return f"a day ahead and a day back in the middle of a run: {' and '.join(found)}"
+
+
+SERVING: dict[str, Callable[[str, FakeSession], str]] = {
+    "clients killed": killed_clients,
+    "tabs closed": closed_tabs,
+    "a storm of Stops": stop_storm,
+    "a call that nobody listens to": unheard_call,
+    "a socket that is never read": never_read,
+    "a full queue": full_queue,
+    "the wall clock set": moved_clock,
+}
+
+
+def decoding_faults() -> Iterator[tuple[str, Callable[[str], str]]]:
+    """Faults of decoding by name."""
+    for where, words, after in ((PREFILL, "in the prefill", 0), (DECODING, "in the middle of decoding", 20)):
+        for name, error in ERRORS.items():
+
+            def inject(url: str, where=where, error=error, after=after) -> str:
+                with failing(where, error, after) as raised:
+                    last = told(url)
+                return last if raised else "the fault was never reached"
+
+            yield f"{name} {words}", inject
+
+
+def told(url: str) -> str:
+    """What a visitor of a long run gets at its end."""
+    try:
+        return Client(url, verbose=False).predict("arithmetic", LONG, api_name="/compare")["kind"]
+    except Exception as error:
+        return f"the visitor is told: {error}"
+
+
+def next_answer(url: str) -> tuple[float, float]:
+    """Seconds until the next visitor hears anything, and until the answer."""
+    began = time.monotonic()
+    event = call(url, "1+1")
+    first = float("inf")
+    with httpx.Client(timeout=60) as browser, browser.stream("GET", f"{url}gradio_api/call/compare/{event}") as lines:
+        for line in lines.iter_lines():
+            if line.startswith("data:") and "kind" in line:
+                first = min(first, time.monotonic() - began)
+            if line.startswith("event: error"):
+                return first, float("inf")
+            if line.startswith("event: complete"):
+                break
+    return first, time.monotonic() - began
+
+
+@contextlib.contextmanager
+def in_this_process(session, patience_s: float) -> Iterator[str]:
+    """The app around a session, served here, so that faults can be put into it; its address."""
+    import app
+
+    usual, visitors.UNHEARD_S = visitors.UNHEARD_S, patience_s
+    demo = app.build_app(session)
+    _, url, _ = app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    try:
+        yield url
+    finally:
+        visitors.UNHEARD_S = usual
+        demo.close(verbose=False)
+
+
+def outcome(fault: str, url: str, inject: Callable[[], str]) -> Outcome:
+    """Put a fault in, and time the next visitor."""
+    try:
+        happened = inject()
+    except Exception as error:
+        happened = f"the injection failed: {error}"
+    first, whole = next_answer(url)
+    found = Outcome(fault, happened, whole, first)
+    print(
+        f"{'ok ' if found.is_good else 'BAD'} {fault}: {happened}; next word {first:.2f} s, answer {whole:.2f} s",
+        flush=True,
+    )
+    return found
+
+
+def serving_outcomes() -> list[Outcome]:
+    """Faults of serving."""
+    session = FakeSession(dense=300, sparse=480)
+    with in_this_process(session, UNHEARD_S) as url:
+        next_answer(url)
+        return [outcome(name, url, lambda inject=inject: inject(url, session)) for name, inject in SERVING.items()]
+
+
+def decoding_outcomes() -> list[Outcome]:
+    """Faults of decoding."""
+    from selfspan_core.serve.lazy_session import LazySession
+
+    with in_this_process(LazySession(), visitors.UNHEARD_S) as url:
+        told(url)
+        return [outcome(name, url, lambda inject=inject: inject(url)) for name, inject in decoding_faults()]
+
+
+def interrupted() -> Outcome:
+    """Ctrl-C in the middle of a run, and a server that is started again."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with serving(sys.executable, log) as (url, pid):
+            threading.Thread(target=told, args=(url,), daemon=True).start()
+            time.sleep(15)
+            os.kill(pid, signal.SIGINT)
+            began = time.monotonic()
+            while Path(f"/proc/{pid}/stat").exists() and ") Z " not in Path(f"/proc/{pid}/stat").read_text():
+                time.sleep(0.01)
+            took = time.monotonic() - began
+        is_clean = "Abort" not in log.read_text() and "Traceback" not in log.read_text()
+    happened = f"the server ended after {took:.2f} s{'' if is_clean else ', and not cleanly'}"
+    print(happened, flush=True)
+    return Outcome("Ctrl-C in the middle of a run", happened, 0.0, 0.0)
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """The outcomes for the page."""
+    where = machine()
+    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    head = (
+        f"{where.get('cpu')}, {where.get('cores')} cores, {datetime.now(UTC).date()}, commit {commit.stdout.strip()}."
+    )
+    rows = [
+        f"| {one.fault} | {' '.join(one.happened.split()).replace('|', '/')} | "
+        + (f"{one.first_word_s:.2f} | {one.next_s:.2f} |" if one.next_s else "– | – |")
+        for one in outcomes
+    ]
+    columns = "| injected | what happened | next visitor's first word, s | and answer, s |\n| --- | --- | ---: | ---: |"
+    return "\n".join([head, "", columns, *rows])
+
+
+def main() -> None:
+    """Inject, print, and exit with 1 where the next visitor was not served."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
+    parser.add_argument("--only", choices=("serving", "decoding", "interrupt"))
+    arguments = parser.parse_args()
+    logging.getLogger("selfspan").setLevel(logging.CRITICAL)
+    outcomes: list[Outcome] = []
+    if arguments.only in (None, "serving"):
+        outcomes += serving_outcomes()
+    if arguments.only in (None, "decoding"):
+        outcomes += decoding_outcomes()
+    if arguments.only in (None, "interrupt"):
+        outcomes.append(interrupted())
+    if arguments.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, behind = rest.partition(END)
+        PAGE.write_text(f"{before}{BEGIN}\n{table(outcomes)}\n{END}{behind}", encoding="utf-8")
+    if not all(one.is_good for one in outcomes):
+        sys.exit("the next visitor was not served in time")
+
+
+if __name__ == "__main__":
+    main()
