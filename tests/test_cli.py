@@ -1,5 +1,6 @@
 """The command line: what it prints, what it refuses, and that it refuses before it loads anything."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -42,9 +43,9 @@ def test_json(monkeypatch, capsys, solved):
     assert call(monkeypatch, "--json", stdin=b"79*36+63\n\n 1 + 2 \r\n") == 0
     captured = capsys.readouterr()
     objects = [json.loads(line) for line in captured.out.splitlines()]
-    assert [(o["input"], o["attention"]) for o in objects] == [
-        *(("79*36+63", "dense"), ("79*36+63", "sparse")),
-        *(("1+2", "dense"), ("1+2", "sparse")),
+    assert [(o["input"], o["canonical"], o["attention"]) for o in objects] == [
+        *(("79*36+63", "79*36+63", "dense"), ("79*36+63", "79*36+63", "sparse")),
+        *((" 1 + 2 ", "1+2", "dense"), (" 1 + 2 ", "1+2", "sparse")),
     ]
     assert all(tuple(o) == FIELDS for o in objects)
     assert all(tuple(step) == ("reads", "name", "text", "intervals") for o in objects for step in o["steps"])
@@ -250,6 +251,16 @@ def test_bad_options(capsys, arguments):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2 and capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--task", "--length", "--attention", "--model", "--seed", "--no-such-option"])
+def test_what_was_typed_is_escaped_in_messages(option, capsys):
+    """A terminal that an option's value clears, colours or makes type something."""
+    with contextlib.suppress(SystemExit):
+        task = ["--task", "summarize"] if option == "--length" else []
+        assert cli.main(["run", *task, f"{option}=\x1b[31mred", "1+1"]) == 2
+    said = capsys.readouterr().err
+    assert "[31mred" in said and "\x1b" not in said
 
 
 def test_bad_input_is_refused_without_torch():

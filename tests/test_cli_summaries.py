@@ -35,7 +35,9 @@ def test_json(monkeypatch, capsys, models):
     assert (dense["attention"], sparse["attention"]) == ("dense", "sparse")
     assert sparse["correct"] is None and sparse["answer"] and len(sparse["steps"]) == 2
     assert all(step["reads"] and step["text"].strip() for step in sparse["steps"])
-    assert " ".join(get_task("summarize").parse(ARTICLE).sentences) == sparse["input"]
+    assert (
+        " ".join(get_task("summarize").parse(ARTICLE).sentences) == sparse["canonical"] and sparse["input"] == ARTICLE
+    )
 
 
 def test_text_and_a_file(monkeypatch, capsys, models, tmp_path):
@@ -79,10 +81,10 @@ def test_a_pasted_article_is_cleaned_and_that_can_be_undone(monkeypatch, capsys,
     assert call(monkeypatch, given, pasted.encode()) == 0
     captured = capsys.readouterr()
     assert re.match(r"cleaned: 1 reference mark taken off, \d line breaks joined \(--as-is ", captured.err)
-    assert json.loads(captured.out)["input"] == " ".join(get_task("summarize").parse(ARTICLE).sentences)
+    assert json.loads(captured.out)["canonical"] == " ".join(get_task("summarize").parse(ARTICLE).sentences)
     assert call(monkeypatch, [*given, "--as-is"], pasted.encode()) == 0
     captured = capsys.readouterr()
-    assert captured.err == "" and "[1]" in json.loads(captured.out)["input"]
+    assert captured.err == "" and "[1]" in json.loads(captured.out)["canonical"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
@@ -92,5 +94,5 @@ def test_encodings_of_files(monkeypatch, capsys, models, encoding):
     given = [*models, "--json", "--attention", "sparse", "--length", "short"]
     assert call(monkeypatch, given, text.encode(encoding)) == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["input"].startswith("The café’s owner said “no” – twice – on Monday. The town")
+    assert json.loads(captured.out)["canonical"].startswith("The café’s owner said “no” – twice – on Monday. The town")
     assert ("read as " in captured.err) == (not encoding.startswith("utf-8"))

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from safetensors import safe_open
 from selfspan_core.compare.session import Session
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.model_store import ModelStore
-from selfspan_core.errors import InputError, ModelError
+from selfspan_core.errors import InputError, ModelError, ModelUnavailable
+from selfspan_core.models import hub
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.places import place_of
 from selfspan_core.models.registry import (
@@ -96,10 +98,22 @@ def test_the_shipped_model():
     assert shipped_tasks() == tuple(TASKS) and set(spec.adapters) == set(TASKS) and len(spec.adapters) == len(TASKS)
 
 
+def test_a_hub_that_cannot_be_asked_is_told_at_once(monkeypatch, tmp_path):
+    """Two minutes of a library's retries, each with a line of its own, and a model that was fetched left unused."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    began = time.monotonic()
+    with pytest.raises(ModelUnavailable, match="the hub cannot be asked") as error:
+        place_of(HubModel("some-one/some-model"))
+    assert time.monotonic() - began < 15 and "\n" not in str(error.value)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(tmp_path / "config.json"))
+    assert place_of(HubModel("some-one/some-model")) == tmp_path
+
+
 def test_what_a_name_means(registered, tmp_path, monkeypatch):
     """Would catch a registered name that is looked up on the hub, and a folder that hides a registered name."""
     assert resolve_model("tiny-bytes") is registered["tiny-bytes"] is resolve_model(registered["tiny-bytes"])
     assert resolve_model("some-one/some-model").source == HubModel("some-one/some-model")
+    monkeypatch.setattr(hub, "why_unreachable", lambda: "")
     assert place_of(HubModel("some-one/some-model")) == "some-one/some-model"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny-bytes").mkdir()

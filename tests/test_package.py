@@ -43,6 +43,27 @@ def test_requirements_files_and_the_package_agree(name):
         assert all(version in SpecifierSet(str(bounds.specifier)) for version in versions), key
 
 
+def test_the_lock_holds_what_requirements_ask_for():
+    """Would catch a lock of other versions than those that tests run with, and one with somebody's own addresses."""
+    lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    locked = by_name(line for line in lines if not line.startswith("#"))
+    assert len(locked) > 50 and all(str(one) == f"{one.name}{one.specifier}" for one in locked.values())
+    for name, bounds in by_name(SETS["requirements.txt"]).items():
+        (version,) = (one.version for one in locked[name].specifier)
+        assert version in bounds.specifier, name
+    asked = [line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    for name, pin in by_name(asked).items():
+        (version,) = (one.version for one in locked[name].specifier)
+        assert version in pin.specifier, name
+
+
+def test_every_dependency_has_an_upper_bound():
+    """A release that does not exist yet, installed by somebody in a year, and all that it breaks."""
+    named = [*PROJECT["dependencies"], *(one for extra in EXTRAS.values() for one in extra)]
+    for one in map(Requirement, (line for line in named if not line.startswith("selfspan["))):
+        assert any(bound.operator in ("<", "<=", "==") for bound in one.specifier), one
+
+
 def python(*arguments, path: Path, cwd: Path, **options) -> subprocess.CompletedProcess:
     """A Python process elsewhere, for which `path` comes first."""
     environment = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}

@@ -32,7 +32,8 @@ def test_start_tick_end():
         "kind": "start",
         "view": {"pane": "line", "answer": "answer", "step": "step", "typeset": True},
         "task": "arithmetic",
-        "input": "79*36+63",
+        "input": " 79 × 36 + 63 ",
+        "canonical": "79*36+63",
         "adapter": "span",
         "title": "Same adapter, mask off and on",
         "prompt": [
@@ -71,7 +72,7 @@ def test_start_tick_end():
         assert set(tick) == {"kind", "lanes"} and list(tick["lanes"]) == ["dense", "sparse"]
         assert all(set(lane) == LANE_FIELDS for lane in tick["lanes"].values())
     assert set(end) == {
-        *("kind", "input", "expected", "lanes", "line", "headline"),
+        *("kind", "input", "canonical", "expected", "lanes", "line", "headline"),
         *("speedup_ms_per_token", "speedup_time_to_answer", "read_share"),
     }
     assert [list(result) for result in end["lanes"].values()] == [RESULT_FIELDS, RESULT_FIELDS]

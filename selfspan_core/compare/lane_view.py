@@ -355,14 +355,16 @@ class LaneView:
         return {"load": self.load, "total_tokens_per_second": self.total_tokens_per_second}
 
     def result(self, task: Task, problem: Problem) -> dict[str, Any]:
-        """The lane's outcome. Only a sequence that the model ended itself has an answer; a truncated one has none.
+        """The lane's outcome, without what was typed.
+
+        Only a sequence that the model ended itself has an answer; a truncated one has none.
 
         For tasks without a single right answer, `expected` and `correct` are None, and there may be a `remark`.
         """
         answer = task.answer(self.output) if self.finish == "eos" else None
         remark = task.remark(problem, answer) if answer is not None else ""
         return {
-            "input": problem.text,
+            "canonical": problem.text,
             "attention": self.spec.attention,
             "adapter": self.spec.adapter,
             "output": self.output,

@@ -214,7 +214,8 @@ class Session:
             "kind": "start",
             "view": asdict(run.task.view),
             "task": run.task.name,
-            "input": run.problem.text,
+            "input": run.request.text,
+            "canonical": run.problem.text,
             "adapter": run.request.adapter,
             "title": TITLES[run.request.adapter] if len(specs) > 1 else specs[0].label,
             "prompt": [
@@ -247,9 +248,10 @@ class Session:
         return described if spec.model == self._models.usual(task).name else {**described, "model": spec.model}
 
     def _end(self, run: PreparedRun, views: dict[str, LaneView]) -> dict[str, Any]:
-        results = {lane_id: view.result(run.task, run.problem) for lane_id, view in views.items()}
+        typed = {"input": run.request.text}
+        results = {lane_id: typed | view.result(run.task, run.problem) for lane_id, view in views.items()}
         expected = run.problem.expected if run.task.has_right_answer else None
-        end = {"kind": "end", "input": run.problem.text, "expected": expected, "lanes": results}
+        end = {"kind": "end", **typed, "canonical": run.problem.text, "expected": expected, "lanes": results}
         return {
             **end,
             **notice_of(run),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from selfspan_core.errors import ModelError, ModelUnavailable
 from selfspan_core.models.conversion import NAMES_BYTES, converted, folder_of, key_of_file
+from selfspan_core.models.hub import cached_folder, place_on_hub, why_unreachable
 from selfspan_core.models.registry import Folder, GgufFrom, HubModel, PublishedGguf, Source, resolve_model
 
 FOLDER_VARIABLE = "SELFSPAN_GGUF"
@@ -24,7 +25,7 @@ def place_of(source: Source) -> Path | str:
         case Folder(path):
             return path
         case HubModel(hub_id):
-            return hub_id
+            return place_on_hub(hub_id)
         case GgufFrom(path):
             return converted(path, key_of_file(path))
         case PublishedGguf():
@@ -78,6 +79,8 @@ def _from_hub(source: PublishedGguf) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
+        if cached_folder(source.hub_id, source.file, source.revision) is None and (why := why_unreachable()):
+            raise ConnectionError(why)
         return Path(hf_hub_download(source.hub_id, source.file, revision=source.revision))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors, the hub's own are one or the other
         raise ModelUnavailable(

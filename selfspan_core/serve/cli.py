@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from selfspan_core.errors import ImplUnavailable, InputError, LaneError, ModelError, SettingError
 from selfspan_core.models.registry import resolve_model
 from selfspan_core.params import Request, SamplingParams
-from selfspan_core.serve.cli_options import build_parser
+from selfspan_core.serve.cli_options import build_parser, printable
 from selfspan_core.serve.lazy_session import silence_libraries
 from selfspan_core.serve.text_files import UnknownEncoding, decoded
 from selfspan_core.tasks.base import read_pasted
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         runs = prepare_all(session, requests)
     except BadInput as error:
         for reason in error.reasons[:MAX_REASONS]:
-            print(f"error: {reason}", file=sys.stderr)
+            print(f"error: {printable(' '.join(reason.split()))}", file=sys.stderr)
         if len(error.reasons) > MAX_REASONS:
             print(f"error: {len(error.reasons) - MAX_REASONS:,} more lines are bad", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -294,7 +294,7 @@ def text_report(
     if view["pane"] == "document":
         yield from (f"  {part['name']}: {printable(part['text'].strip())}" for part in start["prompt"] if part["name"])
     else:
-        yield printable(start["input"])
+        yield printable(start["canonical"])
     if view["pane"] == "line" and any(lane["adapter"] == "span" for lane in start["lanes"]):
         named = (f"{part['name']}:{part['text']}" if part["name"] else part["text"] for part in start["prompt"])
         yield f"  names: {printable(' '.join(named))}"
@@ -335,8 +335,3 @@ def figures_line(figures: dict[str, Any]) -> str:
         f"then {figures['tokens_per_second']:.1f} tokens/s ({figures['ms_per_token']:.2f} ms/token); "
         f"read {100 * figures['share']:.1f} % of dense{drafts}"
     )
-
-
-def printable(text: str) -> str:
-    """Text with all terminal control sequences escaped: text from users and models is data."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,6 +1,7 @@
 """The command line's options: their names, defaults and help. No torch here."""
 
 import argparse
+from typing import NoReturn
 
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, PREFERRED
 from selfspan_core.params import MAX_DRAFTS, MAX_LOAD
@@ -19,9 +20,21 @@ exit status: 0 when every input ran (right answer or wrong), 2 on bad input, 1 i
 error"""
 
 
+def printable(text: str) -> str:
+    """Text with all terminal control sequences escaped: text from users and models is data."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """As argparse's, which repeats what was typed in its messages as it is."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line's options."""
-    parser = argparse.ArgumentParser(prog="python -m selfspan_core", description="Self-selected attention spans.")
+    parser = _Parser(prog="python -m selfspan_core", description="Self-selected attention spans.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "run",

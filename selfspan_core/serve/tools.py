@@ -155,7 +155,7 @@ def _answer(start: dict, result: dict) -> dict[str, Any]:
     for number, step in enumerate(result["steps"], start=1):
         steps.append({"text": step["text"], "read": [texts.get(name, name) for name in step["reads"]]})
         texts[step["name"]] = f"step {number}"
-    answer = {name: result[name] for name in ("input", "answer", "expected", "correct")}
+    answer = {name: result[name] for name in ("input", "canonical", "answer", "expected", "correct")}
     figures = {name: result[name] for name in FIGURES if result.get(name) is not None}
     return {**answer, "steps": steps, "figures": figures}
 

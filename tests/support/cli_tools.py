@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 from tests.support.scripted import ScriptedEngine, right_output
 
 FIELDS = (
-    *("input", "attention", "adapter", "output", "answer", "expected", "correct", "tokens", "seconds"),
+    *("input", "canonical", "attention", "adapter", "output", "answer", "expected", "correct", "tokens", "seconds"),
     *("tokens_per_second", "attended_tokens", "dense_tokens", "malformed_steps", "steps"),
 )
 TEXT = "79*36+63"

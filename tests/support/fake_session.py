@@ -91,6 +91,7 @@ class FakeLane:
                 self.items = self.items + [dict(word, step=word["step"] + shift) for word in words]
             self.items = self.items[: options["num_tokens"]]
         self.malformed_step = options["malformed_step"]
+        self.typed = options.get("typed", problem.text)
         self.load = options.get("load", 1)
         self.wrong, self.missing = attention in options["wrong"], attention in options.get("missing", ())
         self.done = 0
@@ -179,7 +180,8 @@ class FakeLane:
         remark = get_task("summarize").remark(self.problem, answer) if is_summary and answer else ""
         output = "".join(item["text"] for item in self.items if item["kind"] in ("text", "newline"))
         return {
-            "input": self.problem.text,
+            "input": self.typed,
+            "canonical": self.problem.text,
             "attention": self.attention,
             "adapter": self.adapter,
             "output": output.strip("\n"),
@@ -254,7 +256,7 @@ class FakeSession:
 
     def compare(self, request: Request) -> Iterator[dict]:
         problem, cleaned = read_pasted(get_task(request.task, **request.options), request.text, request.clean)
-        self.cleaned = cleaned
+        self.cleaned, self.typed = cleaned, request.text
         if self.options["beginning"] and self.options["beginning"] != request.text:
             raise TooLongError("The article is too long.", self.options["beginning"])
         self.model, self.asked = request.model, dict(request.options)
@@ -281,7 +283,7 @@ class FakeSession:
             self.running -= 1
 
     def _ticks(self, task: str, problem, adapter: str, load: int) -> Iterator[dict]:
-        options = self.options | {"load": load}
+        options = self.options | {"load": load, "typed": self.typed}
         lanes = {
             "dense": FakeLane(problem, "dense", adapter, self.rates["dense"], options),
             "sparse": FakeLane(problem, "sparse", "span", self.rates["sparse"], options),
@@ -313,7 +315,8 @@ class FakeSession:
             "kind": "start",
             "view": asdict(get_task(task).view),
             "task": task,
-            "input": problem.text,
+            "input": self.typed,
+            "canonical": problem.text,
             "adapter": adapter,
             "title": TITLES[adapter],
             "prompt": [{"text": text, "name": None if name is None else f"a{name}"} for text, name in problem.display],
@@ -340,7 +343,8 @@ class FakeSession:
         compared = Compared(results, per_token, ratio, self.options["read_share"], adapter == "plain")
         return {
             "kind": "end",
-            "input": problem.text,
+            "input": self.typed,
+            "canonical": problem.text,
             "expected": problem.expected,
             "lanes": results,
             **self._cleaning(),

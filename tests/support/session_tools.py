@@ -8,7 +8,7 @@ TASK = get_task("arithmetic")
 TOKENIZER = CharacterTokenizer()
 TEXT = "79*36+63"
 RESULT_FIELDS = [
-    *("input", "attention", "adapter", "output", "answer", "expected", "correct", "tokens", "seconds"),
+    *("input", "canonical", "attention", "adapter", "output", "answer", "expected", "correct", "tokens", "seconds"),
     *("tokens_per_second", "attended_tokens", "dense_tokens", "malformed_steps", "steps"),
 ]
 LANE_FIELDS = {
