@@ -4,14 +4,14 @@ from pathlib import PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
-RACES = ("app", "app_firefox", "app_input", "app_load", "app_map", "app_shipped", "crowd")
-TABS = ("api", "app_access", "app_articles", "app_keep", "app_tasks", "models_registry", "offered", "serving", "tools")
-SERVED = {
-    **{f"test_{name}": "races" for name in RACES},
-    **{f"test_{name}": "tabs" for name in (*TABS, "toy_task", "zero_gpu")},
-}
-"""Modules with a browser or a server, in two groups of which each stays in one worker and takes about as long as the
-other: three browsers on two cores would disturb each other."""
+BROWSERS = (
+    *("app", "app_access", "app_articles", "app_firefox", "app_input", "app_keep", "app_load", "app_map"),
+    *("app_shipped", "app_tasks", "models_registry", "offered", "toy_task"),
+)
+SERVERS = ("api", "crowd", "serving", "tools", "zero_gpu")
+SERVED = {f"test_{name}" for name in (*BROWSERS, *SERVERS)}
+"""Modules with a browser or a server. All are one scope: a page draws for as long as it waits, so that two browsers on
+two cores take longer, side by side, than one after the other."""
 LONG = ("test_gemm_wgmma", "test_kernel", "test_summary_training", "test_training", "test_kernel_sources")
 """Modules that would leave one worker alone at the end, if they were begun late."""
 
@@ -24,8 +24,8 @@ def place(module: str) -> int:
 
 
 class ByModule(LoadScopeScheduling):
-    """xdist's scheduler of scopes; a scope is a group of `SERVED`, or any other module."""
+    """xdist's scheduler of scopes; a scope is all of `SERVED`, or any other module."""
 
     def _split_scope(self, nodeid: str) -> str:
         module = PurePosixPath(nodeid.partition("::")[0]).stem
-        return SERVED.get(module, module)
+        return "served" if module in SERVED else module
