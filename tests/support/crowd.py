@@ -35,7 +35,8 @@ class Visit:
 
 def stay(url: str, text: str, task: str = "arithmetic") -> Visit:
     """A visitor who sees their run to the end."""
-    client = Client(url, verbose=False)
+    # Longer than the client's own five seconds: a server that loads its models on busy cores takes so long.
+    client = Client(url, verbose=False, httpx_kwargs={"timeout": 60})
     visit, began = Visit(), time.monotonic()
     try:
         for tick in client.submit(task, text, api_name="/compare"):
