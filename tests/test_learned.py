@@ -192,6 +192,7 @@ def preferred(folders, adapters, tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", no_hub)
+    monkeypatch.setattr("selfspan_core.models.places.why_unreachable", lambda: "")
     (tmp_path / "files").mkdir()
     file = write(tmp_path / "files" / "tiny.gguf", tiny_model())
     source = replace(

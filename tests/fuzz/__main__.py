@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", help="some of them (default: all): " + ", ".join(TARGETS))
     parser.add_argument("--seconds", type=float, default=600, help="time in all (default: 600)")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the first round (default: the time)")
+    parser.add_argument("--seed", type=int, help="of the first round: the same inputs each time, nothing is kept")
     parser.add_argument("--found", default=".fuzz", help="folder that keeps what failed (default: .fuzz)")
     arguments = parser.parse_args()
     unknown = set(arguments.targets) - set(TARGETS)
@@ -25,8 +25,9 @@ def main() -> int:
         parser.error(f"no such target: {', '.join(sorted(unknown))}; there are: {', '.join(TARGETS)}")
     names = arguments.targets or list(TARGETS)
     ends, sums, failed = time.monotonic() + arguments.seconds, {name: Tried() for name in names}, []
-    print(f"seed {arguments.seed}, targets: {', '.join(names)}", flush=True)
-    for number in itertools.count(arguments.seed):
+    print(f"targets: {', '.join(names)}", flush=True)
+    numbers = itertools.repeat(None) if arguments.seed is None else itertools.count(arguments.seed)
+    for number in numbers:
         for name in [name for name in names if name not in failed]:
             if time.monotonic() > ends:
                 break
@@ -35,7 +36,10 @@ def main() -> int:
                 tried = fuzz(target, ROUND[target.kind], number, arguments.found)
             except Exception as error:  # of any kind: that is what is looked for
                 failed.append(name)
-                print(f"\n{name}, seed {number}: {type(error).__name__}: {error}", file=sys.stderr)
+                print(
+                    f"\n{name}{'' if number is None else f', seed {number}'}: {type(error).__name__}: {error}",
+                    file=sys.stderr,
+                )
                 print("\n".join(getattr(error, "__notes__", [])), file=sys.stderr, flush=True)
                 continue
             so_far.inputs += tried.inputs

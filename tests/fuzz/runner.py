@@ -85,12 +85,13 @@ def attempt(target: Target, value: Any, tried: Tried) -> None:
         raise TooSlow(f"{took:.1f} s of a processor")
 
 
-def fuzz(target: Target, num_inputs: int, number: int, found: str | None = None) -> Tried:
-    """Many inputs, the same ones for the same number.
+def fuzz(target: Target, num_inputs: int, number: int | None, found: str | None = None) -> Tried:
+    """Many inputs.
 
     Args:
-        number: seed.
-        found: folder where what fails is kept, so that it is tried first the next time; None: nowhere.
+        number: seed, for the same inputs each time; None: others each time.
+        found: without a seed, the folder where what fails is kept, so that it is tried first the next time; hypothesis
+            keeps nothing of inputs that a seed brings again.
 
     Raises:
         Exception: the first fault, of the shortest input that has it; hypothesis says which that is.
@@ -109,7 +110,7 @@ def fuzz(target: Target, num_inputs: int, number: int, found: str | None = None)
         suppress_health_check=list(HealthCheck),
         phases=[Phase.reuse, Phase.generate, Phase.shrink] if kept else [Phase.generate, Phase.shrink],
     )(given(target.inputs)(lambda value: attempt(target, value, tried)))
-    seed(number)(checked)()
+    (checked if number is None else seed(number)(checked))()
     tried.growth_mb = peak_mb() - before
     assert tried.growth_mb < MOST_GROWTH_MB, f"{target.name}: {tried.growth_mb:.0f} MB more than before"
     return tried

@@ -138,7 +138,14 @@ class NoModel:
 
     def compare(self, request: Request) -> Iterator[dict]:
         problem, _ = read_pasted(get_task(request.task, **request.options), request.text, request.clean)
-        lane = {"input": problem.text, "answer": None, "expected": None, "correct": None, "steps": []}
+        lane = {
+            "input": request.text,
+            "canonical": problem.text,
+            "answer": None,
+            "expected": None,
+            "correct": None,
+            "steps": [],
+        }
         lanes = {"dense": lane, "sparse": lane}
         yield {"kind": "start", "prompt": [{"text": text, "name": None} for text, _ in problem.display], "device": "-"}
         yield {"kind": "end", "lanes": lanes, "line": "", "read_share": 1.0} | dict.fromkeys(
