@@ -41,8 +41,9 @@ def test_a_port_that_is_taken_is_told_in_a_line(monkeypatch, capsys):
 
 
 COMPUTING = """
-import threading
+import signal, threading
 from selfspan_core.serve.starting import wait_for_interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of processes in the background a shell ignores it
 def compute():
     import numpy
     while True:
@@ -57,12 +58,15 @@ wait_for_interrupt()
 def test_an_interrupt_ends_the_server_at_once():
     """A process that waits for its threads, or aborts with signal 6 because one of them computes."""
     with subprocess.Popen([sys.executable, "-c", COMPUTING], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout.readline() == "ready\n"
-        time.sleep(0.2)
-        os.kill(server.pid, signal.SIGINT)
-        began = time.monotonic()
-        assert server.wait(10) == starting.EXIT_INTERRUPTED
-        assert time.monotonic() - began < 2 and "Stopped." in server.stdout.read()
+        try:
+            assert server.stdout.readline() == "ready\n"
+            time.sleep(0.2)
+            os.kill(server.pid, signal.SIGINT)
+            began = time.monotonic()
+            assert server.wait(10) == starting.EXIT_INTERRUPTED
+            assert time.monotonic() - began < 2 and "Stopped." in server.stdout.read()
+        finally:
+            server.kill()
 
 
 class Clock:
