@@ -1,7 +1,7 @@
 """Time to whole answers on a CPU, with drafts and without, as Markdown."""
 
 from selfspan_core.models.registry import DEFAULT_MODEL
-from selfspan_core.tasks.registry import get_task
+from selfspan_core.tasks.registry import TASKS, get_task
 from training.reports.markdown import origin, read, source, table
 
 PATH = "assets/results/cpu_answers.json"
@@ -70,9 +70,7 @@ def answers_brief() -> str:
 
 def _models(results: dict) -> str:
     """Which model answered what; files that do not say so are of the time when one model answered everything."""
-    models = results.get("models") or {
-        task: {"model": DEFAULT_MODEL, "numbers": results["dtype"]} for task in ("arithmetic", "summarize")
-    }
+    models = results.get("models") or {task: {"model": DEFAULT_MODEL, "numbers": results["dtype"]} for task in TASKS}
     of_tasks = (f"{get_task(task).page.tab}: {one['model']} in {one['numbers']}" for task, one in models.items())
     return f" {'; '.join(of_tasks)}."
 
