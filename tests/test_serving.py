@@ -21,6 +21,7 @@ from selfspan_core.serve.device import SharedDevice
 from tests.support.crowd import stay
 from tests.support.fake_session import FakeSession
 from tests.support.paths import ROOT
+from tests.support.rehearse_space import free_port
 
 EXPRESSION = "79*36+63-(45-12)*8"
 AROUND_THE_QUEUE = ("/gradio_api/run/compare", "/gradio_api/api/compare")
@@ -113,13 +114,6 @@ def test_many_first_requests_import_once():
     """
     done = subprocess.run([sys.executable, "-c", RACE], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for_port(port: int, server: subprocess.Popen) -> None:

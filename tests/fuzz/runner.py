@@ -1,8 +1,6 @@
 """One target and many inputs: each within its time, every error one of ours, memory where it was."""
 
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +9,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
+
+from selfspan_core.bench_systems import peak_mb
 
 MOST_S = 2.0
 """Seconds of a processor for one input, on a laptop."""
@@ -56,11 +56,6 @@ class Tried:
 
 def _give_up(*_: object) -> None:
     raise TooSlow(f"no end after {HANG_S:g} s of a processor")
-
-
-def peak_mb() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
 def attempt(target: Target, value: Any, tried: Tried) -> None:

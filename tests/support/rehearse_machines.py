@@ -1,7 +1,7 @@
 """The README's commands on fresh machines: `python -m tests.support.rehearse_machines` (`make rehearse-machines`).
 
 For each Python: a clean clone, `make app`, and then the app and the command line as root and as an ordinary user
-without sudo, whose home cannot be written, without a network, and on a port that is taken; at last `make quick`, or
+without sudo, whose home cannot be written, with a proxy that leads nowhere, and on a taken port; at last `make quick`, or
 `make test`. Each works, or says in one line what to do. It needs git, make, setpriv and, for everything but one's own
 user, root.
 """
@@ -17,11 +17,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.support.rehearse_space import EXPRESSION, free_port
+
 ROOT = Path(__file__).resolve().parents[2]
-EXPRESSION, ANSWER = "79*36+63", "2907"
+ANSWER = "2907"
 NOBODY = 65534
 START_S = 180
 NOWHERE = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
@@ -29,7 +31,7 @@ NOWHERE = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", 
 ASK = """
 import json, sys
 from tests.support.rehearse_space import client_of
-print(json.loads(client_of(sys.argv[1]).predict("79*36+63", api_name="/solve"))["answer"])
+print(json.loads(client_of(sys.argv[1]).predict(sys.argv[2], api_name="/solve"))["answer"])
 """
 
 
@@ -86,13 +88,6 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def users(folder: Path, python: Path) -> list[Machine]:
     """Who uses the clone: whoever runs this, and, if that is root, somebody who may nothing."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
@@ -102,8 +97,8 @@ def users(folder: Path, python: Path) -> list[Machine]:
     if os.getuid() != 0:
         return [mine]
     nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    other = Machine("user without rights", folder, python, nobody, {**kept, **NOWHERE, "HOME": "/nonexistent"})
-    return [Machine("root", *list(vars(mine).values())[1:]), other]
+    elsewhere = {**kept, **NOWHERE, "HOME": "/nonexistent"}
+    return [replace(mine, name="root"), Machine("user without rights", folder, python, nobody, elsewhere)]
 
 
 def checks(machine: Machine) -> Iterator[tuple[str, str]]:
@@ -118,7 +113,8 @@ def checks(machine: Machine) -> Iterator[tuple[str, str]]:
     port = free_port()
     try:
         with machine.app(port):
-            asked = machine.run("env", "NO_PROXY=127.0.0.1", machine.python, "-c", ASK, f"http://127.0.0.1:{port}")
+            here = f"http://127.0.0.1:{port}"
+            asked = machine.run("env", "NO_PROXY=127.0.0.1", machine.python, "-c", ASK, here, EXPRESSION)
             right = asked.stdout.strip().endswith(ANSWER)
             yield "app", "" if right else asked.stdout + asked.stderr[-500:]
             yield "port taken", port_taken(machine, port)
@@ -128,10 +124,8 @@ def checks(machine: Machine) -> Iterator[tuple[str, str]]:
 
 def port_taken(machine: Machine, port: int) -> str:
     """What is wrong with how a second app on a taken port ends; empty if it says what to do."""
-    second = Machine(machine.name, machine.folder, machine.python, machine.prefix, machine.environment)
-    second.environment["PORT"] = str(port)
+    second = replace(machine, environment=machine.environment | {"PORT": str(port)})
     done = second.run(machine.python, "app.py")
-    del second.environment["PORT"]
     said = (done.stderr.strip() or done.stdout.strip()).splitlines()
     if done.returncode and said and "PORT" in said[-1] and "Traceback" not in done.stderr:
         return ""
