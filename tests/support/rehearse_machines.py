@@ -1,9 +1,9 @@
 """The README's commands on fresh machines: `python -m tests.support.rehearse_machines` (`make rehearse-machines`).
 
 For each Python: a clean clone, `make app`, and then the app and the command line as root and as an ordinary user
-without sudo, whose home cannot be written, with a proxy that leads nowhere, and on a taken port; at last `make quick`, or
-`make test`. Each works, or says in one line what to do. It needs git, make, setpriv and, for everything but one's own
-user, root.
+without sudo, whose home cannot be written, with a proxy that leads nowhere, and on a taken port; at last `make quick`,
+or `make test`. Each works, or says in one line what to do. It needs git, make, setpriv and, for everything but one's
+own user, root.
 """
 
 import argparse
