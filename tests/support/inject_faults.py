@@ -16,11 +16,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 from urllib.parse import urlsplit
 
 import httpx
@@ -86,12 +88,13 @@ def unread_socket(url: str, event: str, is_killed: bool) -> socket.socket:
 
 
 def ended(session: FakeSession) -> str:
-    """In how many seconds no run is left; at most a minute."""
+    """In how many seconds no run is left. Raises an AssertionError if one is left after a minute."""
     began = time.monotonic()
     while session.running and time.monotonic() - began < 60:
         time.sleep(0.01)
     took = time.monotonic() - began
-    return "runs went on" if session.running else f"no run was left after {took:.1f} s"
+    assert not session.running, f"{session.running} runs went on"
+    return f"no run was left after {took:.1f} s"
 
 
 def killed_clients(url: str, session: FakeSession) -> str:
@@ -117,10 +120,11 @@ def stop_storm(url: str, session: FakeSession) -> str:
 
 def unheard_call(url: str, session: FakeSession) -> str:
     session.rates = {"dense": 2, "sparse": 2}
-    call(url)
-    while not session.running:
-        time.sleep(0.01)
-    found = ended(session)
+    with mock.patch.object(visitors, "UNHEARD_S", UNHEARD_S):
+        call(url)
+        while not session.running:
+            time.sleep(0.01)
+        found = ended(session)
     session.rates = {"dense": 300, "sparse": 480}
     return f"with {UNHEARD_S:g} s in place of {ALLOWED_S:g} allowed, {found}"
 
@@ -139,9 +143,10 @@ def full_queue(url: str, session: FakeSession) -> str:
     kept = [event for event in events if event]
     with ThreadPoolExecutor(60) as pool:
         ends = list(pool.map(lambda event: ended_with(url, event), kept))
-    return (
-        f"of 150 calls at once {len(events) - len(kept)} were told that the queue is full, {ends.count('end')} answered"
-    )
+    told = Counter({"told that the queue is full": len(events) - len(kept)})
+    told.update("answered" if end == "end" else f"ended with {end}" for end in ends)
+    assert set(told) == {"answered", "told that the queue is full"}, told
+    return f"of 150 calls at once {', '.join(f'{number} were {what}' for what, number in sorted(told.items()))}"
 
 
 def moved_clock(url: str, session: FakeSession) -> str:
@@ -152,7 +157,8 @@ def moved_clock(url: str, session: FakeSession) -> str:
             time.sleep(0.15)
             with clock_set(by_s):
                 found.append(run.result()[-1])
-    return f"a day ahead and a day back in the middle of a run: {' and '.join(found)}"
+    assert found == ["end", "end"], found
+    return "a day ahead and a day back in the middle of a run: both runs came to their end"
 
 
 SERVING: dict[str, Callable[[str, FakeSession], str]] = {
@@ -204,27 +210,27 @@ def next_answer(url: str) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def in_this_process(session, patience_s: float) -> Iterator[str]:
+def in_this_process(session) -> Iterator[str]:
     """The app around a session, served here, so that faults can be put into it; its address."""
     import app
 
-    usual, visitors.UNHEARD_S = visitors.UNHEARD_S, patience_s
     demo = app.build_app(session)
     _, url, _ = app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     try:
         yield url
     finally:
-        visitors.UNHEARD_S = usual
         demo.close(verbose=False)
 
 
 def outcome(fault: str, url: str, inject: Callable[[], str]) -> Outcome:
-    """Put a fault in, and time the next visitor."""
+    """Put a fault in, and time the next visitor; a fault that did not go as it should is no good outcome."""
+    failed = ""
     try:
         happened = inject()
-    except Exception as error:
-        happened = f"the injection failed: {error}"
+    except Exception as error:  # of any kind: the other faults are still to come
+        happened = failed = f"the injection failed: {type(error).__name__}: {error}"
     first, whole = next_answer(url)
+    whole = float("inf") if failed else whole
     found = Outcome(fault, happened, whole, first)
     print(
         f"{'ok ' if found.is_good else 'BAD'} {fault}: {happened}; next word {first:.2f} s, answer {whole:.2f} s",
@@ -236,7 +242,7 @@ def outcome(fault: str, url: str, inject: Callable[[], str]) -> Outcome:
 def serving_outcomes() -> list[Outcome]:
     """Faults of serving."""
     session = FakeSession(dense=300, sparse=480)
-    with in_this_process(session, UNHEARD_S) as url:
+    with in_this_process(session) as url:
         next_answer(url)
         return [outcome(name, url, lambda inject=inject: inject(url, session)) for name, inject in SERVING.items()]
 
@@ -245,7 +251,7 @@ def decoding_outcomes() -> list[Outcome]:
     """Faults of decoding."""
     from selfspan_core.serve.lazy_session import LazySession
 
-    with in_this_process(LazySession(), visitors.UNHEARD_S) as url:
+    with in_this_process(LazySession()) as url:
         told(url)
         return [outcome(name, url, lambda inject=inject: inject(url)) for name, inject in decoding_faults()]
 
@@ -257,6 +263,11 @@ def abandoned(url: str) -> None:
             kinds(url, LONG)
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a child has ended, and nobody asked for its status yet."""
+    return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+
+
 def interrupted() -> Outcome:
     """Ctrl-C in the middle of a run, and a server that is started again."""
     with tempfile.TemporaryDirectory() as folder:
@@ -264,13 +275,15 @@ def interrupted() -> Outcome:
         with serving(sys.executable, log) as (url, pid):
             threading.Thread(target=abandoned, args=(url,), daemon=True).start()
             time.sleep(15)
+            was_there = not has_ended(pid)
             os.kill(pid, signal.SIGINT)
             began = time.monotonic()
-            while ") Z " not in Path(f"/proc/{pid}/stat").read_text() and time.monotonic() - began < 20:
-                time.sleep(0.01)
+            while not has_ended(pid) and time.monotonic() - began < 20:
+                time.sleep(0.001)
             took = time.monotonic() - began
-        is_clean = "Abort" not in log.read_text() and "Traceback" not in log.read_text()
-    happened = f"the server ended after {took:.2f} s{'' if is_clean else ', and not cleanly'}"
+        said = log.read_text()
+        is_clean = was_there and "Stopped." in said and "Abort" not in said and "Traceback" not in said
+    happened = f"the server ended after {took:.3f} s{'' if is_clean else ', and not cleanly'}"
     print(happened, flush=True)
     return Outcome("Ctrl-C in the middle of a run", happened, 0.0, 0.0 if took < 2 and is_clean else float("inf"))
 
