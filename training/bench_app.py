@@ -1,9 +1,10 @@
-"""The app itself, through its API: `python -m training.bench_app` -> assets/results/app_<device>.json.
+"""The app itself, through its API: `python -m training.bench_app` -> assets/results/app_gpu.json.
 
 The app is started as a user would start it and asked by gradio's client, as any program would ask it: the project's
 own articles to be summarized and some expressions, both lanes side by side, with drafts and without. Tokens per second
 are the lanes' own (prefill left out, as on the page), seconds those of a lane to its answer, prefill included; wall
-seconds are the whole call's, both lanes in turns and the feed included.
+seconds are the whole call's, both lanes in turns and the feed included. Then visitors come: the first one while models
+load, some with many requests at once, and many together (`bench.visitors`).
 """
 
 import argparse
@@ -26,7 +27,8 @@ from cuda_kernels.bench.provenance import provenance
 from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.tasks.arithmetic.task import random_problem
 from selfspan_core.tasks.registry import get_task
-from training.bench.results import check_out, count, name_of_gpu
+from training.bench import visitors
+from training.bench.results import check_out, count
 
 START_SECONDS = 300
 MAX_PORT = 65535
@@ -35,8 +37,8 @@ SEED = 2024
 
 
 @contextlib.contextmanager
-def running_app(port: int) -> Iterator[str]:
-    """The app on a port of this machine, once it answers.
+def running_app(port: int) -> Iterator[tuple[str, int]]:
+    """The app on a port of this machine, and its process id, once it answers.
 
     Raises:
         RuntimeError: the port is taken, or the app has ended, or it does not answer in START_SECONDS.
@@ -47,7 +49,7 @@ def running_app(port: int) -> Iterator[str]:
     environment = os.environ | {"PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
     process = subprocess.Popen([sys.executable, "app.py"], env=environment)
     try:
-        yield _when_ready(process, f"http://127.0.0.1:{port}")
+        yield _when_ready(process, f"http://127.0.0.1:{port}"), process.pid
     finally:
         process.terminate()
         process.wait(30)
@@ -56,13 +58,13 @@ def running_app(port: int) -> Iterator[str]:
 def _when_ready(process: subprocess.Popen, address: str) -> str:
     import httpx
 
-    for _ in range(START_SECONDS):
+    for _ in range(10 * START_SECONDS):
         if process.poll() is not None:
             raise RuntimeError(f"the app has ended with {process.returncode}")
         with contextlib.suppress(httpx.HTTPError):
             httpx.get(address, timeout=5).raise_for_status()
             return address
-        time.sleep(1)
+        time.sleep(0.1)
     raise RuntimeError(f"the app does not answer at {address}")
 
 
@@ -134,25 +136,48 @@ def measure(address: str, repeats: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Start, ask, write."""
+def parse_arguments(argv: Sequence[str] | None, is_gpu: bool) -> argparse.Namespace:
+    """The options; a mistake among them is told in a line, and ends the process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=7861)
     parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--out", type=Path, help="default: assets/results/app_<device>.json")
+    most = max(visitors.LOADS) if is_gpu else 1
+    parser.add_argument("--load", type=int, default=most, choices=visitors.LOADS, help="most requests of a visitor")
+    parser.add_argument("--crowd", type=count, default=1000, help="visits of a crowd")
+    parser.add_argument("--crowd-seconds", type=count, default=300, help="no visit of a crowd begins later")
+    name = "gpu" if is_gpu else "cpu"
+    parser.add_argument("--out", type=Path, default=Path(f"assets/results/app_{name}.json"))
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.port <= MAX_PORT:
         parser.error(f"--port: 1 to {MAX_PORT}")
     check_out(parser, arguments.out)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    out = arguments.out or Path("assets/results") / f"app_{name_of_gpu(device)}.json"
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start, ask, write; the file is written again after every part."""
+    is_gpu = torch.cuda.is_available()
+    arguments = parse_arguments(argv, is_gpu)
     document = provenance() | {"seed": arguments.seed, "repeats": arguments.repeats}
-    document["clock"] = "device" if device.type == "cuda" else "host"
-    with running_app(arguments.port) as address:
-        document["drafts"] = measure(address, arguments.repeats, arguments.seed)
-    write_whole(out, json.dumps(document, indent=1) + "\n")
-    print(f"wrote {out}")
+    document["clock"] = "device" if is_gpu else "host"
+
+    def add(name: str, found: dict[str, Any]) -> None:
+        document[name] = found
+        write_whole(arguments.out, json.dumps(document, indent=1) + "\n")
+        print(f"{name}: {json.dumps(found)[:900]}", flush=True)
+
+    with running_app(arguments.port) as (address, pid):
+        seed, repeats, most = arguments.seed, arguments.repeats, arguments.load
+        add("first_request", visitors.first_request(address, seed))
+        add("drafts", measure(address, repeats, seed))
+        add("loads", visitors.loads(address, seed, repeats, most))
+        add("together", visitors.together(address, seed))
+        crowds: dict[str, Any] = {}
+        for load in (load for load in visitors.LOADS if load <= most and (load > 1 or most == 1)):
+            crowds[str(load)] = visitors.crowd(address, pid, load, arguments.crowd, arguments.crowd_seconds, seed)
+            add("crowds", crowds)
+    print(f"wrote {arguments.out}")
 
 
 if __name__ == "__main__":
