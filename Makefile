@@ -26,7 +26,7 @@ help:
 	@echo "make check-memory    200 runs through the API: fails if the server's memory grows by more than 5 %"
 	@echo "make fuzz        inputs that nobody would type, for SECONDS=600: fails if one takes long or is not refused in words"
 	@echo "make inject-faults   faults put into a server while it serves; writes the table of docs/reliability.md"
-	@echo "make load            1,000 requests of 50 clients; writes assets/results/app_load.json"
+	@echo "make load            1,000 requests of 50 clients; writes assets/results/load_cpu.json"
 	@echo "make lint       ruff (check and format check) and mypy"
 	@echo "make clean      remove $(VENV) and caches"
 

@@ -212,6 +212,17 @@ def test_who_waits_is_told_why():
     long.join(20)
 
 
+def test_the_first_word_comes_as_soon_in_a_crowd(monkeypatch):
+    """Would catch visitors of a crowd who look at nothing for as long as the words between two others may take."""
+    monkeypatch.setattr("selfspan_core.serve.device.TELL_EVERY_S", 0.2)
+    device = SharedDevice(Steps(seconds=0.02))
+    for _ in range(40):
+        device._join(lambda: iter(()))  # none of them asks for its turn, so that nobody's comes
+    with closing(device.compare(LONG)) as waiting:
+        first, second = next(waiting), next(waiting)
+    assert first["seconds"] < second["seconds"] - first["seconds"]
+
+
 def test_leaving_frees_the_device_and_says_so_to_nobody():
     """A run that was given up and goes on, a place in the line that nobody has, a closing that waits for the device."""
     session = Steps(seconds=0.05)

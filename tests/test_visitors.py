@@ -51,13 +51,12 @@ def test_expressions_are_the_same_every_time():
 def test_all_parts_of_the_benchmark(address, monkeypatch):
     """Would catch a part that fails after minutes on a machine with a GPU, and a crowd that goes on beyond its time."""
     monkeypatch.setattr(visitors, "NUM_TOGETHER", 3)
-    monkeypatch.setattr(visitors, "NUM_CLIENTS", 4)
     monkeypatch.setattr(visitors, "LONGEST", 12)
     first = first_request(address, 1)
     assert first["is_right"] and first["first_word_s"] <= first["seconds"]
     assert set(loads(address, 1, repeats=1, most=1)) == {"1"}
     assert together(address, 1)["answered"] == 3
-    found = crowd(address, os.getpid(), load=1, num=6, most_s=60, seed=1)
+    found = crowd(address, os.getpid(), load=1, num=6, most_s=60, seed=1, num_clients=4)
     assert (found["requests"], found["answered"], found["unheard"], found["clients"]) == (6, 6, 0, 4)
     assert found["memory_mb"]["before"]["resident"] > 10
     assert found["fairness"]["short_waited_s"] <= found["fairness"]["short_whole_s"]

@@ -149,8 +149,10 @@ def summed(visits: Sequence[Visit], seconds: float) -> dict[str, Any]:
     }
 
 
-def crowd(address: str, pid: int, load: int, num: int, most_s: float, seed: int) -> dict[str, Any]:
-    """NUM_CLIENTS clients, each with one request after the other, and how a long one is fair to a short one.
+def crowd(
+    address: str, pid: int, load: int, num: int, most_s: float, seed: int, num_clients: int = NUM_CLIENTS
+) -> dict[str, Any]:
+    """Many clients, each with one request after the other, and how a long one is fair to a short one.
 
     Args:
         address: of the app.
@@ -159,6 +161,7 @@ def crowd(address: str, pid: int, load: int, num: int, most_s: float, seed: int)
         num: of visits; none begins after `most_s` seconds.
         most_s: see there.
         seed: of the expressions.
+        num_clients: at once.
     """
     texts = iter(expressions(num, OPERANDS, seed))
     lock, visits = threading.Lock(), list[Visit]()
@@ -173,11 +176,11 @@ def crowd(address: str, pid: int, load: int, num: int, most_s: float, seed: int)
                 return
             visits.append(visit(address, text, load=load))
 
-    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        list(pool.map(one_client, range(NUM_CLIENTS)))
+    with ThreadPoolExecutor(num_clients) as pool:
+        list(pool.map(one_client, range(num_clients)))
     found = summed(visits, time.monotonic() - began)
     sizes = {"before": before, "after": memory(pid)}
-    return {"clients": NUM_CLIENTS, **found, "memory_mb": sizes, "fairness": fairness(address, load, seed)}
+    return {"clients": num_clients, **found, "memory_mb": sizes, "fairness": fairness(address, load, seed)}
 
 
 def fairness(address: str, load: int, seed: int) -> dict[str, float]:
