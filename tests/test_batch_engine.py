@@ -1,6 +1,7 @@
 """Many requests through a few rows, on the CPU: every row as if it were alone."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,9 @@ def weights():
     return DecodeWeights(SpanModel(tiny_hf()))
 
 
+EXAMPLES = [(seed, example(seed)) for seed in range(5)]
+
+
 def engine_of(weights, batch, capacity, is_dense):
     return BatchEngine(weights, MARKERS, BatchShape(batch, capacity, is_dense))
 
@@ -51,6 +55,21 @@ def test_every_request_as_if_it_were_alone(weights, attention, batch):
         assert events[number] == alone(weights, request, attention), number
     # And again: nothing is left of the first time.
     assert by_request(engine.generate(requests[:2])) == {0: events[0], 1: events[1]}
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_what_nobody_watches_is_drawn_and_counted(weights, batch):
+    """Would catch unwatched rows that never become free, that count wrongly, or that change the others' text."""
+    requests = [asked(prompt, max_new_tokens=9 + seed, forced_tokens=forced) for seed, (prompt, forced) in EXAMPLES]
+    engine = engine_of(weights, batch, CAPACITY, False)
+    drawn = []
+    for is_watched in (True, False):
+        others = [replace(request, is_watched=is_watched) for request in requests[1:]]
+        events = by_request(engine.generate([requests[0], *others, requests[0]]))
+        drawn.append((events[0], events[len(requests)], engine.num_step_tokens))
+        assert not engine.num_row_tokens
+    assert drawn[0] == drawn[1]
+    assert all(len(events[number]) == 1 for number in range(1, len(requests)))
 
 
 def test_a_request_that_does_not_fit_fails_alone(weights):

@@ -4,10 +4,12 @@ import os
 
 import pytest
 
+from cuda_kernels.bench.provenance import provenance
 from tests.support.crowd import LONG
 from tests.support.fake_session import FakeSession
 from training.bench import visitors
 from training.bench.visitors import Visit, crowd, expressions, first_request, loads, summed, together, visit
+from training.reports import visitors as report
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +54,23 @@ def test_all_parts_of_the_benchmark(address, monkeypatch):
     """Would catch a part that fails after minutes on a machine with a GPU, and a crowd that goes on beyond its time."""
     monkeypatch.setattr(visitors, "NUM_TOGETHER", 3)
     monkeypatch.setattr(visitors, "LONGEST", 12)
-    first = first_request(address, 1)
-    assert first["is_right"] and first["first_word_s"] <= first["seconds"]
-    assert set(loads(address, 1, repeats=1, most=1)) == {"1"}
-    assert together(address, 1)["answered"] == 3
+    results = {
+        "first_request": first_request(address, 1),
+        "loads": loads(address, 1, repeats=1, most=1),
+        "together": together(address, 1),
+    }
+    assert results["first_request"]["is_right"] and set(results["loads"]) == {"1"}
+    assert 0 < results["first_request"]["first_word_s"] <= results["first_request"]["seconds"]
+    assert results["together"]["answered"] == 3
     found = crowd(address, os.getpid(), load=1, num=6, most_s=60, seed=1, num_clients=4)
     assert (found["requests"], found["answered"], found["unheard"], found["clients"]) == (6, 6, 0, 4)
     assert found["memory_mb"]["before"]["resident"] > 10
     assert found["fairness"]["short_waited_s"] <= found["fairness"]["short_whole_s"]
     assert crowd(address, os.getpid(), load=1, num=6, most_s=0, seed=1)["requests"] == 0
+    results |= {"crowds": {"1": found}, "leaving": {"left": 5, "stayed": 4, "answered": 4}, **provenance()}
+    monkeypatch.setattr(report, "read_all", lambda name: {"a.json": results} if name == "app" else {})
+    told = report.visitors()
+    assert "| 1 | 4 | 6 | 6 | 6 |" in told and "heard the first word after" in told and "4 of 4 that stayed" in told
 
 
 def test_a_load_that_the_device_cannot_carry(address):

@@ -29,10 +29,11 @@ from training.reports.problems import problems, problems_brief
 from training.reports.products import products
 from training.reports.queries import queries
 from training.reports.summary import summaries, summaries_brief
+from training.reports.visitors import visitors
 
 __all__ = ["BLOCK", "DOCUMENTS", "blocks", "filled", "kernel_on", "kernel_remarks", "main"]
 
-DOCUMENTS = ("README.md", "docs/results.md", "assets/MODEL_CARD.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/reliability.md", "assets/MODEL_CARD.md")
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "answers": answers,
@@ -49,6 +50,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "llamacpp": llamacpp,
     "products": products,
     "queries": queries,
+    "visitors": visitors,
 }
 """Blocks of the base model and of the machine's speed, which belong to no task."""
 TASK_BLOCKS: dict[EvaluationKind, dict[str, Callable[..., str]]] = {

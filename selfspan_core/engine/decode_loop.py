@@ -22,11 +22,12 @@ class _Active:
     """A row's request."""
 
     number: int
-    account: Account
+    account: Account | None  # of one that is watched
     room: int
     num_prompt: int
     begun: int  # the beginning that counts; and steps launched before it are not the row's
     num_pending: int = 1  # beginnings and steps on their way, each of which brings one id or more
+    num_tokens: int = 0
 
 
 class DecodeLoop:
@@ -64,7 +65,8 @@ class DecodeLoop:
 
         Returns:
             (number of the request, event): Prefilled, then per token Token and its news, then Finished; or Failed in
-            place of what would have followed. Closing the iterator frees all rows.
+            place of what would have followed. Of a request that nobody watches Prefilled alone, or Failed. Closing the
+            iterator frees all rows.
 
         Raises:
             RuntimeError: another call of this method is not over yet.
@@ -145,7 +147,9 @@ class DecodeLoop:
             self._step.clear(row)  # it may have begun
             return Failed(error)
         step = self._step
-        account = Account(step.markers, layout, request.annotated, step.is_dense, step.clock)
+        account = None
+        if request.is_watched:
+            account = Account(step.markers, layout, request.annotated, step.is_dense, step.clock)
         self._active[row] = _Active(number, account, room, layout.num_tokens, begun)
         return None
 
@@ -170,7 +174,7 @@ class DecodeLoop:
     def _launch(self) -> None:
         """Steps ahead of the one that is read next, as long as a row may still need one."""
         while self._step.num_outstanding < self._step.num_ahead:
-            if all(active.account.num_tokens + active.num_pending >= active.room for active in self._active.values()):
+            if all(active.num_tokens + active.num_pending >= active.room for active in self._active.values()):
                 return
             self._step.launch()
             for active in self._active.values():
@@ -193,39 +197,56 @@ class DecodeLoop:
                 self.num_row_tokens.pop(failed.number, None)
                 yield failed.number, Failed(error)
         for row, active in concerned:
-            if self._active.get(row) is active:  # the consumer may have closed others meanwhile
-                yield from _of(active, self._stepped(row, active, outcome))
+            if self._active.get(row) is not active:  # the consumer may have closed others meanwhile
+                continue
+            if active.account is None:
+                self._count(row, active, outcome.tokens[row])
+            else:
+                yield from _of(active, self._stepped(row, active, active.account, outcome))
 
     def _begun(self, active: _Active, outcome: First) -> Iterator[Event]:
         active.num_pending -= 1
-        active.account.seconds = outcome.seconds
         yield Prefilled(active.num_prompt, outcome.seconds)
-        yield from self._token(outcome.row, active, outcome.id, 0.0, outcome.logits)
+        if active.account is None:
+            self._count(outcome.row, active, [outcome.id])
+            return
+        active.account.seconds = outcome.seconds
+        yield from self._token(outcome.row, active, active.account, outcome.id, 0.0, outcome.logits)
 
-    def _stepped(self, row: int, active: _Active, outcome: Stepped) -> Iterator[Event]:
+    def _count(self, row: int, active: _Active, tokens: Sequence[int]) -> None:
+        """Take in the ids of a row that nobody watches: following what they mean takes longer than a step."""
+        active.num_tokens += len(tokens)
+        if self._step.markers.eos in tokens[-1:] or active.num_tokens >= active.room:
+            self._is_done(row, active)
+
+    def _is_done(self, row: int, active: _Active) -> None:
+        """A request is at its end; the step has made the row idle by itself."""
+        del self._active[row]
+        self.num_row_tokens.pop(active.number, None)
+
+    def _stepped(self, row: int, active: _Active, account: Account, outcome: Stepped) -> Iterator[Event]:
         tokens, logits = outcome.tokens[row], outcome.logits[row]
-        active.account.passed(outcome.num_drafted[row])
+        account.passed(outcome.num_drafted[row])
         for place, token in enumerate(tokens):
             seconds, is_draft = outcome.seconds / len(tokens), place < outcome.num_accepted[row]
-            yield from self._token(row, active, token, seconds, logits[place] if logits else None, is_draft)
+            yield from self._token(row, active, account, token, seconds, logits[place] if logits else None, is_draft)
 
     def _token(
         self,
         row: int,
         active: _Active,
+        account: Account,
         token: int,
         seconds: float,
         logits: torch.Tensor | None,
         is_draft: bool = False,
     ) -> Iterator[Event]:
-        account = active.account
         account.follow(token)
+        active.num_tokens += 1
         yield account.token(token, seconds, logits, is_draft)
         yield from account.news()
-        if account.is_at_end or account.num_tokens >= active.room:
-            # The step has made the row idle by itself.
-            del self._active[row]
-            self.num_row_tokens.pop(active.number, None)
+        if account.is_at_end or active.num_tokens >= active.room:
+            self._is_done(row, active)
             yield account.finished("eos" if account.is_at_end else "length")
 
     def _free(self, row: int) -> None:

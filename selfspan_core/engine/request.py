@@ -23,6 +23,7 @@ class PromptRequest:
             them by itself. Nothing but the time changes.
         forced_tokens: write these ids instead of drawing, for tests and measurements.
         with_logits: attach to each Token the logits that it was drawn from.
+        is_watched: whether its events are wanted; else its tokens are drawn and counted, no more.
 
     Raises:
         ValueError: `forced_tokens` is empty; or a captured step would draft past rules, which the host keeps.
@@ -35,6 +36,7 @@ class PromptRequest:
     drafter: Drafter | DeviceDrafts | None = None
     forced_tokens: Sequence[int] | None = None
     with_logits: bool = False
+    is_watched: bool = True
 
     def __post_init__(self) -> None:
         if self.forced_tokens is not None and not self.forced_tokens:
@@ -54,10 +56,11 @@ class PromptRequest:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def beside(self, number: int, prompt: Rendered) -> "PromptRequest":
-        """The same asked of another prompt, the `number`-th beside this one, drawn with a seed of its own.
+        """The same asked of another prompt, the `number`-th beside this one, drawn with a seed of its own; unwatched.
 
         Rules and a drafter on the host are of one run alone, so the other has none.
         """
         drafter = self.drafter if isinstance(self.drafter, DeviceDrafts) else None
         seed = (self.sampling.seed + number) % (MAX_SEED + 1)
-        return replace(self, prompt=prompt, rules=None, drafter=drafter, sampling=replace(self.sampling, seed=seed))
+        sampling = replace(self.sampling, seed=seed)
+        return replace(self, prompt=prompt, rules=None, drafter=drafter, sampling=sampling, is_watched=False)

@@ -8,7 +8,6 @@ only, the figures go to assets/results/load_cpu.json.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import write_whole
 from tests.support.crowd import LONG, leave
 from tests.support.paths import ROOT
 from tests.support.rehearse_space import client_of, serving
@@ -43,12 +43,13 @@ def measured(num_requests: int, num_clients: int, num_leaving: int) -> dict[str,
     with tempfile.TemporaryDirectory() as folder, serving(sys.executable, Path(folder) / "log") as (url, pid):
         client_of(url)
         found = crowd(url, pid, load=1, num=num_requests, most_s=MOST_S, seed=SEED, num_clients=num_clients)
-        return found | {"leaving": leaving(url, num_leaving)}
+        return {"crowds": {"1": found}, "leaving": leaving(url, num_leaving)}
 
 
 def wrong(found: dict[str, Any]) -> list[str]:
     """What is not as it should be."""
-    fair, left = found["fairness"], found["leaving"]
+    left, found = found["leaving"], found["crowds"]["1"]
+    fair = found["fairness"]
     before_mb, after_mb = (found["memory_mb"][when]["resident"] for when in ("before", "after"))
     said = [f"{found['requests'] - found['answered']} requests were not answered: {found['errors']}"]
     said = said if found["answered"] < found["requests"] else []
@@ -74,8 +75,7 @@ def main() -> None:
     if problems := wrong(found):
         sys.exit("\n".join(problems))
     if arguments.write:
-        cores = len(os.sched_getaffinity(0))
-        OUT.write_text(json.dumps(facts | {"cores": cores} | found, indent=2) + "\n", encoding="utf-8")
+        write_whole(OUT, json.dumps(facts | found, indent=1) + "\n")
         print(f"wrote {OUT.relative_to(ROOT)}")
 
 

@@ -1,0 +1,76 @@
+"""What visitors of a running app meet: the first one, many requests at once, crowds. As Markdown."""
+
+from training.reports.markdown import read_all, source, table
+
+MISSING = "Visitors of the app: not measured yet.\n"
+LOADS_HEADER = ["requests of a visitor at once", "dense, tokens/s", "self-selected, tokens/s", "whole call, s"]
+CROWDS_HEADER = [
+    "requests of a visitor at once",
+    "clients",
+    "visits",
+    "answered",
+    "right",
+    "told their place",
+    "heard nothing for 5 s",
+    "wait, median / longest, s",
+    "memory before / after, MB",
+    "4 operands beside 64: waited, s",
+    "64 operands alone, s",
+]
+
+
+def visitors() -> str:
+    """Every machine that visitors were sent to."""
+    found = {**read_all("app"), **read_all("load")}
+    parts = [_machine(results, path) for path, results in found.items() if "crowds" in results]
+    return "\n".join(parts) or MISSING
+
+
+def _machine(results: dict, path: str) -> str:
+    where = results["machine"].get("gpu") or f"{results['machine']['cpu']}, {results['machine']['cores']} cores"
+    rows = [_crowd(load, crowd) for load, crowd in results["crowds"].items()]
+    parts = [f"On {where}, clients that ask one thing after the other, most of them short:\n\n"]
+    parts.append(table(CROWDS_HEADER, rows))
+    if "first_request" in results:
+        parts.append(_others(results))
+    if "leaving" in results:
+        left = results["leaving"]
+        parts.append(
+            f"\nWhile {left['left']} clients left in the middle, {left['answered']} of {left['stayed']} that stayed "
+            "were answered.\n"
+        )
+    return "".join(parts) + source(results, path)
+
+
+def _others(results: dict) -> str:
+    """The first visitor, several at once, and how many requests of one visitor go together."""
+    first, together = results["first_request"], results["together"]
+    text = (
+        f"\nWho asked the moment that the port was open, while models were loaded, heard the first word after "
+        f"{first['first_word_s']:.1f} s and had the {'right' if first['is_right'] else 'WRONG'} answer after "
+        f"{first['seconds']:.0f} s. Of {together['requests']} clients at once, a third of them with articles, "
+        f"{together['answered']} were answered within {together['seconds']:.0f} s, {together['right']} of them not "
+        "wrongly.\n\n"
+    )
+    rows = [
+        [
+            load,
+            *(f"{one['tokens_per_second'][lane]:,.0f}" for lane in ("dense", "sparse")),
+            f"{one['wall_seconds']:.2f}",
+        ]
+        for load, one in results["loads"].items()
+    ]
+    return text + table(LOADS_HEADER, rows)
+
+
+def _crowd(load: str, crowd: dict) -> list[str]:
+    fair = crowd["fairness"]
+    memory = [crowd["memory_mb"][when]["resident"] for when in ("before", "after")]
+    return [
+        load,
+        *(f"{crowd[name]:,}" for name in ("clients", "requests", "answered", "right", "told_their_place", "unheard")),
+        f"{crowd['median_wait_s']:.0f} / {crowd['longest_wait_s']:.0f}",
+        f"{memory[0]:,.0f} / {memory[1]:,.0f}",
+        f"{fair['short_waited_s']:.1f}",
+        f"{fair['long_alone_s']:.1f}",
+    ]
