@@ -18,7 +18,7 @@ MAX_LIST = 10
 MAX_STRING = 16
 MAX_NAME = 12
 MAX_LEVELS = 6
-MAX_OPERATORS = 6
+MAX_OPERATORS = 8
 MAX_VARIABLES = 4
 """Different variables that one line reads: each of them is an interval that the step's tokens see."""
 
