@@ -17,7 +17,7 @@ from selfspan_core.tasks.trace.program import MAX_LINES, Function, Line, Program
 from selfspan_core.tasks.trace.random_lines import LineWriter, Scope
 
 HELD_OUT_SHARE = 32
-OPENING_LINES = 3
+OPENING_LINES = 2
 """Lines by which a program is on one side of the split: two that begin alike are on the same."""
 ATTEMPTS = 60
 STEPS_OF_A_BODY = 1.4
@@ -49,9 +49,12 @@ def random_program(rng: random.Random, num_steps: int, held_out: bool | None = N
         try:
             grower = _Grower(rng, num_steps)
             grower.open(held_out)
-            return grower.grow()
+            ran = grower.grow()
         except _Stuck:
             continue
+        # The shortest programs have more lines than they open with.
+        if held_out is None or is_held_out(ran.program.text) == held_out:
+            return ran
 
 
 def _indented(lines: list[str]) -> list[str]:
@@ -91,7 +94,7 @@ class _Grower:
         share = 0.0 if self.num_steps < 8 else 0.3
         while self.writer.chance(share) and len(pieces) < 2:
             pieces.append(self._function())
-        num = min(self.rng.randint(1, 4), self.num_steps - 2)
+        num = min(self.rng.randint(OPENING_LINES, 4), self.num_steps - 2)
         first = self.writer.new_name(self.scope, "number")
         self.scope.numbers.append(first)
         pieces.append([f"{first} = {self.writer.literal()}"])
