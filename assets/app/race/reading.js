@@ -66,6 +66,7 @@ class Reading {
     const wanted = new Set();
     if (focused) for (const name of reading) if (this.steps.segments.has(name)) wanted.add(this.steps.segments.get(name));
     this.fresh = this.swap("lit", wanted, "lit");
+    this.light(focused ? reading : []);
     this.root.classList.toggle("focus", focused);
     const everything = this.pane.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
     this.root.classList.toggle("everything", everything);
@@ -80,6 +81,11 @@ class Reading {
     else if (focused) this.say(reading.length ? `writing ${name}: reads ${list(this.steps.named(reading))}` : `writing ${name}: reads only itself`);
     else if (phase === "broken") this.say("malformed step: reads everything until it ends");
     else this.say(phase === "done" || phase === "prefill" ? "" : "naming what the next step reads: sees everything");
+  }
+
+  // A program's variables, where they are read.
+  light(names) {
+    this.pane.source.variables.light(this.pane.lane, names);
   }
 
   swap(field, wanted, className) {
@@ -181,6 +187,7 @@ class Reading {
     this.shade.clear();
     if (!this.pane.dense) this.pane.source.root.classList.remove("focus", "everything");
     this.swap("lit", new Set(), "lit");
+    this.light([]);
     find(this.steps.list, ".current")?.classList.remove("current");
     this.say(text);
   }
