@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from xdist.scheduler import LoadScopeScheduling
 
 BROWSERS = (
-    *("app", "app_access", "app_articles", "app_firefox", "app_input", "app_keep", "app_load", "app_map"),
+    *("app", "app_access", "app_articles", "app_code", "app_firefox", "app_input", "app_keep", "app_load", "app_map"),
     *("app_shipped", "app_tasks", "models_registry", "offered", "toy_task"),
 )
 SERVERS = ("api", "crowd", "serving", "tools", "zero_gpu")
