@@ -18,6 +18,7 @@ class Scope:
 
     Attributes:
         numbers, strings, lists, flags: variables by kind; lists are of numbers and not empty, as far as is known.
+        empties: lists that are.
         fixed: those that no line writes: loops' variables, and what is looped over.
         counter: the innermost loop's variable, of numbers, if there is one.
         taken: names that are in use anywhere.
@@ -27,15 +28,15 @@ class Scope:
     strings: list[str] = field(default_factory=list)
     lists: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    empties: list[str] = field(default_factory=list)
     fixed: set[str] = field(default_factory=set)
     counter: str = ""
     taken: set[str] = field(default_factory=set)
 
     def inner(self, **changes: object) -> "Scope":
         """The scope of a block inside, with names of its own added or replaced."""
-        own = Scope(
-            [*self.numbers], [*self.strings], [*self.lists], [*self.flags], {*self.fixed}, self.counter, self.taken
-        )
+        kinds = ([*self.numbers], [*self.strings], [*self.lists], [*self.flags], [*self.empties])
+        own = Scope(*kinds, {*self.fixed}, self.counter, self.taken)
         for name, value in changes.items():
             setattr(own, name, value)
         return own
@@ -92,17 +93,20 @@ class LineWriter:
 
     def list_literal(self) -> str:
         """A list of numbers."""
+        if self.chance(0.12):
+            return "[]"
         large = self.chance(0.3)
         return f"[{', '.join(str(self.rng.randint(0, 50 if large else 9)) for _ in range(self.rng.randint(2, 6)))}]"
 
     def string_literal(self) -> str:
         """A short string."""
-        return f"'{self.rng.choice(WORDS)}'"
+        return "''" if self.chance(0.1) else f"'{self.rng.choice(WORDS)}'"
 
     def index(self, scope: Scope, name: str) -> str:
         """An index into a list or a string, within it as far as is known."""
         if scope.counter and self.chance(0.6):
-            return f"{scope.counter} % len({name})" if self.chance(0.4) else scope.counter
+            near = f"{scope.counter} {self.rng.choice('+-')} 1" if self.chance(0.3) else scope.counter
+            return f"{scope.counter} % len({name})" if self.chance(0.3) else near
         return self.rng.choice(("0", "1", "-1", "0"))
 
     def expression(self, scope: Scope) -> str:
@@ -118,7 +122,7 @@ class LineWriter:
         texts = {
             "sum": f"{a} {sign} {b if self.chance(0.6) else self.literal()}",
             "two": f"{a} {sign} {b} {rng.choice('+-')} {self.literal()}",
-            "product": f"{a} * {small}" if self.chance(0.6) else f"{a} {sign} {b} * {rng.randint(2, 5)}",
+            "product": rng.choice((*[f"{a} * {small}"] * 3, f"{a} {sign} {b} * {rng.randint(2, 5)}", f"{a} * {b}")),
             "divided": f"{a} {rng.choice(('//', '%'))} {small if self.chance(0.7) else rng.randint(10, 20)}",
             "built-in": rng.choice((f"max({a}, {b})", f"min({a}, {b})", f"abs({a} - {b})")),
             "grouped": f"({a} + {b}) * {small}"
@@ -154,11 +158,17 @@ class LineWriter:
         if scope.strings and self.chance(0.12):
             name = rng.choice(scope.strings)
             letter = f"'{rng.choice('abcdeorstn')}'"
-            return rng.choice(
-                (f"{letter} in {name}", f"{name} == {self.string_literal()}", f"len({name}) > {rng.randint(1, 6)}")
+            forms = (
+                *(f"{letter} in {name}", f"{name} == {self.string_literal()}", f"len({name}) > {rng.randint(1, 6)}"),
+                *(f"{name} {rng.choice(('==', '!='))} {letter}", f"{name}[{self.index(scope, name)}] == {letter}"),
             )
-        if scope.lists and self.chance(0.1):
-            return f"{a} {rng.choice(('in', 'not in'))} {rng.choice(scope.lists)}"
+            return rng.choice(forms)
+        if scope.lists and self.chance(0.25):
+            name = rng.choice(scope.lists)
+            if self.chance(0.3):
+                return f"{a} {rng.choice(('in', 'not in'))} {name}"
+            other = f"{name}[{self.index(scope, name)}]" if self.chance(0.3) else a
+            return f"{name}[{self.index(scope, name)}] {rng.choice(COMPARISONS)} {other}"
         if self.chance(0.3):
             divisor = rng.randint(2, 5)
             return f"{a} % {divisor} {rng.choice(('==', '==', '!='))} {rng.randint(0, divisor - 1)}"
@@ -168,7 +178,7 @@ class LineWriter:
 
     def new_variable(self, scope: Scope) -> str:
         """A line that gives a new name a value."""
-        kind = self.rng.choices(("number", "list", "string", "flag"), (6, 2, 2, 0.5))[0]
+        kind = self.rng.choices(("number", "list", "string", "flag"), (6, 3.5, 2, 0.5))[0]
         name = self.new_name(scope, kind)
         given = {
             "number": self.literal,
@@ -177,6 +187,9 @@ class LineWriter:
             "flag": lambda: self.rng.choice(("True", "False")),
         }[kind]()
         getattr(scope, f"{kind}s").append(name)
+        if given in ("[]", "''"):
+            scope.empties += [name] if given == "[]" else []
+            scope.lists = [one for one in scope.lists if one != name]
         return f"{name} = {given}"
 
     def line(self, scope: Scope) -> str:
@@ -184,7 +197,8 @@ class LineWriter:
         numbers, strings, lists = (scope.free(names) for names in (scope.numbers, scope.strings, scope.lists))
         kinds = ["number"] * 6 if numbers else []
         kinds += ["string"] if strings else []
-        kinds += ["list"] * 2 if lists else []
+        kinds += ["list"] * 3 if lists else []
+        kinds += ["fill"] * 3 if scope.free(scope.empties) else []
         kinds += ["several"] if len(numbers) > 1 else []
         kinds += ["new"] if not kinds or self.chance(0.2) else []
         kind = self.rng.choice(kinds)
@@ -194,6 +208,9 @@ class LineWriter:
             return self._change_string(scope, self.rng.choice(strings))
         if kind == "list":
             return self._change_list(scope, self.rng.choice(lists))
+        if kind == "fill":
+            value = self.number(scope) if self.chance(0.6) else self.expression(scope)
+            return f"{self.rng.choice(scope.free(scope.empties))}.append({value})"
         if kind == "several":
             a, b = self.rng.sample(numbers, 2)
             return self.rng.choice(
@@ -208,6 +225,7 @@ class LineWriter:
         if self.chance(0.4):
             sign = self.rng.choices(("+", "-", "*", "//", "%"), (8, 4, 1, 1, 1))[0]
             by = self.number(scope) if sign in "+-" else str(self.rng.randint(2, 9))
+            by = "1" if sign in "+-" and self.chance(0.3) else by
             return f"{name} {sign}= {by}"
         return f"{name} = {self.expression(scope)}"
 
@@ -234,7 +252,7 @@ class LineWriter:
 
     def shown(self, scope: Scope) -> str:
         """A line that prints."""
-        names = [*scope.numbers, *scope.strings, *scope.lists, *scope.flags]
+        names = [*scope.numbers, *scope.strings, *scope.lists, *scope.flags, *scope.empties]
         first = self.rng.choice(names)
         if self.chance(0.2):
             return f"print({first}, {self.rng.choice(names)})"

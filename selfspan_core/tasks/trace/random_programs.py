@@ -91,7 +91,7 @@ class _Grower:
 
     def _opening(self) -> list[list[str]]:
         pieces: list[list[str]] = []
-        share = 0.0 if self.num_steps < 8 else 0.3
+        share = 0.0 if self.num_steps < 8 else 0.4
         while self.writer.chance(share) and len(pieces) < 2:
             pieces.append(self._function())
         num = min(self.rng.randint(OPENING_LINES, 4), self.num_steps - 2)
@@ -123,7 +123,7 @@ class _Grower:
     def _look(self) -> None:
         """Which names there are, and of what kind."""
         scope = self.scope
-        scope.numbers, scope.strings, scope.lists, scope.flags = [], [], [], []
+        scope.numbers, scope.strings, scope.lists, scope.flags, scope.empties = [], [], [], [], []
         for name, slot in self.machine.globals.items():
             value = slot.value
             if isinstance(value, bool):
@@ -132,8 +132,8 @@ class _Grower:
                 scope.numbers.append(name)
             elif isinstance(value, str):
                 scope.strings.append(name)
-            elif value:
-                scope.lists.append(name)
+            else:
+                (scope.lists if value else scope.empties).append(name)
 
     def grow(self) -> Ran:
         """Blocks until but one step is left, and a line that prints."""
@@ -154,7 +154,7 @@ class _Grower:
         """The names that were written last, which are worth printing."""
         slots = sorted(self.machine.globals.items(), key=lambda item: item[1].step)[:3]
         names = {name for name, _ in slots}
-        scope, kinds = self.scope.inner(), ("numbers", "strings", "lists", "flags")
+        scope, kinds = self.scope.inner(), ("numbers", "strings", "lists", "flags", "empties")
         for kind in kinds:
             setattr(scope, kind, [name for name in getattr(scope, kind) if name in names])
         return scope if any(getattr(scope, kind) for kind in kinds) else self.scope
@@ -213,7 +213,7 @@ class _Grower:
         """A loop for about so many steps."""
         if target > 24 and room > 8 and self.writer.chance(0.4):
             return self._nested(scope, target)
-        kind = self.rng.choices(("range", "items", "while"), (5, 3, 3))[0]
+        kind = self.rng.choices(("range", "items", "while"), (5, 3, 4))[0]
         most = min(7, room - 2, max(2, target // 3))
         if kind == "items" and target < 60:
             return self._over_items(scope, most)
@@ -272,6 +272,9 @@ class _Grower:
         known = [name for name in scope.free(scope.numbers) if name in self.machine.globals]
         if not known:
             return self._range(scope, target, most)
+        lists = [name for name in scope.free(scope.lists) if name in self.machine.globals]
+        if lists and writer.chance(0.25):
+            return self._until_short(scope, rng.choice(lists), most)
         name = rng.choice(known)
         slot = self.machine.globals.get(name)
         value = slot.value if slot is not None and isinstance(slot.value, int) else 0
@@ -292,6 +295,18 @@ class _Grower:
         else:
             test, change = f"{name} < {value + by * times}", rng.choice((f"{name} += {by}", f"{name} = {name} + {by}"))
         return [f"while {test}:", *_indented([*body, change])]
+
+    def _until_short(self, scope: Scope, name: str, most: int) -> list[str]:
+        """A loop that takes elements off a list."""
+        writer, rng = self.writer, self.rng
+        takes = rng.choice((f"{name}.pop()", f"{name} = {name}[1:]"))
+        inside = scope.inner(fixed={*scope.fixed, name})
+        if writer.chance(0.5):
+            taken = writer.new_name(scope, "number")
+            takes = f"{taken} = {name}.pop()"
+            inside.numbers.append(taken)
+        body = self._body(inside, most, ("break",))
+        return [f"while len({name}) > {rng.choice((0, 0, 1, 2))}:", *_indented([takes, *body])]
 
     # ---- functions
 
