@@ -224,7 +224,7 @@ class Trace:
 
     def draft_hints(self, tokenizer: Tokenizer) -> DraftHints:
         """A step reads its line and a value more often than anything else; results open with a name of the line."""
-        return DraftHints(2)
+        return DraftHints(2, recurs=True)
 
     def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
         """None: there are no decoding rules."""
