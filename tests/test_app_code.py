@@ -53,7 +53,12 @@ class TestPrograms:
         tab.page.hover(f"{tab.pane('sparse')} .ss-step:last-child")
         peeked = [node.get_attribute("data-name") for node in tab.page.locator("#race .peeked").all()]
         assert "a4" in peeked and len(peeked) == 3
-        assert tab.page.locator(".ss-variables tr.lit").count() == 0
+        lit = tab.page.locator(".ss-variables tr.lit")
+        assert lit.all_text_contents() == ["total5", "word'a <b>c</b>'"]
+        tab.page.hover(f"{tab.pane('sparse')} .ss-step:nth-child(5)")
+        assert lit.all_text_contents() == ["total2", "i1"]
+        tab.page.hover(".ss-source-name")
+        assert lit.count() == 0 and "total5" in tab.page.locator(".ss-variables tr").all_text_contents()
         tab.page.evaluate("""() => {
             const seen = (window.seen = new Set());
             new MutationObserver(() => {

@@ -26,7 +26,8 @@ class Variables {
   start(lanes) {
     const named = (lanes ?? []).filter((lane) => lane.adapter !== "plain").map((lane) => lane.id);
     this.lane = named.includes("sparse") ? "sparse" : (named[0] ?? null);
-    this.rows = new Map(); // variable -> its row
+    this.rows = new Map(); // variable -> its row, with its last value
+    this.written = new Map(); // name of a step -> [variable, value] of what it wrote
     this.table.tBodies[0].replaceChildren();
     this.table.hidden = true;
   }
@@ -34,10 +35,12 @@ class Variables {
   // What a step of a lane wrote, by its name.
   write(lane, name, text) {
     if (lane !== this.lane) return;
+    this.written.set(name, []);
     for (const [, variable, value] of text.matchAll(/ ([A-Za-z_]\w*)=('[^']*'|\[(?:'[^']*'|[^\]'])*\]|[^,<>'[]+)/g)) {
       const row = this.row(variable);
-      row.dataset.name = name;
-      setText(row.cells[1], value.trim());
+      row.dataset.value = value.trim();
+      setText(row.cells[1], row.dataset.value);
+      this.written.get(name).push([variable, row.dataset.value]);
     }
   }
 
@@ -53,9 +56,13 @@ class Variables {
     return this.rows.get(variable);
   }
 
-  // The variables whose last values stand in one of the named steps.
+  // The variables that the named steps wrote, with the values of then; all others with their last ones.
   light(lane, names) {
     if (lane !== this.lane) return;
-    for (const row of this.rows.values()) row.classList.toggle("lit", names.includes(row.dataset.name));
+    const read = new Map(names.flatMap((name) => this.written.get(name) ?? []));
+    for (const [variable, row] of this.rows) {
+      row.classList.toggle("lit", read.has(variable));
+      setText(row.cells[1], read.get(variable) ?? row.dataset.value);
+    }
   }
 }

@@ -133,6 +133,7 @@ class Reading {
       } else {
         for (const name of reads) if (this.steps.segments.has(name)) wanted.add(this.steps.segments.get(name));
       }
+      this.light(everything ? [] : reads);
       const title = `${capital(this.pane.view.step)} ${node.dataset.name || node.dataset.line}`;
       if (this.pane.isDocument && this.pane.dense && !everything) {
         this.caption.textContent = `${title} is drawn from ${list(reads)}; attention read everything`;
@@ -143,6 +144,7 @@ class Reading {
       this.pane.source.stage("peek", true);
       this.pane.source.stage("peek-all", everything);
     } else {
+      this.light([]);
       this.caption.textContent = this.liveCaption;
       for (const name of ["peek", "peek-all"]) this.pane.source.stage(name, false);
     }
