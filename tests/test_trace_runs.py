@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfspan_core.errors import InputError
 from selfspan_core.spans.tracker import MAX_READS, Phase, Tracker
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.trace.random_programs import OPENING_LINES, is_held_out
@@ -104,6 +105,57 @@ def test_a_body_follows_from_what_its_step_reads(problem):
             sides = [read.get(name, name) for name in (plain[2], plain[4])]
             assert re.sub(r"[()]", "", step.work) == f"{sides[0]}{plain[3]}{sides[1]}="
             assert values_in(step.result)[plain[1]] == str(eval(f"{sides[0]}{plain[3]}({sides[1]})"))
+
+
+NUMBERS = st.sampled_from(["0", "1", "7", "-3", "12", "a", "b", "len(xs)", "len(s)", "xs[1]", "xs[-1]", "abs(b)"])
+STRINGS = st.sampled_from(["s", "'xyz'", "''", "s[0]", "s[-1]", "s[1:]", "s[:-1]", "s[a:9]", "str(b)", "s[b:a]"])
+LISTS = st.sampled_from(["xs", "[]", "[a, 2]", "xs[1:]", "xs[:b]", "xs[-2:]", "[s, 'q']", "[True, a]"])
+
+
+def joined(sides, signs):
+    """Expressions of two sides."""
+    return st.tuples(sides, st.sampled_from(signs), sides).map(lambda made: f"({made[0]} {made[1]} {made[2]})")
+
+
+SUMS = st.recursive(
+    NUMBERS,
+    lambda inner: st.one_of(
+        joined(inner, ["+", "-", "*", "//", "%"]),
+        inner.map(lambda one: f"(-{one})"),
+        st.tuples(st.sampled_from(["min", "max"]), inner, inner).map(lambda made: f"{made[0]}({made[1]}, {made[2]})"),
+    ),
+    max_leaves=3,
+)
+TESTS = st.one_of(
+    joined(SUMS, ["<", "<=", ">", ">=", "==", "!="]),
+    joined(STRINGS, ["<", "==", "!=", "in", "not in", ">="]),
+    joined(LISTS, ["==", "!="]),
+    st.tuples(SUMS, st.sampled_from(["in", "not in"]), LISTS).map(" ".join),
+)
+EXPRESSIONS = st.one_of(
+    *(
+        SUMS,
+        TESTS,
+        joined(STRINGS, ["+"]),
+        joined(LISTS, ["+"]),
+        joined(TESTS, ["and", "or"]),
+        joined(SUMS, ["and", "or"]),
+    ),
+    *(TESTS.map(lambda one: f"not {one}"), st.tuples(STRINGS | LISTS, st.sampled_from(["*"]), NUMBERS).map(" ".join)),
+)
+
+
+@given(EXPRESSIONS, st.integers(-20, 20), st.integers(-5, 5))
+@settings(max_examples=examples(300, 3000), deadline=None)
+def test_expressions_are_worth_what_python_says(expression, a, b):
+    """Would catch an operator, a slice or a precedence that differs from Python's, and a limit that breaks a value."""
+    text = f"a = {a}\nb = {b}\ns = 'hello'\nxs = [4, 0, 9]\nx = {expression}\nprint(x)"
+    try:
+        problem = TASK.parse(text)
+    except InputError as error:
+        assert "not Python" not in str(error)
+        return
+    assert problem.expected == "\n".join(python_prints(text)) == "\n".join(python_prints(problem.text))
 
 
 def test_every_kind_of_statement_is_met():
