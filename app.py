@@ -95,7 +95,8 @@ def pitch(tasks: Sequence[str]) -> str:
     """What a visitor is going to see."""
     if len(tasks) == 1:
         return f"{TASKS[tasks[0]].page.pitch_alone}."
-    return f"{' or '.join(TASKS[name].page.pitch for name in tasks)}, both ways."
+    *others, last = (TASKS[name].page.pitch for name in tasks)
+    return f"{', '.join(others)} or {last}, both ways."
 
 
 def _tab(name: str, is_tab: bool, model: ModelSpec | None) -> Controls:

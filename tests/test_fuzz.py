@@ -11,7 +11,7 @@ from tests.fuzz.targets import TARGETS
 from tests.support.kernel_on_cpu import COMPILER
 
 INPUTS = {
-    **{"arithmetic": 1000, "articles": 600, "articles as they are": 600, "bytes of a file": 1000},
+    **{"arithmetic": 1000, "articles": 600, "articles as they are": 600, "programs": 600, "bytes of a file": 1000},
     **{"trackers": 150, "rules": 20, "command line": 400, "API": 200, "tools": 200},
     **{"configurations": 30, "GGUF files": 120, "models": 4},
 }

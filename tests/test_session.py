@@ -30,7 +30,10 @@ def test_start_tick_end():
     assert [tick["kind"] for tick in ticks] == ["start", *["tick"] * len(middle), "end"]
     assert start == {
         "kind": "start",
-        "view": {"pane": "line", "answer": "answer", "step": "step", "typeset": True},
+        "view": {
+            **{"pane": "line", "answer": "answer", "step": "step", "typeset": True},
+            **{"source": "The expression", "segment": "number"},
+        },
         "task": "arithmetic",
         "input": " 79 × 36 + 63 ",
         "canonical": "79*36+63",

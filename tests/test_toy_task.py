@@ -80,7 +80,7 @@ def test_on_the_command_line(session, monkeypatch, capsys):
     assert cli.main(["run", "--task", "reverse", "--json"]) == 0
     assert [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()] == ["cat bee ant"] * 2
     assert cli.main(["run", "--task", "revers"]) == 2
-    assert "known tasks: arithmetic, summarize, reverse" in capsys.readouterr().err
+    assert "known tasks: arithmetic, summarize, trace, reverse" in capsys.readouterr().err
 
 
 def test_in_the_api_and_in_a_tab_of_the_page(serve, open_tab):

@@ -4,6 +4,6 @@ watch("value", () => {
   const { run, message } = props.value ? JSON.parse(props.value) : { run: null, message: "" };
   if (run !== null) line.dataset.run = run;
   line.textContent = message;
-  const box = element.closest("#ask, #ask-article")?.querySelector("textarea, input");
+  const box = element.closest(".ss-ask")?.querySelector("textarea, input");
   box?.setAttribute("aria-invalid", message ? "true" : "false");
 });

@@ -7,7 +7,7 @@ watch("value", () => {
   note.querySelector(".ss-cleaned").textContent = text;
 });
 element.querySelector(".ss-as-pasted").addEventListener("click", () => {
-  const ask = element.closest("#ask, #ask-article");
+  const ask = element.closest(".ss-ask");
   const box = ask?.querySelector(".ss-as-is input");
   if (box && !box.checked) box.click();
   note.hidden = true;

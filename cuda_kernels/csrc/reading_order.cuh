@@ -1,6 +1,6 @@
 // Which segments a header is likely to name next: those that were not read yet, in the order of the text, where a
 // step's result stands in place of the first segment that it read. Does the same as `ReadingOrder` in plain Python
-// (selfspan_core/engine/drafters.py), its specification. By one thread; names are indices of anchors.
+// (selfspan_core/engine/reading_order.py), its specification. By one thread; names are indices of anchors.
 //
 // Macros: see tracker.cuh.
 #pragma once

@@ -8,10 +8,13 @@ spans, and a lane without steps drafts with it. `Paced` decides how many drafts 
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from selfspan_core.engine.drafts import DraftState, PassCosts
 from selfspan_core.engine.hints import DraftHints
+from selfspan_core.engine.reading_order import ReadingOrder
+from selfspan_core.engine.recurring import Recurrence
 from selfspan_core.params import Drafts
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Phase, StepRecord, Tracker
@@ -19,12 +22,20 @@ from selfspan_core.spans.tracker import Phase, StepRecord, Tracker
 LONGEST_NGRAM = 3
 MAX_COPIED = 1024
 """Tokens of a body that are looked at, so that the device needs no more room."""
-MAX_OFFSET = 15
-"""Places in the order of reading over which a read may jump and still be learned from."""
 LONGEST_RESULT = 8
 """Tokens of a result up to which its likely end is learned by its length."""
 FIRST_GUESS = {
-    **{"copy": 0.95, "name": 0.98, "go": 0.98, "ref": 0.9, "read 1": 0.7, "between": 0.7, "behind 0": 0.7},
+    **{
+        "copy": 0.95,
+        "name": 0.98,
+        "go": 0.98,
+        "ref": 0.9,
+        "read 1": 0.7,
+        "next place": 0.8,
+        "next read": 0.8,
+        "between": 0.7,
+        "behind 0": 0.7,
+    },
     **{"again 3": 0.8, "again 2": 0.7, "lookup 2": 0.6, "lookup 3": 0.8, "lookup 4": 0.95},
 }
 """What share of a kind of drafts is taken to be right before any was verified; 0.4 where nothing is said."""
@@ -168,17 +179,22 @@ class SpanSource:
         self._markers, self._hints = markers, hints
         self._structural = frozenset((*markers.ids, markers.eos))
         self._order = ReadingOrder(hints.num_reads)
+        self._recurrence = Recurrence() if hints.recurs else None
         self._lookup = LookupSource((markers.ref, markers.go, markers.eos, *markers.anchors))
 
     def candidates(self, state: DraftState, most: int) -> Iterator[Sequence[Draft]]:
         """See Source."""
         tracker, phase = state.tracker, state.state.phase
         self._order.follow(tracker)
+        if self._recurrence is not None:
+            self._recurrence.follow(tracker, state.ids)
         if phase is Phase.BODY or state.state.header_closed:
             yield from self._bodies(state, most)
         elif phase is Phase.HEADER:
+            yield from self._recurring(state, tracker.named, None)
             yield self._header(state, self._order, tracker.named, None)
         elif phase is Phase.BETWEEN:
+            yield from ([Draft(self._markers.ref, "ref"), *one] for one in self._recurring(state, (), None))
             yield [Draft(self._markers.ref, "ref"), *self._header(state, self._order, (), None)]
 
     # ---- headers
@@ -205,6 +221,20 @@ class SpanSource:
         body = [] if closing is not None and closing.name in reads else self._copies(state, reads)
         return [*guessed, Draft(name, "name"), go, *body]
 
+    def _recurring(self, state: DraftState, named: Sequence[int], closing: StepRecord | None) -> Iterator[list[Draft]]:
+        """The rest of a header and of its body, as the last step was that stood where this one stands, if there was."""
+        if self._recurrence is None or (named and named[-1] not in state.tracker.segments):
+            return
+        ending = None if closing is None else self._recurrence.seen(closing, state.ids)
+        reads = self._recurrence.header(named, ending)
+        name = self._next_name(state.tracker, closing)
+        if not reads or name is None:
+            return
+        kinds = ["next place", *["next read"] * (len(reads) - 1)]
+        guessed = [Draft(read, kind) for read, kind in zip(reads, kinds, strict=True)][len(named) :]
+        body = [Draft(token, "body") for token in self._recurrence.body(reads)]
+        yield [*guessed, Draft(name, "name"), Draft(self._markers.go, "go"), *body]
+
     def _next_name(self, tracker: Tracker, closing: StepRecord | None) -> int | None:
         """The name behind the one that was given last."""
         last = next(reversed(tracker.segments), None) if closing is None else closing.name
@@ -230,10 +260,27 @@ class SpanSource:
         if record.result_start is not None and len(state.ids) > record.result_start + 1:
             length = min(len(state.ids) - record.result_start - 1, LONGEST_RESULT)
             yield [Draft(self._markers.end, f"end {length}"), *self._next_step(state, record)]
-        yield from self._lookup.candidates(state, most)
+        if self._recurrence is not None:
+            before = [Draft(token, "body") for token in self._recurrence.body(record.reads)]
+            before.append(Draft(self._markers.end, "body"))
+            for at, kind in _places(before, written):
+                first = [Draft(before[at].token, f"body {kind}")] if at < len(before) else []
+                yield self._with_next(state, record, [*first, *before[at + 1 :]])
+        for found in self._lookup.candidates(state, most):
+            yield self._with_next(state, record, found)
+
+    def _with_next(self, state: DraftState, record: StepRecord, found: Sequence[Draft]) -> Sequence[Draft]:
+        """Text from elsewhere up to the end of a step, and, where steps recur, the header behind it."""
+        ends = [place for place, draft in enumerate(found) if draft.token == self._markers.end]
+        if self._recurrence is None or not ends:
+            return found
+        written = [*state.ids, *(draft.token for draft in found[: ends[0]])]
+        return [*found[: ends[0] + 1], *self._next_step(replace(state, ids=written), record)]
 
     def _next_step(self, state: DraftState, record: StepRecord) -> list[Draft]:
         """The header behind a step that ends."""
+        for recurring in self._recurring(state, (), record):
+            return [Draft(self._markers.ref, "ref"), *recurring]
         order = self._order.behind(record)
         return [Draft(self._markers.ref, "ref"), *self._header(state, order, (), record)]
 
@@ -271,97 +318,3 @@ def _places(whole: Sequence[Draft], written: Sequence[int]) -> Iterator[tuple[in
             if places:
                 yield places[0], f"again {size}"
                 return
-
-
-class ReadingOrder:
-    """Segments that were not read yet, in order; a step's result stands where the first segment stood that it read.
-
-    Args:
-        num_reads: segments that a header is likely to name, before any was written.
-    """
-
-    def __init__(self, num_reads: int) -> None:
-        self._live: list[int] = []
-        self._extents: dict[int, tuple[int, int]] = {}
-        self._literals: frozenset[int] = frozenset()
-        self._num_steps = 0
-        self._newest: int | None = None
-        self._offsets: dict[str, Counter[int]] = {}
-        self._counts: Counter[int] = Counter({num_reads: 1})
-
-    @property
-    def num_reads(self) -> int:
-        """Segments that a header is likely to name."""
-        return _likeliest(self._counts)
-
-    def follow(self, tracker: Tracker) -> None:
-        """Account for the steps that were closed since the last call."""
-        if not self._extents:
-            self._extents, self._literals = dict(tracker.segments), frozenset(tracker.segments)
-            self._live = sorted(tracker.segments, key=lambda name: tracker.segments[name])
-        while self._num_steps < len(tracker.steps) and tracker.steps[self._num_steps].end is not None:
-            self._close(tracker.steps[self._num_steps])
-            self._num_steps += 1
-
-    def behind(self, record: StepRecord) -> "ReadingOrder":
-        """The order as it is once a step has ended."""
-        after = ReadingOrder(1)
-        after._live, after._newest = self._live, self._newest
-        after._extents, after._counts = dict(self._extents), self._counts.copy()
-        after._offsets, after._literals = self._offsets, self._literals
-        after._close(record, is_certain=False)
-        return after
-
-    @property
-    def situation(self) -> str:
-        """The neighbours of the newest result, on which the next read depends: of the prompt, a result, or none."""
-        live = self._live
-        if self._newest not in live:
-            return "first"
-        at = live.index(self._newest)
-        beside = (live[place] if 0 <= place < len(live) else None for place in (at - 1, at + 1))
-        return "".join("n" if one is None else "p" if one in self._literals else "r" for one in beside)
-
-    def _close(self, record: StepRecord, is_certain: bool = True) -> None:
-        name, reads, live = record.name, record.reads, self._live
-        if record.malformed or name is None or not reads:
-            return
-        self._counts[len(reads)] += 1
-        if is_certain and self._newest in live and reads[0] in live:
-            offset = live.index(reads[0]) - live.index(self._newest)
-            if abs(offset) <= MAX_OFFSET:
-                self._offsets.setdefault(self.situation, Counter())[offset] += 1
-        at = min((live.index(read) for read in reads if read in live), default=len(live))
-        extents = [self._extents[read] for read in reads if read in self._extents]
-        if extents:
-            self._extents[name] = (min(start for start, _ in extents), max(end for _, end in extents))
-        self._live = [*live[:at], name, *[one for one in live[at:] if one not in reads]]
-        self._newest = name
-
-    def next_read(self, reads: Sequence[int]) -> int | None:
-        """The segment that a header is likely to name behind those that it names already."""
-        live = self._live
-        if reads:
-            if reads[-1] not in live:
-                return None
-            at = live.index(reads[-1]) + 1
-        elif self._newest in live:
-            seen = self._offsets.get(self.situation)
-            # Nothing seen yet: a result between two others is joined to the one before it, else it is read first.
-            guess = -1 if self.situation[0] == "r" else 0
-            at = live.index(self._newest) + (_likeliest(seen) if seen else guess)
-        else:
-            at = 0
-        return live[at] if 0 <= at < len(live) else None
-
-    def gap(self, left: int, right: int) -> tuple[int, int] | None:
-        """Positions between two segments in the prompt; a result stands where what it comes of stands."""
-        if left not in self._extents or right not in self._extents:
-            return None
-        start, end = self._extents[left][1], self._extents[right][0]
-        return (start, end) if start <= end else None
-
-
-def _likeliest(counts: Counter[int]) -> int:
-    """The number that was counted most often; of several the one next to 0, of two such the lower."""
-    return min(counts, key=lambda number: (-counts[number], abs(number), number))

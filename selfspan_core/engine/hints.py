@@ -11,8 +11,11 @@ class DraftHints:
         num_reads: segments that a header is likely to name.
         between: ids that stand between the copies of two segments, if they stand between them in the prompt, too.
         behind: ids that follow the copies.
+        recurs: whether steps recur, each reading a segment of the prompt that others read before, as in a loop. Drafts
+            of the host use it (`engine.recurring`), those of a GPU do not.
     """
 
     num_reads: int = 1
     between: frozenset[int] = frozenset()
     behind: tuple[int, ...] = ()
+    recurs: bool = False

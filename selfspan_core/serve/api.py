@@ -132,7 +132,7 @@ _DOCUMENTATION = """Answer one input in both lanes. Streams one object per tick 
 
 Args:
     task: {tasks}.
-    text: the input, for example an expression or an article.
+    text: the input, for example an expression, an article or a program.
     adapter: span (the same adapter, mask off and on) or plain (the plain adapter against the span adapter).
     max_new_tokens: the most tokens that a lane may write.
     load: requests that each lane answers at once, 1 to 64; more than 1 needs a CUDA GPU.

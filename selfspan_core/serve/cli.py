@@ -293,6 +293,8 @@ def text_report(
     view = start["view"]
     if view["pane"] == "document":
         yield from (f"  {part['name']}: {printable(part['text'].strip())}" for part in start["prompt"] if part["name"])
+    elif view["pane"] == "code":
+        yield from (f"  {part['name']:>4}: {printable(part['text'].rstrip())}" for part in start["prompt"])
     else:
         yield printable(start["canonical"])
     if view["pane"] == "line" and any(lane["adapter"] == "span" for lane in start["lanes"]):

@@ -39,8 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="solve inputs with dense attention, self-selected attention, or both side by side",
-        description="Solves one expression per line, or summarizes an article (--task summarize: all of the input); "
-        "prints worked steps, answer and speed of each lane.",
+        description="Solves one expression per line, or takes all of the input: an article with --task summarize, a "
+        "program with --task trace; prints worked steps, answer and speed of each lane.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -14,12 +14,12 @@ from selfspan_core.serve.feed import dumps
 RECORDED = PAGE / "recorded.json"
 """A real run that the page plays until a visitor runs something; `serve.record` writes it."""
 SCRIPTS = (
-    *("words", "clipboard", "source", "steps", "cited", "reading", "pane", "map_paint", "map", "stage", "chart"),
-    *("headline", "large", "player", "form", "asks", "address", "account", "view", "trace", "picture", "keep"),
+    *("words", "clipboard", "code", "source", "steps", "cited", "reading", "pane", "map_paint", "map", "stage"),
+    *("chart", "headline", "large", "player", "form", "asks", "address", "account", "view", "trace", "picture", "keep"),
     *("history", "race"),
 )
 """Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""
-STYLES = ("colours", "controls", "card", "map", "chart", "source", "pane", "steps", "reading", "keep", "forced")
+STYLES = ("colours", "controls", "card", "map", "chart", "source", "code", "pane", "steps", "reading", "keep", "forced")
 """Files of `assets/app/style` in the order in which they apply."""
 
 

@@ -80,7 +80,7 @@ def _compare_tool(device: SharedDevice, tasks: Sequence[str]) -> Callable[..., s
     """A function that answers one input in both lanes and says how they compare."""
     named: Named = {
         "task": (str, Parameter.empty, f"{' or '.join(tasks)}."),
-        "text": (str, Parameter.empty, "the input, for example an expression or an article."),
+        "text": (str, Parameter.empty, "the input, for example an expression, an article or a program."),
         "adapter": (str, "span", ADAPTER),
         **_options([option for option in task_options() if not option.is_learned]),
         "clean": (bool, True, CLEAN),

@@ -173,15 +173,19 @@ class View:
     """The display of a task's runs.
 
     Attributes:
-        pane: "line": the prompt stands in each pane, as a line with names; "document": once, beside both panes.
+        pane: "line": the prompt is a line with names; "document": sentences; "code": lines of a program, beside a table
+            of the variables that steps write as ` name=value`.
         answer, step: the words for an answer and a step.
         typeset: whether arithmetic signs are set in type.
+        source, segment: the words for what both lanes read, as a heading, and for a part of it that has a name.
     """
 
-    pane: Literal["line", "document"] = "line"
+    pane: Literal["line", "document", "code"] = "line"
     answer: str = "answer"
     step: str = "step"
     typeset: bool = False
+    source: str = "The expression"
+    segment: str = "number"
 
 
 EvaluationKind = Literal["problems", "summaries"]

@@ -133,7 +133,7 @@ def controls(task: Task, models: Mapping[str, Learned] | None = None) -> Control
     """
     models = models or {}
     page, suffix = task.page, task.page.suffix
-    with gr.Column(elem_id=f"ask{suffix}"):
+    with gr.Column(elem_id=f"ask{suffix}", elem_classes="ss-ask"):
         box = gr.Textbox(
             value=task.examples[len(task.examples) // 2],
             label=page.label,
@@ -142,6 +142,7 @@ def controls(task: Task, models: Mapping[str, Learned] | None = None) -> Control
             lines=page.lines,
             max_lines=page.max_lines,
             elem_id=page.box,
+            elem_classes=[] if task.view.pane == "document" else ["ss-mono"],
         )
         alert = gr.HTML(**ALERT, elem_id=f"alert{suffix}")
         cleaning = gr.HTML(**CLEANING, elem_id=f"cleaning{suffix}")

@@ -6,8 +6,9 @@ from selfspan_core.errors import InputError
 from selfspan_core.tasks.arithmetic.task import Arithmetic
 from selfspan_core.tasks.base import Option, Task
 from selfspan_core.tasks.summarize.task import Summarize
+from selfspan_core.tasks.trace.task import Trace
 
-TASKS: dict[str, type[Task[Any]]] = {"arithmetic": Arithmetic, "summarize": Summarize}
+TASKS: dict[str, type[Task[Any]]] = {"arithmetic": Arithmetic, "summarize": Summarize, "trace": Trace}
 
 
 def get_task(name: str, **options: Any) -> Task[Any]:

@@ -27,7 +27,7 @@ from selfspan_core.serve.text_files import UnknownEncoding, decoded
 from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.registry import get_task
 from tests.fuzz.runner import Target
-from tests.fuzz.texts import ARTICLES, EXAMPLES, EXPRESSIONS, ODD_VALUES
+from tests.fuzz.texts import ARTICLES, EXAMPLES, EXPRESSIONS, ODD_VALUES, PROGRAMS
 from tests.support.span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB
 
 PASTED = 'The mayor said it. "' + "' \" " * 3000
@@ -345,6 +345,7 @@ TARGETS = {
         Target("arithmetic", "parser", EXPRESSIONS, parse("arithmetic", True), ("1+1",)),
         Target("articles", "parser", ARTICLES, parse("summarize", True), (PASTED,)),
         Target("articles as they are", "parser", ARTICLES, parse("summarize", False), (PASTED,)),
+        Target("programs", "parser", PROGRAMS, parse("trace", True), ("x = 1\nprint(x)",)),
         Target("bytes of a file", "parser", _BYTES, decode_bytes, (b"1+1",)),
         Target("trackers", "ids", st.tuples(st.booleans(), STREAMS, st.integers(0, 2**32)), track, ((True, [], 0),)),
         Target(

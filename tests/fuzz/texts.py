@@ -36,6 +36,12 @@ ARITHMETIC = [
     "٣",
 ]
 
+CODE = [
+    *("x = 1\n", "    ", "\n", "if x > 1:\n", "while True:\n", "for i in range(3):\n", "def f(n):\n", "return n\n"),
+    *("x += 1\n", "xs = [1, 2]\n", "xs.append(x)\n", "print(x)\n", "x = f(x)\n", "else:\n", "elif x:\n", "break\n"),
+    *("x[0]", "'ab'", "not ", " and ", " in ", "lambda: 0", "import os\n", "x * x", "// 0", "[:]", "f'{x}'", "**", "@"),
+]
+
 EXAMPLES = [example for task in TASKS.values() for example in task().examples]
 
 
@@ -70,6 +76,9 @@ ARTICLES = _texts(PIECES)
 """What may be pasted as an article."""
 EXPRESSIONS = _texts(st.sampled_from([*ARITHMETIC, *ARITHMETIC, *UNICODE, *SPACES, "x", "abc", "<b>"]))
 """What may be typed as arithmetic."""
+
+PROGRAMS = _texts(st.sampled_from([*CODE, *CODE, *CODE, *PUNCTUATION, *SPACES, *UNICODE]))
+"""What may be pasted as a program."""
 
 ODD_VALUES = st.one_of(
     st.none(),

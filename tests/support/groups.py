@@ -5,10 +5,10 @@ from pathlib import PurePosixPath
 from xdist.scheduler import LoadScopeScheduling
 
 BROWSERS = (
-    *("app", "app_access", "app_articles", "app_firefox", "app_input", "app_keep", "app_load", "app_map"),
+    *("app", "app_access", "app_articles", "app_code", "app_firefox", "app_input", "app_keep", "app_load", "app_map"),
     *("app_shipped", "app_tasks", "models_registry", "offered", "toy_task"),
 )
-SERVERS = ("api", "crowd", "serving", "tools", "visitors", "zero_gpu")
+SERVERS = ("api", "crowd", "serving", "tools", "trace_served", "visitors", "zero_gpu")
 SERVED = {f"test_{name}" for name in (*BROWSERS, *SERVERS)}
 """Modules with a browser or a server. All are one scope: a page draws for as long as it waits, so that two browsers on
 two cores take longer, side by side, than one after the other."""

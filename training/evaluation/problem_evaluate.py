@@ -2,7 +2,8 @@
 
 Fresh problems of the task's generator that no training stream yields, greedy decoding (by drafts, see
 `evaluation.drafts`), three lanes: the plain adapter with dense attention, the span adapter with the mask off, and with
-the mask on. Writes `assets/results/<task>.json`.
+the mask on. Writes `assets/results/<task>.json`. With `--inputs FILE`, inputs that somebody wrote take the place of the
+generator's (`evaluation.given`), and the results lie in `assets/results/<task>_inputs.json`.
 """
 
 import argparse
@@ -25,18 +26,25 @@ from selfspan_core.tasks.registry import TASKS, get_task
 from training.data.generated import evaluation_set
 from training.evaluation.batch_decode import Decoded
 from training.evaluation.drafts import decode_by_drafts
+from training.evaluation.given import given_problems
 from training.evaluation.lanes import EvaluationLane, lanes_of, weights_of
-from training.evaluation.results import results_path
+from training.evaluation.results import INPUTS, results_path
 
 
-def summarize(decoded: Sequence[Decoded], right: Sequence[bool], num_steps: int) -> dict:
-    """Figures of one lane at one operand count; `num_steps` steps were needed for all of it."""
+def summarize(decoded: Sequence[Decoded], right: Sequence[bool], exact: Sequence[bool], num_steps: int) -> dict:
+    """Figures of one lane at one size.
+
+    Args:
+        right: whether each answer is right; exact: whether each row is the worked solution, token for token.
+        num_steps: steps that were needed for all of it.
+    """
     attended = sum(row.attended_tokens for row in decoded)
     dense = sum(row.dense_tokens for row in decoded)
     malformed = sum(row.num_malformed for row in decoded)
     return {
         "exact_percent": round(100 * sum(right) / len(right), 2),
         "right": sum(right),
+        "exact_steps_percent": round(100 * sum(exact) / len(exact), 2),
         "n": len(right),
         "mean_tokens": round(statistics.fmean(len(row.ids) for row in decoded), 1),
         "attended_percent_of_dense": round(100 * attended / dense, 2),
@@ -49,6 +57,7 @@ def evaluate_lane(model: SpanModel, lane: EvaluationLane, task, problems: list, 
     """Decode all problems in one lane; figures, and what went wrong where an answer is wrong."""
     tokenizer = model.tokenizer
     decoded: list[Decoded] = []
+    exact: list[bool] = []
     num_by_token = 0
     for first in range(0, len(problems), batch):
         chosen = problems[first : first + batch]
@@ -61,6 +70,7 @@ def evaluate_lane(model: SpanModel, lane: EvaluationLane, task, problems: list, 
             model, tokenizer.markers, drafts, lane.sparse, lane.annotated, limit, draft_batch
         )
         decoded += rows
+        exact += [row.ids == d.ids[d.prompt.num_tokens :] for row, d in zip(rows, drafts, strict=True)]
         num_by_token += num_left
     answers = [task.answer(output_text(row.ids, tokenizer)) for row in decoded]
     right = [task.check(problem, answer) for problem, answer in zip(problems, answers, strict=True)]
@@ -69,19 +79,22 @@ def evaluate_lane(model: SpanModel, lane: EvaluationLane, task, problems: list, 
         for p, a, d, ok in zip(problems, answers, decoded, right, strict=True)
         if not ok
     ]
-    figures = summarize(decoded, right, sum(p.num_steps for p in problems))
+    figures = summarize(decoded, right, exact, sum(p.num_steps for p in problems))
     return figures | {"decoded_token_by_token": num_by_token}, wrong
 
 
 def run_job(
-    arguments: argparse.Namespace, lane: EvaluationLane, operands: int, device: str
+    arguments: argparse.Namespace, lane: EvaluationLane, operands: int | str, device: str
 ) -> tuple[dict, list[dict], float]:
-    """One lane at one operand count, in a process of its own; figures, failures, seconds."""
+    """One lane at one size, or with the given inputs, in a process of its own; figures, failures, seconds."""
     started = time.perf_counter()
     adapter = Path(arguments.adapters) / lane.adapter
     model = SpanModel.load(arguments.base, adapter, device, getattr(torch, arguments.dtype))
     task = get_task(arguments.task)
-    problems = evaluation_set(task, operands, arguments.n, arguments.seed)
+    if isinstance(operands, str):
+        problems = given_problems(task, arguments.inputs)
+    else:
+        problems = evaluation_set(task, operands, arguments.n, arguments.seed)
     figures, wrong = evaluate_lane(model, lane, task, problems, arguments.batch)
     return figures, wrong, time.perf_counter() - started
 
@@ -92,7 +105,7 @@ def write_results(arguments: argparse.Namespace, figures: dict, wrong: dict, ori
     `origin` is the provenance as it was at the start, when code and weights were loaded.
     """
     results = {
-        TASKS[arguments.task].generator.size_name: {
+        INPUTS if arguments.inputs else TASKS[arguments.task].generator.size_name: {
             str(n): {k: figures[n][k] for k in arguments.lanes if k in figures[n]} for n in arguments.operands
         },
         "first_wrong_answers": {str(n): wrong[n] for n in arguments.operands},
@@ -110,7 +123,7 @@ def main(task: str, words: Sequence[str]) -> None:
         origin = {"weights_sha256": weights_of(arguments.base, arguments.adapters, lanes)} | provenance()
     except (OSError, ValueError) as error:  # no such base, or no weights in a folder
         sys.exit(str(error))
-    named = TASKS[task].generator.size_name
+    named = INPUTS if arguments.inputs else TASKS[task].generator.size_name
     figures: dict = {operands: {} for operands in arguments.operands}
     wrong: dict = {operands: {} for operands in arguments.operands}
     # A small model's decoding waits for the host: several processes share one GPU well. The longest go first.
@@ -128,7 +141,7 @@ def main(task: str, words: Sequence[str]) -> None:
                 sys.exit(f"{operands} {named}, {lane.name}: {error}")
             wrong[operands][lane.name] = failures[:10]
             write_results(arguments, figures, wrong, origin)
-            line = f"{operands:3d} {named}  {lane.name:12s} {figures[operands][lane.name]}"
+            line = f"{operands:>3} {named}  {lane.name:12s} {figures[operands][lane.name]}"
             print(f"[{done}/{len(jobs)}] {line}  {seconds:.0f} s", flush=True)
     print(f"wrote {arguments.out}", file=sys.stderr)
 
@@ -147,6 +160,7 @@ def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         f"--{generator.size_name}", "--sizes", dest="operands", type=int, nargs="+", default=list(generator.sizes)
     )
+    parser.add_argument("--inputs", type=Path, help="a file of inputs, in place of the generator's problems")
     parser.add_argument("--n", type=int, default=500, help=f"problems per number of {generator.size_name}")
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--base", default="assets/base")
@@ -157,8 +171,16 @@ def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128 if on_gpu else 32, help="rows decoded at once")
     num_jobs = 4 * torch.cuda.device_count() or 1  # of the longest, four at a time fit the memory of a large GPU
     parser.add_argument("--jobs", type=int, default=num_jobs, help="lanes decoded at the same time")
-    parser.add_argument("--out", type=place, default=results_path(task))
+    parser.add_argument(
+        "--out", type=place, help=f"by default {results_path(task)}, of inputs {results_path(task, is_given=True)}"
+    )
     arguments = parser.parse_args(words)
+    arguments.out = arguments.out or place(results_path(task, is_given=bool(arguments.inputs)))
+    if arguments.inputs:
+        try:
+            given_problems(get_task(task), arguments.inputs)
+        except (OSError, ValueError) as error:
+            parser.error(f"--inputs: {error}")
     unknown = set(arguments.lanes) - set(lanes)
     if unknown:
         parser.error(f"no lane is called {', '.join(sorted(unknown))}; there are {', '.join(lanes)}")
@@ -169,6 +191,8 @@ def parse_arguments(task: str, words: Sequence[str]) -> argparse.Namespace:
     for name in ("n", "batch", "jobs"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} is 1 or more")
+    if arguments.inputs:
+        arguments.operands = [arguments.inputs.stem]
     return arguments
 
 

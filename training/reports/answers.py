@@ -70,9 +70,17 @@ def answers_brief() -> str:
 
 def _models(results: dict) -> str:
     """Which model answered what; files that do not say so are of the time when one model answered everything."""
-    models = results.get("models") or {task: {"model": DEFAULT_MODEL, "numbers": results["dtype"]} for task in TASKS}
+    same = {"model": DEFAULT_MODEL, "numbers": results["dtype"]}
+    models = results.get("models") or {task: same for task in TASKS if _has(results, task)}
     of_tasks = (f"{get_task(task).page.tab}: {one['model']} in {one['numbers']}" for task, one in models.items())
     return f" {'; '.join(of_tasks)}."
+
+
+def _has(results: dict, name: str) -> bool:
+    """Whether inputs of a task are among those that were answered."""
+    task = TASKS[name]
+    word = task.generator.size_name if task.generator else task.answers
+    return any(word in kind.replace(",", "").split() for kind in results["answers"])
 
 
 def _changed(results: dict) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from selfspan_core.tasks.base import Task
-from training.evaluation.results import results_path
+from training.evaluation.results import INPUTS, results_path
 from training.reports.markdown import not_measured, origin, read, source, table
 
 LANES = (
@@ -15,20 +15,37 @@ HEADER = [*(f"exact: {label}" for _, label in LANES), "KV read", "tokens, plain 
 
 
 def problems(task: type[Task[Any]]) -> str:
-    """Exact answers per size of problem and lane."""
+    """Exact answers per size of problem and lane; behind that those to given inputs, where they were measured."""
     path, size_name = results_path(task.name), task.generator.size_name
     results = read(path)
     if results is None:
         return not_measured(task)
-    rows = [
-        [
-            *_cells(size, lanes),
-            f"{lanes.get('span-sparse', {}).get('malformed_percent_of_steps', float('nan')):.3f} %",
-        ]
-        for size, lanes in results[size_name].items()
-    ]
-    header = [size_name, *HEADER, "malformed steps, self-selected"]
-    return f"{_what(task, results)}:\n\n" + table(header, rows) + source(results, path)
+    what = f"{_what(task, results)}:\n\n"
+    text = what + table(*_whole(size_name, results[size_name])) + source(results, path)
+    given_path = results_path(task.name, is_given=True)
+    given = read(given_path)
+    if given is None:
+        return text
+    n = next(iter(next(iter(given[INPUTS].values())).values()))["n"]
+    what = f"The same of {n} {task.generator.problems_name} that were written by hand:\n\n"
+    return f"{text}\n{what}" + table(*_whole(INPUTS, given[INPUTS])) + source(given, given_path)
+
+
+def _whole(first: str, rows: dict[str, dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a complete table; solutions that were written token for token where that was counted."""
+    has_steps = any("exact_steps_percent" in lane for lanes in rows.values() for lane in lanes.values())
+    header = [first, *HEADER, "malformed steps, self-selected"]
+    if has_steps:
+        header += [f"all steps exact: {label}" for _, label in LANES]
+    made = []
+    for size, lanes in rows.items():
+        sparse = lanes.get("span-sparse", {})
+        row = [*_cells(size, lanes), f"{sparse.get('malformed_percent_of_steps', float('nan')):.3f} %"]
+        if has_steps:
+            shares = (lanes.get(lane, {}).get("exact_steps_percent") for lane, _ in LANES)
+            row += ["–" if share is None else f"{share:.1f} %" for share in shares]
+        made.append(row)
+    return header, made
 
 
 def problems_brief(task: type[Task[Any]]) -> str:

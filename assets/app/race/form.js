@@ -1,7 +1,7 @@
 // The form: a bar that stays in sight while a run is under way, and opens again when somebody turns to it. It stays a bar
 // at a run's end: nothing that is being read may move then.
 
-const ASKS = "#ask, #ask-article";
+const ASKS = ".ss-ask";
 
 function collapseForms(on = true) {
   const forms = [...document.querySelectorAll(ASKS)];

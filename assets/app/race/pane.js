@@ -14,6 +14,7 @@ class Pane {
     this.lane = lane;
     this.scroll = find(root, ".ss-scroll");
     this.steps = new Steps(find(root, ".ss-steps"));
+    this.steps.onClosed = (name, text) => source.variables.write(lane, name, text);
     this.empty = find(root, ".ss-empty");
     this.follow = find(root, ".ss-follow");
     this.copy = find(root, ".ss-copy");

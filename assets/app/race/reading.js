@@ -66,6 +66,7 @@ class Reading {
     const wanted = new Set();
     if (focused) for (const name of reading) if (this.steps.segments.has(name)) wanted.add(this.steps.segments.get(name));
     this.fresh = this.swap("lit", wanted, "lit");
+    this.light(focused ? reading : []);
     this.root.classList.toggle("focus", focused);
     const everything = this.pane.dense ? phase !== "done" : ["between", "header", "broken"].includes(phase);
     this.root.classList.toggle("everything", everything);
@@ -80,6 +81,11 @@ class Reading {
     else if (focused) this.say(reading.length ? `writing ${name}: reads ${list(this.steps.named(reading))}` : `writing ${name}: reads only itself`);
     else if (phase === "broken") this.say("malformed step: reads everything until it ends");
     else this.say(phase === "done" || phase === "prefill" ? "" : "naming what the next step reads: sees everything");
+  }
+
+  // A program's variables, where they are read.
+  light(names) {
+    this.pane.source.variables.light(this.pane.lane, names);
   }
 
   swap(field, wanted, className) {
@@ -127,6 +133,7 @@ class Reading {
       } else {
         for (const name of reads) if (this.steps.segments.has(name)) wanted.add(this.steps.segments.get(name));
       }
+      this.light(everything ? [] : reads);
       const title = `${capital(this.pane.view.step)} ${node.dataset.name || node.dataset.line}`;
       if (this.pane.isDocument && this.pane.dense && !everything) {
         this.caption.textContent = `${title} is drawn from ${list(reads)}; attention read everything`;
@@ -137,6 +144,7 @@ class Reading {
       this.pane.source.stage("peek", true);
       this.pane.source.stage("peek-all", everything);
     } else {
+      this.light([]);
       this.caption.textContent = this.liveCaption;
       for (const name of ["peek", "peek-all"]) this.pane.source.stage(name, false);
     }
@@ -181,6 +189,7 @@ class Reading {
     this.shade.clear();
     if (!this.pane.dense) this.pane.source.root.classList.remove("focus", "everything");
     this.swap("lit", new Set(), "lit");
+    this.light([]);
     find(this.steps.list, ".current")?.classList.remove("current");
     this.say(text);
   }

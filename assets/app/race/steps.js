@@ -14,6 +14,7 @@ class Steps {
   constructor(list) {
     this.list = list;
     this.segments = new Map(); // name -> the element that the name stands for
+    this.onClosed = () => {}; // told the name of a step that ended, and what later steps may read of it
     this.clear();
   }
 
@@ -133,8 +134,10 @@ class Steps {
     if (segment && name !== undefined && !this.segments.has(name)) {
       segment.classList.add("ss-seg");
       segment.dataset.name = name;
-      segment.dataset.value = brief(this.written(segment));
+      const text = this.written(segment);
+      segment.dataset.value = brief(text);
       this.segments.set(name, segment);
+      this.onClosed(name, text);
     }
     node.dataset.reads = JSON.stringify(this.line.names.slice(0, -1));
     node.dataset.name = name ?? "";

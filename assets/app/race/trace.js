@@ -82,5 +82,6 @@ function wordsOf(account, lane) {
   const answer = account.end?.lanes[lane]?.answer ?? null;
   const lines = account.steps(lane).map((step) => `${step.working}${step.result}`.trim());
   if (account.start.view.pane === "document") return lines.join("\n");
+  if (account.start.view.pane === "code") return [account.start.canonical, "", ...lines, "", answer ?? "no answer"].join("\n");
   return [`${account.start.canonical ?? account.start.input} = ${answer ?? "no answer"}`, "", ...lines].join("\n");
 }

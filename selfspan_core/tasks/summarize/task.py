@@ -147,7 +147,7 @@ class Summarize:
     name: ClassVar[str] = "summarize"
     answers: ClassVar[str] = "summaries"
     options: ClassVar[tuple[Option, ...]] = (LENGTH, FORM)
-    view: ClassVar[View] = View("document", "summary", "sentence")
+    view: ClassVar[View] = View("document", "summary", "sentence", source="The article", segment="sentence")
     page: ClassVar[PageText] = PageText(
         tab="Articles",
         pitch="summarize an article",

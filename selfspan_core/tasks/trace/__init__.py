@@ -1,0 +1,1 @@
+"""Tracing: programs in a small subset of Python, run one line a step."""
