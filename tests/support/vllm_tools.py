@@ -67,18 +67,11 @@ class Beside:
         cleanup_dist_env_and_memory()
 
     def answers(self, asked: Sequence[Asked], **sampling: Any) -> list:
-        """vLLM's outputs, all requests at once; `seed` is the first one's, the others' follow."""
+        """vLLM's outputs, all requests at once. No seeds: on CPUs vLLM fails on one where a prompt comes in pieces."""
         from vllm import SamplingParams
 
-        seed = sampling.pop("seed", None)
-        each = [
-            SamplingParams(
-                **{"temperature": 0.0, "detokenize": False} | sampling,
-                seed=None if seed is None else seed + number,
-                extra_args=one.extra_args,
-            )
-            for number, one in enumerate(asked)
-        ]
+        common = {"temperature": 0.0, "detokenize": False} | sampling
+        each = [SamplingParams(**common, extra_args=one.extra_args) for one in asked]
         return self.llm.generate([one.prompt for one in asked], each, use_tqdm=False)
 
     def own_logits(self, asked: Asked, ids: Sequence[int]) -> torch.Tensor:

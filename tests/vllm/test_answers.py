@@ -72,13 +72,14 @@ def test_requests_that_come_go_and_are_preempted_keep_what_they_see(beside):
     requests = [one for pair in zip(*lanes, strict=True) for one in pair]
     sampling = {"temperature": 1.0, "logprobs": 0, "logit_bias": {beside.tokenizer.markers.eos: -100.0}}
     before = beside.metric("num_preemptions"), beside.rows.num_read
-    outputs = [output.outputs[0] for output in beside.answers(requests, max_tokens=260, seed=5, **sampling)]
+    outputs = [output.outputs[0] for output in beside.answers(requests, max_tokens=260, **sampling)]
     assert beside.metric("num_preemptions") > before[0] and beside.rows.num_read > before[1]
     told = [beside.account(one, output.token_ids) for one, output in zip(requests, outputs, strict=True)]
     assert sum(one.num_malformed for one in told) > 0 and all(one.num_tokens == 260 for one in told)
     for number, (one, output) in enumerate(zip(requests, outputs, strict=True)):
         errors = beside.logprob_errors(one, output)
         assert errors.max() < TOLERANCE, (number, one.attention, int(errors.argmax()), float(errors.max()))
+    beside.answers(expressions(beside, 1, "dense"), max_tokens=1)  # vLLM tells that a request is gone with the next one
     assert not beside.rows.followed
 
 
@@ -93,7 +94,7 @@ def test_cached_pages_are_found_only_where_they_are_the_same(beside):
     assert not beside.difference(long_one, again.outputs[0].token_ids, MOST)
     for attention in ("dense", "sparse"):
         longer = continued(long_one, list(first.outputs[0].token_ids)[:150], attention)
-        output = beside.answers([longer], max_tokens=8, temperature=1.0, logprobs=0, seed=1)[0]
+        output = beside.answers([longer], max_tokens=8, temperature=1.0, logprobs=0)[0]
         assert output.num_cached_tokens == 0, attention
         assert beside.logprob_errors(longer, output.outputs[0]).max() < TOLERANCE
     assert beside.answers([one], max_tokens=5)[0].outputs[0].token_ids

@@ -28,6 +28,7 @@ def config(**changes) -> SimpleNamespace:
         "use_v2_model_runner": False,
         "parallel_config": SimpleNamespace(**ROOMY),
         "cache_config": SimpleNamespace(cache_dtype="auto"),
+        "model_config": SimpleNamespace(enable_prompt_embeds=False),
         "kv_transfer_config": None,
     }
     return SimpleNamespace(**plain | changes)
@@ -42,6 +43,7 @@ REFUSED = {
         "parallel_config": SimpleNamespace(**ROOMY | {"decode_context_parallel_size": 2})
     },
     "--kv-cache-dtype": {"cache_config": SimpleNamespace(cache_dtype="fp8_e4m3")},
+    "--enable-prompt-embeds": {"model_config": SimpleNamespace(enable_prompt_embeds=True)},
     "--kv-transfer-config": {"kv_transfer_config": object()},
 }
 

@@ -64,8 +64,10 @@ class SpanRequests(LogitsProcessor):
         self, params: "SamplingParams", prompt_ids: list[int] | None, output_ids: list[int]
     ) -> Followed | None:
         settings = SpanSettings.read(params.extra_args)
-        if settings is None or settings.attention == "dense" or prompt_ids is None:
+        if settings is None or settings.attention == "dense":
             return None
+        if prompt_ids is None:
+            raise RuntimeError("a request without the ids of its prompt")  # refused when vLLM starts
         return Followed(self._markers, settings.layout(len(prompt_ids)), output_ids)
 
     def _share(self) -> None:

@@ -71,6 +71,7 @@ def _setting_problem(config: "VllmConfig") -> str | None:
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism: leave out --pipeline-parallel-size"),
         (parallel.decode_context_parallel_size > 1, "context parallelism: leave out --decode-context-parallel-size"),
         (config.cache_config.cache_dtype.startswith("fp8"), "a quantized cache: leave out --kv-cache-dtype"),
+        (bool(config.model_config.enable_prompt_embeds), "prompts without ids: leave out --enable-prompt-embeds"),
         (config.kv_transfer_config is not None, "keys and values of others: leave out --kv-transfer-config"),
     )
     return next((words for is_so, words in problems if is_so), None)
