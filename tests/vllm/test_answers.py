@@ -108,10 +108,11 @@ def test_cached_pages_are_found_only_where_they_are_the_same(beside):
 def test_a_bad_request_is_refused_and_others_go_on(beside):
     """An error in the worker, which ends the engine for everybody."""
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     (one,) = expressions(beside, 1, "sparse", 3)
     for bad in ({"attention": "sparse"}, "[", 3):
-        with pytest.raises(ValueError, match="selfspan"):
+        with pytest.raises((ValueError, VLLMValidationError), match="selfspan"):
             beside.llm.generate([one.prompt], SamplingParams(extra_args={"selfspan": bad}), use_tqdm=False)
     beyond = {"selfspan": {"attention": "sparse", "scaffold_end": 400, "segments": [[9, 0, 500], [10, 400, 410]]}}
     params = SamplingParams(temperature=0, max_tokens=20, extra_args=beyond)
