@@ -63,7 +63,7 @@ def test_the_command_line_exports_and_shows_how_vllm_is_started(tiny, tmp_path, 
     monkeypatch.setattr(cli_engines, "find_spec", lambda name: name)
     assert cli.main(serve) == 0
     words = shlex.split(capsys.readouterr().out)
-    assert words[0] == "VLLM_USE_V2_MODEL_RUNNER=0" and words[words.index("serve") + 1] == str(folder)
+    assert words[0] == "VLLM_USE_V2_MODEL_RUNNER=0" and words[words.index("--model") + 1] == str(folder)
     assert words[words.index("--logits-processors") + 1] == SPAN_REQUESTS and words[-2:] == ["--port", "8001"]
     assert cli.main(["serve", "--model", str(base), "--print"]) == 2
     assert "names no marker ids" in capsys.readouterr().err

@@ -53,7 +53,8 @@ def vllm_command(model: str, options: list[str]) -> list[str]:
         raise ModelUnavailable(
             "vLLM is not installed here: pip install 'selfspan[vllm]', or see docs/serving.md for CPUs"
         )
-    start = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    # Not the command `vllm serve`: that of the package for CPUs looks for a package called vllm, and ends.
+    start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     return [*start, "--logits-processors", SPAN_REQUESTS, "--no-async-scheduling", *options]
 
 
