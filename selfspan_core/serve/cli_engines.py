@@ -1,0 +1,72 @@
+"""The commands `export` and `serve`: a merged model for other engines, and vLLM started on one. No torch at import."""
+
+import argparse
+import os
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from selfspan_core.errors import ModelError, ModelUnavailable
+from selfspan_core.models.json_file import read_object
+from selfspan_core.models.marker_ids import CONFIG_KEY, read_from_config
+from selfspan_core.models.registry import resolve_model
+from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS
+
+ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+"""What vLLM is started with: its other runner knows no logits processors of this kind."""
+
+
+def export(arguments: argparse.Namespace) -> str:
+    """Write a base with a task's adapter merged in; returns what to tell the user.
+
+    Raises:
+        ModelError: base or adapter cannot be used, or the folder cannot be written.
+    """
+    spec = resolve_model(arguments.model)
+    adapter = arguments.adapter_folder or spec.adapter_folder(arguments.task, arguments.adapter)
+    from selfspan_core.models.export import export_merged
+    from selfspan_core.models.places import place_of
+
+    folder = export_merged(place_of(spec.source), adapter, arguments.out, arguments.dtype)
+    return f"{spec.name} with {adapter} merged in: {folder}"
+
+
+def vllm_command(model: str, options: list[str]) -> list[str]:
+    """The command that serves an exported folder by vLLM.
+
+    Args:
+        model: the folder.
+        options: more of vLLM's own, as they were typed.
+
+    Raises:
+        ModelUnavailable: vLLM is not installed.
+        ModelError: the folder was not exported.
+    """
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"there is no exported model in {model!r}: `selfspan export --out {shlex.quote(model)}` makes it"
+        )
+    read_from_config(read_object(folder / "config.json").get(CONFIG_KEY), model)
+    if find_spec("vllm") is None:
+        raise ModelUnavailable(
+            "vLLM is not installed here: pip install 'selfspan[vllm]', or see docs/serving.md for CPUs"
+        )
+    # Not the command `vllm serve`: that of the package for CPUs looks for a package called vllm, and ends.
+    start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    return [*start, "--logits-processors", SPAN_REQUESTS, "--no-async-scheduling", *options]
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Print the command and become it; with `--print`, print it only.
+
+    Raises:
+        ModelError: see `vllm_command`.
+    """
+    options = arguments.options[1:] if arguments.options[:1] == ["--"] else arguments.options
+    command = vllm_command(arguments.model, options)
+    print(" ".join([*(f"{name}={value}" for name, value in ENVIRONMENT.items()), shlex.join(command)]), flush=True)
+    if not arguments.print:
+        os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})
+    return 0

@@ -1,0 +1,94 @@
+"""What of vLLM is supported, and an error for the rest. vLLM is imported when it is asked for only."""
+
+from typing import TYPE_CHECKING, Any
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from selfspan_core.errors import ImplUnavailable
+from selfspan_core.models.marker_ids import CONFIG_KEY, read_from_config
+from selfspan_core.spans.protocol import Markers
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+VERSIONS = SpecifierSet(">=0.26,<0.33")
+"""Of vLLM; tests run with the last one."""
+CPU_BACKEND = "selfspan_core.serve.vllm_plugin.cpu_backend.SelfSelectedCPUBackend"
+SPAN_REQUESTS = "selfspan_core.serve.vllm_plugin.span_requests:SpanRequests"
+"""For vLLM's option `--logits-processors`: it switches self-selected attention on."""
+
+
+def version_problem(version: str) -> str | None:
+    """Why a version of vLLM is not supported, in words; None if it is."""
+    try:
+        is_supported = VERSIONS.contains(Version(version), prereleases=True)
+    except InvalidVersion:
+        is_supported = False
+    return None if is_supported else f"vLLM {version} is not supported; versions {VERSIONS} are"
+
+
+def is_switched_on(config: "VllmConfig") -> bool:
+    """Whether vLLM was started with self-selected attention."""
+    given = config.model_config.logits_processors or ()
+    return any(one == SPAN_REQUESTS or getattr(one, "__name__", "") == SPAN_REQUESTS.split(":")[1] for one in given)
+
+
+def require_supported(config: "VllmConfig") -> None:
+    """Refuse what self-selected attention cannot be right with, when vLLM starts.
+
+    Raises:
+        ImplUnavailable: the version, the device or a setting; the message names the option.
+    """
+    import vllm
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    problem = version_problem(vllm.__version__)
+    if problem is not None:
+        raise ImplUnavailable(problem)
+    if not current_platform.is_cpu():
+        raise ImplUnavailable(
+            f"self-selected attention in vLLM runs on CPUs only so far, not on {current_platform.device_name!r}; "
+            "selfspan's own engine runs on CUDA"
+        )
+    if AttentionBackendEnum.CPU_ATTN.get_path() != CPU_BACKEND:
+        raise ImplUnavailable(
+            "vLLM did not load the plugin selfspan: VLLM_PLUGINS leaves it out, or another follows it"
+        )
+    problem = _setting_problem(config)
+    if problem is not None:
+        raise ImplUnavailable(f"self-selected attention does not work with {problem}")
+
+
+def _setting_problem(config: "VllmConfig") -> str | None:
+    """The first setting that cannot be, in words."""
+    parallel, scheduler = config.parallel_config, config.scheduler_config
+    problems = (
+        (config.speculative_config is not None, "speculative decoding: leave out --speculative-config"),
+        (bool(scheduler.async_scheduling), "asynchronous scheduling: add --no-async-scheduling"),
+        (bool(config.use_v2_model_runner), "vLLM's model runner V2: set VLLM_USE_V2_MODEL_RUNNER=0"),
+        (parallel.pipeline_parallel_size > 1, "pipeline parallelism: leave out --pipeline-parallel-size"),
+        (parallel.decode_context_parallel_size > 1, "context parallelism: leave out --decode-context-parallel-size"),
+        (config.cache_config.cache_dtype.startswith("fp8"), "a quantized cache: leave out --kv-cache-dtype"),
+        (bool(config.model_config.enable_prompt_embeds), "prompts without ids: leave out --enable-prompt-embeds"),
+        (config.kv_transfer_config is not None, "keys and values of others: leave out --kv-transfer-config"),
+    )
+    return next((words for is_so, words in problems if is_so), None)
+
+
+def layer_problem(impl: Any) -> str | None:
+    """Why a layer's attention cannot be self-selected, in words: it does more than softmax over what is visible."""
+    problems = (
+        (impl.sliding_window not in (-1, None), "a sliding window"),
+        (impl.alibi_slopes is not None, "ALiBi"),
+        (bool(impl.logits_soft_cap), "capped scores"),
+        (impl.sinks is not None, "attention sinks"),
+        (str(getattr(impl.attn_type, "value", impl.attn_type)) != "decoder", "an encoder"),
+    )
+    return next((f"this model's attention has {words}" for is_so, words in problems if is_so), None)
+
+
+def markers_of(config: "VllmConfig") -> Markers:
+    """The marker ids of the served model. Raises ModelError if its config.json does not name them."""
+    return read_from_config(getattr(config.model_config.hf_config, CONFIG_KEY, None), config.model_config.model)

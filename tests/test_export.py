@@ -1,0 +1,72 @@
+"""Merged models for other engines, and the command that starts vLLM on one."""
+
+import json
+import shlex
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from selfspan_core.errors import ModelError
+from selfspan_core.models.export import export_merged
+from selfspan_core.models.marker_ids import read_from_config
+from selfspan_core.models.model import SpanModel
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.serve import cli, cli_engines
+from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS
+from tests.support.tiny_models import save_tiny
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["markers", "markers-added"])
+def tiny(request, tmp_path_factory):
+    """A base whose tokenizer has the markers, or lacks them, and its span adapter."""
+    base, adapters = save_tiny(tmp_path_factory.mktemp("tiny"), is_byte_level=request.param)
+    return base, adapters / "arithmetic-span"
+
+
+def test_an_exported_model_is_the_merged_one(tiny, tmp_path):
+    """A folder without the adapter, without rows for the markers, or with a tokenizer whose markers have other ids."""
+    base, adapter = tiny
+    folder = export_merged(base, adapter, tmp_path / "out", "float32")
+    merged, exported = SpanModel.load(base, adapter), SpanModel.load(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ours = merged.hf.state_dict()
+    for loaded in (exported.hf, plain):
+        assert loaded.state_dict().keys() == ours.keys()
+        assert all(torch.equal(weight, ours[name]) for name, weight in loaded.state_dict().items())
+    assert exported.tokenizer.markers == merged.tokenizer.markers
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert read_from_config(config["selfspan"], "m") == SpanTokenizer.load(base).markers
+    assert read_from_config(getattr(plain.config, "selfspan", None), "m") == merged.tokenizer.markers
+
+
+def test_nothing_is_overwritten(tiny, tmp_path):
+    """Somebody's folder, filled with a model; a dtype that is taken for another."""
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ModelError, match="is not empty"):
+        export_merged(*tiny, tmp_path)
+    with pytest.raises(ModelError, match="bfloat16, float16, float32"):
+        export_merged(*tiny, tmp_path / "new", "int8")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_command_line_exports_and_shows_how_vllm_is_started(tiny, tmp_path, capsys, monkeypatch):
+    """An option that never arrives at vLLM; a command that cannot be pasted into a shell; a model without markers."""
+    base, adapter = tiny
+    folder = tmp_path / "a model"
+    asked = ["export", "--model", str(base), "--adapter-folder", str(adapter), "--out", str(folder)]
+    assert cli.main(asked) == 0 and str(folder) in capsys.readouterr().out
+    assert SpanModel.load(folder).tokenizer.markers == SpanTokenizer.load(base).markers
+    monkeypatch.setattr(cli_engines, "find_spec", lambda name: None)
+    serve = ["serve", "--model", str(folder), "--print", "--", "--port", "8001"]
+    assert cli.main(serve) == 2 and "vLLM is not installed" in capsys.readouterr().err
+    monkeypatch.setattr(cli_engines, "find_spec", lambda name: name)
+    assert cli.main(serve) == 0
+    words = shlex.split(capsys.readouterr().out)
+    assert words[0] == "VLLM_USE_V2_MODEL_RUNNER=0" and words[words.index("--model") + 1] == str(folder)
+    assert words[words.index("--logits-processors") + 1] == SPAN_REQUESTS and words[-2:] == ["--port", "8001"]
+    assert cli.main(["serve", "--model", str(base), "--print"]) == 2
+    assert "names no marker ids" in capsys.readouterr().err
+    assert cli.main(["serve", "--model", str(tmp_path / "none")]) == 2
+    assert "selfspan export" in capsys.readouterr().err
+    assert cli.main(asked) == 2 and "is not empty" in capsys.readouterr().err
