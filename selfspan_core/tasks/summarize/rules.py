@@ -10,7 +10,7 @@ The rules are the same for both lanes. They never choose an id; they only remove
   none; it has at least MIN_BODY tokens beside such marks, or is a whole source that has fewer, and ends after MAX_BODY
   at the latest.
 * Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
-  with: no loops, no sentence twice.
+  with: no loops, no sentence twice. A plain lane is kept from it where that sentence begins like no other one.
 * A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the requested length; fewer if no segment is
   left that may be named.
 * If words are to be "copied", in addition: a body's words are those of the segments it reads (in a plain lane, of one
@@ -52,6 +52,7 @@ class RuleTables:
     Attributes:
         ends: ids that end a sentence.
         closes: closing marks, which may stand behind such an id.
+        breaks: ids with a line break.
         starts: ids at which a word or a mark begins, so that the word before them is complete.
         body_banned: ids that no body may hold.
         separator: the id that opens a plain lane's step.
@@ -67,7 +68,7 @@ class RuleTables:
         self.ends = frozenset(i for i, piece in pieces.items() if _ENDING.search(piece))
         self.closes = frozenset(i for i, piece in pieces.items() if _CLOSING.fullmatch(piece))
         self.starts = frozenset(i for i, piece in pieces.items() if _STARTING.match(piece))
-        breaks = {i for i, piece in pieces.items() if "\n" in piece}
+        self.breaks = breaks = frozenset(i for i, piece in pieces.items() if "\n" in piece)
         self.separator = tokenizer.encode(STEP_SEPARATOR)[-1]
         self.body_banned = tuple(sorted(structural | breaks))
 
@@ -271,9 +272,34 @@ class SummaryRules:
         banned = []
         if len(body) >= NGRAM:
             banned += [body[i + NGRAM - 1] for i in range(len(body) - NGRAM + 1) if body[i : i + NGRAM - 1] == window]
-        if len(body) == START - 1:
-            banned += [other[START - 1] for other in self._bodies if len(other) >= START and other[: START - 1] == body]
+        if len(body) < START:
+            banned += self._begun_before(body)
         return banned
+
+    def _begun_before(self, body: Sequence[int]) -> list[int]:
+        """Ids that would make a body begin as an earlier one does.
+
+        A span lane names no sentence twice: only the last of these ids is withheld. A plain lane may set out to write a
+        sentence again. Withheld is then the first id with which no other sentence of the article begins: further on, in
+        the middle of a sentence or a word, nothing but what the article has not would be left.
+        """
+        at = len(body)
+        begun = [other for other in self._bodies if len(other) >= START and other[:at] == body]
+        if at == START - 1:
+            return [other[at] for other in begun]
+        return [] if self._annotated else [other[at] for other in begun if not self._has_another(other, at + 1)]
+
+    def _has_another(self, ids: Sequence[int], num: int) -> bool:
+        """Whether a sentence of the article begins with the first `num` of these ids, and not with START of them."""
+        begun, whole = tuple(ids[:num]), tuple(ids[:START])
+        starts = (self._article[at : at + START] for at in self._starts)
+        return any(start[:num] == begun and start != whole for start in starts)
+
+    @functools.cached_property
+    def _starts(self) -> tuple[int, ...]:
+        """Where sentences of the article begin, about: behind what ends one, and behind line breaks."""
+        marks = self._tables.ends | self._tables.closes | self._tables.breaks
+        return tuple(at for at in range(len(self._article)) if at == 0 or self._article[at - 1] in marks)
 
     def _fresh_names(self, taken: list[int]) -> list[int]:
         """Names for the steps: those behind the last segment's, as in training."""
