@@ -18,9 +18,8 @@ The rules are the same for both lanes. They never choose an id; they only remove
 * If words are the model's "own", as in the form *rewrite*, in addition: a body has no name and no number that the
   article does not have, and no REPEATED_WORDS words in a row that the summary already has (`own_words`).
 
-No torch here. A captured step could apply most of these rules, too: a row's state is a handful of numbers, its last
-ids, a bit per name and the ids of the segments read, all of which the device has, and the output is a short list of
-allowed or forbidden ids, once per id.
+No torch here. A captured step keeps these rules by itself where words are "free" (`SummaryRules.on_device`); for
+"copied" and "own" ones the host has to be asked before every step.
 """
 
 import copy
@@ -29,11 +28,13 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from selfspan_core.engine.device_rules import Bounds, DeviceRules, HostOnly, IdTables
 from selfspan_core.engine.rules import Limits
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.tasks.base import Tokenizer
 from selfspan_core.tasks.summarize.form import CUE, MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
 from selfspan_core.tasks.summarize.own_words import OwnWords, PieceTables, word_runs
+from selfspan_core.tasks.summarize.tabled import id_tables, words_by_name
 
 Words = Literal["free", "copied", "own"]
 """What bodies are made of; "free" leaves it to the model."""
@@ -76,6 +77,11 @@ class RuleTables:
         """For rows in own words, made when the first of them begins."""
         return PieceTables(self._pieces)
 
+    @functools.cached_property
+    def ids(self) -> IdTables | None:
+        """For rows whose rules are kept on the device; None if the tokenizer's text is not made of its ids' bytes."""
+        return id_tables(self.tokenizer, self.ends, self.closes, self.body_banned)
+
 
 class SummaryRules:
     """The rules of one row: `limits` before each id, `push` after it.
@@ -100,7 +106,8 @@ class SummaryRules:
         words: Words = "free",
         segments: Sequence[Sequence[int]] = (),
     ) -> None:
-        self._tables, self._annotated = tables, annotated
+        self._tables, self._annotated, self._words = tables, annotated, words
+        self._prompt, self._layout = prompt, layout
         self._fewest, self._most = MIN_STEPS[length], MAX_STEPS[length]
         # Without the segment's name, which a body does not copy.
         self._segments = {name: prompt[start + 1 : end] for name, (start, end) in layout.segments.items()}
@@ -153,6 +160,32 @@ class SummaryRules:
             self._body.append(token)
         else:
             self._push_between(token)
+
+    def on_device(self) -> DeviceRules | HostOnly:
+        """See `engine.device_rules.Tabled`."""
+        tables, layout = self._tables, self._layout
+        if self._words != "free":
+            return HostOnly("what bodies may hold is decided on their text")
+        if tables.ids is None:
+            return HostOnly("the tokenizer's text is not the bytes of its ids")
+        words = words_by_name({name: tables.tokenizer.decode(ids) for name, ids in self._segments.items()})
+        if words is None:
+            return HostOnly("the article has a sigma, whose small letter depends on its place in a word")
+        try:
+            return DeviceRules(
+                tables.ids,
+                Bounds(self._fewest, self._most, MAX_READS, MIN_BODY, MAX_BODY, NGRAM, START),
+                self._annotated,
+                tables.markers.ref if self._annotated else tables.separator,
+                tuple(self._prompt[: layout.num_tokens]),
+                layout.scaffold_end,
+                {name: (start + 1, end) for name, (start, end) in layout.segments.items()},
+                tuple(self._new),
+                tuple(self._fresh),
+                words,
+            )
+        except ValueError as error:
+            return HostOnly(str(error))
 
     def fork(self) -> "SummaryRules":
         """See Rules. Shared is what never changes: tables, segments, bodies that are done, runs of words by segment."""
