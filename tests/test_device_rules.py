@@ -5,16 +5,26 @@ import random
 import pytest
 import torch
 
+from cuda_kernels import compile as loader
+from cuda_kernels.compile import ARCHITECTURES
+from cuda_kernels.drafts import MAX_QUERIES, macros
+from cuda_kernels.rules import RuleBuffers, hash_of
+from selfspan_core.engine.batch_parts import grammar_of
+from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.rules import RuleTables
 from tests.support.drafts_on_cpu import Rows
 from tests.support.drafts_on_gpu import GpuRows
 from tests.support.kernel_on_cpu import COMPILER
-from tests.support.ruled_rounds import ruled_rows, run_ruled_rounds
-from tests.support.slow import examples
+from tests.support.ruled_rounds import RuledReference, begin_row, ruled_rows, run_ruled_rounds
+from tests.support.ruled_walks import ruled
+from tests.support.slow import examples, sampled
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the kernels for the CPU")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+SAME_SUM = ("xrxjekmg", "nnowhtay")
+"""Two words that `hash_of` takes for one."""
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +41,81 @@ def test_the_kernel_says_what_the_rules_say(tables):
         rows, references = ruled_rows(Rows.idle, tables, seed)
         num_fed += run_ruled_rounds(rows, references, random.Random(seed))
     assert num_fed > 100
+
+
+def written(tables, sentences, said):
+    """A row in which the first sentence is read and `said`; and what is readable behind it."""
+    prompt, rules = ruled(tables, sentences, "medium", True)
+    markers, encode = tables.markers, tables.tokenizer.encode
+    names = list(prompt.prompt.segments)
+    fresh = markers.anchors[(markers.anchor_index[names[-1]] + 1) % len(markers.anchors)]
+    stream = [markers.ref, names[0], fresh, markers.go, *encode(f" {said}"), markers.end, markers.ref, names[-1]]
+    rows = Rows.idle(grammar_of(markers, tables.tokenizer.vocab_size), 1, 2048, True)
+    hints = DraftHints(1, behind=(markers.end,))
+    begin_row(rows, 0, prompt, True, rules.on_device(), stream[0], hints)
+    reference = RuledReference(tables, prompt, True, rules, stream, DeviceDrafts(hints).drafter(markers, True))
+    run_ruled_rounds(rows, [reference], random.Random(0))
+    return [names.index(name) for name in rules._new], names
+
+
+@needs_compiler
+def test_a_body_of_many_words(tables):
+    """Would catch runs of words that are forgotten where a body has more of them than are looked up at a time."""
+    words = [chr(97 + i % 26) if i % 3 else chr(97 + i // 26) for i in range(150)]
+    text = " ".join(words)
+    ids = tables.tokenizer.encode(f" {text}")
+    assert 130 < len(ids) < 160
+    last, first = (" ".join(part) for part in (words[-4:], words[1:5]))
+    assert last not in " ".join(words[:-1])
+    readable, _ = written(tables, [text, f"so {last}", f"so {first} on", "nothing of it here"], text)
+    assert readable == [3]
+
+
+@needs_compiler
+def test_words_of_the_same_sum_are_told_apart(tables):
+    """Would catch segments that are left out for words that a body does not have."""
+    one, two = SAME_SUM
+    assert one != two and hash_of([ord(c) for c in one]) == hash_of([ord(c) for c in two])
+    said = f"the old {one} bridge fell down."
+    other = "nobody came."
+    readable, _ = written(
+        tables, [said, f"an old {two} bridge fell over.", f"my old {one} bridge fell over.", other], said
+    )
+    assert readable == [1, 3]
+
+
+def test_tables_of_another_tokenizer_are_refused(tables):
+    """Would catch rows that are judged by the classes of an earlier row's ids, and ids for which there is no room."""
+    grammar = grammar_of(tables.markers, tables.tokenizer.vocab_size)
+    form = ruled(tables, ["It rained on a day in May.", "Nobody came."], "short", True)[1].on_device()
+    buffers = RuleBuffers(grammar, 2, 400, MAX_QUERIES, "cpu")
+    buffers.begin(0, form)
+    again = RuleTables(tables.tokenizer)
+    buffers.begin(1, ruled(again, ["It rained.", "Nobody came."], "short", True)[1].on_device())
+    again = RuleTables(tables.tokenizer)
+    again.closes = frozenset()
+    with pytest.raises(ValueError, match="other classes of ids"):
+        buffers.begin(1, ruled(again, ["It rained."], "short", True)[1].on_device())
+    with pytest.raises(ValueError, match="there is room for"):
+        RuleBuffers(grammar_of(tables.markers, 300), 1, 400, MAX_QUERIES, "cpu").begin(0, form)
+    with pytest.raises(ValueError, match="no room for them"):
+        RuleBuffers(grammar, 1, 3, MAX_QUERIES, "cpu").begin(0, form)
+
+
+@pytest.mark.parametrize("architecture", sampled(ARCHITECTURES, [75, 90, 120]))
+def test_compiles_for_every_architecture(tables, architecture):
+    """Would catch an instruction that a GPU does not have, and state that outgrows a block's shared memory."""
+    grammar = grammar_of(tables.markers, tables.tokenizer.vocab_size)
+    for has_rules in (False, True):
+        assert "spill" in loader.compile_for(macros(grammar, has_rules), architecture, "draft.cu")[1]
+    narrow = (*grammar.macros(), f"-DMAX_QUERIES={MAX_QUERIES}", f"-DIS_BF16={int(architecture >= 80)}")
+    assert "0 bytes spill stores" in loader.compile_for(narrow, architecture, "narrow.cu")[1]
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_says_what_the_rules_say(tables):
+    """Would catch threads that read what another is about to write: a CPU runs them in turn."""
+    for seed in range(12):
+        rows, references = ruled_rows(GpuRows, tables, seed, num_rows=9)
+        run_ruled_rounds(rows, references, random.Random(seed))

@@ -76,7 +76,7 @@ class Bounds:
 
 @dataclass(frozen=True, eq=False)
 class DeviceRules:
-    """The rules of one prompt; never changed, so that any number of rows may share it.
+    """The rules of one prompt; never changed, so that any number of runs may share them.
 
     Attributes:
         tables: of the tokenizer.
@@ -85,7 +85,8 @@ class DeviceRules:
         opening: the id that opens a step.
         prompt: ids.
         source_start: where the text begins in the prompt that sentences may come from; it reaches to the end.
-        segments: name -> where its text lies in the prompt, `[start, end)`, in the order of the text; of annotated rows.
+        segments: name -> where its text lies in the prompt, `[start, end)`, in the order of the text; in annotated
+            rows.
         readable: the names that headers may read at first, in the same order.
         fresh: the names of the steps, as many as `most_steps`; of annotated rows with segments.
         words: name -> the words of its text, each as the codes of its characters.
@@ -139,3 +140,15 @@ class Tabled(Rules, Protocol):
     def on_device(self) -> DeviceRules | HostOnly:
         """The same rules as tables, before any id was pushed; or why that cannot be."""
         ...
+
+
+class KeptRules(NamedTuple):
+    """A run's rules in the form in which they are kept.
+
+    Attributes:
+        rules: asked by the host, or as tables.
+        on_host_because: why the host has to be asked before each captured step; empty where it has not.
+    """
+
+    rules: Rules | DeviceRules | None
+    on_host_because: str = ""

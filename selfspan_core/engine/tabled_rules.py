@@ -174,7 +174,7 @@ class TabledRules:
         """Whether a body is what it reads, or one segment of that; without headers, a sentence of the text."""
         if self._rules.annotated:
             sources = [self._sources[name] for name in self._reads]
-            return body in [*sources, sum(sources, [])]
+            return body in [*sources, [token for source in sources for token in source]]
         if not self._is_ended(body):
             return False
         text = list(self._rules.prompt[self._rules.source_start :])

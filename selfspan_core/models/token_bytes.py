@@ -1,7 +1,7 @@
 """The bytes that a tokenizer's ids stand for, where its text is made of them.
 
-Two kinds of tokenizers are like that: byte-level ones (GPT-2's), whose pieces are bytes written as characters, and those
-that fall back to bytes (Llama-2's), whose pieces are text, and beside them 256 that stand for a byte each.
+Two kinds of tokenizers are like that: byte-level ones (GPT-2's), whose pieces are bytes written as characters, and
+those that fall back to bytes (Llama-2's), whose pieces are text, and beside them 256 that stand for a byte each.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 IdBytes = tuple[tuple[bytes, ...], frozenset[int]]
-"""The bytes of every id; and the ids that stand for a byte which is text only where a whole run of such ids is UTF-8."""
+"""The bytes of every id; and the ids that stand for a byte, which is text only where a whole run of them is UTF-8."""
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 

@@ -76,6 +76,14 @@ class RuledReference:
         return list(kept), tables
 
 
+def begin_row(
+    rows: Any, row: int, prompt: Rendered, annotated: bool, rules: DeviceRules | None, first: int, hints: DraftHints
+) -> None:
+    """A prompt is in the cache, and its first id is drawn."""
+    rows.begin(row, prompt.ids, prompt.prompt, annotated, fixed_words(hints), first)
+    rows.rules.begin(row, rules)
+
+
 def ruled_rows(make: Callable[..., Any], tables: RuleTables, seed: int, num_rows: int = 3):
     """A batch of random articles, both lanes and both lengths, the last row without rules; and what to expect of it."""
     rng = random.Random(seed)
@@ -90,8 +98,7 @@ def ruled_rows(make: Callable[..., Any], tables: RuleTables, seed: int, num_rows
         stream = walk(rng, tables, rules.fork(), sentences, 300)
         form, is_last = rules.on_device(), row == num_rows - 1
         assert isinstance(form, DeviceRules), form
-        rows.begin(row, prompt.ids, prompt.prompt, annotated, fixed_words(hints), stream[0])
-        rows.rules.begin(row, None if is_last else form)
+        begin_row(rows, row, prompt, annotated, None if is_last else form, stream[0], hints)
         drafter = DeviceDrafts(hints).drafter(markers, annotated)
         references.append(RuledReference(tables, prompt, annotated, None if is_last else rules, stream, drafter))
     return rows, references

@@ -76,7 +76,7 @@ def walk(rng: random.Random, tables: RuleTables, rules: Rules, sentences: Sequen
     copied: list[int] = []
     for _ in range(most):
         may_come = allowed(rules.limits(), tables.tokenizer.vocab_size)
-        if ids and ids[-1] in (tables.markers.go, tables.separator) or rng.random() < 0.05:
+        if (ids and ids[-1] in (tables.markers.go, tables.separator)) or rng.random() < 0.05:
             text = rng.choice(sentences)
             text = rng.choice((text, text.upper(), text.lower(), text.replace("'", "’"), text.replace(" ", "  ")))
             copied = encode(f" {text}")[rng.choice((0, 0, 0, 1, 3)) :]
