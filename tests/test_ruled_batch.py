@@ -68,10 +68,9 @@ def made_requests(tables, seed, num, drafts_of):
         prompt, rules = ruled(tables, made_article(rng, rng.randint(1, 9)), length, annotated)
         drawn = SamplingParams(rng.choice((20, 90, 300)), rng.choice((0.0, 0.0, 0.9)), seed=seed)
         host.append(PromptRequest(prompt, annotated, drawn, rules))
-        kept = None if number % 4 == 3 else rules.on_device()
-        device.append(PromptRequest(prompt, annotated, drawn, kept, drafts_of(hints, number)))
+        device.append(PromptRequest(prompt, annotated, drawn, rules.on_device(), drafts_of(hints, number)))
         if number % 4 == 3:  # a row without rules among the others
-            host[-1] = replace(host[-1], rules=None)
+            host[-1], device[-1] = replace(host[-1], rules=None), replace(device[-1], rules=None)
     return host, device
 
 
@@ -98,6 +97,10 @@ def test_the_same_ids_as_with_rules_on_the_host(weights, tables, seed, is_dense,
     wanted = texts(weights, tables, host, BatchShape(2, CAPACITY, is_dense, with_rules=True))
     shape = BatchShape(2, CAPACITY, is_dense, drafts=drafts, with_device_rules=True)
     assert texts(weights, tables, device, shape) == wanted
+    # Rows of both kinds side by side.
+    host = made_requests(tables, seed, 5, own)[0]
+    shape = replace(shape, with_rules=True)
+    assert texts(weights, tables, [device[0], host[1], device[2], *device[3:]], shape) == wanted
 
 
 def assert_limits_behind_every_id(weights, tables, drafts, num, temperature=0.9):

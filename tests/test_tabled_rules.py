@@ -151,6 +151,7 @@ def test_what_is_beyond_the_devices_room_stays_with_the_host(tables, monkeypatch
         "bodies": {"bounds": Bounds(2, 5, 2, 5, 161, 8, 8)},
         "below 1": {"bounds": Bounds(2, 5, 0, 5, 160, 8, 8)},
         "names for": {"fresh": form.fresh[:1]},
+        "opens a step": {"opening": form.prompt[-1]},
     }
     for reason, change in several.items():
         with pytest.raises(ValueError, match=reason):

@@ -82,7 +82,7 @@ class DeviceRules:
         tables: of the tokenizer.
         bounds: numbers.
         annotated: whether steps have headers; else `opening` alone stands between bodies.
-        opening: the id that opens a step.
+        opening: the id that opens a step; no body may hold it.
         prompt: ids.
         source_start: where the text begins in the prompt that sentences may come from; it reaches to the end.
         segments: name -> where its text lies in the prompt, `[start, end)`, in the order of the text; in annotated
@@ -122,6 +122,8 @@ class DeviceRules:
         if self.segments and len(self.fresh) < bounds.most_steps:
             return f"{len(self.fresh)} names for {bounds.most_steps} steps"
         num_ids = len(self.tables.classes)
+        if not self.tables.classes[self.opening] & UNFIT:
+            return "bodies that may hold the id that opens a step"
         if len(self.tables.text) > BYTES_PER_ID * num_ids:
             return f"ids of more than {BYTES_PER_ID} bytes on average"
         num_runs = sum(max(0, len(words) - RUN_WORDS + 1) for words in self.words.values())

@@ -16,6 +16,7 @@ from selfspan_core.engine.device_rules import DeviceRules
 from selfspan_core.engine.drafts import Drafter, DraftState, verifiable
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.rules import Rules
+from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
 from selfspan_core.spans.tracker import State, Tracker
 from selfspan_core.tasks.summarize.rules import RuleTables
@@ -24,11 +25,30 @@ from tests.support.ruled_walks import allowed, made_article, ruled, walk
 TEXT_LENGTH = 2048
 
 
+@dataclass(frozen=True)
+class World:
+    """Marker ids, the vocabulary, and ids that come often where somebody drafts nonsense."""
+
+    markers: Markers
+    vocab_size: int
+    liked: tuple[int, ...]
+
+
+def world_of(tables: RuleTables) -> World:
+    """Of summaries."""
+    return World(tables.markers, tables.tokenizer.vocab_size, (tables.separator, *sorted(tables.ends)[:9]))
+
+
+def drafter_of(hints: DraftHints, markers: Markers, annotated: bool) -> Drafter:
+    """What the device proposes, in Python."""
+    return DeviceDrafts(hints).drafter(markers, annotated)
+
+
 @dataclass
 class RuledReference:
     """One row in Python: its text, and its rules if it has any."""
 
-    tables: RuleTables
+    world: World
     prompt: Rendered
     annotated: bool
     rules: Rules | None
@@ -40,7 +60,7 @@ class RuledReference:
     state: State = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tracker = Tracker(self.tables.markers, self.prompt.prompt, self.annotated)
+        self.tracker = Tracker(self.world.markers, self.prompt.prompt, self.annotated)
         self.ids = self.prompt.ids[: self.prompt.prompt.num_tokens]
         self._take_in(self.stream[:1])
 
@@ -62,7 +82,7 @@ class RuledReference:
         if injected is None and most > 0:
             state = DraftState(self.ids, self.prompt.prompt.num_tokens, self.tracker, self.state)
             drafts = self.drafter.propose(state, most)
-        vocab_size = self.tables.tokenizer.vocab_size
+        vocab_size = self.world.vocab_size
         kept = verifiable(list(drafts)[: max(0, most)], self.tracker, self.state, vocab_size, MAX_BODIES)[0]
         if self.rules is None:
             return list(kept), [None] * (len(kept) + 1)
@@ -99,8 +119,8 @@ def ruled_rows(make: Callable[..., Any], tables: RuleTables, seed: int, num_rows
         form, is_last = rules.on_device(), row == num_rows - 1
         assert isinstance(form, DeviceRules), form
         begin_row(rows, row, prompt, annotated, None if is_last else form, stream[0], hints)
-        drafter = DeviceDrafts(hints).drafter(markers, annotated)
-        references.append(RuledReference(tables, prompt, annotated, None if is_last else rules, stream, drafter))
+        kept, drafter = None if is_last else rules, drafter_of(hints, markers, annotated)
+        references.append(RuledReference(world_of(tables), prompt, annotated, kept, stream, drafter))
     return rows, references
 
 
@@ -109,16 +129,16 @@ def given_drafts(rng: random.Random, reference: RuledReference) -> list[int] | N
     kind = rng.random()
     if kind < 0.4:
         return None
-    markers, tokenizer = reference.tables.markers, reference.tables.tokenizer
+    markers, vocab_size = reference.world.markers, reference.world.vocab_size
     drafts = reference.stream[reference.num_written :][: rng.randint(0, MAX_QUERIES - 1)]
     if kind < 0.7:
         return drafts
     names = list(reference.prompt.prompt.segments) or list(markers.anchors[:3])
     others = [*names, *markers.anchors[:2], markers.ref, markers.go, markers.end, markers.eos, markers.res]
-    others += [reference.tables.separator, *rng.sample(sorted(reference.tables.ends), 3), tokenizer.vocab_size + 1]
+    others += [*reference.world.liked, vocab_size + 1]
     for place in range(len(drafts)):
         if rng.random() < 0.15:
-            drafts[place] = rng.choice([*others, rng.randrange(tokenizer.vocab_size)])
+            drafts[place] = rng.choice([*others, rng.randrange(vocab_size)])
     return drafts + rng.choices(others, k=rng.randint(0, 3)) if kind < 0.9 else drafts
 
 
