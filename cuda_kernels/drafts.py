@@ -198,7 +198,7 @@ class SpanDrafter:
             *pointers(buffers.num_drafts, buffers.intervals, buffers.masks),
             np.int32(TABLE_SPANS),
             *pointers(buffers.counts),
-            *(() if self._rules is None else (self._rules.arguments(),)),
+            *(() if self._rules is None else self._rules.arguments()),
         )
         self._launch(self._draft, tracker.batch, DRAFT_THREADS, arguments)
 

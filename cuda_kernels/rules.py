@@ -4,7 +4,6 @@ What rules say has its specification in plain Python, which this module does not
 with its attributes.
 """
 
-import ctypes
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -124,23 +123,6 @@ def _bits(places: Sequence[int], num: int) -> np.ndarray:
     return np.packbits(flags, bitorder="little").view(np.int32)
 
 
-class RuleArguments(ctypes.Structure):
-    """As the drafting kernel takes them (struct RuleArguments in rules.cuh)."""
-
-    _fields_ = (
-        ("rows", ctypes.c_void_p),
-        ("classes", ctypes.c_void_p),
-        ("starts", ctypes.c_void_p),
-        ("text", ctypes.c_void_p),
-        ("characters", ctypes.c_void_p),
-        ("runs", ctypes.c_void_p),
-        ("max_runs", ctypes.c_int),
-        ("codes", ctypes.c_void_p),
-        ("max_codes", ctypes.c_int),
-        ("limits", ctypes.c_void_p),
-    )
-
-
 class RuleBuffers:
     """The rules of a batch's rows, on one device.
 
@@ -185,7 +167,7 @@ class RuleBuffers:
             return
         self._hold(rules.tables)
         runs, codes = runs_of(self.grammar, rules.words)
-        if len(runs) > self.runs.shape[1] or len(codes) > self.codes.shape[1]:
+        if len(runs) > self.room[0] or len(codes) > self.room[1]:
             raise ValueError(f"rules: {len(runs)} runs of words, {len(codes)} letters; a row has no room for them")
         self.runs[row, : len(runs)].copy_(torch.from_numpy(runs), non_blocking=True)
         self.codes[row, : len(codes)].copy_(torch.from_numpy(codes), non_blocking=True)
@@ -208,13 +190,19 @@ class RuleBuffers:
                 room[len(given) :].fill_(int(given[-1]) if name == "starts" else 0)
             self._held[name] = given
 
-    def arguments(self) -> RuleArguments:
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """In the order in which the drafting kernel takes them."""
+        return (self.rows, self.classes, self.starts, self.text, self.characters, self.runs, self.codes, self.limits)
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Of a row: runs and codes."""
+        return self.runs.shape[1], self.codes.shape[1]
+
+    def arguments(self) -> tuple[np.uint64 | np.int32, ...]:
         """Of the drafting kernel."""
-        return RuleArguments(
-            *(tensor.data_ptr() for tensor in (self.rows, self.classes, self.starts, self.text, self.characters)),
-            *(self.runs.data_ptr(), self.runs.shape[1], self.codes.data_ptr(), self.codes.shape[1]),
-            self.limits.data_ptr(),
-        )
+        return (*pointers(*self.tensors), *int32s(*self.room))
 
 
 class RuleKeeper:

@@ -445,8 +445,8 @@ struct DraftedRow {
 //   injected: int32 [batch, MAX_QUERIES - 1], drafts up to the first negative one, or OWN_DRAFTS in the first place.
 // Written: ids: int64 [batch, num_queries], the last id and its drafts; positions: int32, the same shape, -1 where
 // there is no token; first_positions, num_drafts, counts: int32 [batch]; intervals: int32 [batch, max_spans, 2] and
-// masks: int32 [batch, max_spans], as the plan kernel takes them; max_spans is NUM_EDGES or more. rules: see rules.cuh;
-// their rows and limits are written.
+// masks: int32 [batch, max_spans], as the plan kernel takes them; max_spans is NUM_EDGES or more. The rest: see struct
+// RuleArguments; the rules' rows and limits are written.
 extern "C" __global__ void __launch_bounds__(NUM_THREADS)
     selfspan_draft(const int* pending, const int* num_pending, const short* kinds, const int* ids_of_kinds,
                    int vocab_size, Track* tracks, int2* segments, ReadingOrder* orders, const int* texts,
@@ -455,7 +455,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS)
                    int* counts
 #if HAS_RULES
                    ,
-                   RuleArguments rules
+                   RuledRow* rule_rows, const unsigned char* classes, const int* id_starts,
+                   const unsigned char* id_text, const int* characters, const Run* runs, const int* codes,
+                   Limits* rule_limits, int max_runs, int max_codes
 #endif
     ) {
     __shared__ SharedStorage shared;
@@ -497,6 +499,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS)
     }
     __syncthreads();
 #if HAS_RULES
+    RuleArguments rules = {rule_rows, {classes, id_starts, id_text, characters}, runs, codes, rule_limits, max_runs,
+                           max_codes};
     row.keep_rules(rules, number, num_new);
 #endif
     if (thread < shared.num_drafts) shared.kinds[thread] = kinds[shared.drafts[thread]];

@@ -48,11 +48,10 @@ struct Run {
 struct RuleArguments {
     RuledRow* rows;
     IdTables ids;
-    const Run* runs;  // [batch, max_runs]
-    int max_runs;
+    const Run* runs;   // [batch, max_runs]
     const int* codes;  // [batch, max_codes]: words letter by letter, a 0 behind each
-    int max_codes;
-    Limits* limits;  // [batch, MAX_QUERIES], are written
+    Limits* limits;    // [batch, MAX_QUERIES], are written
+    int max_runs, max_codes;
 };
 
 struct SharedRules {

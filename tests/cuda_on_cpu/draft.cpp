@@ -19,19 +19,14 @@ extern "C" int num_rule_words() {
 extern "C" int num_limits_words() {
     return sizeof(Limits) / 4;
 }
-
-extern "C" int num_rule_argument_bytes() {
-    return sizeof(RuleArguments);
-}
 #endif
 
 struct Pointers {
     void* at[32];
 };
 
-// rules: a RuleArguments, if there are rules.
 extern "C" void run_draft(const Pointers* given, int batch, int vocab_size, int text_length, int num_queries,
-                          int is_dense, int max_spans, const void* rules) {
+                          int is_dense, int max_spans, int max_runs, int max_codes) {
     Pointers to = *given;
     std::vector<unsigned> order(batch);
     for (int row = 0; row < batch; row++) order[row] = batch - 1 - row;
@@ -42,7 +37,8 @@ extern "C" void run_draft(const Pointers* given, int batch, int vocab_size, int 
                        (int*)to.at[13], (int2*)to.at[14], (int*)to.at[15], max_spans, (int*)to.at[16]
 #if HAS_RULES
                        ,
-                       *(const RuleArguments*)rules
+                       (RuledRow*)to.at[17], (unsigned char*)to.at[18], (int*)to.at[19], (unsigned char*)to.at[20],
+                       (int*)to.at[21], (Run*)to.at[22], (int*)to.at[23], (Limits*)to.at[24], max_runs, max_codes
 #endif
         );
     });

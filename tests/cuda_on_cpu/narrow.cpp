@@ -8,7 +8,6 @@ extern "C" void run_narrow(const Limits* limits, const short* kinds, const unsig
                            int num_tokens, int num_queries, int vocab_size, u16* logits, int num_threads) {
     std::vector<unsigned> order(num_tokens);
     for (int token = 0; token < num_tokens; token++) order[token] = token;
-    Machine::get().run(order, num_threads, 0, [=] {
-        selfspan_narrow(limits, kinds, classes, positions, num_queries, vocab_size, logits);
-    });
+    Machine::get().run(order, num_threads, 0,
+                       [=] { selfspan_narrow(limits, kinds, classes, positions, num_queries, vocab_size, logits); });
 }

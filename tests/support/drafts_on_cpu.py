@@ -16,7 +16,7 @@ from cuda_kernels.drafts import (
     order_at_start,
     order_words,
 )
-from cuda_kernels.rules import RuleArguments, RuleBuffers, limits_words, row_words
+from cuda_kernels.rules import RuleBuffers, limits_words, row_words
 from cuda_kernels.tracker import IDLE, Grammar
 from selfspan_core.spans.protocol import PromptLayout
 from tests.support.kernel_on_cpu import compiled, pointer
@@ -40,7 +40,6 @@ def library(grammar: Grammar, has_rules: bool = False) -> ctypes.CDLL:
     if has_rules:
         assert loaded.num_rule_words() == row_words(grammar)
         assert loaded.num_limits_words() == limits_words(grammar)
-        assert loaded.num_rule_argument_bytes() == ctypes.sizeof(RuleArguments)
     return loaded
 
 
@@ -98,11 +97,12 @@ class Rows:
         for tensor in (ids, positions, *written, buffers.intervals, buffers.masks):
             tensor.fill_(-12345)
         state = (self.tracks, self.segments, buffers.orders, buffers.texts, self.limits, buffers.injected)
-        rules = None if self.rules is None else ctypes.byref(self.rules.arguments())
-        library(self.grammar, rules is not None).run_draft(
+        rules, room = ((), (0, 0)) if self.rules is None else (self.rules.tensors, self.rules.room)
+        library(self.grammar, self.rules is not None).run_draft(
             addresses(
                 *(buffers.pending, buffers.num_pending, kinds, markers, *state, ids, positions),
                 *(buffers.first_positions, buffers.num_drafts, buffers.intervals, buffers.masks, buffers.counts),
+                *rules,
             ),
             len(self.tracks),
             self.grammar.vocab_size,
@@ -110,7 +110,7 @@ class Rows:
             num_queries,
             int(is_dense),
             TABLE_SPANS,
-            rules,
+            *room,
         )
 
     def forbidden(self, num_queries: int) -> torch.Tensor:
