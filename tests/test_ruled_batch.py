@@ -28,6 +28,7 @@ from selfspan_core.tasks.summarize.rules import RuleTables, SummaryRules
 from selfspan_core.tasks.summarize.task import Summarize
 from tests.support.asking import compare
 from tests.support.engine_tools import tiny_hf
+from tests.support.ruled_answers import answers, assert_allowed
 from tests.support.ruled_walks import allowed, made_article, ruled
 from tests.support.slow import examples
 from tests.support.tiny_models import save_tiny
@@ -74,16 +75,6 @@ def made_requests(tables, seed, num, drafts_of):
     return host, device
 
 
-def texts(weights, tables, requests, shape, kind=BatchEngine):
-    """Ids by request."""
-    found = {number: [] for number in range(len(requests))}
-    for number, event in kind(weights, tables.markers, shape).generate(requests):
-        assert not isinstance(event, Failed), event
-        if isinstance(event, Token):
-            found[number].append(event.id)
-    return found
-
-
 @settings(max_examples=examples(8, 80), deadline=None)
 @given(st.integers(0, 999), st.booleans(), st.sampled_from(["off", "auto", 1, 7, 15]))
 def test_the_same_ids_as_with_rules_on_the_host(weights, tables, seed, is_dense, drafts):
@@ -94,13 +85,13 @@ def test_the_same_ids_as_with_rules_on_the_host(weights, tables, seed, is_dense,
         lambda hints, number: Wrong(tables, seed) if number % 3 == 2 else DeviceDrafts(hints, None),
     )
     host, device = made_requests(tables, seed, 5, own)
-    wanted = texts(weights, tables, host, BatchShape(2, CAPACITY, is_dense, with_rules=True))
+    wanted = answers(weights, tables.markers, host, BatchShape(2, CAPACITY, is_dense, with_rules=True))
     shape = BatchShape(2, CAPACITY, is_dense, drafts=drafts, with_device_rules=True)
-    assert texts(weights, tables, device, shape) == wanted
+    assert answers(weights, tables.markers, device, shape) == wanted
     # Rows of both kinds side by side.
     host = made_requests(tables, seed, 5, own)[0]
     shape = replace(shape, with_rules=True)
-    assert texts(weights, tables, [device[0], host[1], device[2], *device[3:]], shape) == wanted
+    assert answers(weights, tables.markers, [device[0], host[1], device[2], *device[3:]], shape) == wanted
 
 
 def assert_limits_behind_every_id(weights, tables, drafts, num, temperature=0.9):
@@ -248,8 +239,12 @@ def test_gpu_the_same_ids_but_for_ties(tables, drafts):
     weights = on_cuda(tables)
     own = (lambda hints, number: None) if drafts == "off" else (lambda hints, number: DeviceDrafts(hints))
     host, device = made_requests(tables, 11, 40, own)
-    greedy = [replace(one, sampling=SamplingParams(200)) for one in host]
-    wanted = texts(weights, tables, greedy, BatchShape(8, CAPACITY, False, with_rules=True))
+    again = [request.rules for request in made_requests(tables, 11, 40, own)[0]]
+    host, device = ([replace(one, sampling=SamplingParams(40)) for one in requests] for requests in (host, device))
+    wanted = answers(weights, tables.markers, host, BatchShape(8, CAPACITY, False, with_rules=True))
     shape = BatchShape(8, CAPACITY, False, drafts=drafts, with_device_rules=True)
-    found = texts(weights, tables, [replace(one, sampling=SamplingParams(200)) for one in device], shape)
-    assert sum(found[number] == wanted[number] for number in wanted) >= 34, "other than ties of rounding"
+    found = answers(weights, tables.markers, device, shape)
+    for number, rules in enumerate(again):
+        assert_allowed(found[number], rules)
+    # In 16 bits a step of another size rounds otherwise, and the likeliest two ids are often as likely.
+    assert sum(found[number] == wanted[number] for number in wanted) >= 24
