@@ -63,6 +63,12 @@ class RuledReference:
         self.tracker = Tracker(self.world.markers, self.prompt.prompt, self.annotated)
         self.ids = self.prompt.ids[: self.prompt.prompt.num_tokens]
         self._take_in(self.stream[:1])
+        # A drafter learns the order of the text when it is first asked, and some rounds bring drafts of their own.
+        self._proposed(1)
+
+    def _proposed(self, most: int) -> Sequence[int]:
+        state = DraftState(self.ids, self.prompt.prompt.num_tokens, self.tracker, self.state)
+        return self.drafter.propose(state, most)
 
     def _take_in(self, tokens: Sequence[int]) -> None:
         for token in tokens:
@@ -80,8 +86,7 @@ class RuledReference:
         """The drafts that are fed, and what may come behind the last id and behind each of them."""
         drafts: Sequence[int] = () if injected is None else injected
         if injected is None and most > 0:
-            state = DraftState(self.ids, self.prompt.prompt.num_tokens, self.tracker, self.state)
-            drafts = self.drafter.propose(state, most)
+            drafts = self._proposed(most)
         vocab_size = self.world.vocab_size
         kept = verifiable(list(drafts)[: max(0, most)], self.tracker, self.state, vocab_size, MAX_BODIES)[0]
         if self.rules is None:
