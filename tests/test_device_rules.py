@@ -15,6 +15,7 @@ from selfspan_core.engine.batch_parts import grammar_of
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.rules import RuleTables
+from tests.support.byte_level import byte_level
 from tests.support.drafts_on_cpu import Rows
 from tests.support.drafts_on_gpu import GpuRows
 from tests.support.kernel_on_cpu import COMPILER
@@ -101,6 +102,27 @@ def test_ids_of_single_bytes(tables, spelled, readable):
     pieces, alone = tables.tokenizer.id_bytes()
     by_byte = {pieces[token][0]: token for token in alone}
     said = [*encode(" Nobody saw a"), *(by_byte[byte] for byte in spelled), *encode(" fall from it.")]
+    sentences = ["It rained.", "Then nobody saw a fall.", "They saw a b fall.", "They saw aé fall from there."]
+    assert readable_behind(tables, sentences, said) == readable
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("spelled", "readable"),
+    [
+        (b" b\xff", [1, 3]),
+        (b" \xe2\x80b", [1, 3]),  # what begins no character is dropped alone
+        (b" \xc3 b\xa9", [1, 3]),
+        (b" \xc1\xa2", [2, 3]),  # "b" in more bytes than it takes
+        (b" \xe0\x81\xa2", [2, 3]),
+        (b" \xf0\x80\x81\xa2", [2, 3]),
+    ],
+)
+def test_bytes_that_are_no_text(spelled, readable):
+    """Would catch bytes that a byte-level tokenizer reads otherwise."""
+    tables = RuleTables(byte_level())
+    encode, (pieces, _) = tables.tokenizer.encode, tables.tokenizer.id_bytes()
+    said = [*encode(" Nobody saw a"), *(pieces.index(bytes([byte])) for byte in spelled), *encode(" fall from it.")]
     sentences = ["It rained.", "Then nobody saw a fall.", "They saw a b fall.", "They saw aé fall from there."]
     assert readable_behind(tables, sentences, said) == readable
 

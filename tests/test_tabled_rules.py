@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from cuda_kernels import rules as kernel_rules
 from selfspan_core.engine import device_rules
@@ -18,22 +16,9 @@ from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize import own_words
 from selfspan_core.tasks.summarize.rules import RuleTables
 from selfspan_core.tasks.summarize.tabled import SIGMAS, characters, words_by_name
+from tests.support.byte_level import byte_level
 from tests.support.ruled_walks import allowed, made_article, ruled, walk
 from tests.support.slow import examples
-
-PROSE = "The council's old bridge isn't safe, the U.S. mayor of Zürich said: “École” cost 1,400 in May. " * 9
-
-
-def byte_level() -> SpanTokenizer:
-    """A tokenizer whose pieces are bytes, with few merges, so that letters are cut in two."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"])
-    tokenizer.train_from_iterator([PROSE], trainer)
-    tokenizer.add_tokens(["<odd token ’>"])
-    return SpanTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"))
 
 
 @pytest.fixture(scope="module")
