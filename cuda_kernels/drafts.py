@@ -13,6 +13,7 @@ import torch
 from cuda_kernels.checks import check_tensor
 from cuda_kernels.compile import load
 from cuda_kernels.launcher import Launcher, int32s, pointers
+from cuda_kernels.rules import RuleBuffers
 from cuda_kernels.tracker import Grammar, SpanTracker
 
 MAX_QUERIES = 16
@@ -47,9 +48,10 @@ class FixedWords:
     behind: tuple[int, ...] = ()
 
 
-def macros(grammar: Grammar) -> tuple[str, ...]:
+def macros(grammar: Grammar, has_rules: bool = False) -> tuple[str, ...]:
     """The source's macros, as compiler options."""
-    return (*grammar.macros(), f"-DMAX_QUERIES={MAX_QUERIES}", f"-DMAX_COPIED={MAX_COPIED}")
+    others = {"MAX_QUERIES": MAX_QUERIES, "MAX_COPIED": MAX_COPIED, "HAS_RULES": int(has_rules)}
+    return (*grammar.macros(), *(f"-D{name}={value}" for name, value in others.items()))
 
 
 def order_words(grammar: Grammar) -> int:
@@ -159,13 +161,16 @@ class SpanDrafter:
     Args:
         tracker: of the batch; its tracks and segments are moved on by `draft`, not by its own `push`.
         text_length: ids of a row's text, prompt and answer.
+        rules: of the batch, if its rows may have any: they cut drafts, and say what may be drawn behind every query.
     """
 
-    def __init__(self, tracker: SpanTracker, text_length: int) -> None:
+    def __init__(self, tracker: SpanTracker, text_length: int, rules: RuleBuffers | None = None) -> None:
         self._tracker, grammar, device = tracker, tracker.grammar, tracker.device
         self.buffers = DraftBuffers(grammar, tracker.batch, text_length, device)
+        self._rules = rules
         self._draft, self._accept = (
-            load("draft.cu", name, macros(grammar), device.index) for name in ("selfspan_draft", "selfspan_accept")
+            load("draft.cu", name, macros(grammar, rules is not None), device.index)
+            for name in ("selfspan_draft", "selfspan_accept")
         )
         self._launch = Launcher(device)
         self._ids_of_kinds = ids_of_kinds(grammar).to(device)
@@ -193,6 +198,7 @@ class SpanDrafter:
             *pointers(buffers.num_drafts, buffers.intervals, buffers.masks),
             np.int32(TABLE_SPANS),
             *pointers(buffers.counts),
+            *(() if self._rules is None else self._rules.arguments()),
         )
         self._launch(self._draft, tracker.batch, DRAFT_THREADS, arguments)
 

@@ -146,7 +146,7 @@ def test_an_engine_that_nobody_uses_makes_room(engine, monkeypatch):
     monkeypatch.setattr(SpanModel, "new_cache", room_for_one)
     drafter = DeviceDrafts(DraftHints())
     list(generate(engine, prompt, "dense", "captured", max_new_tokens=3, drafter=drafter))
-    assert set(kept) == {("sparse", False, False, False), ("dense", False, False, True)}
+    assert set(kept) == {("sparse", False, "none", False), ("dense", False, "none", True)}
 
 
 def test_what_fails_in_the_batch_engine_is_raised(engine, monkeypatch):
@@ -191,7 +191,7 @@ def test_engines_are_kept_and_made_anew_for_longer_prompts(engine, monkeypatch):
             list(generate(engine, prompt, attention, "captured", max_new_tokens=10))
         else:
             list(generate_among(engine, prompt, itertools.repeat(prompt), rows, attention, max_new_tokens=3))
-        return batch_engines(engine)[attention, rows > 1, False, False]
+        return batch_engines(engine)[attention, rows > 1, "none", False]
 
     first = run(30)
     assert first.capacity == 64 and run(50) is first and run(54) is first
@@ -375,4 +375,4 @@ def test_drafts_among_others_change_nothing_but_the_passes(forced_on_cpu, attent
     assert last.num_drafted > 0 and last.num_passes <= 59
     assert sum(event.num_tokens for event in drafted if isinstance(event, OtherRows)) > 60
     kept = batch_engines(engine)
-    assert set(kept) == {(attention, True, False, False), (attention, True, False, True)}
+    assert set(kept) == {(attention, True, "none", False), (attention, True, "none", True)}

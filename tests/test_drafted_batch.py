@@ -143,7 +143,7 @@ def test_the_engine_drafts_on_either_side():
 
 def test_what_cannot_be_is_refused(weights):
     """Would catch rules that drafts of the device pass by, and a number of drafts that is blamed on the device."""
-    with pytest.raises(ValueError, match="the host proposes the drafts"):
+    with pytest.raises(ValueError, match="where the host keeps a request"):
         asked(example(1)[0], rules=Alternating(), drafter=DeviceDrafts(HINTS))
     for drafts in (0, -1, 16, True, "x", None, 2.5):
         with pytest.raises(ValueError, match="drafts is off, auto or 1 to 15"):

@@ -38,7 +38,7 @@ ROOMS = (
 BELOW_TASKS = {"cuda_kernels", "errors", "paths", "params", "spans", "attention", "models", "engine", "tasks"}
 OPEN_TO = {
     "spans": {"errors"},
-    "tasks": {"errors", "paths", "params", "spans", "engine.hints", "engine.rules"},
+    "tasks": {"errors", "paths", "params", "spans", "engine.hints", "engine.rules", "engine.device_rules"},
     "app": {"errors", "paths", "models.registry", "serve", "tasks"},
     "bench_cpu": BELOW_TASKS,
     "bench_answers": BELOW_TASKS,

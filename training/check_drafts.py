@@ -63,9 +63,9 @@ class Side:
     def request(self, problem, drafts: str) -> PromptRequest:
         """What is asked, with rules and drafter of its own."""
         prompt = self.task.render(problem, self.tokenizer, self.annotated)
-        rules = self.task.rules(prompt, self.tokenizer, self.annotated)
-        request = PromptRequest(prompt, self.annotated, SamplingParams(self.task.max_tokens), rules)
         hints, impl = self.task.draft_hints(self.tokenizer), "gather" if self._device.type == "cpu" else "captured"
+        rules = self._engine.rules(self.task.rules(prompt, self.tokenizer, self.annotated), impl).rules
+        request = PromptRequest(prompt, self.annotated, SamplingParams(self.task.max_tokens), rules)
         return replace(request, drafter=self._engine.drafter(request, hints, drafts, self._attention, impl))
 
     def texts(self, problems: Sequence, drafts: str) -> tuple[list[list[int]], int]:
@@ -75,7 +75,7 @@ class Side:
         capacity = min(self.weights.model.max_context, longest + self.task.max_tokens)
         ids: list[list[int]] = [[] for _ in requests]
         num_accepted = 0
-        for number, event in DecodeLoop(self._step(capacity, requests[0], drafts)).generate(requests):
+        for number, event in DecodeLoop(self._step(capacity, requests, drafts)).generate(requests):
             if isinstance(event, Failed):
                 raise event.error
             if isinstance(event, Token):
@@ -83,12 +83,13 @@ class Side:
                 num_accepted += event.is_draft
         return ids, num_accepted
 
-    def _step(self, capacity: int, request: PromptRequest, drafts: str) -> HostStep | BatchStep:
+    def _step(self, capacity: int, requests: Sequence[PromptRequest], drafts: str) -> HostStep | BatchStep:
         weights, markers, is_dense = self.weights, self.tokenizer.markers, self._attention == "dense"
         if self._device.type == "cpu":
             return HostStep(weights, markers, self._rows, capacity, is_dense)
-        has_rules = request.rules is not None
-        return BatchStep(weights, markers, BatchShape(self._rows, capacity, is_dense, has_rules, drafts))
+        has_rules = any(request.host_rules is not None for request in requests)
+        keeps_rules = any(request.device_rules is not None for request in requests)
+        return BatchStep(weights, markers, BatchShape(self._rows, capacity, is_dense, has_rules, drafts, keeps_rules))
 
     def gap(self, problem, written: Sequence[int], place: int, other: int) -> float:
         """How much likelier the undrafted id is than the other one, where the texts part."""

@@ -33,7 +33,7 @@ from training.reports.visitors import visitors
 
 __all__ = ["BLOCK", "DOCUMENTS", "blocks", "filled", "kernel_on", "kernel_remarks", "main"]
 
-DOCUMENTS = ("README.md", "docs/results.md", "docs/reliability.md", "assets/MODEL_CARD.md")
+DOCUMENTS = ("README.md", "docs/results.md", "assets/MODEL_CARD.md")
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "answers": answers,

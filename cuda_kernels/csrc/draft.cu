@@ -5,8 +5,14 @@
 // The specification of the proposals is `FirstCandidate` in selfspan_core/engine/device_drafts.py: copies of the
 // segments that a header names, the protocol's grammar, and prompt lookup.
 //
-// Macros: see tracker.cuh; besides MAX_QUERIES (of a row) and MAX_COPIED (tokens of a body that are looked at).
+// Rows may be held to rules (rules.cuh), which then say what may be drawn behind every query, and cut what is proposed.
+//
+// Macros: see tracker.cuh; besides MAX_QUERIES (of a row), MAX_COPIED (tokens of a body that are looked at) and
+// HAS_RULES (whether rows of the batch may have rules).
 #include <reading_order.cuh>
+#if HAS_RULES
+#include <rules.cuh>
+#endif
 
 constexpr int NUM_THREADS = 128;
 constexpr int MAX_NGRAM = 3;
@@ -50,6 +56,9 @@ struct SharedStorage {
     u32 sees_all, sees[MAX_CONTEXTS];
     int edges[NUM_EDGES], sorted[NUM_EDGES];
     u32 segment_masks[NUM_EDGES];
+#if HAS_RULES
+    SharedRules rules;
+#endif
 };
 
 template <class T>
@@ -288,6 +297,43 @@ struct DraftedRow {
         if (threadIdx.x == 0) shared.num_drafts = count;
     }
 
+#if HAS_RULES
+    // ---- what the queries may write
+
+    // The row's rules take in what was kept, write the limits of every query, and cut drafts that they forbid. By the
+    // block.
+    DEVICE void keep_rules(const RuleArguments& given, int number, int num_new) {
+        SharedRules& rules = shared.rules;
+        Limits* limits = given.limits + (i64)number * MAX_QUERIES;
+        RuledRow& kept = given.rows[number];
+        if (kept.state.phase == RULES_NONE) {
+            if (threadIdx.x < MAX_QUERIES) limits[threadIdx.x].mode = Limits::ANYTHING;
+            return;
+        }
+        copy_words(rules.row, kept);
+        const int* ids_of_kinds = vocabulary.ids_of_kinds;
+        RowRules<NUM_THREADS> row = {rules,
+                                     given.ids,
+                                     vocabulary.kinds,
+                                     text,
+                                     shared.drafts,
+                                     length,
+                                     ids_of_kinds[KIND_GO],
+                                     ids_of_kinds[KIND_END],
+                                     ids_of_kinds[KIND_EOS],
+                                     given.runs + (i64)number * given.max_runs,
+                                     given.codes + (i64)number * given.max_codes};
+        row.push_all(length - num_new, num_new, false);
+        if (threadIdx.x == 0) rules.states[0] = rules.row.state;
+        for (int i = threadIdx.x; i < MOST_STEPS; i += NUM_THREADS) kept.bodies[i] = rules.row.bodies[i];
+        copy_words(kept.state, rules.row.state);
+        row.push_all(length, shared.num_drafts, true);
+        row.write_limits(shared.num_drafts, limits);
+        if (threadIdx.x == 0) shared.num_drafts = rules.num_allowed;
+        __syncthreads();
+    }
+
+#endif
     // ---- what the queries see; by one thread
 
     // Account for what a query sees; false: the pass touches too many bodies.
@@ -399,13 +445,21 @@ struct DraftedRow {
 //   injected: int32 [batch, MAX_QUERIES - 1], drafts up to the first negative one, or OWN_DRAFTS in the first place.
 // Written: ids: int64 [batch, num_queries], the last id and its drafts; positions: int32, the same shape, -1 where
 // there is no token; first_positions, num_drafts, counts: int32 [batch]; intervals: int32 [batch, max_spans, 2] and
-// masks: int32 [batch, max_spans], as the plan kernel takes them; max_spans is NUM_EDGES or more.
+// masks: int32 [batch, max_spans], as the plan kernel takes them; max_spans is NUM_EDGES or more. The rest: see struct
+// RuleArguments; the rules' rows and limits are written.
 extern "C" __global__ void __launch_bounds__(NUM_THREADS)
     selfspan_draft(const int* pending, const int* num_pending, const short* kinds, const int* ids_of_kinds,
                    int vocab_size, Track* tracks, int2* segments, ReadingOrder* orders, const int* texts,
                    int text_length, const int* limits, const int* injected, int num_queries, int is_dense, i64* ids,
                    int* positions, int* first_positions, int* num_drafts, int2* intervals, int* masks, int max_spans,
-                   int* counts) {
+                   int* counts
+#if HAS_RULES
+                   ,
+                   RuledRow* rule_rows, const unsigned char* classes, const int* id_starts,
+                   const unsigned char* id_text, const int* characters, const Run* runs, const int* codes,
+                   Limits* rule_limits, int max_runs, int max_codes
+#endif
+    ) {
     __shared__ SharedStorage shared;
     launch_dependents();
     wait_for_prior_grids();
@@ -444,6 +498,11 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS)
         if (thread == 0) shared.num_drafts = unfit ? min(most, __ffs(unfit) - 1) : most;
     }
     __syncthreads();
+#if HAS_RULES
+    RuleArguments rules = {rule_rows, {classes, id_starts, id_text, characters}, runs, codes, rule_limits, max_runs,
+                           max_codes};
+    row.keep_rules(rules, number, num_new);
+#endif
     if (thread < shared.num_drafts) shared.kinds[thread] = kinds[shared.drafts[thread]];
     __syncthreads();
     if (thread == 0) row.preview(position, is_dense);

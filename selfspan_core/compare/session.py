@@ -16,6 +16,7 @@ from selfspan_core.compare.lane_view import LaneView
 from selfspan_core.compare.lanes import TITLES, LaneSpec, lane_specs, require_load
 from selfspan_core.compare.race import Race
 from selfspan_core.compare.verdict import Compared, compare_line, lane_line, ratio
+from selfspan_core.engine.device_rules import DeviceRules, KeptRules
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event
 from selfspan_core.engine.model_store import ModelStore
@@ -42,11 +43,12 @@ def tokenizer_of(engine: Engine) -> SpanTokenizer:
 
 @dataclass(frozen=True)
 class PreparedLane:
-    """One lane of a prepared run."""
+    """One lane of a prepared run; `kept` says how captured steps keep its rules, if it has any."""
 
     spec: LaneSpec
     engine: Engine
     prompt: Rendered
+    kept: KeptRules | None = None
 
     @property
     def tokenizer(self) -> SpanTokenizer:
@@ -130,7 +132,10 @@ class Session:
         lanes = []
         for spec, engine in zip(specs, engines, strict=True):
             prompt = task.render(problem, tokenizer_of(engine), annotated=spec.annotated)
-            lanes.append(PreparedLane(spec, engine, prompt))
+            kept = None
+            if self._models.impl == CAPTURED and request.load == 1:
+                kept = engine.rules(task.rules(prompt, tokenizer_of(engine), spec.annotated), CAPTURED)
+            lanes.append(PreparedLane(spec, engine, prompt, kept))
         most = request.sampling.max_new_tokens
         if most is not None:
             whole_number("max_new_tokens", most, 1, context)
@@ -192,7 +197,9 @@ class Session:
 
     def _events(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Event]:
         sampling = replace(run.request.sampling, max_new_tokens=run.most_tokens)
-        rules = run.task.rules(lane.prompt, lane.tokenizer, lane.spec.annotated) if run.load == 1 else None
+        rules = None if lane.kept is None else lane.kept.rules
+        if run.load == 1 and not isinstance(rules, DeviceRules):  # the others are of one run alone
+            rules = run.task.rules(lane.prompt, lane.tokenizer, lane.spec.annotated)
         request = PromptRequest(lane.prompt, lane.spec.annotated, sampling, rules)
         hints = run.task.draft_hints(lane.tokenizer)
         drafter = lane.engine.drafter(request, hints, run.request.drafts, lane.spec.attention, run.impl)
@@ -221,7 +228,7 @@ class Session:
             "prompt": [
                 {"text": text, "name": None if name is None else f"a{name}"} for text, name in run.problem.display
             ],
-            "lanes": [self._described(lane, run.task.name) for lane in run.lanes],
+            "lanes": [self._described(lane, run) for lane in run.lanes],
             "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_with(run.impl, specs[0].model),
             "clock": "device" if run.impl == CAPTURED else "host",
@@ -234,7 +241,7 @@ class Session:
             **({} if run.load == 1 else {"load": run.load}),
         }
 
-    def _described(self, lane: PreparedLane, task: str) -> dict[str, Any]:
+    def _described(self, lane: PreparedLane, run: PreparedRun) -> dict[str, Any]:
         """A lane's entry in the `start` dict; its model is named unless it is the task's usual one."""
         spec, layout, names = lane.spec, lane.prompt.prompt, lane.tokenizer.markers.anchor_index
         described = {
@@ -245,7 +252,11 @@ class Session:
             "prompt_tokens": layout.num_tokens,
             "segments": {f"a{names[anchor]}": list(interval) for anchor, interval in layout.segments.items()},
         }
-        return described if spec.model == self._models.usual(task).name else {**described, "model": spec.model}
+        if lane.kept is not None and lane.kept.rules is not None:
+            because = lane.kept.on_host_because
+            described |= {"rules_on": "host", "rules_on_host_because": because} if because else {"rules_on": "device"}
+        is_usual = spec.model == self._models.usual(run.task.name).name
+        return described if is_usual else {**described, "model": spec.model}
 
     def _end(self, run: PreparedRun, views: dict[str, LaneView]) -> dict[str, Any]:
         typed = {"input": run.request.text}

@@ -14,6 +14,7 @@ from cuda_kernels.drafts import DraftBuffers, FixedWords
 from cuda_kernels.tracker import Grammar
 from selfspan_core.engine.decoder import StepOps
 from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.device_rules import DeviceRules
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS
@@ -54,7 +55,14 @@ class Parts(Protocol):
         """The first id of a row that is drafted, in its place of `ids` `[batch]`."""
 
     def draft(self, num_queries: int, limits: torch.Tensor) -> None:
-        """Take in what was kept, propose drafts, and plan what `num_queries` queries of every row see; in `buffers`."""
+        """Take in what was kept, propose drafts, cut by a row's rules, and plan what `num_queries` queries of every row
+        see; in `buffers`."""
+
+    def begin_rules(self, row: int, rules: DeviceRules | None) -> None:
+        """A sequence begins that is held to rules, or to none; in a batch that keeps rules by itself."""
+
+    def narrow(self, num_queries: int, logits: torch.Tensor) -> None:
+        """Minus infinity at what rules forbid behind every query of the last `draft`; `[batch * num_queries, V]`."""
 
     def accept(
         self, num_queries: int, scripts: torch.Tensor, limits: torch.Tensor, ring: torch.Tensor, step: torch.Tensor

@@ -28,8 +28,8 @@ Attention = Literal["dense", "sparse"]
 class BatchEngines:
     """The batch engines of one model, kept between runs: making one takes longer than many an answer.
 
-    Of each attention it keeps one of a single row and one of several, with rules and without, with drafts and without,
-    no more: each has a cache of its own.
+    Of each attention it keeps one of a single row and one of several, for each place of rules (the host, the step,
+    nowhere), with drafts and without, no more: each has a cache of its own.
 
     Args:
         weights: the model's.
@@ -38,7 +38,7 @@ class BatchEngines:
 
     def __init__(self, weights: DecodeWeights, markers: Markers) -> None:
         self._weights, self._markers = weights, markers
-        self._engines: dict[tuple[str, bool, bool, bool], BatchEngine] = {}
+        self._engines: dict[tuple[str, bool, str, bool], BatchEngine] = {}
 
     def get(self, attention: Attention, batch: int, num_positions: int, request: PromptRequest) -> BatchEngine:
         """The engine of `batch` rows of at least `num_positions`; a new one if the one that is kept does not serve.
@@ -52,15 +52,17 @@ class BatchEngines:
         Raises:
             ImplUnavailable: the step does not take this model, or the rows do not fit the device's memory.
         """
-        drafts, with_rules = _drafts_of(request), request.rules is not None
-        key = (attention, batch > 1, with_rules, drafts != "off")
+        drafts = _drafts_of(request)
+        with_rules, with_device_rules = request.host_rules is not None, request.device_rules is not None
+        rules = "host" if with_rules else "device" if with_device_rules else "none"
+        key = (attention, batch > 1, rules, drafts != "off")
         kept = self._engines.get(key)
         # A device that failed once may serve again: a lost engine is not asked a second time.
         is_another = kept is not None and (kept.batch, kept.drafts) != (batch, drafts)
         if kept is None or kept.is_lost or is_another or kept.capacity < num_positions:
             self._engines.pop(key, None)  # before the new one takes its memory
             capacity = row_capacity(num_positions, self._weights.model.max_context)
-            shape = BatchShape(batch, capacity, attention == "dense", with_rules, drafts)
+            shape = BatchShape(batch, capacity, attention == "dense", with_rules, drafts, with_device_rules)
             engine = self._made(shape)
             if engine is None and self._drop_others(key):
                 engine = self._made(shape)
@@ -78,7 +80,7 @@ class BatchEngines:
         except torch.OutOfMemoryError:
             return None
 
-    def _drop_others(self, key: tuple[str, bool, bool, bool]) -> bool:
+    def _drop_others(self, key: tuple[str, bool, str, bool]) -> bool:
         """Give up what is kept of the same attention: no run of it goes on while another begins. Whether any was."""
         others = [other for other in self._engines if other[0] == key[0]]
         for other in others:

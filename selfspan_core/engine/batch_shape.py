@@ -1,9 +1,12 @@
 """What a batch of captured steps is to hold. No torch here."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from selfspan_core.params import MAX_DRAFTS, Drafts
 
+RoundsKind = Literal["single", "drafts", "rules"]
+"""One id per step; drafts; drafts and rules that are kept without the host."""
 SIZES = (1, 4, 8, 16)
 """Queries per row of the steps that "auto" chooses from."""
 MAX_TOKENS, MIN_LARGEST_SIZE = 512, 4
@@ -18,9 +21,11 @@ class BatchShape:
         batch: rows.
         capacity: positions of each row, prompt and answer together.
         is_dense: every query reads everything, whatever is declared.
-        with_rules: whether requests may have rules; a step then narrows its logits to what each row may write.
+        with_rules: whether requests may have rules that the host keeps; a step then narrows its logits to what each row
+            may write.
         drafts: whether steps verify drafts: "off"; "auto": as many as pay, by measured times; or so many in every step,
             1 to MAX_DRAFTS.
+        with_device_rules: whether requests may have rules that a step keeps by itself.
 
     Raises:
         ValueError: a number of drafts that no step verifies.
@@ -31,6 +36,7 @@ class BatchShape:
     is_dense: bool
     with_rules: bool = False
     drafts: Drafts = "off"
+    with_device_rules: bool = False
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.drafts, int) and not isinstance(self.drafts, bool)
@@ -45,3 +51,10 @@ class BatchShape:
         if self.drafts == "auto":
             return tuple(size for size in SIZES if size <= MIN_LARGEST_SIZE or size * self.batch <= MAX_TOKENS)
         return (1 + self.drafts,)
+
+    @property
+    def rounds(self) -> RoundsKind:
+        """What rows may have beside an id per step."""
+        if self.with_device_rules:
+            return "rules"
+        return "single" if self.sizes == (1,) else "drafts"

@@ -3,8 +3,8 @@
 Everything that changes from step to step lives in device memory: ids, what every row sees, lengths, stop flags, the
 rows' settings. A step is: the tracker takes in every row's last ids, drafts are proposed, attention is planned, the
 model runs, the next ids are drawn, those that count are written to a ring in host memory, and rows that are at their
-end go idle. The host never waits for a step to launch the next: it reads the ring behind the device. Only a row with
-rules, or with drafts from the host, has it wait.
+end go idle. The host never waits for a step to launch the next: it reads the ring behind the device. Only a row whose
+rules the host keeps, or that it drafts, has it wait.
 """
 
 import functools
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-from cuda_kernels.drafts import MAX_BODIES
 from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import DenseReader
@@ -24,17 +23,19 @@ from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.cuda_parts import CudaParts
 from selfspan_core.engine.decoder import Decoder
 from selfspan_core.engine.device_drafts import DeviceDrafts
-from selfspan_core.engine.host_drafts import HostDrafts
+from selfspan_core.engine.device_rules import DeviceRules
+from selfspan_core.engine.followed_rows import FollowedRows
 from selfspan_core.engine.pass_sizes import PassSizes
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.rounds import NUM_SLOTS, BatchState, DraftRounds, Rounds, SingleRounds
 from selfspan_core.engine.row_rules import RowRules
+from selfspan_core.engine.rules import Limits
 from selfspan_core.engine.step import Clock, First, Stepped, Timer
 from selfspan_core.engine.step_graphs import StepGraphs
+from selfspan_core.engine.tabled_rules import TabledRules
 from selfspan_core.engine.torch_parts import TorchParts
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers, PromptLayout
-from selfspan_core.spans.tracker import Tracker
 
 NUM_AHEAD = 4
 """Steps that the host launches ahead of the one whose ids it reads."""
@@ -42,15 +43,6 @@ NUM_AHEAD = 4
 
 Attend = Callable[[int, torch.Tensor], torch.Tensor]
 """(layer, queries `[B, H, D]`) -> attention's output `[B, H, D]`, over what each row sees of the cache."""
-
-
-@dataclass
-class _Followed:
-    """A row whose ids the host has to see before the next step."""
-
-    num_left: int
-    with_logits: bool
-    drafted: HostDrafts | None
 
 
 @dataclass(frozen=True)
@@ -98,11 +90,11 @@ class BatchStep:
         if parts is None:
             parts = CudaParts if device.type == "cuda" else TorchParts
         self.cache = self.model.new_cache(capacity, batch) if cache is None else cache
-        self._parts: Parts = parts(weights, markers, self.cache, shape.is_dense, sizes)
+        self._parts: Parts = parts(weights, markers, self.cache, shape.is_dense, sizes, shape.rounds)
         self._decoder = Decoder(weights, batch * max(sizes), self._parts.ops)
         self._attend = self._parts.attend if attend is None else attend
         self._rotary = weights.rotary(capacity)
-        is_drafted = max(sizes) > 1
+        is_drafted, self._keeps_rules = shape.rounds != "single", shape.rounds == "rules"
         self._state = BatchState(batch, capacity, device, max(sizes) + 1 if is_drafted else 1)
         self._rounds: Rounds = (DraftRounds if is_drafted else SingleRounds)(self._parts, self._state)
         self._sizes = PassSizes(sizes)
@@ -110,8 +102,7 @@ class BatchStep:
         self._queries = torch.zeros(queries, dtype=self.model.dtype, device=device)
         self._positions = torch.empty(0)  # of the step that is being run or captured
         self._rules = RowRules(batch, self.model.vocab_size, device, max(sizes)) if shape.with_rules else None
-        self._followed: dict[int, _Followed] = {}
-        self._failed: dict[int, Exception] = {}  # rows whose end nobody has heard of yet
+        self._followed = FollowedRows(markers, self.model.vocab_size, self._rules)
         self._outstanding: deque[tuple[Timer, Callable[[float], First | Stepped]]] = deque()
         self.num_launched = self._num_numbered = 0
         self._logits: dict[int, torch.Tensor] = {}
@@ -133,6 +124,8 @@ class BatchStep:
         ids, self._positions = self._rounds.take_in(size)
         logits = self._decoder(ids, self._attention)
         self._logits[size] = logits = logits if self._rules is None else self._rules.narrowed(logits)
+        if self._keeps_rules:
+            self._parts.narrow(size, logits)
         temperatures, top_ps, seeds = self._state.settings
         self._parts.sample(logits, temperatures, top_ps, seeds, self._positions, self._rounds.drawn(size))
         self._rounds.keep(size)
@@ -150,7 +143,7 @@ class BatchStep:
 
     @property
     def num_ahead(self) -> int:
-        """See Step: the host has to see every id before the next step while a row has rules or asks for logits."""
+        """See Step: the host has to see every id before the next step while it follows a row."""
         return 1 if self._followed else NUM_AHEAD
 
     @property
@@ -161,9 +154,7 @@ class BatchStep:
     @torch.inference_mode()
     def begin(self, row: int, request: PromptRequest, max_new_tokens: int) -> int:
         """See Step."""
-        if request.rules is not None and self._rules is None:
-            raise ValueError("rules: this batch was made without")
-        drafted = self._host_drafts(request)
+        self._check(request)
         if self.batch == 1:  # in larger batches texts come and go, and means are of many
             self._sizes.expect_new_text()
         layout, device = request.prompt.prompt, self.model.device
@@ -172,27 +163,34 @@ class BatchStep:
         self._place(row, layout, request.annotated, request.forced_tokens or (), max_new_tokens)
         own = request.drafter if isinstance(request.drafter, DeviceDrafts) else None
         self._rounds.begin(row, request.prompt_ids, layout, own)
-        rules = None if request.forced_tokens else request.rules
-        if rules is not None and self._rules is not None:
-            logits = self._rules.begin(row, rules, logits)
+        logits = self._begin_rules(row, request, logits)
         slot = self._draw_first(row, request, logits)
         timer.stop()
-        if request.with_logits or rules is not None or drafted is not None:
-            self._followed[row] = _Followed(max_new_tokens, request.with_logits, drafted)
+        self._followed.begin(row, request, max_new_tokens)
         kept = logits[0] if request.with_logits else None
         number = self._next_number()
         self._outstanding.append((timer, lambda seconds: self._first(First(row, number, int(slot), seconds, kept))))
         return number
 
-    def _host_drafts(self, request: PromptRequest) -> HostDrafts | None:
-        """What the host keeps of a row for which it proposes drafts."""
-        drafter = request.drafter
-        if drafter is not None and not isinstance(self._rounds, DraftRounds):
+    def _check(self, request: PromptRequest) -> None:
+        """Raises ValueError where this batch cannot do what a request asks for."""
+        if request.host_rules is not None and self._rules is None:
+            raise ValueError("rules: this batch was made without")
+        if request.device_rules is not None and not self._keeps_rules:
+            raise ValueError("rules: this batch was made without any that it keeps by itself")
+        if request.drafter is not None and self._sizes.sizes == (1,):
             raise ValueError("drafter: this batch was made without drafts")
-        if drafter is None or isinstance(drafter, DeviceDrafts):
-            return None
-        tracker = Tracker(self.markers, request.prompt.prompt, request.annotated)
-        return HostDrafts(drafter, tracker, request.prompt_ids, self.model.vocab_size, MAX_BODIES)
+
+    def _begin_rules(self, row: int, request: PromptRequest, logits: torch.Tensor) -> torch.Tensor:
+        """The rules of a row that begins, and the logits `[1, vocab_size]` of its first id, narrowed by them."""
+        rules = None if request.forced_tokens else request.rules
+        if self._keeps_rules:
+            self._parts.begin_rules(row, rules if isinstance(rules, DeviceRules) else None)
+        if isinstance(rules, DeviceRules):
+            return _only(logits, TabledRules(rules, self.markers).limits())
+        if rules is not None and self._rules is not None:
+            return self._rules.begin(row, rules, logits)
+        return logits
 
     def _draw_first(self, row: int, request: PromptRequest, logits: torch.Tensor) -> torch.Tensor:
         """Draw a row's first id from `[1, vocab_size]`; where it will stand in host memory."""
@@ -222,6 +220,8 @@ class BatchStep:
             script: what is written, and what drafts it.
         """
         self._place(row, layout, annotated, script.ids, len(script.ids))
+        if self._keeps_rules:
+            self._parts.begin_rules(row, None)
         self._rounds.begin(row, prompt, layout, script.drafts)
         self._state.ids[row].fill_(script.ids[0])
         self._rounds.take_first(row)
@@ -249,28 +249,11 @@ class BatchStep:
     def _first(self, first: First) -> First:
         """A row's first id is in host memory. What its rules raise ends the row with the next step."""
         try:
-            self._follow(first.row, first.id)
+            self._followed.push(first.row, first.id)
         except Exception as error:
             self.clear(first.row)
-            self._failed[first.row] = error
+            self._followed.fail(first.row, error)
         return first
-
-    def _follow(self, row: int, token: int) -> None:
-        """Tell the row's rules of its next id, and forget what the host keeps of a row that is at its end.
-
-        Raises:
-            Exception: what its rules raise.
-        """
-        followed = self._followed.get(row)
-        if followed is None:
-            return
-        if self._rules is not None:
-            self._rules.push(row, token)
-        if followed.drafted is not None:
-            followed.drafted.push(token)
-        followed.num_left -= 1
-        if token == self.markers.eos or followed.num_left == 0:
-            self._forget(row)
 
     def _next_number(self) -> int:
         self._num_numbered += 1
@@ -286,14 +269,7 @@ class BatchStep:
     def clear(self, row: int) -> None:
         """See Step."""
         self._parts.clear(row)
-        self._forget(row)
-
-    def _forget(self, row: int) -> None:
-        """What the host keeps of a row that is at its end."""
-        self._followed.pop(row, None)
-        self._failed.pop(row, None)
-        if self._rules is not None:
-            self._rules.end(row)
+        self._followed.forget(row)
 
     @torch.inference_mode()
     def launch(self) -> int:
@@ -305,34 +281,17 @@ class BatchStep:
         size = self._sizes.choose()
         # Before the host's part: the device waits for that of rows which the host follows.
         timer = Timer(self.model.device)
-        failures = self._prepare_followed(size)
-        for row in failures:
+        prepared = self._followed.prepare(size)
+        if isinstance(self._rounds, DraftRounds):
+            for row, ids in prepared.drafts.items():
+                self._rounds.inject(row, ids)
+        for row in prepared.failures:
             self.clear(row)
         self._graphs.run(("step", size), functools.partial(self._one_step, size))
         timer.stop()
-        outcome = functools.partial(self._stepped, number, size, slot, failures)
+        outcome = functools.partial(self._stepped, number, size, slot, prepared.failures)
         self._outstanding.append((timer, outcome))
         return number
-
-    def _prepare_followed(self, size: int) -> dict[int, Exception]:
-        """Before a step: drafts and tables of the rows that the host follows; by row, what cannot go on and why."""
-        drafts: dict[int, Sequence[int]] = {}
-        failures, self._failed = self._failed, {}
-        for row, followed in self._followed.items():
-            if followed.drafted is None:
-                continue
-            try:
-                drafts[row] = followed.drafted.propose(min(size - 1, followed.num_left - 1))
-            except Exception as error:  # a defect of a drafter ends its row alone
-                failures[row] = error
-        if self._rules is not None:
-            ahead = self._rules.write_ahead(drafts)
-            failures |= ahead.failures
-            drafts = {row: ids[: ahead.num_kept[row]] for row, ids in drafts.items()}
-        if isinstance(self._rounds, DraftRounds):
-            for row, ids in drafts.items():
-                self._rounds.inject(row, ids)
-        return failures
 
     @torch.inference_mode()
     def _stepped(
@@ -343,12 +302,12 @@ class BatchStep:
         ids, num_drafted = self._rounds.kept(slot)
         kept: list[list[torch.Tensor]] = [[] for _ in ids]
         has_followed = bool(self._followed)
-        for row in list(self._followed):
-            if self._followed[row].with_logits:
+        for row in self._followed:
+            if self._followed.with_logits(row):
                 kept[row] = [self._logits[size][size * row + place].clone() for place in range(len(ids[row]))]
             try:
                 for token in ids[row]:
-                    self._follow(row, token)
+                    self._followed.push(row, token)
             except Exception as error:  # of its rules
                 failures[row] = error
                 self.clear(row)
@@ -388,6 +347,14 @@ class BatchStep:
         """See Step."""
         timer, outcome = self._outstanding.popleft()
         return outcome(timer.seconds())
+
+
+def _only(logits: torch.Tensor, limits: Limits) -> torch.Tensor:
+    """Logits `[1, V]` with minus infinity at all but the few ids that may begin a row; waits for nothing."""
+    narrowed = torch.full_like(logits, -torch.inf)
+    for token in limits.only or ():
+        narrowed[:, token].copy_(logits[:, token])
+    return narrowed
 
 
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

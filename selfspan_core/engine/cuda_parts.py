@@ -7,12 +7,15 @@ import torch
 from cuda_kernels.attention import SpanAttention
 from cuda_kernels.checks import AttentionShape
 from cuda_kernels.device import CudaUnavailable
-from cuda_kernels.drafts import OWN_DRAFTS, TABLE_SPANS, SpanDrafter, order_at_start
+from cuda_kernels.drafts import MAX_QUERIES, OWN_DRAFTS, TABLE_SPANS, SpanDrafter, order_at_start
 from cuda_kernels.layers import DecodeOps
+from cuda_kernels.rules import RuleBuffers, RuleKeeper
 from cuda_kernels.tracker import SpanTracker
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.engine.batch_parts import MAX_SPANS, fixed_words, grammar_of
+from selfspan_core.engine.batch_shape import RoundsKind
 from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.device_rules import DeviceRules
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import ImplUnavailable
 from selfspan_core.models.weights import DecodeWeights
@@ -27,7 +30,8 @@ class CudaParts:
         markers: the tokenizer's marker ids.
         cache: of the rows.
         is_dense: every query reads everything, whatever is declared.
-        sizes: queries of a row in a step, of every kind of step; without 1 as the only one, rows are drafted.
+        sizes: queries of a row in a step, of every kind of step.
+        rounds: "single": rows take in one id per step; "drafts": they may have drafts; "rules": rules, too.
 
     Raises:
         ImplUnavailable: the kernels cannot serve this model or device; the message says why.
@@ -40,14 +44,19 @@ class CudaParts:
         cache: KVCache,
         is_dense: bool,
         sizes: Sequence[int] = (1,),
+        rounds: RoundsKind = "single",
     ) -> None:
         model, batch = weights.model, cache.keys[0].shape[0]
-        is_drafted, self._drafter = max(sizes) > 1, None
+        is_drafted, self._drafter, self._keeper = rounds != "single", None, None
         try:
             self.ops = DecodeOps(model.dtype, model.device, [batch * size for size in sizes], weights.shapes)
             self._tracker = SpanTracker(grammar_of(markers, model.vocab_size), batch, model.device)
+            grammar, text_length = self._tracker.grammar, cache.capacity + 1
+            rules = RuleBuffers(grammar, batch, text_length, MAX_QUERIES, model.device) if rounds == "rules" else None
             if is_drafted:
-                self._drafter = SpanDrafter(self._tracker, cache.capacity + 1)
+                self._drafter = SpanDrafter(self._tracker, text_length, rules)
+            if rules is not None:
+                self._keeper = RuleKeeper(rules, self._tracker.kinds, model.dtype)
             self._attentions = {
                 size: self._attention_of(weights, batch, size, TABLE_SPANS if is_drafted else MAX_SPANS)
                 for size in sizes
@@ -112,6 +121,21 @@ class CudaParts:
         buffers, self._planned = drafter.buffers, num_queries
         ahead = () if num_queries == 1 else (buffers.masks, buffers.first_positions)
         self._attentions[num_queries].plan(buffers.intervals, buffers.counts, self._cache.capacity, *ahead)
+
+    def begin_rules(self, row: int, rules: DeviceRules | None) -> None:
+        """See Parts."""
+        self._required_keeper.buffers.begin(row, rules)
+
+    def narrow(self, num_queries: int, logits: torch.Tensor) -> None:
+        """See Parts."""
+        positions = self._required_drafter.buffers.positions(num_queries)
+        self._required_keeper.narrow(num_queries, positions, logits)
+
+    @property
+    def _required_keeper(self) -> RuleKeeper:
+        if self._keeper is None:
+            raise ValueError("rules: this batch was made without rules that it keeps by itself")
+        return self._keeper
 
     def accept(
         self, num_queries: int, scripts: torch.Tensor, limits: torch.Tensor, ring: torch.Tensor, step: torch.Tensor

@@ -14,12 +14,14 @@ from selfspan_core.engine.batch_pool import BatchEngines, events_of_first
 from selfspan_core.engine.cpu_ops import host_ops
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.device_rules import TRIED_ON_CUDA, HostOnly, KeptRules, Tabled
 from selfspan_core.engine.drafters import drafter
 from selfspan_core.engine.drafts import Drafter, PassCosts
 from selfspan_core.engine.events import Event
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.host_step import HostKept, HostStep
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.engine.rules import Rules
 from selfspan_core.errors import PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.params import Drafts
@@ -48,6 +50,22 @@ class Engine:
         ops = host_ops(model.weights)
         self._kept = {attention: HostKept(ops, PassCosts()) for attention in ("dense", "sparse")}
 
+    def rules(self, rules: Rules | None, impl: str = "gather") -> KeptRules:
+        """A run's rules in the form in which `impl` keeps them: captured steps without the host, where that can be.
+
+        Args:
+            rules: of the run.
+            impl: as for `generate`.
+        """
+        if rules is None or impl != CAPTURED:
+            return KeptRules(rules)
+        if self.model.device.type == "cuda" and not TRIED_ON_CUDA:
+            return KeptRules(rules, "rules inside captured steps have not been tried on a GPU yet")
+        if not isinstance(rules, Tabled):
+            return KeptRules(rules, "the task has no tables of them")
+        form = rules.on_device()
+        return KeptRules(rules, form.reason) if isinstance(form, HostOnly) else KeptRules(form)
+
     def drafter(
         self,
         request: PromptRequest,
@@ -58,15 +76,15 @@ class Engine:
     ) -> Drafter | DeviceDrafts | None:
         """What drafts one run of `generate`, or of `generate_among`: there all rows, unless they have rules.
 
-        Captured steps draft by themselves; but where a request has rules, which the host keeps, the host drafts, too.
+        Captured steps draft by themselves; but where the host keeps a request's rules, it drafts, too.
 
         Args:
-            request: what is asked, rules included.
+            request: what is asked, rules included, in the form that `rules` gives them.
             hints: of the task.
             drafts: "off"; "auto": as many as pay; a number: at most so many, whether they pay or not.
             attention, impl: as for `generate`.
         """
-        if impl == CAPTURED and drafts != "off" and request.rules is None:
+        if impl == CAPTURED and drafts != "off" and request.host_rules is None:
             return DeviceDrafts(hints, None if drafts == "auto" else drafts)
         # A captured step's size is chosen for all rows: there every draft is worth verifying.
         costs = None if impl == CAPTURED else self._kept[attention].costs

@@ -94,6 +94,8 @@ class HostStep:
         """See Step."""
         if isinstance(request.drafter, DeviceDrafts):
             raise ValueError("drafter: a step on the host takes one that proposes in Python")
+        if request.device_rules is not None:
+            raise ValueError("rules: a step on the host takes those that are asked id by id")
         timer = self._timer()
         self._num_numbered += 1
         self._costs.begin()
@@ -243,7 +245,7 @@ class _Row:
     def _is_plain(self) -> bool:
         """Whether the likeliest id is taken, whatever it is."""
         request = self._request
-        is_free = request.rules is None and request.forced_tokens is None
+        is_free = request.host_rules is None and request.forced_tokens is None
         return is_free and sampling.is_greedy(request.sampling.temperature)
 
     def _next(self, logits: torch.Tensor) -> tuple[int, torch.Tensor]:
@@ -251,15 +253,16 @@ class _Row:
         request = self._request
         if request.forced_tokens is not None:
             return request.forced_tokens[len(self.ids) - self._num_prompt], logits
-        if request.rules is not None:
+        rules = request.host_rules
+        if rules is not None:
             with rules_speak():
-                limits = request.rules.limits()
+                limits = rules.limits()
             logits = sampling.narrow(logits, limits)
         drawn = request.sampling
         token = sampling.draw(logits, drawn.temperature, drawn.top_p, drawn.seed, len(self.ids) - 1)
-        if request.rules is not None:
+        if rules is not None:
             with rules_speak():
-                request.rules.push(token)
+                rules.push(token)
         return token, logits
 
 

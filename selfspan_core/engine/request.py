@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.device_rules import DeviceRules
 from selfspan_core.engine.drafts import Drafter
 from selfspan_core.engine.rules import Rules
 from selfspan_core.params import MAX_SEED, SamplingParams
@@ -18,7 +19,8 @@ class PromptRequest:
         prompt: a rendered prompt; only `ids` up to `prompt.num_tokens` are used.
         annotated: whether the model is to write steps (a plain adapter does not: its text is not malformed).
         sampling: how tokens are drawn, and how many at most.
-        rules: what may be written next, id by id; of this run alone.
+        rules: what may be written next, id by id: rules of this run alone, which the host asks before every step; or
+            what a captured step has to know to keep them by itself (`Engine.rules`). The ids are the same.
         drafter: what proposes drafts on the host, of this run alone; or what a captured step has to know to propose
             them by itself. Nothing but the time changes.
         forced_tokens: write these ids instead of drawing, for tests and measurements.
@@ -26,13 +28,13 @@ class PromptRequest:
         is_watched: whether its events are wanted; else its tokens are drawn and counted, no more.
 
     Raises:
-        ValueError: `forced_tokens` is empty; or a captured step would draft past rules, which the host keeps.
+        ValueError: `forced_tokens` is empty; or a captured step would draft past rules that the host keeps.
     """
 
     prompt: Rendered
     annotated: bool = True
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    rules: Rules | None = None
+    rules: Rules | DeviceRules | None = None
     drafter: Drafter | DeviceDrafts | None = None
     forced_tokens: Sequence[int] | None = None
     with_logits: bool = False
@@ -41,8 +43,23 @@ class PromptRequest:
     def __post_init__(self) -> None:
         if self.forced_tokens is not None and not self.forced_tokens:
             raise ValueError("forced_tokens is empty")
-        if self.rules is not None and isinstance(self.drafter, DeviceDrafts):
-            raise ValueError("drafter: where a request has rules, the host proposes the drafts, too")
+        if self.host_rules is not None and isinstance(self.drafter, DeviceDrafts):
+            raise ValueError("drafter: where the host keeps a request's rules, it proposes the drafts, too")
+
+    @property
+    def host_rules(self) -> Rules | None:
+        """Rules that the host keeps."""
+        return None if isinstance(self.rules, DeviceRules) else self.rules
+
+    @property
+    def device_rules(self) -> DeviceRules | None:
+        """Rules that a captured step keeps by itself."""
+        return self.rules if isinstance(self.rules, DeviceRules) else None
+
+    @property
+    def host_drafter(self) -> Drafter | None:
+        """What proposes drafts on the host."""
+        return None if isinstance(self.drafter, DeviceDrafts) else self.drafter
 
     @property
     def prompt_ids(self) -> list[int]:
@@ -58,7 +75,7 @@ class PromptRequest:
     def beside(self, number: int, prompt: Rendered) -> "PromptRequest":
         """The same asked of another prompt, the `number`-th beside this one, drawn with a seed of its own; unwatched.
 
-        Rules and a drafter on the host are of one run alone, so the other has none.
+        Rules are of one prompt, and a drafter on the host of one run alone, so the other has none.
         """
         drafter = self.drafter if isinstance(self.drafter, DeviceDrafts) else None
         seed = (self.sampling.seed + number) % (MAX_SEED + 1)

@@ -1,4 +1,4 @@
-"""Rules of a batch's rows where ids are drawn on the device: the host says before each step what every row may write.
+"""Rules that the host keeps of a batch's rows: before each step it says to the device what every row may write.
 
 A row's rules are told every id as soon as it is in host memory. So the host cannot run ahead while a row has rules;
 before each step it copies one table of the vocabulary per query of the row: what may follow the row's last id, and what

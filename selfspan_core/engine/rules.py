@@ -11,6 +11,10 @@ class Limits(NamedTuple):
     only: Sequence[int] | None
     banned: Sequence[int]
 
+    def allow(self, token: int) -> bool:
+        """Whether an id may come."""
+        return (self.only is None or token in self.only) and token not in self.banned
+
 
 class Rules(Protocol):
     """What one run's decoding is held to, id by id; one object per lane and run (see `tasks.summarize.rules`)."""

@@ -11,9 +11,13 @@ from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.engine import sampling
 from selfspan_core.engine.batch_parts import fixed_words, grammar_of
+from selfspan_core.engine.batch_shape import RoundsKind
 from selfspan_core.engine.decoder import TorchOps
 from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.device_rules import DeviceRules
 from selfspan_core.engine.drafts import Drafter, DraftState, verifiable
+from selfspan_core.engine.rules import Limits
+from selfspan_core.engine.tabled_rules import TabledRules
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.intervals import Interval, merge
 from selfspan_core.spans.protocol import Markers, PromptLayout
@@ -30,11 +34,14 @@ class TorchParts:
         cache: KVCache,
         is_dense: bool,
         sizes: Sequence[int] = (1,),
+        rounds: RoundsKind = "single",
     ) -> None:
         self.ops = TorchOps()
         model, batch = weights.model, cache.keys[0].shape[0]
-        self._grammar = grammar_of(markers, model.vocab_size)
-        self.buffers = DraftBuffers(self._grammar, batch, cache.capacity + 1, model.device) if max(sizes) > 1 else None
+        self._grammar, is_drafted = grammar_of(markers, model.vocab_size), rounds != "single"
+        self.buffers = DraftBuffers(self._grammar, batch, cache.capacity + 1, model.device) if is_drafted else None
+        self._rules: dict[int, TabledRules] = {}
+        self._limits: dict[int, list[Limits]] = {}
         self._drafted: dict[int, _DraftedRow] = {}
         self._markers, self._cache, self._is_dense = markers, cache, is_dense
         self._scale = weights.model.head_dim**-0.5
@@ -111,17 +118,48 @@ class TorchParts:
         for tensor, nothing in ((ids, 0), (positions, -1), (buffers.num_drafts, 0), (buffers.first_positions, 0)):
             tensor.fill_(nothing)
         for row in self._trackers:
-            drafted = self._drafted[row]
-            drafted.take_in(buffers.pending[row, : int(buffers.num_pending[row])].tolist())
+            drafted, kept = self._drafted[row], buffers.pending[row, : int(buffers.num_pending[row])].tolist()
+            drafted.take_in(kept)
             first = len(drafted.ids) - 1
             most = min(num_queries - 1, int(limits[row]) - first - 1)
             states = drafted.propose(most, buffers.injected[row].tolist(), self._grammar.vocab_size, self._is_dense)
+            states = states[: self._keep_rules(row, kept, drafted)]
             ids[row, : len(states)] = torch.tensor([drafted.ids[-1], *drafted.drafts])
             positions[row, : len(states)] = torch.arange(first, first + len(states), dtype=torch.int32)
             buffers.first_positions[row], buffers.num_drafts[row] = first, len(drafted.drafts)
             self._positions[row] = first
             self._visible[row] = [((0, s.position + 1),) if self._is_dense else s.visible for s in states]
         self._write_union(buffers)
+
+    def _keep_rules(self, row: int, kept: Sequence[int], drafted: "_DraftedRow") -> int:
+        """The row's rules take in what was kept, and cut drafts; how many queries are left."""
+        rules = self._rules.get(row)
+        if rules is None:
+            return len(drafted.drafts) + 1
+        for token in kept:
+            rules.push(token)
+        limits, ahead = [rules.limits()], rules.fork()
+        for token in drafted.drafts:
+            if not limits[-1].allow(token):
+                break
+            ahead.push(token)
+            limits.append(ahead.limits())
+        drafted.drafts = drafted.drafts[: len(limits) - 1]
+        self._limits[row] = limits
+        return len(limits)
+
+    def begin_rules(self, row: int, rules: DeviceRules | None) -> None:
+        """See Parts."""
+        self._rules.pop(row, None)
+        if rules is not None:
+            self._rules[row] = TabledRules(rules, self._markers)
+
+    def narrow(self, num_queries: int, logits: torch.Tensor) -> None:
+        """See Parts."""
+        for row in self._trackers.keys() & self._rules.keys():
+            for query, limits in enumerate(self._limits[row]):
+                token = num_queries * row + query
+                logits[token] = sampling.narrow(logits[token], limits)
 
     def _write_union(self, buffers: DraftBuffers) -> None:
         """What any query sees, for whoever counts it; masks are the kernels' alone."""

@@ -5,6 +5,7 @@ markers that it lacks. Its `encode` and `decode` are exact inverses and know nei
 those are put in by whoever lays out ids (`selfspan_core.spans.protocol`), never by typing.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from selfspan_core.errors import ModelError
 from selfspan_core.models.base_config import built_config
 from selfspan_core.models.json_file import one_line, read_object
 from selfspan_core.models.model_names import why_not_found
+from selfspan_core.models.token_bytes import IdBytes, id_bytes
 from selfspan_core.spans.protocol import ANCHORS, END, GO, MARKER_PIECES, REF, RES, Markers
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class TextCodec:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are not (yet) a whole character become U+FFFD."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    @functools.cached_property
+    def id_bytes(self) -> IdBytes | None:
+        """See `token_bytes.id_bytes`."""
+        return id_bytes(json.loads(self.to_json())["decoder"], self._tokenizer.get_vocab(with_added_tokens=True))
 
 
 class SpanTokenizer:
@@ -156,6 +163,10 @@ class SpanTokenizer:
         if token in self._dropped:
             return self.hf.convert_ids_to_tokens([token])[0]
         return self.codec.decode([token])
+
+    def id_bytes(self) -> IdBytes | None:
+        """What `decode` makes of ids, as bytes; see `token_bytes.id_bytes`. Of ids that it drops, they mean nothing."""
+        return self.codec.id_bytes
 
     def marker_kind(self, token: int) -> str | None:
         """`"ref"`, `"go"`, `"res"`, `"end"` or `"anchor"`; None for everything else."""

@@ -43,6 +43,13 @@ class Tokenizer(Protocol):
         """The text of a single id, or the name of a marker or special token."""
         ...
 
+    def id_bytes(self) -> tuple[tuple[bytes, ...], frozenset[int]] | None:
+        """The bytes of every id, where a text is these one behind the other, as UTF-8; None where it is not.
+
+        And the ids that stand for one byte, and are text only where a whole run of them is UTF-8.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Problem:

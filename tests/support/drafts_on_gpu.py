@@ -2,7 +2,8 @@
 
 import torch
 
-from cuda_kernels.drafts import DraftBuffers, FixedWords, SpanDrafter, order_at_start
+from cuda_kernels.drafts import MAX_QUERIES, DraftBuffers, FixedWords, SpanDrafter, order_at_start
+from cuda_kernels.rules import RuleBuffers, RuleKeeper
 from cuda_kernels.tracker import Grammar, SpanTracker
 from selfspan_core.spans.protocol import PromptLayout
 from tests.support.drafts_on_cpu import NUM_SLOTS
@@ -11,10 +12,11 @@ from tests.support.drafts_on_cpu import NUM_SLOTS
 class GpuRows:
     """A batch's state; all rows are without a sequence."""
 
-    def __init__(self, grammar: Grammar, batch: int, text_length: int) -> None:
+    def __init__(self, grammar: Grammar, batch: int, text_length: int, has_rules: bool = False) -> None:
         self.grammar = grammar
         self._tracker = SpanTracker(grammar, batch)
-        self._drafter = SpanDrafter(self._tracker, text_length)
+        self.rules = RuleBuffers(grammar, batch, text_length, MAX_QUERIES, "cuda") if has_rules else None
+        self._drafter = SpanDrafter(self._tracker, text_length, self.rules)
         self.buffers: DraftBuffers = self._drafter.buffers
         self.tracks = self._tracker.tracks
         self.limits = torch.full((batch,), text_length - 2, dtype=torch.int32, device="cuda")
@@ -41,6 +43,14 @@ class GpuRows:
         for tensor in (*written, buffers.num_drafts, buffers.counts, buffers.intervals, buffers.masks):
             tensor.fill_(-12345)
         self._drafter.draft(num_queries, self.limits, is_dense)
+
+    def forbidden(self, num_queries: int) -> torch.Tensor:
+        """What rules forbid behind every query of the last round, bool `[batch, num_queries, vocab_size]`."""
+        batch, vocab_size = len(self.tracks), self.grammar.vocab_size
+        logits = torch.zeros(batch * num_queries, vocab_size, dtype=torch.bfloat16, device="cuda")
+        keeper = RuleKeeper(self.rules, self._tracker.kinds, torch.bfloat16)
+        keeper.narrow(num_queries, self.buffers.positions(num_queries), logits)
+        return logits.isneginf().view(batch, num_queries, vocab_size).cpu()
 
     def accept(self, num_queries: int, drawn: torch.Tensor) -> list[list[int]]:
         """What the ring gets of this round: ids, -1 behind them, number of drafts."""

@@ -95,7 +95,7 @@ def _step_for(model: SpanModel, markers: Markers, requests: Sequence[PromptReque
     room = max(request.most_tokens or model.max_context for request in requests)
     capacity = min(model.max_context, longest + room)
     if model.device.type == "cuda" and model.dtype is not torch.float32:
-        with_rules = any(request.rules is not None for request in requests)
+        with_rules = any(request.host_rules is not None for request in requests)
         return BatchStep(model.weights, markers, BatchShape(len(requests), capacity, not sparse, with_rules))
     return HostStep(model.weights, markers, len(requests), capacity, not sparse)
 

@@ -8,8 +8,8 @@ WHAT = (
     "Milliseconds to a row's answer, without the prompt: random weights of a published shape, replayed text of the "
     "shipped models, drafts proposed, verified and kept inside the captured step. The plain adapter's text is dense, "
     "with and without prompt lookup; the span adapter's text names what it reads, and drafts are copied from there. "
-    "Articles are made of the examples' sentences and replayed without the decoding rules of the app, whose work on "
-    "the host is not in these figures; at batch 1 it is one text, the one whose lengths are nearest the means"
+    "Articles are made of the examples' sentences and replayed without the decoding rules of the app, whose work "
+    "is not in these figures; at batch 1 it is one text, the one whose lengths are nearest the means"
 )
 HEADER = [
     "shape, text, batch",
@@ -141,8 +141,8 @@ def _app(results: dict, path: str) -> str:
     ]
     intro = f"The app on {where}, asked through its API: the plain adapter dense beside the span adapter self-selected"
     clock = (
-        "What the host does between steps for articles (rules, their drafts) is in it; whole calls, both lanes in "
-        "turns and the feed included, are in the file as `wall_seconds`"
+        "What the host did between steps for articles when this was measured (rules, their drafts) is in it; whole "
+        "calls, both lanes in turns and the feed included, are in the file as `wall_seconds`"
     )
     return (
         f"{intro}, prefill included in the time to the answer. {clock}:\n\n{table(header, rows)}{source(results, path)}"

@@ -37,9 +37,14 @@ _OPENERS = (
 )
 
 
+def found_words(text: str) -> list[str]:
+    """Words as they stand there, marks dropped."""
+    return _WORD.findall(text)
+
+
 def words_of(text: str) -> list[str]:
     """Words in small letters, marks dropped."""
-    return [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+    return [word.lower().replace("’", "'") for word in found_words(text)]
 
 
 def word_runs(text: str) -> list[tuple[str, ...]]:

@@ -10,17 +10,14 @@ The rules are the same for both lanes. They never choose an id; they only remove
   none; it has at least MIN_BODY tokens beside such marks, or is a whole source that has fewer, and ends after MAX_BODY
   at the latest.
 * Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
-  with: no loops, no sentence twice. A plain lane is kept from it where that sentence begins like no other one.
+  with (a plain lane: as far as no other sentence begins so, too): no loops, no sentence twice.
 * A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the requested length; fewer if no segment is
   left that may be named.
-* If words are to be "copied", in addition: a body's words are those of the segments it reads (in a plain lane, of one
-  of the article), in their order; only its first letter may be made large.
-* If words are the model's "own", as in the form *rewrite*, in addition: a body has no name and no number that the
-  article does not have, and no REPEATED_WORDS words in a row that the summary already has (`own_words`).
-
-No torch here. A captured step could apply most of these rules, too: a row's state is a handful of numbers, its last
-ids, a bit per name and the ids of the segments read, all of which the device has, and the output is a short list of
-allowed or forbidden ids, once per id.
+* If words are to be "copied": only those of the segments it reads (in a plain lane, of one of the article), in their
+  order; the first letter of a body may be made large.
+* If words are the model's "own" (*rewrite*), in addition: a body has no name and no number that the article has not,
+  and no REPEATED_WORDS words in a row that the summary already has (`own_words`).
+No torch here. A captured step can keep these rules by itself where words are "free" (`on_device`).
 """
 
 import copy
@@ -29,11 +26,13 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from selfspan_core.engine.device_rules import Bounds, DeviceRules, HostOnly, IdTables
 from selfspan_core.engine.rules import Limits
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.tasks.base import Tokenizer
 from selfspan_core.tasks.summarize.form import CUE, MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
 from selfspan_core.tasks.summarize.own_words import OwnWords, PieceTables, word_runs
+from selfspan_core.tasks.summarize.tabled import id_tables, words_by_name
 
 Words = Literal["free", "copied", "own"]
 """What bodies are made of; "free" leaves it to the model."""
@@ -52,7 +51,6 @@ class RuleTables:
     Attributes:
         ends: ids that end a sentence.
         closes: closing marks, which may stand behind such an id.
-        breaks: ids with a line break.
         starts: ids at which a word or a mark begins, so that the word before them is complete.
         body_banned: ids that no body may hold.
         separator: the id that opens a plain lane's step.
@@ -68,7 +66,7 @@ class RuleTables:
         self.ends = frozenset(i for i, piece in pieces.items() if _ENDING.search(piece))
         self.closes = frozenset(i for i, piece in pieces.items() if _CLOSING.fullmatch(piece))
         self.starts = frozenset(i for i, piece in pieces.items() if _STARTING.match(piece))
-        self.breaks = breaks = frozenset(i for i, piece in pieces.items() if "\n" in piece)
+        breaks = {i for i, piece in pieces.items() if "\n" in piece}
         self.separator = tokenizer.encode(STEP_SEPARATOR)[-1]
         self.body_banned = tuple(sorted(structural | breaks))
 
@@ -76,6 +74,11 @@ class RuleTables:
     def words(self) -> PieceTables:
         """For rows in own words, made when the first of them begins."""
         return PieceTables(self._pieces)
+
+    @functools.cached_property
+    def ids(self) -> IdTables | None:
+        """For rows whose rules are kept on the device; None if the tokenizer's text is not made of its ids' bytes."""
+        return id_tables(self.tokenizer, self.ends, self.closes, self.body_banned)
 
 
 class SummaryRules:
@@ -101,7 +104,8 @@ class SummaryRules:
         words: Words = "free",
         segments: Sequence[Sequence[int]] = (),
     ) -> None:
-        self._tables, self._annotated = tables, annotated
+        self._tables, self._annotated, self._words = tables, annotated, words
+        self._prompt, self._layout = prompt, layout
         self._fewest, self._most = MIN_STEPS[length], MAX_STEPS[length]
         # Without the segment's name, which a body does not copy.
         self._segments = {name: prompt[start + 1 : end] for name, (start, end) in layout.segments.items()}
@@ -154,6 +158,32 @@ class SummaryRules:
             self._body.append(token)
         else:
             self._push_between(token)
+
+    def on_device(self) -> DeviceRules | HostOnly:
+        """See `engine.device_rules.Tabled`."""
+        tables, layout = self._tables, self._layout
+        if self._words != "free":
+            return HostOnly("what bodies may hold is decided on their text")
+        if tables.ids is None:
+            return HostOnly("the tokenizer's text is not the bytes of its ids")
+        words = words_by_name({name: tables.tokenizer.decode(ids) for name, ids in self._segments.items()})
+        if words is None:
+            return HostOnly("the article has a sigma, whose small letter depends on its place in a word")
+        try:
+            return DeviceRules(
+                tables.ids,
+                Bounds(self._fewest, self._most, MAX_READS, MIN_BODY, MAX_BODY, NGRAM, START),
+                self._annotated,
+                tables.markers.ref if self._annotated else tables.separator,
+                tuple(self._prompt[: layout.num_tokens]),
+                layout.scaffold_end,
+                {name: (start + 1, end) for name, (start, end) in layout.segments.items()},
+                tuple(self._new),
+                tuple(self._fresh),
+                words,
+            )
+        except ValueError as error:
+            return HostOnly(str(error))
 
     def fork(self) -> "SummaryRules":
         """See Rules. Shared is what never changes: tables, segments, bodies that are done, runs of words by segment."""
@@ -277,12 +307,7 @@ class SummaryRules:
         return banned
 
     def _begun_before(self, body: Sequence[int]) -> list[int]:
-        """Ids that would make a body begin as an earlier one does.
-
-        A span lane names no sentence twice: only the last of these ids is withheld. A plain lane may set out to write a
-        sentence again. Withheld is then the first id with which no other sentence of the article begins: further on, in
-        the middle of a sentence or a word, nothing but what the article has not would be left.
-        """
+        """Ids that make a body begin as an earlier one; in a plain lane as soon as no other sentence begins so."""
         at = len(body)
         begun = [other for other in self._bodies if len(other) >= START and other[:at] == body]
         if at == START - 1:
@@ -291,15 +316,14 @@ class SummaryRules:
 
     def _has_another(self, ids: Sequence[int], num: int) -> bool:
         """Whether a sentence of the article begins with the first `num` of these ids, and not with START of them."""
-        begun, whole = tuple(ids[:num]), tuple(ids[:START])
         starts = (self._article[at : at + START] for at in self._starts)
-        return any(start[:num] == begun and start != whole for start in starts)
+        return any(start[:num] == tuple(ids[:num]) and start != tuple(ids[:START]) for start in starts)
 
     @functools.cached_property
     def _starts(self) -> tuple[int, ...]:
-        """Where sentences of the article begin, about: behind what ends one, and behind line breaks."""
-        marks = self._tables.ends | self._tables.closes | self._tables.breaks
-        return tuple(at for at in range(len(self._article)) if at == 0 or self._article[at - 1] in marks)
+        """Where sentences of the article begin, about: behind what ends one, and line breaks."""
+        marks = self._tables.ends.union(self._tables.closes, self._tables.body_banned)
+        return (0, *(at for at, token in enumerate(self._article[:-1], start=1) if token in marks))
 
     def _fresh_names(self, taken: list[int]) -> list[int]:
         """Names for the steps: those behind the last segment's, as in training."""
