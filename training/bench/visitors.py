@@ -29,6 +29,7 @@ OPERANDS = (*[2] * 4, *[4] * 4, 8, 24)
 """Of ten requests of a crowd in a row: eight short ones."""
 LONGEST = 64
 MOST_SILENCE_S = 5.0
+TELL_EVERY = 25
 CALL_SECONDS = 900
 
 
@@ -174,7 +175,14 @@ def crowd(
                 text = next(texts, None)
             if text is None:
                 return
-            visits.append(visit(address, text, load=load))
+            seen = visit(address, text, load=load)
+            with lock:
+                visits.append(seen)
+                if len(visits) % TELL_EVERY == 0:
+                    seconds = time.monotonic() - began
+                    print(
+                        f"{len(visits)} of {num} visits, {seconds:.0f} s, ETA {seconds * (num / len(visits) - 1):.0f} s"
+                    )
 
     with ThreadPoolExecutor(num_clients) as pool:
         list(pool.map(one_client, range(num_clients)))
