@@ -170,6 +170,7 @@ def test_nothing_else_knows_the_task():
         "check_drafts.py",
         "engine_shipped.py",
         "texts.py",
+        "visitors.py",
     }
     assert {path.name for path in named} <= {*measurements, "pretrain.py"}, named
     for module in (evaluate, report, problem_evaluate, summary_evaluate):
