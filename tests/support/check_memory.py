@@ -18,15 +18,10 @@ from selfspan_core.tasks.arithmetic.task import random_problem
 from selfspan_core.tasks.registry import get_task
 from tests.support.crowd import leave
 from tests.support.rehearse_space import client_of, serving
+from training.bench.visitors import memory_mb
 
 MOST_GROWTH = 0.05
 WARM_RUNS = 20
-
-
-def memory_mb(pid: int) -> float:
-    """Memory of a process that is not shared with files, in MB."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1000
 
 
 def one_run(url: str, number: int, rng: random.Random) -> None:

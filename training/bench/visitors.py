@@ -1,7 +1,7 @@
 """Many visitors of a running app, over plain HTTP as any program would ask: who comes first, together, and in crowds.
 
 Waiting is until the first object of a visitor's own run; a word is the first object of any kind, so the place in the
-line or "loading the model" counts. The server's memory is its resident set, with what its GPU holds beside it.
+line or "loading the model" counts. The server's memory is what it holds beside files, and on its GPU.
 """
 
 import json
@@ -205,11 +205,15 @@ def fairness(address: str, load: int, seed: int) -> dict[str, float]:
     return {"long_alone_s": alone.seconds, "short_waited_s": beside.waited_s, "short_whole_s": beside.seconds}
 
 
+def memory_mb(pid: int) -> float:
+    """Memory of a process that is not shared with files, in MB: pages of mapped weights come and go."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1000
+
+
 def memory(pid: int) -> dict[str, float]:
-    """Megabytes that a process holds: resident, and on the GPU where one can be asked."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
-    held = {"resident": int(resident) / 1000}
+    """Megabytes that a process holds: resident and not shared with files, and on the GPU where one can be asked."""
+    held = {"resident": memory_mb(pid)}
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
     try:
         asked = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60)
