@@ -12,9 +12,6 @@ import numpy as np
 
 from selfspan_core.engine.rules import Rules
 
-TRIED_ON_CUDA = False
-"""Whether steps that keep rules by themselves were run on a GPU (`python -m tests.support.rules_on_gpu`). Until then
-the host keeps the rules of rows on CUDA, and a run says so."""
 ENDS, CLOSES, UNFIT, BYTE = 1, 2, 4, 8
 """Classes of ids, as bits: it ends a sentence; it may stand behind such an id; no body may hold it; it stands for one
 byte, and is no text unless the whole run of such ids is UTF-8."""

@@ -14,7 +14,7 @@ from selfspan_core.engine.batch_pool import BatchEngines, events_of_first
 from selfspan_core.engine.cpu_ops import host_ops
 from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.device_drafts import DeviceDrafts
-from selfspan_core.engine.device_rules import TRIED_ON_CUDA, HostOnly, KeptRules, Tabled
+from selfspan_core.engine.device_rules import HostOnly, KeptRules, Tabled
 from selfspan_core.engine.drafters import drafter
 from selfspan_core.engine.drafts import Drafter, PassCosts
 from selfspan_core.engine.events import Event
@@ -59,8 +59,6 @@ class Engine:
         """
         if rules is None or impl != CAPTURED:
             return KeptRules(rules)
-        if self.model.device.type == "cuda" and not TRIED_ON_CUDA:
-            return KeptRules(rules, "rules inside captured steps have not been tried on a GPU yet")
         if not isinstance(rules, Tabled):
             return KeptRules(rules, "the task has no tables of them")
         form = rules.on_device()
