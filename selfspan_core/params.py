@@ -69,7 +69,7 @@ class Request:
         load: requests that each lane answers at once: this input, and others of about its size, made up from the seed,
             the same ones in both lanes.
         sampling: how tokens are drawn.
-        drafts: tokens that are proposed and verified several at a time, which changes the time, and on a GPU near ties:
+        drafts: tokens that are proposed and verified several at a time, which changes time, and near ties in 16 bits:
             "auto", as many as pay; "off"; or at most so many, 1 to MAX_DRAFTS.
         model: name of the model; None: the default one. Whether there is such a model is asked where models are.
         clean: whether the task cleans the text before it parses it; otherwise the text is used as it was pasted.

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfspan_core.engine.acceptance import Acceptance
 from selfspan_core.engine.drafters import Draft, LookupSource, Paced, SpanSource, drafter
 from selfspan_core.engine.drafts import DraftState, PassCosts
 from selfspan_core.engine.engine import Engine
@@ -98,7 +99,8 @@ class Fixed:
 def test_only_drafts_that_pay_are_proposed():
     """Would catch drafts that go on being verified though they are never right, or good ones that are never tried."""
     costs = PassCosts(0.15, 0.06)
-    paced = Paced(Fixed([(TEXT[0], "copy")] * 9, [(TEXT[1], "poor")] * 9), costs)
+    acceptance = Acceptance()
+    paced = Paced(Fixed([(TEXT[0], "copy")] * 9, [(TEXT[1], "poor")] * 9), costs, acceptance=acceptance)
     ids = [TEXT[20]]
     state = lambda: DraftState(ids, 1, Tracker(MARKERS, PROMPT), None)  # noqa: E731
     assert paced.propose(state(), 15) == [TEXT[0]] * 9
@@ -106,7 +108,7 @@ def test_only_drafts_that_pay_are_proposed():
         ids.append(TEXT[15])  # no draft is ever right
         paced.propose(state(), 15)
     assert paced.propose(state(), 15) == []
-    assert paced.share_right("copy") < 0.2
+    assert acceptance.share_right("copy") < 0.2
     limited = Paced(Fixed([(TEXT[0], "poor")] * 9), limit=3)
     assert limited.propose(state(), 15) == [TEXT[0]] * 3
 
@@ -187,3 +189,24 @@ def test_off_is_off():
     """Would catch a lane that drafts though it was told not to."""
     engine = Engine(SpanModel(tiny_hf()), MARKERS)
     assert engine.drafter(asked(example_run(1)[0]), DraftHints(), "off") is None
+
+
+def test_what_a_run_learned_is_remembered_in_the_next():
+    """Would catch useless drafts that every run verifies anew, and a kind that is never tried again because it failed
+    in one text."""
+    costs, acceptance = PassCosts(0.42, 0.15), Acceptance()
+
+    def wrong_passes() -> int:
+        paced, ids = Paced(Fixed([(TEXT[0], "lookup 2")] * 9), costs, acceptance=acceptance), [TEXT[20]]
+        num = 0
+        for _ in range(40):
+            num += bool(paced.propose(DraftState(ids, 1, Tracker(MARKERS, PROMPT), None), 15))
+            ids.append(TEXT[15])
+        return num
+
+    first, *later = [wrong_passes() for _ in range(30)]
+    assert first > max(later)
+    assert sum(later) < 30
+    for _ in range(60):  # runs in which nothing of the kind came up
+        acceptance.begin()
+    assert wrong_passes() == first

@@ -6,11 +6,11 @@ prompt lookup (Saxena, 2023: the tokens behind the newest place where the last f
 spans, and a lane without steps drafts with it. `Paced` decides how many drafts are worth verifying.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
+from selfspan_core.engine.acceptance import Acceptance
 from selfspan_core.engine.drafts import DraftState, PassCosts
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.reading_order import ReadingOrder
@@ -24,22 +24,6 @@ MAX_COPIED = 1024
 """Tokens of a body that are looked at, so that the device needs no more room."""
 LONGEST_RESULT = 8
 """Tokens of a result up to which its likely end is learned by its length."""
-FIRST_GUESS = {
-    **{
-        "copy": 0.95,
-        "name": 0.98,
-        "go": 0.98,
-        "ref": 0.9,
-        "read 1": 0.7,
-        "next place": 0.8,
-        "next read": 0.8,
-        "between": 0.7,
-        "behind 0": 0.7,
-    },
-    **{"again 3": 0.8, "again 2": 0.7, "lookup 2": 0.6, "lookup 3": 0.8, "lookup 4": 0.95},
-}
-"""What share of a kind of drafts is taken to be right before any was verified; 0.4 where nothing is said."""
-WEIGHT_OF_FIRST_GUESS = 4.0
 
 
 class Draft(NamedTuple):
@@ -58,7 +42,12 @@ class Source(Protocol):
 
 
 def drafter(
-    markers: Markers, annotated: bool, hints: DraftHints, drafts: Drafts, costs: PassCosts | None
+    markers: Markers,
+    annotated: bool,
+    hints: DraftHints,
+    drafts: Drafts,
+    costs: PassCosts | None,
+    acceptance: Acceptance | None = None,
 ) -> "Paced | None":
     """The drafter of one run, or None.
 
@@ -68,11 +57,12 @@ def drafter(
         hints: of the task.
         drafts: "off"; "auto": as many as pay; a number: at most so many, whether they pay or not.
         costs: of the lane's forward passes; None: every draft is worth verifying.
+        acceptance: what the lane has learned in earlier runs; None: nothing.
     """
     if drafts == "off":
         return None
     source: Source = SpanSource(markers, hints) if annotated else LookupSource()
-    return Paced(source, costs) if drafts == "auto" else Paced(source, limit=drafts)
+    return Paced(source, costs, acceptance=acceptance) if drafts == "auto" else Paced(source, limit=drafts)
 
 
 class Paced:
@@ -84,12 +74,19 @@ class Paced:
         source: of candidates.
         costs: of forward passes by number of tokens; None: every draft is worth verifying.
         limit: most drafts; None: as many as a step verifies.
+        acceptance: what is known of such drafts; None: nothing yet.
     """
 
-    def __init__(self, source: Source, costs: PassCosts | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        costs: PassCosts | None = None,
+        limit: int | None = None,
+        acceptance: Acceptance | None = None,
+    ) -> None:
         self._source, self._costs, self.limit = source, costs, limit
-        self._right: Counter[str] = Counter()
-        self._wrong: Counter[str] = Counter()
+        self._acceptance = acceptance or Acceptance()
+        self._acceptance.begin()
         self._proposed: Sequence[Draft] = ()
         self._at = 0
 
@@ -110,23 +107,16 @@ class Paced:
     def _learn(self, ids: Sequence[int]) -> None:
         """Compare the last proposal with what was written."""
         for draft, token in zip(self._proposed, ids[self._at : self._at + len(self._proposed)], strict=False):
+            self._acceptance.record(draft.kind, draft.token == token)
             if draft.token != token:
-                self._wrong[draft.kind] += 1
                 break
-            self._right[draft.kind] += 1
         self._proposed = ()
-
-    def share_right(self, kind: str) -> float:
-        """The share of drafts of a kind that are expected to be right."""
-        weight = WEIGHT_OF_FIRST_GUESS
-        right = self._right[kind] + weight * FIRST_GUESS.get(kind, 0.4)
-        return right / (self._right[kind] + self._wrong[kind] + weight)
 
     def _values(self, candidate: Sequence[Draft]) -> Iterator[float]:
         """Tokens per pass over the cost of the pass, by the number of drafts, 1 being a pass without any."""
         tokens = share = 1.0
         for number, draft in enumerate(candidate, start=1):
-            share *= self.share_right(draft.kind)
+            share *= self._acceptance.share_right(draft.kind)
             tokens += share
             yield tokens / (1.0 if self._costs is None else self._costs.relative(1 + number))
 

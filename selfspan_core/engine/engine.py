@@ -85,8 +85,10 @@ class Engine:
         if impl == CAPTURED and drafts != "off" and request.host_rules is None:
             return DeviceDrafts(hints, None if drafts == "auto" else drafts)
         # A captured step's size is chosen for all rows: there every draft is worth verifying.
-        costs = None if impl == CAPTURED else self._kept[attention].costs
-        return drafter(self.markers, request.annotated, hints, drafts, costs)
+        kept = self._kept[attention]
+        if impl == CAPTURED:
+            return drafter(self.markers, request.annotated, hints, drafts, None)
+        return drafter(self.markers, request.annotated, hints, drafts, kept.costs, kept.acceptance)
 
     def generate(
         self, request: PromptRequest, attention: Literal["dense", "sparse"] = "dense", impl: str = "gather"

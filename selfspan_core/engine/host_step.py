@@ -12,7 +12,7 @@ seed and position alone.
 import functools
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -20,6 +20,7 @@ import torch
 from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.readers import Reader, make_reader
 from selfspan_core.engine import sampling
+from selfspan_core.engine.acceptance import Acceptance
 from selfspan_core.engine.cpu_ops import host_ops
 from selfspan_core.engine.decoder import Decoder, StepOps
 from selfspan_core.engine.device_drafts import DeviceDrafts
@@ -42,10 +43,12 @@ class HostKept:
     Attributes:
         ops: operations of a step; packed matrices are theirs.
         costs: times of forward passes by number of tokens.
+        acceptance: of drafts.
     """
 
     ops: StepOps
     costs: PassCosts
+    acceptance: Acceptance = field(default_factory=Acceptance)
 
 
 class HostStep:

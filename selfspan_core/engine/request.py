@@ -22,7 +22,7 @@ class PromptRequest:
         rules: what may be written next, id by id: rules of this run alone, which the host asks before every step; or
             what a captured step has to know to keep them by itself (`Engine.rules`). The ids are the same.
         drafter: what proposes drafts on the host, of this run alone; or what a captured step has to know to propose
-            them by itself. Nothing but the time changes.
+            them by itself. Nothing but the time changes, and in 16 bits near ties.
         forced_tokens: write these ids instead of drawing, for tests and measurements.
         with_logits: attach to each Token the logits that it was drawn from.
         is_watched: whether its events are wanted; else its tokens are drawn and counted, no more.

@@ -2,7 +2,8 @@
 
 A step of one token reads every weight once, so bytes are its time. PyTorch multiplies such matrices without a compiler;
 the product reads the codes once for a few rows, and costs more operations than one of floats for many: these take the
-floats, which are the codes' values, so that all passes compute with the same weights.
+floats, which are the codes' values, rounded to the type of activations. So a pass of more tokens sums otherwise, and
+where two logits are within rounding of each other, it may choose the other one.
 """
 
 from dataclasses import dataclass

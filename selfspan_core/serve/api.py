@@ -32,7 +32,7 @@ DRAFTS = Option(
     {},
     "auto",
     "Drafts",
-    f"auto (as many as pay), off, or at most so many, 1 to {MAX_DRAFTS}; only time changes.",
+    f"auto (as many as pay), off, or at most so many, 1 to {MAX_DRAFTS}; time changes, and in 16 bits near ties.",
 )
 
 

@@ -118,7 +118,7 @@ def _add_decoding(run: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="N",
         help="tokens proposed from what is named or was written before, and verified several at a time; only the time "
-        f"changes, and on a GPU near ties: auto (default: as many as pay), off, or at most N, 1 to {MAX_DRAFTS}",
+        f"changes, and in 16 bits near ties: auto (default: as many as pay), off, or at most N, 1 to {MAX_DRAFTS}",
     )
 
 

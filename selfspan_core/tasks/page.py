@@ -17,7 +17,7 @@ COMPARISONS = [
 ]
 DRAFTS_LABEL = "Drafts"
 DRAFTS_INFO = (
-    "In both lanes: several likely tokens are checked at once. Less time for the same text (on a GPU near ties may "
+    "In both lanes: several likely tokens are checked at once. Less time for the same text (in 16 bits near ties may "
     "fall the other way); drafted text is tinted."
 )
 LOAD_LABEL = "Load: requests at once"

@@ -13,15 +13,21 @@
 #include <memory>
 #include <vector>
 
+#include "races.h"
+
 struct Dim {
     unsigned x = 1, y = 1, z = 1;
 };
+
+// Where this library's static variables lie.
+extern "C" __attribute__((visibility("hidden"))) char __bss_start, _end;
 
 // A barrier of a warp or a block. Two buffers: a fiber can be one collective ahead of the slowest, never two.
 struct Meeting {
     unsigned size = 0, arrived = 0;
     uint64_t generation = 0;
     uint64_t values[2][32][2];
+    Clock known[2];  // to all who have arrived
 };
 
 struct Fiber {
@@ -32,6 +38,7 @@ struct Fiber {
     uint64_t cluster_generation = 0;
     bool begun = false, done = false;
     bool has_waited = false;  // for what the kernel before writes
+    Knowledge knowledge;
 };
 
 struct Machine {
@@ -50,6 +57,10 @@ struct Machine {
     bool streams_constants =
         false;  // streamed data are weights, which may be read before the kernel before has finished
     uint64_t progress = 0;
+    uint64_t drawn = 1;  // the order in which threads run: another one every time, the same in every process
+    unsigned num_begun = 0, num_in_grid = 0;  // threads
+    Races races;
+    inline static Machine* running = nullptr;
 
     static constexpr size_t STACK_BYTES = 256 * 1024;
 
@@ -60,7 +71,10 @@ struct Machine {
 
     void resume(Fiber& fiber) {
         current = &fiber;
-        if (_setjmp(scheduler)) return;
+        if (_setjmp(scheduler)) {
+            current = nullptr;
+            return;
+        }
         if (fiber.begun) _longjmp(fiber.place, 1);
         fiber.begun = true;
         setcontext(&fiber.beginning);
@@ -82,23 +96,36 @@ struct Machine {
         abort();
     }
 
-    // Leave a value of up to 16 bytes, wait for all others of the warp, and return what they left.
-    const uint64_t (*exchange(const void* value, size_t bytes))[2] {
+    // Leave a value of up to 16 bytes, wait for all others of the warp, and return what they left. Whether their other
+    // writes can be relied on behind it, too, is another matter.
+    const uint64_t (*exchange(const void* value, size_t bytes, bool orders_memory = false))[2] {
         Meeting& warp = warps[(current->block * threads_per_block + current->thread) / 32];
         uint64_t generation = warp.generation;
         memcpy(warp.values[generation % 2][lane()], value, bytes);
-        wait(warp, generation);
+        wait(warp, generation, orders_memory);
         return warp.values[generation % 2];
     }
 
-    void wait(Meeting& meeting, uint64_t generation) {
+    void wait(Meeting& meeting, uint64_t generation, bool orders_memory = true) {
         progress++;
+        Clock& known = meeting.known[generation % 2];
+        Fiber* mine = current;
+        if (orders_memory) mine->knowledge.tell(known, meeting.arrived == 0);
         if (++meeting.arrived == meeting.size) {
             meeting.arrived = 0;
             meeting.generation++;
-            return;
+        } else {
+            while (meeting.generation == generation) yield();
         }
-        while (meeting.generation == generation) yield();
+        if (orders_memory) mine->knowledge.learn(known);
+    }
+
+    // Whether an address is the stand-in's own, or one that only the running thread knows.
+    UNWATCHED bool is_own(const void* at) const {
+        auto in = [at](const void* begin, size_t size) { return at >= begin && at < (const char*)begin + size; };
+        return in(this, sizeof *this) || in(current->stack.get(), STACK_BYTES) ||
+               in(fibers.data(), fibers.size() * sizeof(Fiber)) || in(warps.data(), warps.size() * sizeof(Meeting)) ||
+               in(blocks.data(), blocks.size() * sizeof(Meeting));
     }
 
     static void enter() {
@@ -109,7 +136,7 @@ struct Machine {
         machine.yield();
     }
 
-    static Machine& get() {
+    UNWATCHED static Machine& get() {
         static Machine machine;
         return machine;
     }
@@ -143,10 +170,15 @@ struct Machine {
         }
     }
 
-    // Runs the threads of the starved warp, or all others; returns whether any made progress.
+    // Runs the threads of the starved warp, or all others, up or down from any of them: what a thread reads of another
+    // without waiting for it is not there, sooner or later. Returns whether any made progress.
     bool resume_all(bool are_starved) {
         uint64_t before = progress;
-        for (Fiber& fiber : fibers) {
+        drawn = drawn * 6364136223846793005 + 1442695040888963407;
+        bool runs_down = drawn >> 63;
+        size_t num = fibers.size(), first = (drawn >> 32) % num;
+        for (size_t i = 0; i < num; i++) {
+            Fiber& fiber = fibers[(runs_down ? first + num - i : first + i) % num];
             int warp = (fiber.block * threads_per_block + fiber.thread) / 32;
             if (!fiber.done && (warp == starved) == are_starved) resume(fiber);
         }
@@ -157,6 +189,7 @@ struct Machine {
         if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
         fiber.thread = number % threads_per_block, fiber.block = number / threads_per_block;
         fiber.begun = fiber.done = fiber.has_waited = false;
+        fiber.knowledge.begin(num_begun++, num_in_grid);
         getcontext(&fiber.beginning);
         fiber.beginning.uc_stack.ss_sp = fiber.stack.get();
         fiber.beginning.uc_stack.ss_size = STACK_BYTES;
@@ -171,6 +204,9 @@ struct Machine {
         threads_per_block = num_threads;
         grid_size.x = (unsigned)order.size() * blocks_per_cluster;
         shared_bytes = num_shared_bytes;
+        num_begun = 0, num_in_grid = grid_size.x * num_threads;
+        races.clear();
+        running = this;
         size_t whole_kib = (shared_bytes / 1024 + 1) * 1024;
         for (unsigned index : order) {
             shared.clear();
@@ -179,8 +215,26 @@ struct Machine {
                 // A block must not rely on what it finds in shared memory.
                 memset(shared.back().get(), 0xff, whole_kib);
             }
+            forget_shared();
             first_block = index;
             run_cluster(blocks_per_cluster);
         }
     }
+
+    // Another block's shared memory is another one, also where `__shared__` stands for the same static variables.
+    UNWATCHED void forget_shared() {
+        if (!WATCHES) return;
+        for (auto& memory : shared) races.forget(memory.get(), memory.get() + shared_bytes);
+        races.forget(&__bss_start, &_end);
+    }
 };
+
+#ifdef WATCHES_RACES
+UNWATCHED inline void watch(const void* begin, size_t size, Races::Kind kind) {
+    Machine* machine = Machine::running;  // not `get`, in which this is called
+    if (Unwatched::num || !machine || !machine->current) return;
+    Unwatched unwatched;
+    if (machine->is_own(begin)) return;
+    machine->races.access(begin, size, kind, machine->current->knowledge);
+}
+#endif

@@ -67,7 +67,9 @@ inline void __syncthreads() {
     Machine& machine = Machine::get();
     machine.wait(machine.block(), machine.block().generation);
 }
-inline void fence_device() {}
+inline void fence_device() {
+    Machine::get().current->knowledge.fence();
+}
 inline void wait_for_prior_grids() {
     Machine::get().current->has_waited = true;
 }
@@ -78,7 +80,7 @@ inline int lane_index() {
 inline void prefetch(const void*) {}
 inline void __syncwarp() {
     int nothing = 0;
-    Machine::get().exchange(&nothing, sizeof nothing);
+    Machine::get().exchange(&nothing, sizeof nothing, true);
 }
 
 template <class T>
@@ -115,25 +117,25 @@ inline int __clz(u32 x) {
 inline int __popc(u32 x) {
     return __builtin_popcount(x);
 }
-inline int atomicAdd(int* at, int value) {
+template <class Change>
+UNWATCHED int atomically(int* at, Change change) {
+    Machine& machine = Machine::get();
+    if (WATCHES) machine.races.atomic(at, machine.current->knowledge);
     int before = *at;
-    *at += value;
+    *at = change(before);
     return before;
+}
+inline int atomicAdd(int* at, int value) {
+    return atomically(at, [=](int before) { return before + value; });
 }
 inline int atomicOr(int* at, int value) {
-    int before = *at;
-    *at |= value;
-    return before;
+    return atomically(at, [=](int before) { return before | value; });
 }
 inline int atomicMin(int* at, int value) {
-    int before = *at;
-    *at = min(before, value);
-    return before;
+    return atomically(at, [=](int before) { return min(before, value); });
 }
 inline int atomicMax(int* at, int value) {
-    int before = *at;
-    *at = max(before, value);
-    return before;
+    return atomically(at, [=](int before) { return max(before, value); });
 }
 inline u32 __umulhi(u32 a, u32 b) {
     return (u32)((uint64_t)a * b >> 32);

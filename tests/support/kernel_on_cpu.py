@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -19,14 +20,26 @@ COMPILER = shutil.which("g++")
 
 
 def compiled(name: str, macros: tuple[str, ...]) -> ctypes.CDLL:
-    """One file of `cuda_on_cpu`, and with it the kernels' own source, compiled and loaded."""
+    """One file of `cuda_on_cpu`, and with it the kernels' own source, compiled and loaded.
+
+    With WATCH_RACES=1 in the environment the process ends at the first race, see `races.h`; slow. KERNEL_SOURCES is
+    another folder of the kernels' source.
+    """
     folder = Path(tempfile.mkdtemp(prefix="kernels-"))
     target = folder / "kernels.so"
     # Some distributions' longjmp would refuse to leave one fiber's stack for another's.
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
     # The stand-in's folder first: <ptx.cuh> is found there.
-    command = [COMPILER, *flags, f"-I{HERE}", f"-I{FOLDER}", *macros, "-o", target, HERE / name]
-    subprocess.run(command, check=True)
+    command = [COMPILER, *flags, f"-I{HERE}", f"-I{os.environ.get('KERNEL_SOURCES', FOLDER)}", *macros]
+    if os.environ.get("WATCH_RACES") == "1":
+        # In two steps: what the compiler calls for its thread sanitizer is ours, so that it must not be linked to.
+        unlinked = folder / "kernels.o"
+        subprocess.run(
+            [*command, "-DWATCHES_RACES", "-fsanitize=thread", "-c", "-o", unlinked, HERE / name], check=True
+        )
+        subprocess.run([COMPILER, "-shared", "-o", target, unlinked], check=True)
+    else:
+        subprocess.run([*command, "-o", target, HERE / name], check=True)
     loaded = ctypes.CDLL(str(target))
     shutil.rmtree(folder)
     return loaded
