@@ -27,6 +27,7 @@ from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Failed, Token
 from selfspan_core.engine.host_step import HostStep
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS
 from selfspan_core.params import SamplingParams
 from selfspan_core.tasks.base import Task
 from selfspan_core.tasks.registry import get_task
@@ -50,13 +51,14 @@ class Side:
         lane: of LANES.
         device: "cpu" or a CUDA device.
         rows: answered at once.
+        model: which answers, by name.
     """
 
-    def __init__(self, task: Task, lane: str, device: torch.device, rows: int) -> None:
+    def __init__(self, task: Task, lane: str, device: torch.device, rows: int, model: str = DEFAULT_MODEL) -> None:
         self.task, self._rows, self._device = task, rows, device
         adapter, self._attention = LANES[lane]
         self.annotated = adapter == "span"
-        self.weights = weights_of(f"{task.name}-{adapter}", device)
+        self.weights = weights_of(f"{task.name}-{adapter}", device, model)
         self.tokenizer = self.weights.model.tokenizer
         self._engine = Engine(self.weights.model, self.tokenizer.markers)
 
@@ -151,27 +153,35 @@ def compare(side: Side, problems: Sequence) -> Compared:
     return Compared(len(problems), sum(map(len, plain)), accepted, sorted(ties), time.perf_counter() - started)
 
 
-def compare_part(task: Task, lane: str, device: str, rows: int, problems: Sequence) -> Compared:
+def compare_part(task: Task, lane: str, device: str, rows: int, model: str, problems: Sequence) -> Compared:
     """`compare` in a process of its own, on one core of a CPU."""
     if device == "cpu":
         torch.set_num_threads(1)
-    return compare(Side(task, lane, torch.device(device), rows), problems)
+    return compare(Side(task, lane, torch.device(device), rows, model), problems)
 
 
 def inputs(arguments: argparse.Namespace, tokenizer) -> Iterator[tuple[str, Task, list]]:
     """Kinds of inputs: name, task, problems."""
-    each = -(-arguments.expressions // len(OPERANDS))
-    task = get_task("arithmetic")
-    problems = [one for operands in OPERANDS for one in evaluation_set(task, operands, each, arguments.seed)]
-    yield "expressions", task, problems[: arguments.expressions]
+    if arguments.expressions:
+        yield "expressions", get_task("arithmetic"), _expressions(arguments)
+    if not arguments.articles:
+        return
     each = -(-arguments.articles // len(ARTICLE_TOKENS))
     found = [one for size in ARTICLE_TOKENS for one in articles(size, each, arguments.seed, tokenizer)]
     yield "articles", get_task("summarize", length="medium"), found[: arguments.articles]
 
 
+def _expressions(arguments: argparse.Namespace) -> list:
+    each = -(-arguments.expressions // len(OPERANDS))
+    task = get_task("arithmetic")
+    problems = [one for operands in OPERANDS for one in evaluation_set(task, operands, each, arguments.seed)]
+    return problems[: arguments.expressions]
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=DEFAULT_MODEL, choices=list(MODELS))
     parser.add_argument("--expressions", type=int, default=500)
     parser.add_argument("--articles", type=int, default=300)
     parser.add_argument("--rows", type=count, default=8, help="answered at once")
@@ -180,13 +190,18 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lanes", nargs="+", default=list(LANES), choices=list(LANES))
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, help="default: assets/results/lossless_<device>.json")
+    parser.add_argument("--out", type=Path, help="default: assets/results/lossless_<device>[_<model>].json")
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device")
     numbers = (arguments.expressions, arguments.articles)
     if min(numbers) < 0 or max(numbers) == 0 or arguments.seed < 0:
         parser.error("--expressions, --articles, --seed: 0 or more, and at least one expression or article")
+    for task, number in zip(("arithmetic", "summarize"), numbers, strict=True):
+        if number and not MODELS[arguments.model].has_both_adapters(task):
+            parser.error(
+                f"--model {arguments.model}: it has no adapters for the task {task}; leave its inputs out with 0"
+            )
     check_out(parser, arguments.out)
     return arguments
 
@@ -195,10 +210,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Decode, compare, write."""
     arguments = parse_arguments(argv)
     device, origin = torch.device(arguments.device), provenance()
-    out = arguments.out or Path("assets/results") / f"lossless_{name_of_gpu(device)}.json"
+    of_model = "" if arguments.model == DEFAULT_MODEL else f"_{arguments.model}"
+    out = arguments.out or Path("assets/results") / f"lossless_{name_of_gpu(device)}{of_model}.json"
     dtype = "float32" if device.type == "cpu" else "bfloat16"
-    document: dict = {**origin, "seed": arguments.seed, "dtype": dtype, "rows": arguments.rows, "lanes": {}}
-    tokenizer = weights_of("summarize-span", torch.device("cpu")).model.tokenizer
+    document: dict = {**origin, "model": arguments.model, "seed": arguments.seed, "dtype": dtype}
+    document |= {"rows": arguments.rows, "lanes": {}}
+    tokenizer = weights_of("summarize-span", torch.device("cpu"), arguments.model).model.tokenizer
     parts = [
         (name, lane, task, problems[first : first + arguments.part])
         for name, task, problems in inputs(arguments, tokenizer)
@@ -208,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, dict[str, Compared]] = {}
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         jobs = {
-            pool.submit(compare_part, task, lane, device.type, arguments.rows, problems): (name, lane)
+            pool.submit(compare_part, task, lane, device.type, arguments.rows, arguments.model, problems): (name, lane)
             for name, lane, task, problems in parts
         }
         for number, job in enumerate(as_completed(jobs), start=1):

@@ -121,7 +121,14 @@ struct WgmmaQueue {
         return all[Machine::get().current];
     }
 };
-inline void wgmma_fence() {}
+// `.sync.aligned`: no lane goes on before all of its warp have come.
+inline void meet_warp() {
+    int nothing = 0;
+    Machine::get().exchange(&nothing, sizeof nothing);
+}
+inline void wgmma_fence() {
+    meet_warp();
+}
 inline void wgmma_commit() {
     WgmmaQueue& queue = WgmmaQueue::of_thread();
     queue.committed.push_back(std::move(queue.open));
@@ -134,6 +141,7 @@ void wgmma_wait() {
         for (auto& wgmma : committed.front()) wgmma();
         committed.erase(committed.begin());
     }
+    meet_warp();
 }
 
 template <int SIZE>

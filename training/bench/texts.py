@@ -13,9 +13,10 @@ from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.registry import DEFAULT_MODEL, MODELS
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.params import SamplingParams
-from selfspan_core.paths import ADAPTERS, BASE
+from selfspan_core.paths import BASE
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.registry import get_task
@@ -65,10 +66,12 @@ def typical_first(span: list[Recording], plain: list[Recording]) -> tuple[list[R
     return [span[number] for number in order], [plain[number] for number in order]
 
 
-def weights_of(adapter: str, device: torch.device) -> DecodeWeights:
-    """The shipped base with a shipped adapter, in 16 bits on CUDA."""
+def weights_of(adapter: str, device: torch.device, model: str = DEFAULT_MODEL) -> DecodeWeights:
+    """A model's base with its shipped adapter, like "arithmetic-span"; in 16 bits on CUDA, else in 32."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return DecodeWeights(SpanModel.load(BASE, ADAPTERS / adapter, str(device), dtype))
+    task, _, kind = adapter.rpartition("-")
+    base = BASE if model == DEFAULT_MODEL else model
+    return DecodeWeights(SpanModel.load(base, MODELS[model].adapter_folder(task, kind), str(device), dtype))
 
 
 def expressions(operands: int, num: int, seed: int, device: torch.device) -> Text:

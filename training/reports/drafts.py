@@ -1,5 +1,6 @@
 """What drafts bring at full size and in the app on a GPU, and that they change no text, as Markdown."""
 
+from selfspan_core.models.registry import DEFAULT_MODEL
 from training.reports.markdown import origin, picture, read_all, source, table
 
 MISSING = "Drafts on a GPU: not measured yet.\n"
@@ -110,7 +111,8 @@ def _lossless(results: dict, path: str) -> str:
         for lane, one in lanes.items()
     ]
     where = results["machine"].get("gpu") or "a CPU"
-    intro = f"The same answers with drafts and without, greedily, on {where} in {results['dtype']}"
+    model = results.get("model", DEFAULT_MODEL)
+    intro = f"The same answers of {model} with drafts and without, greedily, on {where} in {results['dtype']}"
     header = ["inputs, lane", "answers", "tokens", "drafts kept", "answers changed", "gaps of the logits there"]
     return f"{intro}:\n\n{table(header, rows)}{source(results, path)}"
 
