@@ -339,6 +339,8 @@ class TestRun:
             marked = tab.page.locator(f"{tab.pane(lane)} .ss-step.differs")
             assert marked.count() == 1 and marked.get_attribute("data-line") == "2"
         tab.page.click(".ss-details summary")
+        # The page hears of its opening a moment later.
+        tab.page.locator(".ss-details td", has_text="21.5 ms").first.wait_for()
         rows = tab.page.locator(".ss-details tr").all_inner_texts()
         assert any(row.startswith("first token\t21.5 ms\t21.5 ms") for row in rows)
         assert any(row.startswith("keys and values kept\t") and row.endswith(" MB") for row in rows)
