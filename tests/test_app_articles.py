@@ -27,6 +27,19 @@ def articles(serve, open_tab):
     return lambda **options: open_articles(open_tab(serve(FakeSession(dense=2000, sparse=2000, **options), TASKS)))
 
 
+COME_TO_REST = """async node => {
+  node.scrollIntoView({ block: "center" });
+  const frame = () => new Promise(requestAnimationFrame);
+  for (let top, same = 0; same < 10; ) {
+    await frame();
+    const now = node.getBoundingClientRect().top;
+    same = now === top ? same + 1 : 0;
+    top = now;
+  }
+}"""
+"""Scrolls to a node, and waits until what is above it has its height: a tap would hit its neighbour."""
+
+
 @pytest.mark.browser
 class TestArticles:
     def test_a_sentence_of_a_summary_lights_its_source(self, articles):
@@ -155,7 +168,7 @@ class TestArticles:
         touch = tab.page.context.new_cdp_session(tab.page)
         for lane, number in (("dense", 1), ("dense", 2), ("sparse", 1)):
             steps = tab.page.locator(f"{tab.pane(lane)} .ss-step")
-            steps.nth(number).evaluate("node => node.scrollIntoView({ block: 'center' })")
+            steps.nth(number).evaluate(COME_TO_REST)
             box = steps.nth(number).bounding_box()
             at = {"x": box["x"] + 100, "y": box["y"] + 12}
             touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
