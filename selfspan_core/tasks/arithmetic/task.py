@@ -13,27 +13,23 @@ from typing import ClassVar
 
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import InputError
-from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
+from selfspan_core.spans.render import Example, Part, Step
 from selfspan_core.tasks.arithmetic.examples import EXAMPLES, STORIES
 from selfspan_core.tasks.arithmetic.parse import parse_expression
 from selfspan_core.tasks.arithmetic.random_trees import DEFAULT_MIX, DIFFERENCES_MIX, Mix, random_tree
 from selfspan_core.tasks.arithmetic.steps import Reduction, reductions
 from selfspan_core.tasks.arithmetic.tree import MAX_OPERANDS, Node, canonical, evaluate, pieces
 from selfspan_core.tasks.base import (
-    Cleaned,
-    EvaluationKind,
     Generator,
-    Learned,
-    Option,
     PageText,
     Problem,
     Tokenizer,
     Tool,
     View,
 )
+from selfspan_core.tasks.worked import WorkedTask
 
 INSTRUCTION = "Calculate: "
-STEP_SEPARATOR = "\n"
 MAX_TOKENS = 4096
 HELD_OUT_SHARE = 64
 _CHARACTERS = "0123456789+-*/()=;:\n"
@@ -154,12 +150,11 @@ class ExpressionGenerator:
         return self._lengths.draw(rng)
 
 
-class Arithmetic:
+class Arithmetic(WorkedTask[ArithmeticProblem]):
     """Expressions of 2 to 64 numbers with `+ - * /`, parentheses and unary minus. See `tasks.base.Task`."""
 
     name: ClassVar[str] = "arithmetic"
     answers: ClassVar[str] = "results"
-    options: ClassVar[tuple[Option, ...]] = ()
     view: ClassVar[View] = View(typeset=True)
     page: ClassVar[PageText] = PageText(
         tab="Arithmetic",
@@ -181,24 +176,13 @@ class Arithmetic:
         stories=STORIES,
     )
     generator: ClassVar[Generator | None] = ExpressionGenerator()
-    evaluation: ClassVar[EvaluationKind] = "problems"
     max_reads_intervals = 4
     max_tokens = MAX_TOKENS
-    has_right_answer = True
     is_line = True
-    rules_text = ""
     examples: tuple[str, ...] = EXAMPLES
 
     def __init__(self) -> None:
         self._encoder: _Encoder | None = None
-
-    def for_model(self, max_context: int, learned: Learned) -> "Arithmetic":
-        """The task itself: expressions are bounded by how long their worked steps were in training."""
-        return self
-
-    def clean(self, text: str) -> Cleaned:
-        """The text itself."""
-        return Cleaned(text)
 
     def parse(self, text: str) -> ArithmeticProblem:
         """Parse a user's input.
@@ -230,20 +214,6 @@ class Arithmetic:
             )
         return Example(encoder.scaffold, parts, steps)
 
-    def render(
-        self,
-        problem: ArithmeticProblem,
-        tokenizer: Tokenizer,
-        annotated: bool,
-        offset: int = 0,
-        with_steps: bool = False,
-    ) -> Rendered:
-        """The example laid out with markers (`annotated`) or as the same text without a single one."""
-        example = self.example(problem, tokenizer, offset, with_steps)
-        if annotated:
-            return render(example, tokenizer.markers)
-        return render_plain(example, tokenizer.markers, self._encoder_of(tokenizer).encode(STEP_SEPARATOR))
-
     def _encoder_of(self, tokenizer: Tokenizer) -> "_Encoder":
         if self._encoder is None or self._encoder.tokenizer is not tokenizer:
             self._encoder = _Encoder(tokenizer)
@@ -254,13 +224,6 @@ class Arithmetic:
         operators = [tokenizer.encode(sign)[-1] for sign in "+-*/"]
         return DraftHints(2, frozenset(operators), (tokenizer.encode("=")[-1], tokenizer.markers.res))
 
-    def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
-        """None: there are no decoding rules."""
-
-    def caution(self, problem: Problem, num_prompt_tokens: int, tokenizer: Tokenizer) -> None:
-        """None: expressions longer than those in training are refused."""
-        return None
-
     def answer(self, output_text: str) -> str | None:
         """The result of the last step: the number behind the last `=` of the last line that is not blank."""
         lines = output_text.split()
@@ -268,14 +231,6 @@ class Arithmetic:
             return None
         _, equals, last = lines[-1].rpartition("=")
         return last if equals and _NUMBER.fullmatch(last) else None
-
-    def check(self, problem: Problem, answer: str | None) -> bool:
-        """Whether an answer is exactly the expected one."""
-        return answer == problem.expected
-
-    def remark(self, problem: Problem, answer: str) -> str:
-        """None: an answer is right or wrong."""
-        return ""
 
     def surprise(self, seed: int) -> str:
         """A random expression of 4 to 48 numbers that training never saw."""

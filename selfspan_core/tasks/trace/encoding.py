@@ -13,7 +13,6 @@ from selfspan_core.tasks.trace.names import KEYWORDS, ONE_ID
 from selfspan_core.tasks.trace.program import Line
 
 INSTRUCTION = "Run:\n"
-STEP_SEPARATOR = "\n"
 _LEXEME = re.compile(r" ?[A-Za-z_][A-Za-z_0-9]*|'[^']*'|.", re.DOTALL)
 _SOURCE = re.compile(r"[A-Za-z_][A-Za-z_0-9]*|'[^']*'|\S")
 

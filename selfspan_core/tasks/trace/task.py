@@ -12,26 +12,23 @@ from typing import ClassVar
 
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import InputError
-from selfspan_core.spans.render import Example, Part, Rendered, Step, render, render_plain
+from selfspan_core.spans.render import Example, Part, Step
 from selfspan_core.tasks.base import (
-    Cleaned,
-    EvaluationKind,
     Generator,
-    Learned,
-    Option,
     PageText,
     Problem,
     Tokenizer,
     Tool,
     View,
 )
-from selfspan_core.tasks.trace.encoding import INSTRUCTION, STEP_SEPARATOR, Encoder, line_text, most_ids
+from selfspan_core.tasks.trace.encoding import INSTRUCTION, Encoder, line_text, most_ids
 from selfspan_core.tasks.trace.examples import EXAMPLES, STORIES
 from selfspan_core.tasks.trace.machine import RawStep, run
 from selfspan_core.tasks.trace.parse import parse_program
 from selfspan_core.tasks.trace.program import MAX_LINES, MAX_STEPS, MAX_VARIABLES, Program
 from selfspan_core.tasks.trace.random_programs import random_program
 from selfspan_core.tasks.trace.values import as_printed
+from selfspan_core.tasks.worked import WorkedTask
 
 MAX_TOKENS = 4096
 PRINTED_TOGETHER = "; "
@@ -124,12 +121,11 @@ class ProgramGenerator:
         return rng.randint(fewest[kind], most[kind])
 
 
-class Trace:
+class Trace(WorkedTask[TraceProblem]):
     """Programs of up to 40 lines that run for up to 200 steps. See `tasks.base.Task`."""
 
     name: ClassVar[str] = "trace"
     answers: ClassVar[str] = "outputs"
-    options: ClassVar[tuple[Option, ...]] = ()
     view: ClassVar[View] = View(pane="code", answer="output", source="The program", segment="line")
     page: ClassVar[PageText] = PageText(
         tab="Programs",
@@ -158,25 +154,14 @@ class Trace:
         stories=STORIES,
     )
     generator: ClassVar[Generator | None] = ProgramGenerator()
-    evaluation: ClassVar[EvaluationKind] = "problems"
     max_reads_intervals = MAX_VARIABLES + 4
     """Scaffold, line, that of a function or a loop's last step, variables, and the step itself."""
     max_tokens = MAX_TOKENS
-    has_right_answer = True
     is_line = False
-    rules_text = ""
     examples: tuple[str, ...] = EXAMPLES
 
     def __init__(self) -> None:
         self._encoder: Encoder | None = None
-
-    def for_model(self, max_context: int, learned: Learned) -> "Trace":
-        """The task itself: programs are bounded by how long their worked steps were in training."""
-        return self
-
-    def clean(self, text: str) -> Cleaned:
-        """The text itself."""
-        return Cleaned(text)
 
     def parse(self, text: str) -> TraceProblem:
         """Parse a user's program and run it, in a machine of its own, within limits.
@@ -208,44 +193,15 @@ class Trace:
             )
         return Example(self._encoder.scaffold, parts, steps)
 
-    def render(
-        self,
-        problem: TraceProblem,
-        tokenizer: Tokenizer,
-        annotated: bool,
-        offset: int = 0,
-        with_steps: bool = False,
-    ) -> Rendered:
-        """The example laid out with markers (`annotated`) or as the same text without a single one."""
-        example = self.example(problem, tokenizer, offset, with_steps)
-        if annotated:
-            return render(example, tokenizer.markers)
-        return render_plain(example, tokenizer.markers, tuple(tokenizer.encode(STEP_SEPARATOR)))
-
     def draft_hints(self, tokenizer: Tokenizer) -> DraftHints:
         """A step reads its line and a value more often than anything else; results open with a name of the line."""
         return DraftHints(2, recurs=True)
-
-    def rules(self, prompt: Rendered, tokenizer: Tokenizer, annotated: bool) -> None:
-        """None: there are no decoding rules."""
-
-    def caution(self, problem: Problem, num_prompt_tokens: int, tokenizer: Tokenizer) -> None:
-        """None: programs longer than those in training are refused."""
-        return None
 
     def answer(self, output_text: str) -> str | None:
         """What the steps print, as Python prints it; several lines of it one behind the other."""
         found = (_PRINT.fullmatch(line) for line in output_text.split("\n"))
         shown = [as_printed(match[1]) for match in found if match]
         return PRINTED_TOGETHER.join(shown) if shown else None
-
-    def check(self, problem: Problem, answer: str | None) -> bool:
-        """Whether an answer is exactly what the program prints."""
-        return answer == problem.expected
-
-    def remark(self, problem: Problem, answer: str) -> str:
-        """None: an answer is right or wrong."""
-        return ""
 
     def surprise(self, seed: int) -> str:
         """A random program of 10 to 60 steps that training never saw."""
