@@ -13,6 +13,7 @@ from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.cuda_parts import CudaParts
 from selfspan_core.engine.events import Failed, Finished, Prefilled
+from selfspan_core.engine.prefill import PromptPass
 from selfspan_core.engine.step import First
 from selfspan_core.engine.torch_parts import TorchParts
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
@@ -96,7 +97,7 @@ def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypa
     """Would catch an engine that hides what happened, or goes on with a device that is gone."""
     prompt, _ = example(3)
     engine = engine_of(weights, 2, CAPACITY, False)
-    prefill = batch_step.BatchStep._prefill
+    prefill = PromptPass.__call__
 
     def out_of_memory(self, row, ids):
         if len(failures) < 1:
@@ -105,7 +106,7 @@ def test_out_of_memory_fails_one_request_and_a_lost_device_all(weights, monkeypa
         return prefill(self, row, ids)
 
     failures = []
-    monkeypatch.setattr(batch_step.BatchStep, "_prefill", out_of_memory)
+    monkeypatch.setattr(PromptPass, "__call__", out_of_memory)
     last = dict(engine.generate([asked(prompt, max_new_tokens=4)] * 3))
     assert isinstance(last[0].error, torch.OutOfMemoryError) and isinstance(last[1], Finished) and len(last) == 3
 
@@ -148,7 +149,7 @@ def test_a_prompt_of_impossible_ids_fails_alone(weights):
 def test_a_device_lost_while_a_request_begins(weights, monkeypatch):
     """Would catch an engine that fails one request after the other for ever, and tells those that run nothing."""
     prompt, _ = example(3)
-    prefill, calls = batch_step.BatchStep._prefill, []
+    prefill, calls = PromptPass.__call__, []
 
     def lost(self, row, ids):
         calls.append(row)
@@ -156,7 +157,7 @@ def test_a_device_lost_while_a_request_begins(weights, monkeypatch):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return prefill(self, row, ids)
 
-    monkeypatch.setattr(batch_step.BatchStep, "_prefill", lost)
+    monkeypatch.setattr(PromptPass, "__call__", lost)
     engine = engine_of(weights, 2, CAPACITY, False)
     events = []
     with pytest.raises(EngineLost, match="illegal memory access") as raised:

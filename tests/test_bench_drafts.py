@@ -96,8 +96,9 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
     assert "auto" not in cell
     text_alone = Text("3 operands", [recording(1)], [recording(4)], HINTS)
     auto = answer_cell(weights, MARKERS, MACHINE, text_alone, 1, 4, with_auto=True)["auto"]
-    assert auto["seconds_to_answer"] > 0 and auto["undrafted_over_this"] > 0
-    assert 1 <= auto["steps"] < len(recording(1).ids)  # drafts were taken
+    assert all(lane["seconds_to_answer"] > 0 and lane["undrafted_over_this"] > 0 for lane in auto.values())
+    assert 1 <= auto["span sparse + drafts"]["steps"] < len(recording(1).ids)  # drafts were taken
+    assert auto["plain dense + lookup"]["steps"] <= len(recording(4).ids), "the dense lane writes the plain text"
     cell["auto"] = auto
     small = answer_cell(weights, MARKERS, Machine(torch.device("cpu"), 1e10, 5e9), text, 10**9, 4)
     assert "do not fit" in small["unavailable"]
@@ -115,7 +116,8 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "read_all", files.__getitem__)
     whole = report.drafts()
     assert "| tiny, 3 operands, batch 2 |" in whole and "Do not fit: tiny, 3 operands, 9." in whole
-    assert f"{auto['undrafted_over_this']:.2f}x |" in whole
+    gains = [auto[lane]["undrafted_over_this"] for lane in ("span sparse + drafts", "plain dense + lookup")]
+    assert f"{gains[0]:.2f}x / {gains[1]:.2f}x |" in whole
     assert "| articles, span sparse | 5 | 100 | 40 | 1 | 0.125 |" in whole
     assert "| articles, short, drafts auto | 2,000 | 2,000 | 50 | 50 | 1.00x | 0 of 3 |" in whole
     monkeypatch.setattr(report, "BRIEF_TEXTS", ("3 operands",))

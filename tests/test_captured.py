@@ -9,7 +9,6 @@ from selfspan_core.attention import backends as impls
 from selfspan_core.attention.backends import IMPLS
 from selfspan_core.compare.race import Race
 from selfspan_core.engine import batch_pool as captured
-from selfspan_core.engine import batch_step
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_pool import row_capacity
 from selfspan_core.engine.batch_shape import BatchShape
@@ -17,6 +16,7 @@ from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Finished, OtherRows, Prefilled, Token
 from selfspan_core.engine.hints import DraftHints
+from selfspan_core.engine.prefill import PromptPass
 from selfspan_core.errors import ImplUnavailable, ModelError, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import render
@@ -155,7 +155,7 @@ def test_what_fails_in_the_batch_engine_is_raised(engine, monkeypatch):
     def out_of_memory(self, row, ids):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(batch_step.BatchStep, "_prefill", out_of_memory)
+    monkeypatch.setattr(PromptPass, "__call__", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
         list(generate(engine, example(0)[0], "dense", "captured"))
 

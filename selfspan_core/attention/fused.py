@@ -20,6 +20,21 @@ def length_free_kernels(device: torch.device) -> AbstractContextManager:
     return sdpa_kernel(LENGTH_FREE_BACKENDS) if device.type == "cuda" else nullcontext()
 
 
+def causal_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+    """PyTorch's fused attention of a prompt, each token over all tokens up to its own.
+
+    Args:
+        query: `[1, num_heads, T, head_dim]`.
+        keys, values: `[1, num_kv_heads, T, head_dim]`.
+        scale: multiplies the scores.
+
+    Returns:
+        `[1, num_heads, T, head_dim]`.
+    """
+    is_grouped = query.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scale, enable_gqa=is_grouped)
+
+
 class LastQueries:
     """PyTorch's fused attention of the last T tokens, each over all keys up to its own; one object for the layers of a
     pass, which share its mask.

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from cuda_kernels.attention import SpanAttention
 from cuda_kernels.checks import AttentionShape
 from cuda_kernels.device import CudaUnavailable
 from selfspan_core.attention.backends import IMPLS, require_impl
-from selfspan_core.attention.fused import LastQueries
+from selfspan_core.attention.fused import LastQueries, causal_attention
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.errors import ImplUnavailable
@@ -73,8 +72,7 @@ class DenseReader:
         """See Reader."""
         self._cache.write(layer, self._start, key, value)
         if self._is_prompt:
-            grouped = query.shape[1] != key.shape[1]
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=grouped)
+            return causal_attention(query, key, value, scale)
         keys, values = self._cache.first(layer, self._start + query.shape[2])
         return self._attention(query, keys, values, scale)
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from selfspan_core.attention.fused import length_free_kernels
 from selfspan_core.attention.kv_cache import KVCache
-from selfspan_core.attention.readers import DenseReader
 from selfspan_core.engine.batch_parts import Parts
 from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.cuda_parts import CudaParts
@@ -26,6 +24,7 @@ from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.device_rules import DeviceRules
 from selfspan_core.engine.followed_rows import FollowedRows
 from selfspan_core.engine.pass_sizes import PassSizes
+from selfspan_core.engine.prefill import PromptPass, to_device
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.rounds import NUM_SLOTS, BatchState, DraftRounds, Rounds, SingleRounds
 from selfspan_core.engine.row_rules import RowRules
@@ -107,6 +106,7 @@ class BatchStep:
         self.num_launched = self._num_numbered = 0
         self._logits: dict[int, torch.Tensor] = {}
         self._graphs = StepGraphs(device, parts is CudaParts)
+        self._prefill = PromptPass(weights, self.cache, self._graphs)
         for size in sizes:
             self._prepare(size)
 
@@ -158,8 +158,9 @@ class BatchStep:
         if self.batch == 1:  # in larger batches texts come and go, and means are of many
             self._sizes.expect_new_text()
         layout, device = request.prompt.prompt, self.model.device
+        self._prefill.prepare(layout.num_tokens)
         timer = Timer(device)
-        logits = self._prefill(row, request.prompt_ids)[None]
+        logits = self._prefill(row, request.prompt_ids)
         self._place(row, layout, request.annotated, request.forced_tokens or (), max_new_tokens)
         own = request.drafter if isinstance(request.drafter, DeviceDrafts) else None
         self._rounds.begin(row, request.prompt_ids, layout, own)
@@ -243,7 +244,7 @@ class BatchStep:
         scripts[row].fill_(-1)
         if script:
             ids = torch.tensor(script[: self.capacity + 1 - start], dtype=torch.int32)
-            scripts[row, start : start + len(ids)].copy_(_to(ids, self.model.device))
+            scripts[row, start : start + len(ids)].copy_(to_device(ids, self.model.device))
         self._parts.begin(row, layout, annotated)
 
     def _first(self, first: First) -> First:
@@ -258,13 +259,6 @@ class BatchStep:
     def _next_number(self) -> int:
         self._num_numbered += 1
         return self._num_numbered
-
-    def _prefill(self, row: int, ids: Sequence[int]) -> torch.Tensor:
-        reader = DenseReader(self.cache.row(row))
-        reader.plan(0, None)
-        on_device = _to(torch.tensor([list(ids)]), self.model.device)
-        with length_free_kernels(self.model.device):
-            return self.model.forward_logits(on_device, 0, reader)
 
     def clear(self, row: int) -> None:
         """See Step."""
@@ -355,8 +349,3 @@ def _only(logits: torch.Tensor, limits: Limits) -> torch.Tensor:
     for token in limits.only or ():
         narrowed[:, token].copy_(logits[:, token])
     return narrowed
-
-
-def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy from the host that waits for nothing."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

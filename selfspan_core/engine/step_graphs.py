@@ -13,7 +13,9 @@ NUM_TIMED = 3
 
 
 class StepGraphs:
-    """Graphs by key.
+    """Graphs by key, which share the memory of what they compute on the way: one runs at a time.
+
+    What a graph leaves for others to read has to be kept by a reference, or lie in memory from elsewhere.
 
     Args:
         device: where the work runs.
@@ -23,6 +25,7 @@ class StepGraphs:
     def __init__(self, device: torch.device, is_captured: bool) -> None:
         self._device, self._is_captured = device, is_captured
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if is_captured else None
 
     @torch.inference_mode()
     def warm_up(self, work: Work) -> None:
@@ -48,7 +51,7 @@ class StepGraphs:
         if key not in self._graphs:
             graph = torch.cuda.CUDAGraph()
             # Another thread may use the device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 work()
             self._graphs[key] = graph
         self._graphs[key].replay()

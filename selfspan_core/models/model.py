@@ -163,6 +163,21 @@ class SpanModel:
         out = self._body(input_ids=ids, position_ids=positions, use_cache=False, reader=reader)
         return self._head(out.last_hidden_state[0, -1])
 
+    def forward_logits_at(self, ids: torch.Tensor, place: torch.Tensor, reader: Reader) -> torch.Tensor:
+        """One forward pass from position 0; the host need not know which position goes through the output layer.
+
+        Args:
+            ids: int64 `[1, T]` on the model's device.
+            place: int64 `[1]`, of the token whose logits are wanted.
+            reader: planned for these positions.
+
+        Returns:
+            Logits `[1, vocab_size]`.
+        """
+        positions = self._positions[:, : ids.shape[1]]
+        out = self._body(input_ids=ids, position_ids=positions, use_cache=False, reader=reader)
+        return self._head(out.last_hidden_state[0].index_select(0, place))
+
     def forward_argmax(self, ids: torch.Tensor, positions: torch.Tensor, reader: Reader) -> torch.Tensor:
         """One forward pass over a batch; the likeliest next token at every position.
 

@@ -10,6 +10,7 @@ from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.device_drafts import DeviceDrafts
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.spans.protocol import Markers
 from training.bench.replay import Recording, Replay
@@ -23,7 +24,6 @@ LANES = {
     "span sparse": (True, False, False),
     "span sparse + drafts": (True, False, True),
 }
-DRAFTED = "span sparse + drafts"
 UNDRAFTED = {"plain dense + lookup": "plain dense", "span sparse + drafts": "span sparse"}
 
 
@@ -100,7 +100,8 @@ def answer_cell(
         text: to be replayed.
         batch: rows.
         num_samples: whole steps of a text, about.
-        with_auto: whether "auto" itself chooses the sizes in one more lane, all of whose steps run whole.
+        with_auto: whether "auto" itself chooses the sizes in one more lane for each that drafts; all of its steps run
+            whole.
     """
     capacity = max(one.layout.num_tokens + len(one.ids) for one in (*text.span, *text.plain)) + 1
     made = make_cache(weights, machine, batch, -(-capacity // 64) * 64)
@@ -123,7 +124,10 @@ def answer_cell(
     cell = {"text": text.name, "batch": batch, "layers_per_cache": shared, "lanes": compared(figures)}
     if with_auto:
         del lanes, running  # their graphs take memory that the last lane needs
-        cell["auto"] = _auto(weights, markers, cache, chosen[True], text, cell["lanes"])
+        cell["auto"] = {}
+        for name in UNDRAFTED:
+            recordings = chosen[LANES[name][0]]
+            cell["auto"][name] = _auto(weights, markers, cache, recordings, text.hints, name, cell["lanes"])
     return cell
 
 
@@ -132,19 +136,19 @@ def _auto(
     markers: Markers,
     cache: KVCache,
     recordings: Sequence[Recording],
-    text: Text,
+    hints: DraftHints,
+    name: str,
     lanes: dict[str, dict],
 ) -> dict:
-    """The drafted lane as an engine runs it: sizes are chosen while decoding, by what steps took and brought."""
-    shape = BatchShape(len(recordings), cache.capacity, False, drafts="auto")
+    """A drafted lane as an engine runs it: sizes are chosen while decoding, by what steps took and brought."""
+    shape = BatchShape(len(recordings), cache.capacity, LANES[name][1], drafts="auto")
     step = BatchStep(weights, markers, shape, cache=cache)
-    ends = Replay(step, DeviceDrafts(text.hints, max(shape.sizes) - 1)).run(recordings)
-    seconds = statistics.fmean(ends)
+    seconds = statistics.fmean(Replay(step, DeviceDrafts(hints, max(shape.sizes) - 1)).run(recordings))
     return {
         "seconds_to_answer": seconds,
         "steps": step.num_launched,
-        "undrafted_over_this": lanes[UNDRAFTED[DRAFTED]]["seconds_to_answer"] / seconds,
-        "best_size_over_this": lanes[DRAFTED]["seconds_to_answer"] / seconds,
+        "undrafted_over_this": lanes[UNDRAFTED[name]]["seconds_to_answer"] / seconds,
+        "best_size_over_this": lanes[name]["seconds_to_answer"] / seconds,
         "plain_dense_over_this": lanes["plain dense"]["seconds_to_answer"] / seconds,
     }
 
