@@ -49,6 +49,7 @@ class PromptPass:
         """Capture what a prompt of so many tokens needs, if it is the first of its length; its results are lost."""
         length = self._padded(num_tokens)
         if length is not None and length not in self._captured:
+            self._last.zero_()  # that of a longer prompt is no place of this pass
             self._graphs.warm_up(lambda: self._padded_pass(length))
             self._captured.add(length)
 
