@@ -71,7 +71,7 @@ def test_a_padded_prompt_is_as_it_is(weights):
 def test_a_captured_prompt_is_as_it_is(dtype):
     """Would catch a graph that keeps the row, the ids or the end of the prompt that it was captured with."""
     weights = DecodeWeights(SpanModel(tiny_hf().to("cuda", dtype)))
-    check(weights, True, {"rtol": 3e-2, "atol": 3e-2})
+    check(weights, True, {"rtol": 3e-2, "atol": 3e-2 if dtype is torch.float16 else 0.2})
 
 
 def lengths_of(weights, capacity):
