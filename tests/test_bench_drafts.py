@@ -189,7 +189,8 @@ def test_the_gap_at_a_tie_of_a_text_with_rules():
     problem = get_task("summarize").parse(get_task("summarize").examples[0])
     (written,), _ = side.texts([problem], "off")
     place = len(written) // 2
-    assert side.gap(problem, written, place, written[place]) == 0
+    logits = side.logits_of(problem, written, place, written[place])
+    assert logits[0] == logits[1]
 
 
 def test_the_check_finds_a_text_that_drafts_changed(monkeypatch):
@@ -209,7 +210,9 @@ def test_the_check_finds_a_text_that_drafts_changed(monkeypatch):
     monkeypatch.setattr(side, "texts", changed)
     wrong = check_drafts.compare(side, problems)
     assert len(wrong.ties) == 1 and wrong.ties[0] > 0
+    assert (wrong.widest.number, wrong.widest.place, wrong.widest.gap) == (1, 5, wrong.ties[0])
     right.add(wrong)
+    assert right.widest == wrong.widest
     assert right.figures()["answers_that_drafts_changed"] == 1 and right.answers == 4
 
 
@@ -230,7 +233,7 @@ def test_the_check_finds_a_text_that_is_cut_short(monkeypatch):
 @pytest.mark.parametrize(("gap", "fails"), [(0.01, True), (0.0, False)])
 def test_a_gap_that_no_rounding_explains_fails_the_check(gap, fails, tmp_path, monkeypatch):
     """Would catch a check whose exit status says nothing, or that keeps no figures when it fails."""
-    found = check_drafts.Compared(1, 10, 5, [gap], 1.0)
+    found = check_drafts.Compared(1, 10, 5, [gap])
     monkeypatch.setattr(check_drafts, "compare_part", lambda *_: found)
     monkeypatch.setattr(check_drafts, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     out = tmp_path / "lossless.json"

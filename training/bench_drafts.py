@@ -13,9 +13,9 @@ lossless baseline); text with names, self-selected; the same with drafts from de
 verified and kept on the device, in the captured step; whether one is right is decided by the recorded text. All lanes
 take turns in one run over one cache; of a text some twenty steps are timed, by events on the device, and stand for the
 steps in between, in which only trackers and drafts advance. Drafted lanes run in steps of every size that "auto"
-chooses from, no drafts included; the one that answers soonest counts, and all are in the file. Beside them, at the
-first shape, "auto" chooses itself while it decodes the whole text, step by step, so that what it loses by trying sizes
-shows.
+chooses from, no drafts included; the one that answers soonest counts, and all are in the file. Beside them, at
+most cells of the first shape, "auto" chooses itself while it decodes the whole text, step by step, so that what it
+loses by trying sizes shows.
 """
 
 import argparse
@@ -64,6 +64,11 @@ def cells_of(arguments: argparse.Namespace, texts: Sequence[Text], is_first: boo
             yield text, batch
 
 
+def has_auto(arguments: argparse.Namespace, text: Text, batch: int) -> bool:
+    """Whether "auto" decodes a cell of the first shape, every step: minutes, were it all of them."""
+    return text.name in arguments.others or batch in arguments.batches[::2]
+
+
 def measure(arguments: argparse.Namespace, results: Results, machine: Machine) -> None:
     """All cells of all shapes."""
     texts = list(texts_of(arguments, machine.device))
@@ -84,7 +89,8 @@ def measure(arguments: argparse.Namespace, results: Results, machine: Machine) -
         weights = random_weights(shape, machine.device, longest + 256)
         is_first = shape == arguments.shapes[0]
         for text, batch in cells_of(arguments, texts, is_first):
-            cell = answer_cell(weights, markers, machine, text, batch, arguments.samples, with_auto=is_first)
+            with_auto = is_first and has_auto(arguments, text, batch)
+            cell = answer_cell(weights, markers, machine, text, batch, arguments.samples, with_auto)
             results.add_cell(shape, "answers", cell)
             free_memory(machine)
         del weights
@@ -101,7 +107,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--shapes", nargs="+", default=["7B", "Llama-3-8B", "13B"], choices=list(SHAPES), help="of models")
     add("--operands", type=count, nargs="*", default=[24, 48, 64], help="numbers in a replayed expression")
     add("--articles", type=count, nargs="*", default=[500, 900, 1900, 6000], help="tokens of a summarized article")
-    others = f"texts of all but the first shape (default, where they are measured: {', '.join(IMPORTANT)})"
+    others = (
+        "texts of all but the first shape, and with auto at every batch of that"
+        f" (default, where they are measured: {', '.join(IMPORTANT)})"
+    )
     add("--others", nargs="*", help=others)
     add("--batches", type=count, nargs="+", default=[1, 8, 32, 64, 128], help="rows")
     add("--num", type=count, default=32, help="texts of each kind")

@@ -93,8 +93,8 @@ class Side:
         keeps_rules = any(request.device_rules is not None for request in requests)
         return BatchStep(weights, markers, BatchShape(self._rows, capacity, is_dense, has_rules, drafts, keeps_rules))
 
-    def gap(self, problem, written: Sequence[int], place: int, other: int) -> float:
-        """How much likelier the undrafted id is than the other one, where the texts part."""
+    def logits_of(self, problem, written: Sequence[int], place: int, other: int) -> tuple[float, float]:
+        """Those of the undrafted id and of the other one, where the texts part."""
         request = self.request(problem, "off")
         request = replace(request, rules=None, forced_tokens=written[: place + 1], with_logits=True)
         shape = BatchShape(1, request.prompt.prompt.num_tokens + place + 2, self._attention == "dense")
@@ -108,7 +108,28 @@ class Side:
             for _, event in DecodeLoop(step).generate([request])
             if isinstance(event, Token) and event.position == request.prompt.prompt.num_tokens + place
         ]
-        return float(logits[written[place]] - logits[other])
+        return float(logits[written[place]]), float(logits[other])
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Where a text came out otherwise.
+
+    Attributes:
+        number: of the input, in its part.
+        place: of the id in the answer.
+        ids, logits: undrafted and drafted.
+    """
+
+    number: int
+    place: int
+    ids: tuple[int, int]
+    logits: tuple[float, float]
+
+    @property
+    def gap(self) -> float:
+        """How much likelier the undrafted id was."""
+        return self.logits[0] - self.logits[1]
 
 
 @dataclass
@@ -118,6 +139,7 @@ class Compared:
     Attributes:
         answers, tokens: undrafted ones. drafts_kept: of the drafted ones.
         ties: where an answer came out otherwise, how much likelier the undrafted id was than the other one.
+        widest: the tie with the largest gap.
         seconds: of work.
     """
 
@@ -125,6 +147,7 @@ class Compared:
     tokens: int = 0
     drafts_kept: int = 0
     ties: list[float] = field(default_factory=list)
+    widest: Tie | None = None
     seconds: float = 0.0
 
     def add(self, other: "Compared") -> None:
@@ -132,6 +155,7 @@ class Compared:
         self.answers, self.tokens = self.answers + other.answers, self.tokens + other.tokens
         self.drafts_kept, self.seconds = self.drafts_kept + other.drafts_kept, self.seconds + other.seconds
         self.ties = sorted([*self.ties, *other.ties])
+        self.widest = max(filter(None, (self.widest, other.widest)), key=lambda tie: abs(tie.gap), default=None)
 
     def figures(self) -> dict:
         """As the results file has them."""
@@ -144,13 +168,16 @@ def compare(side: Side, problems: Sequence) -> Compared:
     plain, _ = side.texts(problems, "off")
     drafted, accepted = side.texts(problems, "auto")
     ties = []
-    for problem, a, b in zip(problems, plain, drafted, strict=True):
+    for number, (problem, a, b) in enumerate(zip(problems, plain, drafted, strict=True)):
         if a != b:
             place = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
             if place is None:
                 raise RuntimeError(f"of two texts that are the same up to there, one has {len(a)} ids, one {len(b)}")
-            ties.append(side.gap(problem, a, place, b[place]))
-    return Compared(len(problems), sum(map(len, plain)), accepted, sorted(ties), time.perf_counter() - started)
+            ties.append(Tie(number, place, (a[place], b[place]), side.logits_of(problem, a, place, b[place])))
+    found = Compared(len(problems), sum(map(len, plain)), accepted, sorted(tie.gap for tie in ties))
+    found.widest = max(ties, key=lambda tie: abs(tie.gap), default=None)
+    found.seconds = time.perf_counter() - started
+    return found
 
 
 def compare_part(task: Task, lane: str, device: str, rows: int, model: str, problems: Sequence) -> Compared:

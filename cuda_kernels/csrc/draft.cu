@@ -162,7 +162,6 @@ struct DraftedRow {
             if (lane == 0) to[count] = token;
             count++;
         }
-        __syncwarp();
         return count;
     }
 
@@ -279,7 +278,6 @@ struct DraftedRow {
         __syncthreads();
         if (threadIdx.x >= 32) return;
         int rest = shared.at == NOT_FOUND ? 0 : shared.num_whole - shared.at;
-        __syncwarp();
         if (threadIdx.x == 0) {
             const ReadingOrder& order = shared.order;
             int result_start = shared.track.result_start;
