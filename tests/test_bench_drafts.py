@@ -230,16 +230,26 @@ def test_the_check_finds_a_text_that_is_cut_short(monkeypatch):
         check_drafts.compare(side, [get_task("arithmetic").parse("7+5*3")])
 
 
+@pytest.mark.parametrize(
+    ("logits", "dtype", "num_steps"),
+    [((32.0, 32.75), torch.bfloat16, 3), ((-5.0, 31.0), torch.bfloat16, 288), ((8.0, 8.0), torch.float32, 0)],
+)
+def test_steps_between_logits(logits, dtype, num_steps):
+    """Would catch a gap that is measured by the numbers near another logit, or one below zero that counts as none."""
+    assert check_drafts.Tie(0, 0, (1, 2), logits).num_steps(dtype) == num_steps
+
+
 @pytest.mark.parametrize(("gap", "fails"), [(0.01, True), (0.0, False)])
 def test_a_gap_that_no_rounding_explains_fails_the_check(gap, fails, tmp_path, monkeypatch):
     """Would catch a check whose exit status says nothing, or that keeps no figures when it fails."""
-    found = check_drafts.Compared(1, 10, 5, [gap])
+    tie = check_drafts.Tie(3, 7, (1, 2), (20.0 + gap, 20.0))
+    found = check_drafts.Compared(1, 10, 5, [gap], tie if gap else None)
     monkeypatch.setattr(check_drafts, "compare_part", lambda *_: found)
     monkeypatch.setattr(check_drafts, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     out = tmp_path / "lossless.json"
     argv = ["--device", "cpu", "--expressions", "1", "--articles", "0", "--lanes", "span sparse", "--out", str(out)]
     if fails:
-        with pytest.raises(SystemExit, match=r"0\.01 apart"):
+        with pytest.raises(SystemExit, match=r"Tie\(number=3, place=7"):
             check_drafts.main(argv)
     else:
         check_drafts.main(argv)
