@@ -91,13 +91,17 @@ def answer(store: ModelStore, task: Task, problem: Problem, lane: AnswerLane) ->
     raise RuntimeError("an answer did not finish")
 
 
-def measure(store: ModelStore, task: Task, problems: Sequence[Problem], repeats: int) -> dict[str, Any]:
-    """Figures of all lanes over some inputs."""
+def measure(store: ModelStore, task: Task, problems: Sequence[Problem], repeats: int, name: str = "") -> dict[str, Any]:
+    """Figures of all lanes over some inputs; a bar with the name shows how long it will take."""
+    from tqdm import tqdm
+
     answers: dict[tuple[str, int], list[Answered]] = {}
     orders = itertools.cycle(itertools.permutations(LANES))
-    for _, (number, problem) in itertools.product(range(repeats), enumerate(problems)):
-        for lane in next(orders):
-            answers.setdefault((lane.name, number), []).append(answer(store, task, problem, lane))
+    with tqdm(total=repeats * len(problems) * len(LANES), unit="answer", desc=name, leave=False) as bar:
+        for _, (number, problem) in itertools.product(range(repeats), enumerate(problems)):
+            for lane in next(orders):
+                answers.setdefault((lane.name, number), []).append(answer(store, task, problem, lane))
+                bar.update()
     figures = {lane.name: lane_figures(lane, answers, len(problems)) for lane in LANES}
     dense, lookup = figures["plain dense"]["seconds"], figures["plain dense + lookup"]["seconds"]
     for one in figures.values():
@@ -193,7 +197,7 @@ def main() -> None:
     results, models = {}, {}
     for name, task, problems in inputs(arguments):
         models[task.name] = model_facts(store, task.name)
-        results[name] = measure(store, for_usual_model(task, store), problems, arguments.repeats)
+        results[name] = measure(store, for_usual_model(task, store), problems, arguments.repeats, name)
         print(name, flush=True)
         for lane, one in results[name].items():
             print(

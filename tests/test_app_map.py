@@ -284,36 +284,38 @@ class TestArrival:
     def test_a_large_model_s_figures_are_those_of_the_file(self, playing, open_tab):
         """Figures of another cell than the chosen one, one that was never measured, a choice that no keyboard makes."""
         tab = open_tab(playing, reduced_motion="reduce")
-        file = ROOT / "assets" / "results" / "engine_h100_80gb_hbm3.json"
-        shapes = json.loads(file.read_text(encoding="utf-8"))["shapes"]
+        (file,) = (ROOT / "assets" / "results").glob("drafts_*.json")
+        results = json.loads(file.read_text(encoding="utf-8"))
         measured = {
-            (shape, cell["operands"], cell["batch"]): cell["lanes"]
-            for shape, parts in shapes.items()
-            for cell in parts.get("replay", ())
+            (shape, cell["text"], cell["batch"]): cell["lanes"]
+            for shape, parts in results["shapes"].items()
+            for cell in parts.get("answers", ())
             if "lanes" in cell
         }
         assert not tab.page.is_visible(".ss-large table")
         tab.page.press(".ss-large summary", "Enter")
         for key, lanes in measured.items():
-            for name, value in zip(("shape", "operands", "batch"), key, strict=True):
+            for name, value in zip(("shape", "text", "batch"), key, strict=True):
                 tab.page.select_option(f'[data-choice="{name}"]', str(value))
             for lane, figures in lanes.items():
                 shown = tab.page.locator(f'.ss-large [data-lane="{lane}"] td').all_text_contents()
                 step, speed, tokens, answer = (float(text.removesuffix(" s").replace(",", "")) for text in shown)
                 assert step == pytest.approx(figures["ms_per_step"], rel=0.01)
-                whole = [figures["tokens_per_second"], figures["mean_tokens"]]
-                assert [speed, tokens] == pytest.approx(whole, abs=0.51)
+                assert speed == pytest.approx(figures["tokens_per_second_per_row"], rel=0.01, abs=0.51)
+                assert tokens == pytest.approx(figures["tokens"], abs=0.51)
                 assert answer == pytest.approx(figures["seconds_to_answer"], rel=0.01)
-        assert "NVIDIA H100 80GB HBM3, 2026-11-26: random weights" in tab.text(".ss-large-note")
+        where = results["machine"]["gpu"], results["date"]
+        assert f"{where[0]}, {where[1]}: random weights" in tab.text(".ss-large-note")
         tab.page.select_option('[data-choice="shape"]', "7B")
+        tab.page.select_option('[data-choice="text"]', "24 operands")
         tab.page.select_option('[data-choice="batch"]', "64")
         tab.page.focus('[data-choice="shape"]')
         tab.page.keyboard.type("13")
         enabled = '[data-choice="{}"] option:enabled'
-        chosen = {name: tab.page.input_value(f'[data-choice="{name}"]') for name in ("shape", "operands", "batch")}
-        assert chosen == {"shape": "13B", "operands": "64", "batch": "32"}
-        assert tab.page.locator(enabled.format("operands")).all_text_contents() == ["64"]
-        assert tab.page.locator(enabled.format("batch")).all_text_contents() == ["1", "32"]
+        chosen = {name: tab.page.input_value(f'[data-choice="{name}"]') for name in ("shape", "text", "batch")}
+        assert chosen == {"shape": "13B", "text": "64 operands", "batch": "32"}
+        assert tab.page.locator(enabled.format("text")).all_text_contents() == ["64 operands", "900-token articles"]
+        assert tab.page.locator(enabled.format("batch")).all_text_contents() == ["1", "32", "128"]
         assert "65B" not in tab.text('[data-choice="shape"]')
 
 

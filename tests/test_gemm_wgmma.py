@@ -27,6 +27,7 @@ from cuda_kernels.layers import DecodeOps
 from tests.support.attention_problem import needs_compiler, needs_cuda
 from tests.support.gemm_problem import DTYPES, assert_gemm, problem
 from tests.support.kernel_on_cpu import compiled, pointer
+from tests.support.missing_waits import sources_without, tested_with
 from tests.support.slow import examples, sampled
 from training.reports.markdown import ROOT
 from training.reports.products import products_on
@@ -46,12 +47,14 @@ def library(dtype: torch.dtype, batch_tile: int, cluster_size: int) -> ctypes.CD
 
 @dataclass(frozen=True)
 class Launch:
-    """A GPU with room for so many clusters of so many blocks, the ring buffer's stages, and the slowest warp or -1."""
+    """A GPU with room for so many clusters of so many blocks, the ring buffer's stages, and the slowest warp or -1, of
+    which one lane or, -1, all are slow."""
 
     cluster_size: int
     max_clusters: int
     num_stages: int
     starved_warp: int = -1
+    starved_lane: int = -1
 
 
 def run(x, weight, bias, is_gated, launch):
@@ -74,6 +77,7 @@ def run(x, weight, bias, is_gated, launch):
         shape.shared_bytes(launch.num_stages),
         pointer(out),
         launch.starved_warp,
+        launch.starved_lane,
     )
     return out
 
@@ -91,9 +95,9 @@ def assert_gated(out, x, weight):
 @st.composite
 def launches(draw):
     cluster_size = draw(st.sampled_from(CLUSTER_SIZES))
-    # Any warp may be slower than all others.
-    starved_warp = draw(st.integers(-1, 13 * cluster_size - 1))
-    return Launch(cluster_size, draw(st.integers(1, 2)), draw(st.integers(2, 5)), starved_warp)
+    # Any warp may be slower than all others, or one of its lanes.
+    starved_warp, starved_lane = draw(st.integers(-1, 13 * cluster_size - 1)), draw(st.integers(-1, 31))
+    return Launch(cluster_size, draw(st.integers(1, 2)), draw(st.integers(2, 5)), starved_warp, starved_lane)
 
 
 @needs_compiler
@@ -153,6 +157,28 @@ def test_a_slow_warp_among_fast_ones(cluster_size, k_tiles, num_stages, starved_
     launch = Launch(cluster_size, 1, num_stages, starved_warp % (13 * cluster_size))
     out = run(x, weight, bias, False, launch)
     assert_gemm(out, x, weight, bias)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("starved_warp", "starved_lane"), sampled([(7, 17), (11, 31), (24, 1), (5, 9)], [(11, 31)]))
+def test_a_slow_lane_among_fast_ones(starved_warp, starved_lane):
+    """Would catch a lane that its warp leaves behind: the phase that it waits for is over twice before it looks."""
+    x, weight, bias = problem(starved_warp, torch.bfloat16, 100, 16 * 30, 64 * 9)
+    out = run(x, weight, bias, False, Launch(2, 1, 3, starved_warp, starved_lane))
+    assert_gemm(out, x, weight, bias)
+
+
+SLOW = "tests/test_gemm_wgmma.py::test_a_slow_"
+SUMS = "tests/test_gemm_wgmma.py::test_rows_do_not_depend_on_others"
+WAITS = [f"{SLOW}warp_among_fast_ones", f"{SLOW}lane_among_fast_ones", SUMS, SUMS]
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", sampled(range(len(WAITS)), [1, 2]))
+def test_every_wait_of_a_warp_is_needed(number, tmp_path):
+    """Would catch a stand-in for the hardware that forgives: without one `__syncwarp` another test has to fail."""
+    sources = sources_without(tmp_path, "gemm_wgmma.cu", number)
+    assert tested_with(sources, WAITS[number]).returncode != 0
 
 
 @needs_compiler

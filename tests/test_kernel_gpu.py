@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from cuda_kernels.attention import BadIntervals
 from cuda_kernels.compile import KernelConfig
+from cuda_kernels.planned import BadIntervals
 from tests.support.attention_on_gpu import called, on_cpu, on_gpu
 from tests.support.attention_problem import assert_close, exact, make_problem, needs_cuda, random_rows
 from tests.support.kernel_on_cpu import table_of

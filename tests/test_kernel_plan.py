@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cuda_kernels import compile as loader
-from cuda_kernels.attention import BadIntervals, SpanAttention
+from cuda_kernels.attention import SpanAttention
 from cuda_kernels.checks import MAX_BATCH, AttentionShape
 from cuda_kernels.compile import KernelConfig
+from cuda_kernels.planned import BadIntervals
 from tests.support.attention_problem import CONFIGS, needs_compiler, random_rows
 from tests.support.kernel_on_cpu import plan, ranges, table_of
 from tests.support.slow import examples
@@ -111,7 +112,7 @@ def test_long_work_is_cut_into_equal_ranges(tiles, mode):
 
 def test_a_plan_holds_the_largest_batch():
     """Would catch a larger batch being allowed than the plan kernel has shared memory for."""
-    assert f"constexpr int MAX_BATCH = {MAX_BATCH};" in loader.source("plan.cu")
+    assert f"constexpr int MAX_BATCH = {MAX_BATCH};" in loader.source("plan.cuh")
 
 
 def test_the_first_launch_behind_a_plan_waits_for_it():

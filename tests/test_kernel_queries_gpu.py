@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cuda_kernels.attention import BadIntervals
 from cuda_kernels.compile import KernelConfig
+from cuda_kernels.planned import BadIntervals
 from tests.support import attention_problem
 from tests.support.attention_on_gpu import called, on_cpu, on_gpu
 from tests.support.attention_problem import needs_cuda

@@ -19,6 +19,7 @@ from selfspan_core.serve.vllm_plugin.followed import Followed, SpanRows
 from selfspan_core.serve.vllm_plugin.plan import planned
 from selfspan_core.serve.vllm_plugin.selected_attention import attend_selected
 from selfspan_core.serve.vllm_plugin.settings import SpanSettings
+from selfspan_core.serve.vllm_plugin.step_table import MAX_SPANS, SelectedQuery, StepTable, selected_queries
 from selfspan_core.serve.vllm_plugin.support import VERSIONS, version_problem
 from selfspan_core.spans.protocol import NUM_ANCHORS, Markers
 from selfspan_core.spans.render import render
@@ -156,6 +157,24 @@ def test_a_step_reads_exactly_what_its_queries_see(stream, seed, page_size):
     found = {int(q): slots[plan.bounds[i] : plan.bounds[i + 1]] for i, q in enumerate(plan.queries)}
     assert found == expected and plan.dense_rows == dense_rows
     assert (rows.num_queries, rows.num_read) == (len(expected), sum(map(len, expected.values())))
+
+
+@given(STREAMS, st.integers(0, 10**6), st.integers(0, 3))
+@settings(max_examples=examples(100, 1000), deadline=None)
+def test_a_table_has_what_every_row_sees(stream, seed, num_padding):
+    """A row that keeps an interval of the request before it, padding that reads, a row that sees a token too many."""
+    table = StepTable(8, torch.device("cpu"))
+    table.fill([900] * 8, [SelectedQuery(place, 0, ((1, 2),) * MAX_SPANS) for place in range(8)])
+    rows, _, lengths, _ = random_step(stream, seed, 16)
+    starts, num = list(range(len(lengths) + 1)), len(lengths) + num_padding
+    selected = selected_queries(rows, starts, lengths)
+    table.fill([*lengths, *[0] * num_padding], selected)
+    for row, length in enumerate(lengths):
+        followed = rows.followed.get(row)
+        seen = (followed.visible(length - 1) if followed else None) or ((0, length),)
+        assert tuple(map(tuple, table.intervals[row, : table.counts[row]].tolist())) == seen
+    assert not table.counts[len(lengths) : num].any()
+    assert (table.counts[num:] == MAX_SPANS).all(), "rows that were not filled"
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (6, 2), (8, 1)])

@@ -22,6 +22,13 @@ from training.reports.cpu import cpu
 from training.reports.curve import curve
 from training.reports.drafts import drafts, drafts_brief
 from training.reports.engine import engine, engine_brief
+from training.reports.findings import (
+    findings_break_even,
+    findings_clustered,
+    findings_models,
+    findings_overhead,
+    findings_speculation,
+)
 from training.reports.kernel import kernel, kernel_brief, kernel_on, kernel_remarks
 from training.reports.llamacpp import llamacpp
 from training.reports.markdown import ROOT, from_document
@@ -33,7 +40,7 @@ from training.reports.visitors import visitors
 
 __all__ = ["BLOCK", "DOCUMENTS", "blocks", "filled", "kernel_on", "kernel_remarks", "main"]
 
-DOCUMENTS = ("README.md", "docs/results.md", "assets/MODEL_CARD.md")
+DOCUMENTS = ("README.md", "docs/results.md", "docs/findings.md", "assets/MODEL_CARD.md")
 BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- /results:\2 -->)", re.DOTALL)
 COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "answers": answers,
@@ -45,6 +52,11 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "drafts_brief": drafts_brief,
     "engine": engine,
     "engine_brief": engine_brief,
+    "findings_break_even": findings_break_even,
+    "findings_clustered": findings_clustered,
+    "findings_models": findings_models,
+    "findings_overhead": findings_overhead,
+    "findings_speculation": findings_speculation,
     "kernel": kernel,
     "kernel_brief": kernel_brief,
     "llamacpp": llamacpp,

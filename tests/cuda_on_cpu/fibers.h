@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -37,7 +38,9 @@ struct Fiber {
     unsigned thread = 0, block = 0;  // in its block, in its cluster
     uint64_t cluster_generation = 0;
     bool begun = false, done = false;
-    bool has_waited = false;  // for what the kernel before writes
+    bool has_waited = false;    // for what the kernel before writes
+    unsigned num_apart = 0;     // what it has done since its warp last met that not all of its lanes may have
+    unsigned num_together = 0;  // instructions so far that a warp's lanes have to execute together
     Knowledge knowledge;
 };
 
@@ -53,7 +56,9 @@ struct Machine {
     unsigned first_block = 0, block_row = 0, threads_per_block = 0;
     Dim grid_size;
     std::vector<std::function<void()>> underway;
-    int starved = -1;  // a warp of the cluster that runs only when nothing else can, or -1
+    // A warp of the cluster that runs only when nothing else can, or -1; of it, one lane, or -1: all of them.
+    int starved = -1, starved_lane = -1;
+    std::map<std::pair<unsigned, unsigned>, unsigned> apart;  // of a warp's instructions: num_apart of who came first
     bool streams_constants =
         false;  // streamed data are weights, which may be read before the kernel before has finished
     uint64_t progress = 0;
@@ -103,6 +108,7 @@ struct Machine {
         uint64_t generation = warp.generation;
         memcpy(warp.values[generation % 2][lane()], value, bytes);
         wait(warp, generation, orders_memory);
+        current->num_apart = 0;
         return warp.values[generation % 2];
     }
 
@@ -147,6 +153,7 @@ struct Machine {
         for (Meeting& warp : warps) warp.size = 32;
         blocks.assign(num_blocks, Meeting{});
         for (Meeting& block : blocks) block.size = threads_per_block;
+        apart.clear();
         cluster = Meeting{};
         cluster.size = num_threads;
         fibers.resize(num_threads);
@@ -170,6 +177,22 @@ struct Machine {
         }
     }
 
+    bool is_starved(const Fiber& fiber) const {
+        int number = fiber.block * threads_per_block + fiber.thread;
+        return number / 32 == starved && (starved_lane < 0 || number % 32 == starved_lane);
+    }
+
+    // An instruction that PTX calls aligned: all lanes of a warp execute it together. They are not together where some
+    // have been elsewhere since the warp last met: the hardware may then wait for ever, or for others.
+    void require_together() {
+        Fiber& fiber = *current;
+        unsigned warp = (fiber.block * threads_per_block + fiber.thread) / 32;
+        auto [first, is_new] = apart.try_emplace({warp, fiber.num_together++}, fiber.num_apart);
+        if (first->second == fiber.num_apart) return;
+        fprintf(stderr, "a warp's lanes come apart to an instruction that they execute together\n");
+        abort();
+    }
+
     // Runs the threads of the starved warp, or all others, up or down from any of them: what a thread reads of another
     // without waiting for it is not there, sooner or later. Returns whether any made progress.
     bool resume_all(bool are_starved) {
@@ -179,8 +202,7 @@ struct Machine {
         size_t num = fibers.size(), first = (drawn >> 32) % num;
         for (size_t i = 0; i < num; i++) {
             Fiber& fiber = fibers[(runs_down ? first + num - i : first + i) % num];
-            int warp = (fiber.block * threads_per_block + fiber.thread) / 32;
-            if (!fiber.done && (warp == starved) == are_starved) resume(fiber);
+            if (!fiber.done && is_starved(fiber) == are_starved) resume(fiber);
         }
         return before != progress;
     }
@@ -189,6 +211,7 @@ struct Machine {
         if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);
         fiber.thread = number % threads_per_block, fiber.block = number / threads_per_block;
         fiber.begun = fiber.done = fiber.has_waited = false;
+        fiber.num_apart = fiber.num_together = 0;
         fiber.knowledge.begin(num_begun++, num_in_grid);
         getcontext(&fiber.beginning);
         fiber.beginning.uc_stack.ss_sp = fiber.stack.get();

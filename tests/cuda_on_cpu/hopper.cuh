@@ -29,13 +29,20 @@ inline int cluster_rank() {
 }
 inline void cluster_arrive() {
     Machine& machine = Machine::get();
+    machine.require_together();
     machine.progress++;
     machine.current->cluster_generation = machine.cluster.generation;
     if (++machine.cluster.arrived == machine.cluster.size) machine.cluster.arrived = 0, machine.cluster.generation++;
 }
 inline void cluster_wait() {
     Machine& machine = Machine::get();
+    machine.require_together();
     while (machine.cluster.generation == machine.current->cluster_generation) machine.yield();
+}
+
+// Done in a branch that few lanes take. (A single arrival is not: one instruction, which others pass over.)
+inline void apart() {
+    Machine::get().current->num_apart++;
 }
 
 struct Barrier {
@@ -43,7 +50,7 @@ struct Barrier {
     int16_t phase;
     int32_t bytes;
 
-    void init(int number) { count = pending = (int8_t)number, phase = 0, bytes = 0; }
+    void init(int number) { apart(), count = pending = (int8_t)number, phase = 0, bytes = 0; }
     void check() {
         Machine::get().progress++;
         if (pending < 0) fail("more arrive at a barrier than it is for");
@@ -84,6 +91,7 @@ inline void copy_box(char* to, const TensorMap& map, const int (&from)[4], Barri
     full.receive(num_bytes);
 }
 inline void tma_load(void* to, const TensorMap& map, int column, int row, Barrier& full) {
+    apart();
     if (!Machine::get().current->has_waited) fail("inputs are asked for before they are waited for");
     Machine::get().underway.push_back([=, &map, &full] { copy_box((char*)to, map, {column, row, 0, 0}, full); });
 }
@@ -94,6 +102,7 @@ inline u64 policy_evict_normal() {
     return 0;
 }
 inline void tma_load(void* to, const TensorMap& map, int column, int outermost, Barrier& full, u64) {
+    apart();
     Machine::get().underway.push_back([=, &map, &full] { copy_box((char*)to, map, {column, 0, 0, outermost}, full); });
 }
 
@@ -123,6 +132,7 @@ struct WgmmaQueue {
 };
 // `.sync.aligned`: no lane goes on before all of its warp have come.
 inline void meet_warp() {
+    Machine::get().require_together();
     int nothing = 0;
     Machine::get().exchange(&nothing, sizeof nothing);
 }

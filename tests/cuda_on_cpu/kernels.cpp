@@ -2,6 +2,9 @@
 #include <ptx.cuh>
 
 #include <plan.cu>
+#if NUM_QUERIES == 1
+#include <plan_pages.cu>
+#endif
 #include <attention.cu>
 
 extern "C" int num_schedule_words(int batch) {
@@ -18,6 +21,20 @@ extern "C" void run_plan(const int2* intervals, const int* counts, int batch, in
                       num_blocks, errors, masks, positions);
     });
 }
+
+#if NUM_QUERIES == 1
+extern "C" void run_plan_pages(const int2* intervals, const int* counts, const int* table, int batch, int max_intervals,
+                               int max_pages, int page_size, int page_step, int num_pages, Span* spans, int max_spans,
+                               int* schedule, int* arrived, int* num_done, int num_kv_heads, int num_blocks,
+                               int* errors, int num_threads) {
+    std::vector<unsigned> order(batch);
+    for (int block = 0; block < batch; block++) order[block] = block;
+    Machine::get().run(order, num_threads, 0, [=] {
+        selfspan_plan_pages(intervals, counts, table, batch, max_intervals, max_pages, page_size, page_step, num_pages,
+                            spans, max_spans, schedule, arrived, num_done, num_kv_heads, num_blocks, errors);
+    });
+}
+#endif
 
 extern "C" void run_attention(u16* queries, const i64* query_strides, const u16* keys, const i64* key_strides,
                               const u16* values, const i64* value_strides, u16* out, const i64* out_strides, float* lse,

@@ -185,45 +185,66 @@ def attend(
         num_blocks: work blocks of the grid; block_order: in which its blocks run.
     """
     query, keys, values = problem.tensors
-    kernels = library(config)
-    batch = len(query)
     num_kv_heads, capacity = keys.shape[1:3]
     intervals, counts = table_of(problem.rows, max_spans)
     planned = plan(
         config, intervals, counts, capacity, num_kv_heads, num_blocks, None, *problem.queries_table(max_spans)
     )
+    cache = Cache(keys, strides(keys), values, strides(values), num_kv_heads)
+    return attend_planned(config, query, cache, planned, problem.scale, num_blocks, block_order)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values, and the steps of row, head and token in which the kernel reads them."""
+
+    keys: torch.Tensor
+    key_steps: ctypes.Array
+    values: torch.Tensor
+    value_steps: ctypes.Array
+    num_kv_heads: int
+
+
+def attend_planned(
+    config: KernelConfig,
+    query: torch.Tensor,
+    cache: Cache,
+    planned: Planned,
+    scale: float,
+    num_blocks: int,
+    block_order: list[int] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `attend`."""
+    kernels, batch, num_row_heads = library(config), len(query), len(query) * cache.num_kv_heads
     assert not planned.errors.any()
     # Of the query's layout, and behind it what must not be written.
     guarded = torch.full((query.numel() + 4096,), float("nan"), dtype=query.dtype)
     out = guarded.as_strided(query.shape, query.stride())
     lse = torch.full(query.shape[:-1], float("nan"))
-    partials = torch.full(
-        (config.num_partials(batch * num_kv_heads, num_blocks) * config.partial_floats,), float("nan")
-    )
-    shared_bytes = config.shared_bytes(batch)
+    partials = torch.full((config.num_partials(num_row_heads, num_blocks) * config.partial_floats,), float("nan"))
     num_thread_blocks = num_blocks * config.column_blocks
     order = (ctypes.c_uint * num_thread_blocks)(*(block_order or range(num_thread_blocks)))
     kernels.run_attention(
         pointer(query),
         vector_strides(query),
-        pointer(keys),
-        strides(keys),
-        pointer(values),
-        strides(values),
+        pointer(cache.keys),
+        cache.key_steps,
+        pointer(cache.values),
+        cache.value_steps,
         pointer(out),
         vector_strides(out),
         pointer(lse),
         pointer(planned.spans),
         pointer(planned.schedule),
         batch,
-        max_spans,
-        ctypes.c_float(problem.scale * 1.4426950408889634),
+        planned.spans.shape[1],
+        ctypes.c_float(scale * 1.4426950408889634),
         pointer(partials),
         pointer(planned.arrived),
         1,  # the plan is done: the stricter case, nothing else may be read before the kernel waits
         order,
         num_thread_blocks,
-        ctypes.c_longlong(shared_bytes),
+        ctypes.c_longlong(config.shared_bytes(batch)),
     )
     assert not planned.arrived.any(), "counters are not back at zero"
     assert guarded[query.numel() :].isnan().all(), "written behind the output"

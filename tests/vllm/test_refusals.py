@@ -54,7 +54,8 @@ def registered():
     (found,) = (one for one in entry_points(group="vllm.general_plugins") if one.name == "selfspan")
     found.load()()
     yield
-    AttentionBackendEnum.CPU_ATTN.clear_override()
+    for name in support.BACKENDS:
+        AttentionBackendEnum[name].clear_override()
 
 
 @pytest.mark.parametrize("option", REFUSED)
@@ -80,7 +81,8 @@ def test_versions_devices_and_backends_are_looked_at(registered, monkeypatch):
         patch.setattr(type(current_platform), "is_cpu", lambda self: False)
         with pytest.raises(ImplUnavailable, match="CPUs only"):
             support.require_supported(config())
-    AttentionBackendEnum.CPU_ATTN.clear_override()
+    for name in support.BACKENDS:
+        AttentionBackendEnum[name].clear_override()
     with pytest.raises(ImplUnavailable, match="VLLM_PLUGINS"):
         support.require_supported(config())
     monkeypatch.setattr(vllm, "__version__", "0.99.0")

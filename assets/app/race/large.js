@@ -1,12 +1,12 @@
-// On a large model: the measured figures of one cell of the engine benchmark, as they stand in its results file.
+// On a large model: the measured figures of one cell of the benchmark of drafts, as they stand in its results file.
 
-const LARGE_CHOICES = ["gpu", "shape", "operands", "batch"]; // in this order: what can be chosen depends on those before
-const LARGE_LANES = ["plain-dense", "span-dense", "span-sparse"];
+const LARGE_CHOICES = ["gpu", "shape", "text", "batch"]; // in this order: what can be chosen depends on those before
+const LARGE_LANES = ["plain dense", "plain dense + lookup", "span sparse", "span sparse + drafts"];
 const LARGE_FIGURES = [rounded, whole, whole, (value) => `${rounded(value)} s`]; // as serve/large_models.py orders them
 const SHARED_CACHE = "Layers share one cache here, as a cache for each does not fit into memory; as many bytes are read.";
 
 class Large {
-  // `cells`: [{gpu, date, shape, operands, batch, shared, lanes}], only those that were measured.
+  // `cells`: [{gpu, date, shape, text, batch, shared, lanes}], only those that were measured.
   constructor(root, cells) {
     this.root = find(root, ".ss-large");
     this.cells = cells;
@@ -44,7 +44,7 @@ class Large {
     LARGE_LANES.forEach((lane, i) => {
       lanes[lane].forEach((value, j) => (rows[i].cells[j + 1].textContent = LARGE_FIGURES[j](value)));
     });
-    const text = `Measured on ${gpu}, ${date}: random weights, text that the shipped model wrote is replayed; tokens/s of all requests, tokens and seconds of one answer.`;
+    const text = `Measured on ${gpu}, ${date}: random weights, text that the shipped model wrote is replayed; tokens, tokens/s and seconds are those of one request, its prompt left out.`;
     find(this.root, ".ss-large-note").textContent = shared ? `${text} ${SHARED_CACHE}` : text;
   }
 }

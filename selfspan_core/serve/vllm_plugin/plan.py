@@ -5,12 +5,15 @@ edges of an interval only the visible tokens of a page are read: visibility is e
 size. Knows neither vLLM nor the layout within a page, so that another backend can use it.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 
 from selfspan_core.serve.vllm_plugin.followed import SpanRows
+from selfspan_core.serve.vllm_plugin.step_table import selected_queries
 
 
 @dataclass(frozen=True)
@@ -44,33 +47,19 @@ def planned(
         block_table: integers `[num_rows, max_pages]`, a row's pages in order.
         page_size: tokens per page.
     """
-    queries: list[int] = []
-    positions: list[torch.Tensor] = []
-    of_rows: list[int] = []
-    bounds = [0]
-    dense_rows: list[int] = []
-    for row, seq_len in enumerate(seq_lens):
-        first_query, num_queries = query_starts[row], query_starts[row + 1] - query_starts[row]
-        followed = rows.followed.get(row)
-        num_selected = 0
-        for index in range(num_queries if followed is not None else 0):
-            visible = followed.visible(seq_len - num_queries + index) if followed is not None else None
-            if visible is None:
-                continue
-            seen = torch.cat([torch.arange(start, end) for start, end in visible])
-            queries.append(first_query + index)
-            positions.append(seen)
-            of_rows.append(row)
-            bounds.append(bounds[-1] + len(seen))
-            num_selected += 1
-        if num_selected < num_queries:
-            dense_rows.append(row)
-    if not queries:
+    selected = selected_queries(rows, query_starts, seq_lens)
+    if not selected:
         return None
-    every = torch.cat(positions)
-    lengths = torch.tensor([len(seen) for seen in positions])
-    row_of_token = torch.tensor(of_rows).repeat_interleave(lengths)
+    positions = [torch.cat([torch.arange(start, end) for start, end in one.visible]) for one in selected]
+    every, lengths = torch.cat(positions), torch.tensor([len(seen) for seen in positions])
+    row_of_token = torch.tensor([one.row for one in selected]).repeat_interleave(lengths)
     pages = block_table[row_of_token.to(block_table.device), (every // page_size).to(block_table.device)].long()
-    rows.num_queries += len(queries)
-    rows.num_read += bounds[-1]
-    return SelectedQueries(torch.tensor(queries), pages, every % page_size, bounds, dense_rows)
+    num_selected = Counter(one.row for one in selected)
+    num_queries = [end - start for start, end in pairwise(query_starts)]
+    return SelectedQueries(
+        torch.tensor([one.place for one in selected]),
+        pages,
+        every % page_size,
+        [0, *accumulate(lengths.tolist())],
+        [row for row in range(len(seq_lens)) if num_selected[row] < num_queries[row]],
+    )

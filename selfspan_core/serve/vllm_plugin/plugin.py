@@ -1,16 +1,16 @@
 """The entry point `vllm.general_plugins`: called in every process of vLLM, whatever it serves.
 
-It only says which class attends. That class does what vLLM's own does until a vLLM is started with
+It only says which classes attend, on CPUs and on CUDA. They do what vLLM's own does until a vLLM is started with
 `--logits-processors` and `support.SPAN_REQUESTS`.
 """
 
 import logging
 
-from selfspan_core.serve.vllm_plugin.support import CPU_BACKEND, version_problem
+from selfspan_core.serve.vllm_plugin.support import BACKENDS, version_problem
 
 
 def register() -> None:
-    """Put the attention backend into vLLM's registry, in a version of vLLM that is supported.
+    """Put the attention backends into vLLM's registry, in a version of vLLM that is supported.
 
     In another one nothing is registered, so that a vLLM that serves something else goes on working; where self-selected
     attention is asked for, `support.require_supported` raises an error.
@@ -22,4 +22,5 @@ def register() -> None:
     if problem is not None:
         logging.getLogger(__name__).warning("selfspan's plugin is not registered: %s", problem)
         return
-    register_backend(AttentionBackendEnum.CPU_ATTN, CPU_BACKEND)
+    for name, path in BACKENDS.items():
+        register_backend(AttentionBackendEnum[name], path)

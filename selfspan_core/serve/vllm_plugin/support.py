@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 VERSIONS = SpecifierSet(">=0.26,<0.33")
 """Of vLLM; tests run with the last one."""
-CPU_BACKEND = "selfspan_core.serve.vllm_plugin.cpu_backend.SelfSelectedCPUBackend"
+BACKENDS = {
+    "CPU_ATTN": "selfspan_core.serve.vllm_plugin.cpu_backend.SelfSelectedCPUBackend",
+    "FLASH_ATTN": "selfspan_core.serve.vllm_plugin.cuda_backend.SelfSelectedCUDABackend",
+}
+"""By vLLM's names of attention backends: the classes that take their places, on CPUs and on CUDA."""
+TRIED_ON_CUDA = False
+"""Whether the backend for CUDA has answered there as the project's own engine does."""
 SPAN_REQUESTS = "selfspan_core.serve.vllm_plugin.span_requests:SpanRequests"
 """For vLLM's option `--logits-processors`: it switches self-selected attention on."""
 
@@ -47,16 +53,21 @@ def require_supported(config: "VllmConfig") -> None:
     problem = version_problem(vllm.__version__)
     if problem is not None:
         raise ImplUnavailable(problem)
-    if not current_platform.is_cpu():
+    if not current_platform.is_cpu() and not current_platform.is_cuda():
+        raise ImplUnavailable(
+            f"self-selected attention in vLLM runs on CPUs and on CUDA, not on {current_platform.device_name!r}"
+        )
+    if current_platform.is_cuda() and not TRIED_ON_CUDA:
         raise ImplUnavailable(
             f"self-selected attention in vLLM runs on CPUs only so far, not on {current_platform.device_name!r}; "
             "selfspan's own engine runs on CUDA"
         )
-    if AttentionBackendEnum.CPU_ATTN.get_path() != CPU_BACKEND:
+    name = "CPU_ATTN" if current_platform.is_cpu() else "FLASH_ATTN"
+    if AttentionBackendEnum[name].get_path() != BACKENDS[name]:
         raise ImplUnavailable(
             "vLLM did not load the plugin selfspan: VLLM_PLUGINS leaves it out, or another follows it"
         )
-    problem = _setting_problem(config)
+    problem = _setting_problem(config) or (_cuda_problem(config) if current_platform.is_cuda() else None)
     if problem is not None:
         raise ImplUnavailable(f"self-selected attention does not work with {problem}")
 
@@ -77,10 +88,25 @@ def _setting_problem(config: "VllmConfig") -> str | None:
     return next((words for is_so, words in problems if is_so), None)
 
 
+def _cuda_problem(config: "VllmConfig") -> str | None:
+    """The first setting that the paged kernel cannot serve, in words."""
+    from cuda_kernels.checks import MAX_BATCH
+    from cuda_kernels.compile import HEAD_DIMS
+    from cuda_kernels.device import DTYPES
+
+    model, num_rows = config.model_config, config.scheduler_config.max_num_seqs
+    problems = (
+        (num_rows > MAX_BATCH, f"{num_rows} rows: add --max-num-seqs {MAX_BATCH}"),
+        (model.dtype not in DTYPES, f"{model.dtype} on CUDA: add --dtype bfloat16"),
+        (model.get_head_size() not in HEAD_DIMS, f"a head_dim of {model.get_head_size()} on CUDA"),
+    )
+    return next((words for is_so, words in problems if is_so), None)
+
+
 def layer_problem(impl: Any) -> str | None:
     """Why a layer's attention cannot be self-selected, in words: it does more than softmax over what is visible."""
     problems = (
-        (impl.sliding_window not in (-1, None), "a sliding window"),
+        (impl.sliding_window not in (-1, None, (-1, -1)), "a sliding window"),
         (impl.alibi_slopes is not None, "ALiBi"),
         (bool(impl.logits_soft_cap), "capped scores"),
         (impl.sinks is not None, "attention sinks"),

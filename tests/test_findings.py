@@ -1,0 +1,109 @@
+"""The page that answers what the paper left open: its figures are those of the results files."""
+
+import pytest
+
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.paths import BASE
+from selfspan_core.spans.tracker import Tracker
+from training import header_cost
+from training.reports import findings
+
+ORIGIN = {"machine": {"gpu": "some GPU"}, "commit": "abc", "dirty": False, "command": "python -m x"}
+
+
+def cell(text, batch, **seconds):
+    """Plain dense takes a second."""
+    lanes = {
+        name: {
+            "plain_dense_over_this": 1 / took,
+            "lookup_over_this": seconds["lookup"] / took,
+            "tokens_per_step": 2.0,
+        }
+        for name, took in zip(
+            (findings.PLAIN, findings.LOOKUP, findings.SPAN, findings.DRAFTED),
+            (1.0, seconds["lookup"], seconds["span"], seconds["drafted"]),
+            strict=True,
+        )
+    }
+    return {"text": text, "batch": batch, "lanes": lanes}
+
+
+@pytest.fixture
+def drafts(monkeypatch):
+    cells = [
+        cell("64 operands", 1, lookup=0.8, span=1.25, drafted=0.5),
+        cell("64 operands", 32, lookup=0.9, span=1.1, drafted=0.8),
+        cell("64 operands", 128, lookup=1.0, span=0.5, drafted=0.4),
+        {"text": "64 operands", "batch": 256, "unavailable": "does not fit"},
+    ]
+    results = {**ORIGIN, "shapes": {"tiny": {"answers": cells}}}
+    monkeypatch.setattr(findings, "read_all", lambda name: {"d.json": results} if name == "drafts" else {})
+
+
+def test_speculation_and_break_even(drafts):
+    """Would catch a ratio upside down, a cell that was not measured, a batch that pays only by chance."""
+    told = findings.findings_speculation()
+    assert "up to 2.5 times as fast to the answer as plain dense decoding (64 operands, batch 128)" in told
+    assert "it is 1.12 (64 operands, batch 32) to 2.50 times as fast" in told
+    assert "| 64 operands, batch 1 | 2.0 | 2.0 | 1.25x | 0.80x | 2.00x |" in told and "256" not in told
+    even = findings.findings_break_even()
+    assert "| tiny, 64 operands | 128 | 1 | 1, 32, 128 |" in even
+    assert "| tiny, 64 operands, batch 32 | 0.91x | 1.11x | 1.25x |" in findings._shapes()
+
+
+def test_a_lane_that_never_pays_has_no_batch(drafts):
+    """Would catch the largest batch told for a lane that is behind there."""
+    assert (
+        findings._first(
+            [cell("x", 1, lookup=1, span=0.5, drafted=1), cell("x", 8, lookup=1, span=2, drafted=1)], findings.SPAN
+        )
+        == "–"
+    )
+
+
+def test_clustered_over_scattered(monkeypatch):
+    """Would catch cases of different shares that are compared with each other."""
+    us = {("clustered 16", 0.5): 30.0, ("random 16", 0.5): 20.0, ("random 16", 0.1): 1.0, ("random 256", 0.5): 10.0}
+    cases = [{"selection": name, "density": density, "ours": {"us": one}} for (name, density), one in us.items()]
+    results = {**ORIGIN, "shapes": [{"cases": cases}]}
+    monkeypatch.setattr(findings, "read_all", lambda _: {"k.json": results})
+    told = findings.findings_clustered()
+    assert "over 1 pairs" in told and "| 16 | 1 | 1.500 | 1.500 | 1.500 |" in told
+    assert "16 tokens take 2.000 times as long as 256" in told
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "trace"])
+def test_what_headers_cost_is_counted_by_the_tracker(task):
+    """Would catch the last id counted as a query, names counted as text, or a lane compared with another's input."""
+    tokenizer = SpanTokenizer.load(BASE)
+    texts = header_cost.worked(task, {"arithmetic": 8, "trace": 10}[task], 2, 1, tokenizer)
+    found = header_cost.counted(texts, tokenizer.markers)
+    num = len(texts.span[0].ids) + len(texts.span[1].ids)
+    assert 2 * sum(found["tokens"].values()) == num > 2 * found["plain_tokens"]
+    seen = 0
+    for one in texts.span:
+        tracker = Tracker(tokenizer.markers, one.layout)
+        seen += sum(tracker.push(token).num_visible for token in one.ids[:-1])
+        assert tracker.num_malformed == 0
+    assert 2 * sum(found["reads"].values()) == seen < 2 * found["dense_reads"]
+    assert found["plain_reads"] < found["dense_reads"] and found["tracker_us_per_token"] > 0
+
+
+def test_headers_as_a_table(monkeypatch):
+    """Would catch shares of the wrong whole."""
+    one = {
+        "task": "arithmetic",
+        "size": "8 operands",
+        "tokens": {"header": 10, "body": 30},
+        "plain_tokens": 25,
+        "reads": {"header": 60, "body": 40},
+        "dense_reads": 400,
+        "plain_reads": 200,
+        "tracker_us_per_token": 2.04,
+    }
+    monkeypatch.setattr(findings, "read", lambda _: {**ORIGIN, "texts": [one]})
+    monkeypatch.setattr(findings, "read_all", lambda _: {})
+    told = findings.findings_overhead()
+    assert "| arithmetic, 8 operands | 25 | 40 | 25 % | 25 % | 60 % | 50 % | 2.0 |" in told
+    monkeypatch.setattr(findings, "read", lambda _: None)
+    assert findings.findings_overhead() == findings.findings_models() == findings.MISSING
