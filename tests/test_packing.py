@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Example, Part, Step, VisibleRun, render
-from training.loop.masks import _as_indices, _touched_blocks, block_mask, dense_mask
+from training.loop.masks import _as_indices, _starts, _touched_blocks, block_mask, dense_mask
 from training.loop.packing import IGNORE, Row, Sample, pack, plain_sample, sample_of, stack, without_mask
 
 MARKERS = Markers(1, 2, 4, 5, 6, 7, tuple(range(8, 264)))
@@ -93,6 +93,11 @@ def test_pack_keeps_every_sample_that_fits():
     assert not list(pack([plain_sample(np.ones(300, int))], 256, 1, 0))
 
 
+def _intervals(bounds):
+    starts, of_index = _starts(bounds)
+    return starts, bounds[..., 1].int(), of_index
+
+
 @given(st.integers(0, 10_000))
 def test_block_mask_touches_what_the_dense_mask_shows(seed):
     """Would catch a block mask that skips a visible block, or evaluates no mask in a block that is partly hidden."""
@@ -105,7 +110,7 @@ def test_block_mask_touches_what_the_dense_mask_shows(seed):
         rows.append(row)
     bounds = torch.from_numpy(stack(rows)["bounds"])
     blocks = dense_mask(bounds)[:, 0].view(2, 4, 128, 4, 128)
-    touched, full = _touched_blocks(bounds[..., 0].int(), bounds[..., 1].int())
+    touched, full = _touched_blocks(*_intervals(bounds))
     assert torch.equal(touched[:, 0], blocks.any(4).any(2))
     assert (full[:, 0] <= blocks.all(4).all(2)).all()
 

@@ -62,7 +62,9 @@ def test_results_are_complete_and_the_readme_is_short():
     others = {name.removesuffix("_brief") for name in brief & measured}
     replaced = {f"{task}_brief" for task in PREFERRED if any(name.startswith(f"{task}_") for name in others)}
     assert (brief & measured) - replaced <= blocks["README.md"] <= brief
-    assert measured - brief <= blocks["docs/results.md"] <= known - brief
+    findings = {name for name in known if name.startswith("findings_")}
+    assert measured - brief - findings <= blocks["docs/results.md"] <= known - brief - findings
+    assert blocks["docs/findings.md"] == findings
     readme = text_of("README.md")
     assert len(readme.splitlines()) <= MAX_README_LINES
     for block in report.BLOCK.finditer(readme):

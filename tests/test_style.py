@@ -44,7 +44,8 @@ OPEN_TO = {
     "bench_answers": BELOW_TASKS,
     "bench_systems": BELOW_TASKS,
     "bench_llamacpp": BELOW_TASKS | {"bench_cpu", "bench_systems"},
-    "training": BELOW_TASKS,
+    # The benchmark of vLLM asks it as a client of the plugin does.
+    "training": BELOW_TASKS | {f"serve.vllm_plugin.{name}" for name in ("plugin", "settings", "support")},
 }
 """Rooms that import less than all that stands before them."""
 

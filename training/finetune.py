@@ -77,6 +77,8 @@ class FinetuneConfig:
             (`random_trees.DIFFERENCES_MIX`); of tasks whose generator has that variant.
         heldout_operands: sizes of the held-out problems (of expressions: operands), `heldout_problems` of each; their
             longest worked solution has to fit into `loop.row_tokens`.
+        head_tokens: of a span adapter whose headers see an index: tokens of each segment behind its name; None: headers
+            see everything. Not of the task summarize.
         marker_start: where the markers' rows of a span adapter start: "random" as the resized base has them, or
             "meaning", what they mean in pieces that the base knows (`training.loop.marker_rows`). The trained rows
             are in the adapter either way.
@@ -99,6 +101,7 @@ class FinetuneConfig:
     more_differences: bool = False
     heldout_operands: tuple[int, ...] = (8, 24, 48)
     heldout_problems: int = 96
+    head_tokens: int | None = None
     marker_start: str = "random"
     data: str | dict[str, str] | None = None
     mixture: dict[str, float] = field(default_factory=dict)
@@ -122,6 +125,10 @@ class FinetuneConfig:
             )
         if self.heldout_problems < 1:
             raise ValueError(f"heldout_problems is 1 or more, not {self.heldout_problems}")
+        if self.head_tokens is not None and (self.head_tokens < 1 or not self.annotated or self.task == "summarize"):
+            raise ValueError(
+                f"head_tokens is 1 or more, for span adapters of tasks other than summarize, not {self.head_tokens}"
+            )
         self._check_generator()
         self._check_summaries()
 

@@ -73,9 +73,11 @@ def training_material(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> Mat
     task = get_task(config.task)
     if task.generator is None:
         return _prepared(config, tokenizer)
+    if config.head_tokens is not None:
+        task = task.for_model(task.max_tokens, Learned(head_tokens=config.head_tokens))
     variant = DIFFERENCES if config.more_differences else ""
     stream = sources.generated_source(task, tokenizer, config.annotated, config.mask_off_share, variant)
-    return Material(stream, GeneratedHeldout(config, task, tokenizer), Learned())
+    return Material(stream, GeneratedHeldout(config, task, tokenizer), Learned(head_tokens=config.head_tokens))
 
 
 def _prepared(config: "FinetuneConfig", tokenizer: SpanTokenizer) -> Material:

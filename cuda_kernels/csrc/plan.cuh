@@ -52,8 +52,8 @@ struct RowPlan {
     int num_visible, num_spans;
 };
 
-// Hands in the plan of this block's row; by its first warp. Returns whether this block is the last to do so: all others'
-// results are visible then.
+// Hands in the plan of this block's row; by its first warp. Returns whether this block is the last to do so: all
+// others' results are visible then.
 DEVICE bool hand_in(RowPlan planned, int row, int batch, int* row_words, int* num_done) {
     bool is_last = false;
     if (threadIdx.x == 0) {

@@ -1,7 +1,7 @@
-// The plan of `plan.cu` for a paged cache: intervals of a row's own positions -> spans of the cache's positions, one for
-// every page that an interval touches. Attention over them is that of a cache in one piece: the page is in the shift.
-// Once per decode step, for all layers; a block per row, of which the last to finish builds the schedule. One query per
-// row.
+// The plan of `plan.cu` for a paged cache: intervals of a row's own positions -> spans of the cache's positions, one
+// for every page that an interval touches. Attention over them is that of a cache in one piece: the page is in the
+// shift. Once per decode step, for all layers; a block per row, of which the last to finish builds the schedule. One
+// query per row.
 #include <plan.cuh>
 
 constexpr int MAX_PAGES_THREADS = 256;

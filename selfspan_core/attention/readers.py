@@ -21,7 +21,7 @@ from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.errors import ImplUnavailable
 from selfspan_core.spans.intervals import Interval
-from selfspan_core.spans.tracker import MAX_BODY_TOKENS, Phase, State
+from selfspan_core.spans.tracker import MAX_BODY_TOKENS, State
 
 
 class Reader(Protocol):
@@ -172,12 +172,12 @@ class GatherReader:
         for gathered in self._bodies:
             gathered.forget(start)
         self._groups = None
-        if states is None or all(state.phase is not Phase.BODY for state in states):
+        if states is None or all(state.sees_everything for state in states):
             return
         used: list[_Body] = []
         groups: list[_Group] = []
         for place, state in enumerate(states):
-            key = (state.context, state.own_start) if state.phase is Phase.BODY else None
+            key = None if state.sees_everything else (state.context, state.own_start)
             if groups and groups[-1].key == key:
                 groups[-1].last = place + 1
                 continue

@@ -222,7 +222,7 @@ class LaneView:
                 self._mark(self.steps[-1], malformed=True)
         if event.phase is Phase.BODY:
             return
-        sees_all = event.phase in (Phase.HEADER, Phase.BROKEN) and self.spec.sparse
+        sees_all = event.phase in (Phase.HEADER, Phase.BROKEN) and self.spec.sparse and len(event.visible) == 1
         self._reading = "all" if sees_all else ()
 
     def _open_step(self, index: int, start: int) -> None:

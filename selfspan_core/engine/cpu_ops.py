@@ -1,9 +1,9 @@
-"""A decode step's operations on a CPU: PyTorch's, with matrices packed for passes of several tokens in float32.
+"""A decode step's operations on a CPU: PyTorch's, with matrices in oneDNN's own layout in float32.
 
-MKL repacks a matrix at every multiplication with several rows, and reads and writes it once more for that. With packed
-matrices, a pass of 8 tokens of the shipped model takes 1.47 times as long as one of a single token instead of 1.79
-times, and a pass of 16 takes 1.75 times as long instead of 2.27 (two cores of an Intel Xeon with AMX). A matrix is
-packed for one number of rows, when a pass of about so many comes for the first time; zeros fill up fewer rows.
+Otherwise a product with a few rows repacks the matrix, which takes longer than to multiply: of the shipped small
+model's matrices, passes of 1, 8 and 16 tokens take 4.4, 10.7 and 13.0 ms as PyTorch multiplies them by itself (MKL),
+and 3.4, 3.7 and 4.7 ms in this layout (two cores of an AMD EPYC, weights not in the cache). So a draft costs hardly
+anything. One layout serves any number of rows.
 """
 
 from typing import Any
@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from selfspan_core.engine.decoder import Apply, ApplyGated, StepOps, TorchOps
 from selfspan_core.models.weights import DecodeWeights, Matrix
 
-PACKED_ROWS = (8, 16)
-FEWEST_ROWS = 5
-"""Rows from which on a packed matrix is faster, zeros included."""
+ROWS = 16
+"""Of the products that the layout is chosen for; more take the matrix as it is."""
 MOST_BYTES = 2**28
-"""Weights of larger models are not packed: every packing is one more copy of them."""
+"""Weights of larger models are not packed: that is one more copy of them."""
 
 
 class PackedOps(TorchOps):
@@ -47,30 +46,26 @@ class PackedOps(TorchOps):
 
 
 class _Packed:
-    """One matrix, and its packings as they are needed."""
+    """One matrix, packed when it is first multiplied with."""
 
     def __init__(self, matrix: Matrix, weight: torch.Tensor) -> None:
         self._matrix, self._apply, self._weight = matrix, matrix.apply, weight
         self._bias: torch.Tensor | None = getattr(matrix, "bias", None)
-        self._packings: dict[int, torch.Tensor] = {}
+        self._packing: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[T, depth]` -> `[T, num_out]`."""
-        num_rows = len(x)
-        if not FEWEST_ROWS <= num_rows <= PACKED_ROWS[-1]:
+        if len(x) > ROWS:
             return self._apply(x)
-        size = next(size for size in PACKED_ROWS if size >= num_rows)
-        mkl: Any = torch.ops.mkl
-        packing = self._packings.get(size)
-        if packing is None:
-            packing = self._packings[size] = mkl._mkl_reorder_linear_weight(self._weight.contiguous(), size)
-        filled = F.pad(x, (0, 0, 0, size - num_rows)) if num_rows < size else x
-        return mkl._mkl_linear(filled, packing, self._weight, self._bias, size)[:num_rows]
+        dnn: Any = torch.ops.mkldnn
+        if self._packing is None:
+            self._packing = dnn._reorder_linear_weight(self._weight.contiguous(), ROWS)
+        return dnn._linear_pointwise(x, self._packing, self._bias, "none", [], "")
 
 
 def host_ops(weights: DecodeWeights) -> StepOps:
     """The operations of a step that the host decides, by the device and type of the weights."""
     model = weights.model
     is_float32 = model.device.type == "cpu" and model.dtype is torch.float32
-    can_pack = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+    can_pack = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return PackedOps() if is_float32 and can_pack and weights.num_bytes <= MOST_BYTES else TorchOps()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from selfspan_core.spans.tracker import Phase, State, Tracker
+from selfspan_core.spans.tracker import State, Tracker
 
 MAX_AGE = 64
 """Passes after which a pass of one token is too long ago to be compared with."""
@@ -54,13 +54,13 @@ def verifiable(
     """
     num_known = next((n for n, token in enumerate(drafts) if not 0 <= token < vocab_size), len(drafts))
     states = tracker.preview(drafts[:num_known])
-    bodies = [last.own_start] if last.phase is Phase.BODY else []
+    bodies = [] if last.sees_everything else [(last.context, last.own_start)]
     for place, state in enumerate(states):
         # What a body reads must be in the cache before the pass.
         if state.context and state.context[-1][1] > last.position:
             return drafts[:place], states[:place]
-        if state.phase is Phase.BODY and state.own_start not in bodies:
-            bodies.append(state.own_start)
+        if not state.sees_everything and (state.context, state.own_start) not in bodies:
+            bodies.append((state.context, state.own_start))
         if max_bodies is not None and len(bodies) > max_bodies:
             return drafts[:place], states[:place]
     return drafts[:num_known], states

@@ -22,7 +22,7 @@ from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.host_step import HostKept, HostStep
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.rules import Rules
-from selfspan_core.errors import PromptError
+from selfspan_core.errors import ImplUnavailable, PromptError
 from selfspan_core.models.model import SpanModel
 from selfspan_core.params import Drafts
 from selfspan_core.spans.protocol import Markers
@@ -112,7 +112,7 @@ class Engine:
             ImplUnavailable: `impl` cannot run on the model's device, or not with this model.
             RuntimeError: while iterating a captured run: another one of this engine with this attention is not over.
         """
-        self._check(attention, impl)
+        self._check(attention, impl, request)
         room = self._room(request)
         num_positions = request.prompt.prompt.num_tokens + room
         if impl == CAPTURED:
@@ -143,16 +143,18 @@ class Engine:
         Raises:
             ImplUnavailable: this device or model cannot be captured, or has no memory for so many rows.
         """
-        self._check(attention, CAPTURED)
+        self._check(attention, CAPTURED, request)
         num_prompt, room = request.prompt.prompt.num_tokens, self._room(request)
         longest = min(max(num_prompt, MAX_OTHER_PROMPT) + room, self.model.max_context)
         rows = self._batch_engines.get(attention, num_rows, longest, request)
         beside = (request.beside(number, other) for number, other in enumerate(others, start=1))
         return events_of_first(rows, itertools.chain([request], beside))
 
-    def _check(self, attention: str, impl: str) -> None:
+    def _check(self, attention: str, impl: str, request: PromptRequest) -> None:
         if attention not in ("dense", "sparse"):
             raise ValueError(f"attention is 'dense' or 'sparse', not {attention!r}")
+        if impl == CAPTURED and request.prompt.prompt.head_tokens is not None:
+            raise ImplUnavailable("headers that see an index cannot be captured yet: choose another implementation")
         if attention == "sparse" or impl == CAPTURED:
             require_impl(impl, self.model.device)
 

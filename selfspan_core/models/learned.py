@@ -2,7 +2,7 @@
 
 `training.finetune` writes it as the key `learned` of the `training.json` beside the weights:
 
-    {"options": {"form": ["shorten", "rewrite"]}, "document_tokens": 7499}
+    {"options": {"form": ["shorten", "rewrite"]}, "document_tokens": 7499, "head_tokens": null}
 
 An adapter without it learned the defaults alone. No torch.
 """
@@ -26,10 +26,12 @@ class Learned:
     Attributes:
         options: option of the task -> the values that it was trained on; an option that is missing: its default alone.
         document_tokens: most tokens of a document in training, names included; None: not recorded.
+        head_tokens: what headers saw of each segment, behind its name; None: everything.
     """
 
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     document_tokens: int | None = None
+    head_tokens: int | None = None
 
 
 def learned_of(adapter: Path) -> Learned:
@@ -45,7 +47,7 @@ def learned_of(adapter: Path) -> Learned:
     if not isinstance(found, dict) or not _is_in_order(found):
         raise ModelError(f"{file}: '{KEY}' is not of the form that training.finetune writes")
     options = {name: tuple(values) for name, values in found.get("options", {}).items()}
-    return Learned(options, found.get("document_tokens"))
+    return Learned(options, found.get("document_tokens"), found.get("head_tokens"))
 
 
 def record_of(learned: Learned) -> dict[str, Any]:
@@ -53,7 +55,10 @@ def record_of(learned: Learned) -> dict[str, Any]:
     if learned == Learned():
         return {}
     options = {name: list(values) for name, values in learned.options.items()}
-    return {KEY: {"options": options, "document_tokens": learned.document_tokens}}
+    numbers = {"document_tokens": learned.document_tokens}
+    if learned.head_tokens is not None:
+        numbers["head_tokens"] = learned.head_tokens
+    return {KEY: {"options": options, **numbers}}
 
 
 def common(several: Iterable[Learned]) -> Learned:
@@ -69,14 +74,16 @@ def common(several: Iterable[Learned]) -> Learned:
     }
     tokens = [one.document_tokens for one in every]
     shortest = None if None in tokens else min(number for number in tokens if number is not None)
-    return Learned({name: values for name, values in options.items() if values}, shortest)
+    # Plain adapters have no headers: what the others learned of them counts.
+    heads = {one.head_tokens for one in every if one.head_tokens is not None}
+    return Learned({name: values for name, values in options.items() if values}, shortest, max(heads, default=None))
 
 
 def _is_in_order(found: Mapping[str, Any]) -> bool:
-    options, tokens = found.get("options", {}), found.get("document_tokens")
+    options, numbers = found.get("options", {}), (found.get("document_tokens"), found.get("head_tokens"))
     are_lists = isinstance(options, dict) and all(isinstance(values, list) and values for values in options.values())
     return (
         are_lists
         and all(isinstance(value, str) for values in options.values() for value in values)
-        and (tokens is None or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0))
+        and all(number is None or (type(number) is int and number > 0) for number in numbers)
     )

@@ -11,7 +11,7 @@ Source: "Self-Selected Attention Span", arXiv 2404.09336, section 3.
 
 from dataclasses import dataclass, field
 
-from selfspan_core.spans.intervals import Interval
+from selfspan_core.spans.intervals import Interval, merge
 
 NUM_ANCHORS = 256
 REF, GO, RES, END = "<|ref|>", "<|go|>", "<|res|>", "<|end|>"
@@ -62,8 +62,22 @@ class PromptLayout:
         num_tokens: length of the prompt.
         scaffold_end: the scaffold is `[0, scaffold_end)`.
         segments: anchor id -> interval, its anchor token included.
+        head_tokens: headers see an index: of each segment its name and so many tokens behind it, and all that belongs
+            to no segment; None: they see everything.
     """
 
     num_tokens: int
     scaffold_end: int
     segments: dict[int, Interval]
+    head_tokens: int | None = None
+
+    @property
+    def index(self) -> tuple[Interval, ...]:
+        """What headers see of the prompt."""
+        if self.head_tokens is None:
+            return ((0, self.num_tokens),)
+        seen, behind = [], 0
+        for start, end in sorted(self.segments.values()):
+            seen.append((behind, min(start + 1 + self.head_tokens, end)))
+            behind = end
+        return merge([*seen, (behind, self.num_tokens)])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from selfspan_core.spans.intervals import Interval, merge
 from selfspan_core.spans.protocol import Markers, PromptLayout
-from selfspan_core.spans.tracker import Tracker
+from selfspan_core.spans.tracker import Phase, Tracker
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,26 @@ class Step:
 class Example:
     """A prompt and, for training, the steps that answer it.
 
-    `scaffold` is the part that all tokens always see: `<bos>` and the instruction.
+    `scaffold` is the part that all tokens always see: `<bos>` and the instruction. `head_tokens`: see `PromptLayout`.
     """
 
     scaffold: tuple[int, ...]
     parts: tuple[Part, ...]
     steps: tuple[Step, ...] = ()
+    head_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VisibleRun:
-    """Consecutive queries, from `first` up to the next run's, that see `context` and `[own_start, themselves]`."""
+    """Consecutive queries, from `first` up to the next run's, that see `context` and `[own_start, themselves]`.
+
+    With `reads_index` the context is that part of the example's index which lies before `own_start`.
+    """
 
     first: int
     context: tuple[Interval, ...]
     own_start: int
+    reads_index: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,14 @@ class Rendered:
         prompt: where the prompt's pieces lie.
         loss_mask: 1 where a token is to be learned (as a prediction target), 0 on the prompt.
         runs: visibility, one entry wherever it changes; the first starts at position 0.
+        index: of an example whose headers see an index, all of it; else empty.
     """
 
     ids: list[int]
     prompt: PromptLayout
     loss_mask: list[int]
     runs: list[VisibleRun]
+    index: tuple[Interval, ...] = ()
 
     @property
     def visibility(self) -> list[tuple[Interval, ...]]:
@@ -95,7 +102,7 @@ def layout(example: Example) -> tuple[list[int], PromptLayout]:
             ids.append(part.name)
             segments[part.name] = (start, start + 1 + len(part.ids))
         ids.extend(part.ids)
-    return ids, PromptLayout(len(ids), len(example.scaffold), segments)
+    return ids, PromptLayout(len(ids), len(example.scaffold), segments, example.head_tokens)
 
 
 def step_ids(step: Step, markers: Markers) -> list[int]:
@@ -114,6 +121,7 @@ def render(example: Example, markers: Markers) -> Rendered:
     """
     ids, prompt = layout(example)
     runs = [VisibleRun(0, (), 0)]
+    index: tuple[Interval, ...] = ()
     if example.steps:
         tracker = Tracker(markers, prompt)
         for step in example.steps:
@@ -121,15 +129,17 @@ def render(example: Example, markers: Markers) -> Rendered:
                 state = tracker.push(token)
                 last = runs[-1]
                 if state.own_start != last.own_start or state.context is not last.context:
-                    runs.append(VisibleRun(state.position, state.context, state.own_start))
+                    reads_index = bool(state.context) and state.phase is not Phase.BODY
+                    runs.append(VisibleRun(state.position, state.context, state.own_start, reads_index))
                 ids.append(token)
+        index = tracker.index
         if tracker.num_malformed:
             raise ValueError(f"malformed step in an example: {tracker.problem}")
-        if runs[-1].own_start:
+        if runs[-1].own_start or runs[-1].context:
             runs.append(VisibleRun(len(ids), (), 0))
         ids.append(markers.eos)
     loss_mask = [0] * prompt.num_tokens + [1] * (len(ids) - prompt.num_tokens)
-    return Rendered(ids, prompt, loss_mask, runs)
+    return Rendered(ids, prompt, loss_mask, runs, index)
 
 
 def render_plain(example: Example, markers: Markers, separator: tuple[int, ...]) -> Rendered:

@@ -3,7 +3,7 @@
 One id at a time, O(1) per id (a header names at most `MAX_READS` segments). States:
 
     BETWEEN  after the prompt, after `<|end|>`: the model decides what comes next; sees everything
-    HEADER   from `<|ref|>` to `<|go|>`, both included: sees everything
+    HEADER   from `<|ref|>` to `<|go|>`, both included: sees everything, or an index
     BODY     up to the token before `<|end|>`: sees the scaffold, the named segments and its own step
     BROKEN   a malformed step up to its `<|end|>`, or text outside any step: sees everything
     DONE     after `<eos>`
@@ -11,6 +11,10 @@ One id at a time, O(1) per id (a header names at most `MAX_READS` segments). Sta
 `<|end|>` itself is already BETWEEN: its query predicts what follows, and that needs the whole context. Nothing here
 raises on bad ids; a step that breaks the grammar is flagged, sees everything, and never becomes citable. Every state
 has a length bound: past it a header or body is broken, and a broken step is closed.
+
+Where the prompt says so (`PromptLayout.head_tokens`), what sees everything in BETWEEN and HEADER sees an index: what
+the prompt names, of every step its name and the beginning of its citable part; and the last step whole, since it has
+just been written (so that one pass can hold its end and the header behind it).
 """
 
 from collections.abc import Sequence
@@ -41,7 +45,8 @@ class State(NamedTuple):
     Attributes:
         phase: state of the token just pushed, as a query.
         position: its cache position.
-        context: intervals that a BODY token sees before its own step, merged; empty in other phases.
+        context: intervals that a BODY token sees before its own step, merged; of a header with an index, that index
+            before the last step; else empty.
         own_start: first position of the final visible interval, which ends at `position + 1`.
         step: index of the step that the token belongs to, or -1.
         header_closed: True on the `<|go|>` of a well-formed header: `context` of the body is now known.
@@ -65,6 +70,11 @@ class State(NamedTuple):
         if last_end == self.own_start:
             return (*self.context[:-1], (last_start, self.position + 1))
         return (*self.context, (self.own_start, self.position + 1))
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether its query sees all tokens up to itself."""
+        return not self.context and self.own_start == 0
 
     @property
     def num_visible(self) -> int:
@@ -112,6 +122,10 @@ class Tracker:
         # Of the open body.
         self._body_start = self._body_name = 0
         self._annotated = annotated
+        # Of headers with an index: what they see, and where what they see whole begins; None: where they begin.
+        self._head_tokens = prompt.head_tokens if annotated else None
+        self._index = self._header_context = () if self._head_tokens is None else prompt.index
+        self._header_start: int | None = None
         self.segments: dict[int, Interval] = dict(prompt.segments)
         self.steps: list[StepRecord] = []
         self.num_malformed = 0
@@ -121,6 +135,11 @@ class Tracker:
     def annotated(self) -> bool:
         """Whether the model is to write steps."""
         return self._annotated
+
+    @property
+    def index(self) -> tuple[Interval, ...]:
+        """What headers see of prompt and finished steps; empty where they see everything."""
+        return self._index
 
     @property
     def named(self) -> Sequence[int]:
@@ -146,12 +165,14 @@ class Tracker:
         """What `push` would say of these ids, one after the other; the tracker is as before."""
         before = (self._position, self._phase, self._named, self._body_start, self._body_name)
         problem, num_malformed = self.problem, self.num_malformed
+        headers = (self._index, self._header_context, self._header_start)
         num_segments, num_steps = len(self.segments), len(self.steps)
         last = replace(self.steps[-1]) if self.steps else None
         self._named = list(self._named)
         states = [self.push(token) for token in tokens]
         self._position, self._phase, self._named, self._body_start, self._body_name = before
         self.problem, self.num_malformed = problem, num_malformed
+        self._index, self._header_context, self._header_start = headers
         while len(self.segments) > num_segments:  # a name that is taken is never given again: new ones are the last
             self.segments.popitem()
         del self.steps[num_steps:]
@@ -164,7 +185,13 @@ class Tracker:
         if phase is Phase.BODY:
             record = self.steps[-1]
             return State(phase, self._position, record.intervals, record.start, len(self.steps) - 1, **flags)
-        return State(phase, self._position, (), 0, len(self.steps) - 1 if in_step else -1, **flags)
+        number = len(self.steps) - 1 if in_step else -1
+        if self._head_tokens is not None and phase in (Phase.HEADER, Phase.BETWEEN):
+            start = self._header_start
+            if start is None:
+                start = self.steps[-1].start if self.steps else self._position
+            return State(phase, self._position, self._header_context, start, number, **flags)
+        return State(phase, self._position, (), 0, number, **flags)
 
     def _finish(self) -> State:
         was_open = self._phase in (Phase.HEADER, Phase.BODY)
@@ -215,8 +242,8 @@ class Tracker:
         record.body_start = self._body_start = self._position + 1
         self._body_name = name
         self._phase = Phase.BODY
-        # <|go|> is the header's last token: it still sees everything.
-        return State(Phase.HEADER, self._position, (), 0, len(self.steps) - 1, header_closed=True)
+        # <|go|> is the header's last token: it still sees what the header sees.
+        return self._state(Phase.HEADER, header_closed=True)
 
     def _in_body(self, token: int) -> State:
         record = self.steps[-1]
@@ -240,7 +267,17 @@ class Tracker:
             self._flag("a step has nothing to cite")
             return self._state(Phase.BETWEEN, malformed=True)
         self.segments[self._body_name] = (citable_start, self._position)
+        if self._head_tokens is not None:
+            self._take_into_index(record, citable_start + has_result + self._head_tokens)
         return self._state(Phase.BETWEEN)
+
+    def _take_into_index(self, record: StepRecord, head_end: int) -> None:
+        """A step is over: the next header sees it whole, those behind it its name and its citable part's beginning."""
+        self._header_context, self._header_start = self._index, record.start
+        citable_start, citable_end = self.segments[self._body_name]
+        name_at = self._body_start - 2
+        head = ((name_at, name_at + 1), (citable_start, min(head_end, citable_end)))
+        self._index = (*self._index, *merge(head))
 
     def _in_broken(self, token: int) -> State:
         record = self.steps[-1]

@@ -115,6 +115,11 @@ class Learned(Protocol):
         """Most tokens of a document in training; None where it is not recorded."""
         ...
 
+    @property
+    def head_tokens(self) -> int | None:
+        """What headers saw of each segment in training (`spans.protocol.PromptLayout`)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Tool:

@@ -1,5 +1,7 @@
 """What tasks have in common whose problems are worked out step by step and have one right answer. No torch here."""
 
+import copy
+from dataclasses import replace
 from typing import ClassVar, Generic, Self
 
 from selfspan_core.spans.render import Example, Rendered, render, render_plain
@@ -16,10 +18,18 @@ class WorkedTask(Generic[ProblemT]):
     evaluation: ClassVar[EvaluationKind] = "problems"
     has_right_answer = True
     rules_text = ""
+    head_tokens: int | None = None
 
     def for_model(self, max_context: int, learned: Learned) -> Self:
-        """The task itself: problems are bounded by how long their worked steps were in training."""
-        return self
+        """The same task with headers as its adapters learned them; problems are bounded by how long their worked steps
+        were in training."""
+        return self.with_headers(learned.head_tokens)
+
+    def with_headers(self, head_tokens: int | None) -> Self:
+        """The same task, whose headers see so many tokens of each segment; None: everything."""
+        other = copy.copy(self)
+        other.head_tokens = head_tokens
+        return other
 
     def clean(self, text: str) -> Cleaned:
         """The text itself."""
@@ -33,7 +43,7 @@ class WorkedTask(Generic[ProblemT]):
         self, problem: ProblemT, tokenizer: Tokenizer, annotated: bool, offset: int = 0, with_steps: bool = False
     ) -> Rendered:
         """The example laid out with markers (`annotated`) or as the same text without a single one."""
-        example = self.example(problem, tokenizer, offset, with_steps)
+        example = replace(self.example(problem, tokenizer, offset, with_steps), head_tokens=self.head_tokens)
         if annotated:
             return render(example, tokenizer.markers)
         return render_plain(example, tokenizer.markers, tuple(tokenizer.encode(STEP_SEPARATOR)))

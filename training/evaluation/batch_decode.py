@@ -94,7 +94,8 @@ def _step_for(model: SpanModel, markers: Markers, requests: Sequence[PromptReque
     longest = max(request.prompt.prompt.num_tokens for request in requests)
     room = max(request.most_tokens or model.max_context for request in requests)
     capacity = min(model.max_context, longest + room)
-    if model.device.type == "cuda" and model.dtype is not torch.float32:
+    has_index = any(request.prompt.prompt.head_tokens is not None for request in requests)
+    if model.device.type == "cuda" and model.dtype is not torch.float32 and not has_index:
         with_rules = any(request.host_rules is not None for request in requests)
         return BatchStep(model.weights, markers, BatchShape(len(requests), capacity, not sparse, with_rules))
     return HostStep(model.weights, markers, len(requests), capacity, not sparse)

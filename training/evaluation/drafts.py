@@ -100,8 +100,12 @@ def aligned(length: int) -> int:
 
 def _span_mask(drafts: Sequence[Rendered], length: int, device: torch.device) -> torch.Tensor:
     """Bool `[B, 1, T, T]` out of each draft's own visibility; padding sees itself."""
-    most = 1 + max(len(run.context) for draft in drafts for run in draft.runs)
+    most = 1 + max(1 if run.reads_index else len(run.context) for draft in drafts for run in draft.runs)
     rows = [Row(length, most, pad_id=0) for _ in drafts]
     for row, draft in zip(rows, drafts, strict=True):
         row.add(sample_of(draft))
-    return torch.cat([dense_mask(torch.from_numpy(row.bounds)[None].to(device)) for row in rows])
+    masks = []
+    for row in rows:
+        bounds, indexed = (torch.from_numpy(part)[None].to(device) for part in (row.bounds, row.indexed))
+        masks.append(dense_mask(bounds, indexed))
+    return torch.cat(masks)

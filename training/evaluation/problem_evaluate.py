@@ -21,6 +21,7 @@ import torch
 
 from cuda_kernels.bench.provenance import provenance
 from cuda_kernels.bench.whole_file import place, write_whole
+from selfspan_core.models.learned import learned_of
 from selfspan_core.models.model import SpanModel
 from selfspan_core.tasks.registry import TASKS, get_task
 from training.data.generated import evaluation_set
@@ -91,6 +92,7 @@ def run_job(
     adapter = Path(arguments.adapters) / lane.adapter
     model = SpanModel.load(arguments.base, adapter, device, getattr(torch, arguments.dtype))
     task = get_task(arguments.task)
+    task = task.for_model(task.max_tokens, learned_of(adapter))
     if isinstance(operands, str):
         problems = given_problems(task, arguments.inputs)
     else:

@@ -77,4 +77,4 @@ def _forward(module: LanguageModelLoss, device: torch.device, rows: Sequence[Row
         chunk += [Row(len(chunk[0].ids), chunk[0].bounds.shape[1], 0) for _ in range(micro_rows - len(chunk))]
         batch = to_device({key: torch.from_numpy(value) for key, value in stack(chunk).items()}, device)
         real = min(micro_rows, len(rows) - first)
-        yield batch["labels"][:real], module.logits(batch["ids"], batch["bounds"])[:real]
+        yield batch["labels"][:real], module.logits(batch["ids"], batch["bounds"], batch.get("indexed"))[:real]

@@ -24,17 +24,19 @@ class LanguageModelLoss(nn.Module):
         self.model = model
         self._cross_entropy = torch.compile(cross_entropy) if compiled else cross_entropy
 
-    def logits(self, ids: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        """Logits [B, S, vocab] for ids [B, S] under the visibility of bounds [B, S, K, 2]."""
-        return self._causal_lm.lm_head(self._hidden(ids, bounds))
+    def logits(self, ids: torch.Tensor, bounds: torch.Tensor, indexed: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [B, S, vocab] for ids [B, S] under the visibility of bounds [B, S, K, 2] and indexed [B, S]."""
+        return self._causal_lm.lm_head(self._hidden(ids, bounds, indexed))
 
-    def forward(self, ids: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, ids: torch.Tensor, labels: torch.Tensor, bounds: torch.Tensor, indexed: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Scalar loss; labels [B, S] hold IGNORE where nothing is to be predicted.
 
         Logits are made of the targets alone: of a large vocabulary they take more memory than all layers together,
         and most of a row is prompt.
         """
-        hidden, labels = self._hidden(ids, bounds).flatten(0, 1), labels.flatten()
+        hidden, labels = self._hidden(ids, bounds, indexed).flatten(0, 1), labels.flatten()
         places = (labels != IGNORE).nonzero().squeeze(1)
         num_targets = len(places)
         # Few different numbers of logits: each would be a shape of its own to compile and to allocate for.
@@ -46,8 +48,8 @@ class LanguageModelLoss(nn.Module):
     def _causal_lm(self) -> nn.Module:
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
-    def _hidden(self, ids: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
-        mask = visibility_mask(bounds)
+    def _hidden(self, ids: torch.Tensor, bounds: torch.Tensor, indexed: torch.Tensor | None) -> torch.Tensor:
+        mask = visibility_mask(bounds, indexed)
         return self._causal_lm.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from selfspan_core.spans.intervals import Interval
 from selfspan_core.spans.render import Rendered, VisibleRun
 
 IGNORE = -100
@@ -24,16 +25,19 @@ class Sample:
         ids: token ids, uint16 or wider, shape [n].
         loss_mask: shape [n], nonzero where the token is a prediction target.
         runs: visibility (`render.VisibleRun`), relative to the example's start.
+        index: what headers see of the example, where they see an index.
     """
 
     ids: np.ndarray
     loss_mask: np.ndarray
     runs: Sequence[VisibleRun]
+    index: Sequence[Interval] = ()
 
 
 def sample_of(rendered: Rendered) -> Sample:
     """A rendered example as a sample."""
-    return Sample(np.asarray(rendered.ids, np.int32), np.asarray(rendered.loss_mask, np.int8), rendered.runs)
+    ids, loss_mask = np.asarray(rendered.ids, np.int32), np.asarray(rendered.loss_mask, np.int8)
+    return Sample(ids, loss_mask, rendered.runs, rendered.index)
 
 
 def plain_sample(ids: np.ndarray, loss_mask: np.ndarray | None = None) -> Sample:
@@ -44,7 +48,7 @@ def plain_sample(ids: np.ndarray, loss_mask: np.ndarray | None = None) -> Sample
 
 def without_mask(sample: Sample) -> Sample:
     """The same example as dense attention sees it: every token all before it."""
-    return replace(sample, runs=(VisibleRun(0, (), 0),))
+    return replace(sample, runs=(VisibleRun(0, (), 0),), index=())
 
 
 class Row:
@@ -53,7 +57,9 @@ class Row:
     Attributes:
         ids: int32 [length].
         labels: int32 [length], the next token where it is a target, else IGNORE.
-        bounds: int16 [length, max_intervals, 2], half-open intervals in row positions, unused ones (0, 0).
+        bounds: int16 [length, max_intervals, 2], half-open intervals in row positions, unused ones (0, 0). One that
+            begins at -1 - n holds of `[n, end)` what is indexed.
+        indexed: uint8 [length], nonzero where a token belongs to its example's index.
         used: positions filled so far.
     """
 
@@ -63,6 +69,7 @@ class Row:
         self.ids = np.full(length, pad_id, np.int32)
         self.labels = np.full(length, IGNORE, np.int32)
         self.bounds = np.zeros((length, max_intervals, 2), np.int16)
+        self.indexed = np.zeros(length, np.uint8)
         # Padding sees itself: a query that sees nothing has no softmax.
         self.bounds[:, 0, 0] = np.arange(length)
         self.bounds[:, 0, 1] = np.arange(1, length + 1)
@@ -88,16 +95,20 @@ class Row:
         for index, run in enumerate(sample.runs):
             stop = sample.runs[index + 1].first if index + 1 < len(sample.runs) else n
             self._fill_bounds(run, at, at + run.first, at + stop)
+        for start, end in sample.index:
+            self.indexed[at + start : at + end] = 1
         self.used += n
 
     def _fill_bounds(self, run: VisibleRun, offset: int, first: int, stop: int) -> None:
-        if len(run.context) >= self.bounds.shape[1]:
+        # Any number of intervals, all of them in the example's index: which tokens that are is kept once per row.
+        context = ((-1 - 2 * offset, run.own_start),) if run.reads_index else run.context
+        if len(context) >= self.bounds.shape[1]:
             raise ValueError(f"a query sees {len(run.context) + 1} intervals, a row records {self.bounds.shape[1]}")
         rows = self.bounds[first:stop]
         rows[:] = 0
         rows[:, 0, 0] = offset + run.own_start
         rows[:, 0, 1] = np.arange(first + 1, stop + 1)
-        for slot, (start, end) in enumerate(run.context, start=1):
+        for slot, (start, end) in enumerate(context, start=1):
             rows[:, slot] = (offset + start, offset + end)
 
 
@@ -123,9 +134,13 @@ def pack(samples: Iterable[Sample], length: int, max_intervals: int, pad_id: int
 
 
 def stack(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Rows as one batch: ids int32 [B, S], labels int32 [B, S], bounds int16 [B, S, K, 2]."""
-    return {
+    """Rows as one batch: ids int32 [B, S], labels int32 [B, S], bounds int16 [B, S, K, 2]; and, where headers see an
+    index, indexed uint8 [B, S]."""
+    batch = {
         "ids": np.stack([row.ids for row in rows]),
         "labels": np.stack([row.labels for row in rows]),
         "bounds": np.stack([row.bounds for row in rows]),
     }
+    if any(row.indexed.any() for row in rows):
+        batch["indexed"] = np.stack([row.indexed for row in rows])
+    return batch

@@ -156,7 +156,7 @@ def prepare_model(model: nn.Module, config: LoopConfig, device: torch.device) ->
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Move a batch, widening ids and labels to int64 there."""
     moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-    return {"ids": moved["ids"].long(), "labels": moved["labels"].long(), "bounds": moved["bounds"]}
+    return moved | {"ids": moved["ids"].long(), "labels": moved["labels"].long()}
 
 
 class Trainer:

@@ -10,7 +10,7 @@ PLAIN, LOOKUP, SPAN, DRAFTED = "plain dense", "plain dense + lookup", "span spar
 WHAT = (
     "Seconds to an answer, one request at a time, prefill included. The plain adapter writes no "
     "names; with prompt lookup it drafts from earlier text. The span adapter drafts from the segments that its headers "
-    "name. Drafts change the time only"
+    "name. Greedily drafts change no text, but for near ties where numbers have 16 bits"
 )
 BRIEF_HEADER = [
     "input",
@@ -70,7 +70,7 @@ def answers_brief() -> str:
 
 def _models(results: dict) -> str:
     """Which model answered what; files that do not say so are of the time when one model answered everything."""
-    same = {"model": DEFAULT_MODEL, "numbers": results["dtype"]}
+    same = {"model": DEFAULT_MODEL, "numbers": results.get("dtype", "")}
     models = results.get("models") or {task: same for task in TASKS if _has(results, task)}
     of_tasks = (f"{get_task(task).page.tab}: {one['model']} in {one['numbers']}" for task, one in models.items())
     return f" {'; '.join(of_tasks)}."
