@@ -27,6 +27,8 @@ class WorkedTask(Generic[ProblemT]):
 
     def with_headers(self, head_tokens: int | None) -> Self:
         """The same task, whose headers see so many tokens of each segment; None: everything."""
+        if head_tokens == self.head_tokens:
+            return self
         other = copy.copy(self)
         other.head_tokens = head_tokens
         return other

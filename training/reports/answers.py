@@ -22,7 +22,7 @@ BRIEF_HEADER = [
     "against lookup",
     "tokens a pass",
 ]
-BRIEF_INPUTS = ("24 operands", "64 operands", "642 words, short", "summaries, medium")
+BRIEF_INPUTS = ("64 operands", "642 words, short", "summaries, medium")
 HEADER = ["input", "lane", "seconds", "tokens", "tokens a pass", "drafts right", "KV read", "× plain dense", "× lookup"]
 
 
