@@ -68,13 +68,13 @@ class Selfspan:
         from selfspan_core.engine.model_store import ModelStore
         from selfspan_core.models.model import SpanModel
         from selfspan_core.models.places import place_of
-        from selfspan_core.models.weights import DenseMatrix
+        from selfspan_core.models.weights import DenseStore
 
         torch.set_num_threads(threads)
         store = ModelStore(model, device="cpu")
         dtype, matrix = store.numbers_of(store.default)
         loaded = SpanModel.load(
-            place_of(store.default.source), None, "cpu", dtype, store.tokenizer, DenseMatrix if in_floats else matrix
+            place_of(store.default.source), None, "cpu", dtype, store.tokenizer, DenseStore() if in_floats else matrix
         )
         self._engine = Engine(loaded, store.tokenizer.markers)
         numbers = str(dtype).removeprefix("torch.")

@@ -13,7 +13,9 @@ from selfspan_core.models import huge_pages
 from selfspan_core.models.int8_matrix import MOST_ROWS, Int8Matrix, Int8Store
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.registry import MODELS, Folder, GgufFrom, ModelSpec
-from selfspan_core.models.weights import DenseMatrix
+from selfspan_core.models.weights import DenseStore
+from tests.support.asking import generate
+from tests.support.engine_tools import logits, text_prompt
 from tests.support.tiny_models import save_tiny
 
 SIZES = st.tuples(st.integers(1, 70), st.integers(1, 20).map(lambda n: 16 * n), st.integers(1, 20))
@@ -28,6 +30,7 @@ def test_products(sizes, has_bias, seed):
     weight, bias = draw(num_out, depth) * draw(num_out, 1), draw(num_out) if has_bias else None
     own = weight.clone()
     matrix = Int8Matrix.of(weight, bias)
+    packed = Int8Store()(own.clone(), bias, is_shared=False)
     assert matrix.shape == (num_out, depth) and matrix.values is weight and matrix.floats is None
     step = own.float().abs().amax(1, keepdim=True) / 127
     assert ((weight.float() - own.float()).abs() <= 0.51 * step + 2**-7 * own.float().abs()).all()
@@ -35,6 +38,7 @@ def test_products(sizes, has_bias, seed):
     wide = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     bound = 2**-6 * F.linear(x.double().abs(), weight.double().abs()) + 2**-6
     assert ((matrix.apply(x).double() - wide).abs() <= bound).all()
+    assert ((packed.apply(x).double() - wide).abs() <= bound).all() and packed.shape == matrix.shape
 
 
 def test_rows_that_are_zero():
@@ -75,9 +79,16 @@ def test_a_model_of_8_bits(tiny):
     model = SpanModel.load(tiny[0], None, dtype=torch.bfloat16, store=Int8Store())
     matrices = list(model.weights.matrices)
     assert all(isinstance(matrix, Int8Matrix) for matrix in matrices)
-    layer = model.hf.model.layers[0].self_attn
-    torch.testing.assert_close(layer.q_proj.weight, model.weights.layers[0].qkv.values[: len(layer.q_proj.weight)])
-    assert Engine(model, model.tokenizer.markers).model is model
+    if not Int8Store().keeps_weights:
+        assert all(matrix.is_packed for matrix in matrices[:-1])
+        assert not any(
+            module.weight.numel() for module in model.hf.model.layers[0].mlp.children() if hasattr(module, "weight")
+        )
+    engine = Engine(model, model.tokenizer.markers)
+    exact = Engine(SpanModel.load(tiny[0], None), model.tokenizer.markers)
+    prompt = text_prompt(40)
+    found, wanted = (list(generate(one, prompt, max_new_tokens=3, with_logits=True)) for one in (engine, exact))
+    assert F.cosine_similarity(logits(found)[0].float(), logits(wanted)[0], 0) > 0.98
 
 
 @pytest.mark.parametrize("has_instructions", [False, True])
@@ -86,7 +97,7 @@ def test_who_gets_8_bits(tiny, monkeypatch, has_instructions):
     monkeypatch.setattr(model_store, "multiplies_bfloat16", lambda: has_instructions)
     base, adapters = tiny
     store = ModelStore(base, adapters, device="cpu")
-    assert store.numbers_of(store.default) == (torch.float32, DenseMatrix)
+    assert store.numbers_of(store.default) == (torch.float32, DenseStore())
     assert store.device_name == "CPU, float32"
     few = ModelSpec("few", GgufFrom(base / "model.gguf"), {})
     assert (
@@ -98,7 +109,7 @@ def test_who_gets_8_bits(tiny, monkeypatch, has_instructions):
         assert dtype is torch.bfloat16 and isinstance(kept, Int8Store)
         assert found.device_name == "CPU, bfloat16 with weights of 8 bits"
     else:
-        assert found.numbers_of(few) == (torch.float32, DenseMatrix)
+        assert found.numbers_of(few) == (torch.float32, DenseStore())
     named = ModelStore(few, device="cpu", dtype=torch.float32)
-    assert named.numbers_of(few) == (torch.float32, DenseMatrix)
+    assert named.numbers_of(few) == (torch.float32, DenseStore())
     assert pick_dtype(torch.device("cpu")) is torch.float32 and MOST_ROWS < 16

@@ -140,15 +140,16 @@ class Decoder:
         ]
         self._head = ops.bind(weights.head)
 
-    def __call__(self, ids: torch.Tensor, attention: Attention) -> torch.Tensor:
-        """Feed a few tokens, of one row or of several.
+    def __call__(self, ids: torch.Tensor, attention: Attention, only_last: bool = False) -> torch.Tensor:
+        """Feed a few tokens, of one row or of several; or a prompt.
 
         Args:
             ids: int64 `[T]`.
             attention: stores every layer's keys and values, and attends.
+            only_last: whether the last token alone goes through the output layer.
 
         Returns:
-            Logits `[T, vocab_size]`.
+            Logits `[T, vocab_size]`; of the last token alone `[1, vocab_size]`.
         """
         weights, num_tokens = self._weights, len(ids)
         hidden, gated, epsilon = self._hidden[:num_tokens], self._gated[:num_tokens], weights.epsilon
@@ -162,7 +163,7 @@ class Decoder:
             gate_up_into(hidden, gated)
             delta = down_of(gated)
         self._ops.add_rms_norm(residual, delta, weights.norm, epsilon, hidden)
-        return self._head(hidden)
+        return self._head(hidden[-1:] if only_last else hidden)
 
     def _norm_heads(self, qkv: torch.Tensor, layer: Layer) -> None:
         """Qwen3 norms every head of queries and keys."""

@@ -80,7 +80,7 @@ class HostStep:
         self.model, self.markers = weights.model, markers
         self.batch, self.capacity, self.is_dense = batch, capacity, is_dense
         kept = kept or HostKept(host_ops(weights), PassCosts())
-        self._impl, self._costs = impl, kept.costs
+        self._impl, self._costs, self._weights, self._ops = impl, kept.costs, weights, kept.ops
         self._decoder = Decoder(weights, batch * (1 + MAX_DRAFTS), kept.ops)
         self._attention = RowsAttention(weights, capacity)
         self._rows: dict[int, _Row] = {}
@@ -107,16 +107,21 @@ class HostStep:
         attention = "dense" if self.is_dense else "sparse"
         reader = make_reader(attention, self._impl, cache, model.device)
         begun = _Row(self.markers, request, reader, max_new_tokens, model.vocab_size)
-        reader.plan(0, None)
-        with length_free_kernels(model.device):
-            logits = model.forward_logits(torch.tensor([prompt_ids], device=model.device), 0, reader)
-        begun.draw(logits[None])
+        begun.draw(self._prefill(prompt_ids, reader))
         if not begun.is_done:
             self._rows[row] = begun
         kept = begun.drawn_from[0] if begun.drawn_from else None
         first = First(row, self._num_numbered, begun.drawn[0], self._seconds(timer), kept)
         self._outstanding.append(first)
         return self._num_numbered
+
+    def _prefill(self, ids: Sequence[int], reader: Reader) -> torch.Tensor:
+        """Logits `[1, vocab_size]` of a prompt's last token."""
+        reader.plan(0, None)
+        self._attention.plan([(reader, 0, len(ids))])
+        decoder = Decoder(self._weights, len(ids), self._ops)
+        with length_free_kernels(self.model.device):
+            return decoder(torch.tensor(ids, device=self.model.device), self._attention, only_last=True)
 
     @torch.inference_mode()
     def launch(self) -> int:

@@ -20,7 +20,7 @@ from selfspan_core.models.model import SpanModel
 from selfspan_core.models.places import place_of
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, ModelSpec, resolve_model, usual_models
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.models.weights import DenseMatrix, Store
+from selfspan_core.models.weights import DenseStore, Store
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import Rendered
 
@@ -117,7 +117,7 @@ class ModelStore:
         """In what a model computes here, and how its decode steps store matrices."""
         dtype = self._dtype or pick_dtype(self.device, spec.has_few_bits)
         keeps_few_bits = self._dtype is None and dtype is torch.bfloat16 and self.device.type == "cpu"
-        return dtype, Int8Store() if keeps_few_bits else DenseMatrix
+        return dtype, Int8Store() if keeps_few_bits else DenseStore()
 
     def device_with(self, impl: str, model: str | None = None) -> str:
         """The same for an implementation that is not the store's own, and another model."""
@@ -125,7 +125,8 @@ class ModelStore:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         how = "captured graph" if impl == CAPTURED else f"impl {impl}"
         is_usual = self.device.type == "cpu" and impl == default_impl(self.device)
-        numbers = str(dtype).removeprefix("torch.") + ("" if store is DenseMatrix else " with weights of 8 bits")
+        of_weights = "" if isinstance(store, DenseStore) else " with weights of 8 bits"
+        numbers = str(dtype).removeprefix("torch.") + of_weights
         return f"{name}, {numbers}" + ("" if is_usual else f", {how}")
 
     @property

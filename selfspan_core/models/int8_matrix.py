@@ -1,12 +1,15 @@
 """Weights of 8 bits for decode steps on a CPU: half the bytes of bfloat16, a quarter of float32's.
 
 A step of one token reads every weight once, so bytes are its time. PyTorch multiplies such matrices without a compiler;
-the product reads the codes once for a few rows, and costs more operations than one of floats for many: these take the
-floats, which are the codes' values, rounded to the type of activations. So a pass of more tokens sums otherwise, and
-where two logits are within rounding of each other, it may choose the other one.
+the product reads the codes once for a few rows, and costs more operations than one of floats for many: these, prompts
+among them, take the floats, which are the codes' values, rounded to the type of activations. So a pass of more tokens
+sums otherwise, and where two logits are within rounding of each other, it may choose the other one.
+
+The floats are kept in oneDNN's own layout, where that can be: otherwise a product with a few rows repacks the matrix
+every time. The model's own modules then have no weights any more; all that decodes goes through `engine.decoder`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +17,12 @@ import torch.nn.functional as F
 
 from selfspan_core.models.huge_pages import HugePages
 
-MOST_ROWS = 7
-"""Of a product with codes. Two cores of an Intel Xeon with AMX, 960 x 576, microseconds for codes and floats: 1 row 15
-and 45, 4 rows 28 and 45, 8 rows 55 and 46, 16 rows 104 and 48."""
+MOST_ROWS = 3
+"""Of a product with codes. All matrices of SmolLM2-135M, two cores of an AMD EPYC, milliseconds for codes, packed
+floats and floats as they are: 1 row 13, 18 and 25; 4 rows 16, 15 and 28; 8 rows 30, 15 and 30; 16 rows 50, 21 and 41.
+"""
+PACKED_FOR = 16
+"""Rows that the layout of the floats is chosen for."""
 
 ROWS_AT_A_TIME = 1024
 
@@ -28,14 +34,16 @@ class Int8Matrix:
     Attributes:
         codes: int8 `[num_out, depth]`.
         scales: `[num_out]`, in the type of activations.
-        values: `[num_out, depth]`, codes times scales, rounded to that type; the model's own modules share it.
+        values: `[num_out, depth]`, codes times scales, rounded to that type.
         bias: `[num_out]`, or None.
+        is_packed: whether the values are in oneDNN's layout.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     values: torch.Tensor
     bias: torch.Tensor | None
+    is_packed: bool = False
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, pages: HugePages | None = None) -> "Int8Matrix":
@@ -78,7 +86,10 @@ class Int8Matrix:
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """See Matrix."""
         if x.ndim != 2 or len(x) > MOST_ROWS:
-            return F.linear(x, self.values, self.bias)
+            if not self.is_packed:
+                return F.linear(x, self.values, self.bias)
+            dnn: Any = torch.ops.mkldnn
+            return dnn._linear_pointwise(x, self.values, self.bias, "none", [], "")
         product: Any = torch.ops.aten._weight_int8pack_mm
         out = product(x.contiguous(), self.codes, self.scales)
         return out if self.bias is None else out + self.bias
@@ -89,10 +100,20 @@ class Int8Store:
 
     def __init__(self) -> None:
         self._pages = HugePages()
+        self.keeps_weights = not can_pack()
 
-    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> Int8Matrix:
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, is_shared: bool) -> Int8Matrix:
         """See Store."""
-        return Int8Matrix.of(weight, bias, self._pages)
+        made = Int8Matrix.of(weight, bias, self._pages)
+        if self.keeps_weights or is_shared:
+            return made
+        dnn: Any = torch.ops.mkldnn
+        return replace(made, values=dnn._reorder_linear_weight(made.values, PACKED_FOR), is_packed=True)
+
+
+def can_pack() -> bool:
+    """Whether PyTorch has oneDNN's products for packed matrices."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def multiplies_bfloat16() -> bool:

@@ -20,7 +20,7 @@ from selfspan_core.models.base_config import FAMILIES
 from selfspan_core.models.freed_memory import give_back_freed_memory
 from selfspan_core.models.loading import AS_STORED, load_base, resize_for_tokenizer
 from selfspan_core.models.places import place_of_base
-from selfspan_core.models.weights import DecodeWeights, DenseMatrix, Store
+from selfspan_core.models.weights import DecodeWeights, Store
 
 if TYPE_CHECKING:
     from selfspan_core.models.tokenizer import SpanTokenizer
@@ -63,7 +63,7 @@ class SpanModel:
     """
 
     def __init__(
-        self, hf: PreTrainedModel, tokenizer: "SpanTokenizer | None" = None, store: Store = DenseMatrix
+        self, hf: PreTrainedModel, tokenizer: "SpanTokenizer | None" = None, store: Store | None = None
     ) -> None:
         config = hf.config
         if config.model_type not in FAMILIES:
@@ -90,7 +90,7 @@ class SpanModel:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         tokenizer: "SpanTokenizer | None" = None,
-        store: Store = DenseMatrix,
+        store: Store | None = None,
     ) -> "SpanModel":
         """Load a base, and merge an adapter into this copy of it.
 

@@ -3,7 +3,7 @@
 A step multiplies with `Matrix` objects, not with tensors: a matrix alone decides how its weights are stored.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -78,8 +78,38 @@ class DenseMatrix:
         return F.linear(x, self.weight, self.bias)
 
 
-Store = Callable[[torch.Tensor, torch.Tensor | None], Matrix]
-"""(weight `[num_out, depth]`, bias or None) -> the matrix; it may write the values that it keeps into the weight."""
+class Store(Protocol):
+    """How matrices are stored.
+
+    Attributes:
+        keeps_weights: whether the model's own modules are to keep their weights; else a matrix has them alone.
+    """
+
+    @property
+    def keeps_weights(self) -> bool:
+        """See the class."""
+        ...
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, is_shared: bool) -> Matrix:
+        """The matrix of a weight `[num_out, depth]`; it may write the values that it keeps into the weight.
+
+        Args:
+            weight: the weight.
+            bias: `[num_out]`, or None.
+            is_shared: whether others read the weight, as an embedding does.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DenseStore:
+    """Stores matrices as the floats that they are."""
+
+    keeps_weights: bool = True
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, is_shared: bool) -> DenseMatrix:
+        """See Store."""
+        return DenseMatrix(weight, bias)
 
 
 @dataclass(frozen=True)
@@ -110,7 +140,7 @@ class Layer:
 class DecodeWeights:
     """A model's weights in the form that decode steps use; made once, for any number of decoders.
 
-    The model's own modules become views of the fused weights, so that no memory is used twice.
+    The model's own modules become views of the fused weights, or have none any more, so that no memory is used twice.
 
     Args:
         model: a Llama, Mistral, Qwen2 or Qwen3 model.
@@ -120,7 +150,8 @@ class DecodeWeights:
         ModelError: the model has a part that the decode step does not support.
     """
 
-    def __init__(self, model: "SpanModel", store: Store = DenseMatrix) -> None:
+    def __init__(self, model: "SpanModel", store: Store | None = None) -> None:
+        store = store or DenseStore()
         config = model.hf.config
         body: Any = model.hf.get_decoder()  # transformers' modules say nothing of their parts' types
         if config.hidden_act != "silu":
@@ -129,8 +160,11 @@ class DecodeWeights:
         self.num_heads, self.num_kv_heads = config.num_attention_heads, model.num_kv_heads
         self.epsilon, self.hidden_size = config.rms_norm_eps, config.hidden_size
         head: Any = model.hf.get_output_embeddings()
-        self.head: Matrix = store(_fused((head,)), head.bias)
         self.embedding = body.embed_tokens.weight
+        is_tied = head.weight.data_ptr() == self.embedding.data_ptr()
+        self.head: Matrix = store(_fused((head,)), head.bias, is_tied)
+        if not store.keeps_weights and not is_tied:
+            _empty((head,))
         self.layers: list[Layer] = []
         for module in body.layers:
             self.layers.append(_layer_of(module, store))
@@ -181,16 +215,29 @@ def _layer_of(module: Any, store: Store) -> Layer:
     biases = [projection.bias for projection in projections]
     if attention.o_proj.bias is not None or any(part.bias is not None for part in (mlp.gate_proj, mlp.down_proj)):
         raise ModelError("the decode step knows biases of queries, keys and values only")
+
+    def stored(modules: Sequence[torch.nn.Linear], bias: torch.Tensor | None = None) -> Matrix:
+        made = store(_fused(modules), bias, False)
+        if not store.keeps_weights:
+            _empty(modules)
+        return made
+
     return Layer(
         module.input_layernorm.weight,
-        store(_fused(projections), None if biases[0] is None else torch.cat(biases)),
+        stored(projections, None if biases[0] is None else torch.cat(biases)),
         getattr(getattr(attention, "q_norm", None), "weight", None),
         getattr(getattr(attention, "k_norm", None), "weight", None),
-        store(_fused((attention.o_proj,)), None),
+        stored((attention.o_proj,)),
         module.post_attention_layernorm.weight,
-        store(_fused((mlp.gate_proj, mlp.up_proj)), None),
-        store(_fused((mlp.down_proj,)), None),
+        stored((mlp.gate_proj, mlp.up_proj)),
+        stored((mlp.down_proj,)),
     )
+
+
+def _empty(modules: Sequence[torch.nn.Linear]) -> None:
+    """Take the weights out of modules, which compute nothing any more."""
+    for module in modules:
+        module.weight.data = module.weight.data.new_empty(0)
 
 
 def _fused(modules: Sequence[torch.nn.Linear]) -> torch.Tensor:
