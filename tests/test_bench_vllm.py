@@ -1,0 +1,70 @@
+"""The benchmark of spans in vLLM, as far as it runs without it."""
+
+import json
+
+import pytest
+
+from selfspan_core.models.marker_ids import CONFIG_KEY, read_from_config
+from selfspan_core.models.tokenizer import SpanTokenizer
+from selfspan_core.paths import BASE
+from selfspan_core.spans.render import render
+from tests.support.span_examples import MARKERS, worked_example
+from training import bench_vllm
+from training.bench.replay import Recording
+from training.bench.shapes import SHAPES, parameters
+from training.bench.texts import Text
+
+
+def recording(seed, num_steps=8):
+    rendered = render(worked_example(seed, num_steps=num_steps), MARKERS)
+    n = rendered.prompt.num_tokens
+    return Recording(rendered.prompt, tuple(rendered.ids[n:]), True, tuple(rendered.ids[:n]))
+
+
+def test_reads_are_those_of_steps_in_which_all_are_decoded():
+    """Would catch the last id counted as a query, or a request that has ended."""
+    pair = [recording(1), recording(2, num_steps=3)]
+    shortest = min(len(one.ids) for one in pair) - 1
+    for is_dense in (True, False):
+        expected = sum(sum(one.num_visible(MARKERS, is_dense)[:shortest]) for one in pair) / shortest
+        assert bench_vllm.reads(pair, MARKERS, is_dense) == expected
+    assert bench_vllm.reads(pair, MARKERS, False) < bench_vllm.reads(pair, MARKERS, True)
+
+
+def test_a_cell_s_figures():
+    """Would catch a ratio upside down, bytes of another shape, or a lane that is compared with the wrong one."""
+    text = Text("3 operands", [recording(1), recording(2)], [recording(3)], None)
+    cell = bench_vllm.Cell(text, 3)
+    assert [len(one.ids) for one in cell.recordings(True)] == [len(text.span[i].ids) for i in (0, 1, 0)]
+    lane = lambda ms, s: {"ms_per_step": ms, "seconds_to_answer": s}  # noqa: E731
+    lanes = {
+        "plain dense": lane(9, 4.0),
+        "span dense": lane(10, 6.0),
+        "span sparse": lane(5, 2.0),
+        "plain dense, vLLM alone": lane(9, 4.0),
+        "span dense, vLLM alone": lane(9.8, 5.9),
+    }
+    found = bench_vllm.figures(cell, lanes, "7B", MARKERS)
+    assert (found["speedup"], found["to_answer"]) == (2, 2)
+    assert found["dense_over_vllm_alone"] == pytest.approx(10 / 9.8)
+    weights = 2 * (parameters("7B") - SHAPES["7B"][-1] * SHAPES["7B"][0])
+    dense, sparse = (bench_vllm.reads(cell.recordings(True), MARKERS, one) for one in (True, False))
+    bytes_say = (weights + 2**19 * dense) / (weights + 2**19 * sparse)
+    assert found["speedup_predicted_by_bytes"] == pytest.approx(bytes_say)
+    assert found["share_of_predicted"] == pytest.approx(2 / bytes_say)
+
+
+def test_a_model_without_weights_names_its_markers():
+    """Would catch a folder that vLLM's plugin refuses, after minutes on a GPU."""
+    markers = SpanTokenizer.load(BASE).markers
+    folder = bench_vllm.write_model("Llama-3-8B", markers, 2048)
+    content = json.loads((folder / "config.json").read_text())
+    assert read_from_config(content[CONFIG_KEY], "x") == markers
+    assert content["num_key_value_heads"] == 8 and content["max_position_embeddings"] == 2048
+
+
+def test_it_says_that_it_needs_a_gpu(capsys):
+    """Would catch a traceback out of vLLM where there is none."""
+    with pytest.raises(SystemExit):
+        bench_vllm.main(["--device", "cpu"])
+    assert "measured on a GPU" in capsys.readouterr().err
