@@ -60,6 +60,7 @@ class BodyState(NamedTuple):
         return self.visible[-1][1] - 1
 
     own_start = position
+    sees_everything = False
 
     @property
     def context(self) -> tuple[tuple[int, int], ...]:
