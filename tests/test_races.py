@@ -7,7 +7,7 @@ import pytest
 
 from cuda_kernels.compile import FOLDER
 from tests.support.kernel_on_cpu import COMPILER
-from tests.support.missing_waits import sources_without, tested_with
+from tests.support.missing_waits import sources_without, run_with
 from tests.support.slow import sampled
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
@@ -22,7 +22,7 @@ WAITS = [("plan.cuh", 1, PLANS), ("plan.cuh", 0, PLANS), ("attention.cu", 0, QUE
 
 def watched(test: str, sources: Path) -> subprocess.CompletedProcess:
     """A test, which ends at the first race."""
-    return tested_with(sources, test, WATCH_RACES="1")
+    return run_with(sources, test, WATCH_RACES="1")
 
 
 @pytest.mark.parametrize("test", sampled([PLANS, PAGES, ONE_QUERY, QUERIES, DRAFTS], [PLANS, PAGES]))

@@ -170,6 +170,7 @@ def test_nothing_else_knows_the_task():
         "check_drafts.py",
         "engine_shipped.py",
         "texts.py",
+        "header_cost.py",
         "visitors.py",
     }
     assert {path.name for path in named} <= {*measurements, "pretrain.py"}, named

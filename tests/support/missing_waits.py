@@ -21,7 +21,7 @@ def sources_without(folder: Path, name: str, number: int) -> Path:
     return sources
 
 
-def tested_with(sources: Path, test: str, **environment: str) -> subprocess.CompletedProcess:
+def run_with(sources: Path, test: str, **environment: str) -> subprocess.CompletedProcess:
     """A test with other sources."""
     command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", test]
     environment = os.environ | {"KERNEL_SOURCES": str(sources)} | environment

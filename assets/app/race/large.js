@@ -2,7 +2,7 @@
 
 const LARGE_CHOICES = ["gpu", "shape", "text", "batch"]; // in this order: what can be chosen depends on those before
 const LARGE_LANES = ["plain dense", "plain dense + lookup", "span sparse", "span sparse + drafts"];
-const LARGE_FIGURES = [rounded, whole, whole, (value) => `${rounded(value)} s`]; // as serve/large_models.py orders them
+const LARGE_FIGURES = [rounded, whole, whole, (value) => `${value < 1 ? Number(value.toPrecision(3)) : rounded(value)} s`]; // as serve/large_models.py orders them
 const SHARED_CACHE = "Layers share one cache here, as a cache for each does not fit into memory; as many bytes are read.";
 
 class Large {
