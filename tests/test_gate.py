@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -24,7 +25,9 @@ def asked(gate: Gate, path: str, *messages: dict, method: str = "POST") -> tuple
         sent.append(message)
 
     scope = {"type": "http", "path": path, "root_path": "", "method": method, "headers": []}
-    asyncio.run(gate(scope, receive, send))
+    # In a thread of its own: a browser of other tests may have a loop that runs in this one.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: asyncio.run(gate(scope, receive, send))).result()
     return sent[0]["status"], b"".join(one.get("body", b"") for one in sent).decode()
 
 

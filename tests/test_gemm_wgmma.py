@@ -27,7 +27,7 @@ from cuda_kernels.layers import DecodeOps
 from tests.support.attention_problem import needs_compiler, needs_cuda
 from tests.support.gemm_problem import DTYPES, assert_gemm, problem
 from tests.support.kernel_on_cpu import compiled, pointer
-from tests.support.missing_waits import sources_without, run_with
+from tests.support.missing_waits import run_with, sources_without
 from tests.support.slow import examples, sampled
 from training.reports.markdown import ROOT
 from training.reports.products import products_on

@@ -7,7 +7,7 @@ import pytest
 
 from cuda_kernels.compile import FOLDER
 from tests.support.kernel_on_cpu import COMPILER
-from tests.support.missing_waits import sources_without, run_with
+from tests.support.missing_waits import run_with, sources_without
 from tests.support.slow import sampled
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
