@@ -47,7 +47,7 @@ def check(weights, device_captures, tolerance):
     with torch.inference_mode():
         for number, ids in enumerate(prompts()):
             row = number % BATCH
-            run.prepare(len(ids))
+            run.prepare(row, len(ids))
             cache._kv.fill_(7.0)
             logits = run(row, ids)
             wanted, alone = expected(model, ids)
@@ -94,5 +94,19 @@ def test_what_is_captured_once(weights):
     warmed = []
     run._graphs.warm_up = lambda work: warmed.append(work)
     for length in (5, 100, 128, 130, 7):
-        run.prepare(length)
+        run.prepare(0, length)
     assert len(warmed) == 2
+
+
+def test_a_preparation_leaves_other_rows_alone(weights):
+    """Would catch a first prompt of its length that is tried out in the row begun before it, and overwrites the keys of
+    the answer that this row is writing."""
+    cache = weights.model.new_cache(CAPACITY, BATCH)
+    run = PromptPass(weights, cache, StepGraphs(weights.model.device, False))
+    run._graphs.warm_up = lambda work: work()
+    with torch.inference_mode():
+        run.prepare(0, 9)
+        run(0, prompts()[-1])
+        cache._kv.fill_(7.0)  # what row 0 has written since
+        run.prepare(2, 200)
+    assert (cache._kv[:, :, :2] == 7.0).all() and not (cache._kv[:, :, 2] == 7.0).all()

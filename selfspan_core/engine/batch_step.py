@@ -158,7 +158,7 @@ class BatchStep:
         if self.batch == 1:  # in larger batches texts come and go, and means are of many
             self._sizes.expect_new_text()
         layout, device = request.prompt.prompt, self.model.device
-        self._prefill.prepare(layout.num_tokens)
+        self._prefill.prepare(row, layout.num_tokens)
         timer = Timer(device)
         logits = self._prefill(row, request.prompt_ids)
         self._place(row, layout, request.annotated, request.forced_tokens or (), max_new_tokens)

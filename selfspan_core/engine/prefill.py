@@ -45,10 +45,16 @@ class PromptPass:
         self._logits = torch.empty(1, self._model.vocab_size, dtype=self._model.dtype, device=device)
         self._captured: set[int] = set()
 
-    def prepare(self, num_tokens: int) -> None:
-        """Capture what a prompt of so many tokens needs, if it is the first of its length; its results are lost."""
+    def prepare(self, row: int, num_tokens: int) -> None:
+        """What a capture needs before a prompt of so many tokens, if it is the first of its length.
+
+        Args:
+            row: the prompt's, which has no sequence yet: the pass is run for once, and writes to its cache.
+            num_tokens: of the prompt.
+        """
         length = self._padded(num_tokens)
         if length is not None and length not in self._captured:
+            self._row.fill_(row)  # another row may be decoding
             self._last.zero_()  # that of a longer prompt is no place of this pass
             self._graphs.warm_up(lambda: self._padded_pass(length))
             self._captured.add(length)
