@@ -30,14 +30,8 @@ from selfspan_core.serve.vllm_plugin.client import Asked, account_of, asked
 from selfspan_core.serve.vllm_plugin.plugin import register
 from selfspan_core.tasks.arithmetic.task import random_problem
 from training.bench.texts import articles
+from training.bench_vllm import ENVIRONMENT
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 OPERANDS = (4, 8, 16, 24)
 ARTICLE_TOKENS = (300, 600, 900)
 MOST = {"arithmetic": 900, "summarize": 200}
