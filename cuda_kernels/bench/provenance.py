@@ -23,6 +23,7 @@ PACKAGES = (
     "cupy-cuda13x",
     "numpy",
     "flashinfer-python",
+    "vllm",
     "xllamacpp",
 )
 

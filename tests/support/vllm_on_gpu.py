@@ -13,9 +13,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from cuda_kernels.bench.provenance import provenance
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.events import Failed, Token
@@ -105,14 +108,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ.update(ENVIRONMENT)
-    support.TRIED_ON_CUDA = True
     register()
-    found = {}
+    found: dict[str, Any] = provenance() | {"rows": arguments.rows, "graphs": not arguments.eager}
     for task, count in (("arithmetic", arguments.expressions), ("summarize", arguments.articles)):
         if count:
             found[task] = of_task(task, count, arguments)
             if arguments.out:
-                arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+                write_whole(arguments.out, json.dumps(found, indent=1) + "\n")
 
 
 def of_task(task: str, count: int, arguments: argparse.Namespace) -> dict:

@@ -19,8 +19,6 @@ BACKENDS = {
     "FLASH_ATTN": "selfspan_core.serve.vllm_plugin.cuda_backend.SelfSelectedCUDABackend",
 }
 """By vLLM's names of attention backends: the classes that take their places, on CPUs and on CUDA."""
-TRIED_ON_CUDA = False
-"""Whether the backend for CUDA has answered there as the project's own engine does."""
 SPAN_REQUESTS = "selfspan_core.serve.vllm_plugin.span_requests:SpanRequests"
 """For vLLM's option `--logits-processors`: it switches self-selected attention on."""
 
@@ -56,11 +54,6 @@ def require_supported(config: "VllmConfig") -> None:
     if not current_platform.is_cpu() and not current_platform.is_cuda():
         raise ImplUnavailable(
             f"self-selected attention in vLLM runs on CPUs and on CUDA, not on {current_platform.device_name!r}"
-        )
-    if current_platform.is_cuda() and not TRIED_ON_CUDA:
-        raise ImplUnavailable(
-            f"self-selected attention in vLLM runs on CPUs only so far, not on {current_platform.device_name!r}; "
-            "selfspan's own engine runs on CUDA"
         )
     name = "CPU_ATTN" if current_platform.is_cpu() else "FLASH_ATTN"
     if AttentionBackendEnum[name].get_path() != BACKENDS[name]:
