@@ -77,7 +77,7 @@ def _full_row(shape: str, cell: dict) -> list[str]:
     rates = [cell["lanes"][lane]["tokens_per_second_per_row"] for lane in (SPAN, PLAIN)]
     auto = cell.get("auto")
     chosen = ["–", "–"]
-    if auto is not None and DRAFTED in auto:
+    if auto is not None:
         milliseconds, gains = (
             [auto[lane][key] for lane in (DRAFTED, LOOKUP)] for key in ("seconds_to_answer", "undrafted_over_this")
         )
