@@ -13,6 +13,7 @@ from training import bench_vllm
 from training.bench.replay import Recording
 from training.bench.shapes import SHAPES, parameters
 from training.bench.texts import Text
+from training.reports import vllm
 
 
 def recording(seed, num_steps=8):
@@ -68,3 +69,15 @@ def test_it_says_that_it_needs_a_gpu(capsys):
     with pytest.raises(SystemExit):
         bench_vllm.main(["--device", "cpu"])
     assert "measured on a GPU" in capsys.readouterr().err
+
+
+def test_the_report_says_what_a_cell_holds(monkeypatch):
+    """Would catch self-selected steps that are compared with the wrong lane, and a share of the wrong ratio."""
+    lanes = {name: {"ms_per_step": ms} for name, ms in ((vllm.ALONE, 12.0), (vllm.DENSE, 10.0), (vllm.SPARSE, 8.0))}
+    told = {"speedup": 1.25, "speedup_predicted_by_bytes": 1.5, "share_of_predicted": 0.833, "to_answer": 1.1}
+    cell = {"text": "64 operands", "batch": 32, "lanes": lanes, **told}
+    head = {"commit": "c" * 40, "dirty": False, "machine": {"gpu": "G"}, "command": "x", "versions": {"vllm": "0.26.0"}}
+    results = {**head, "shapes": {"7B": {"decoding": [cell]}}}
+    monkeypatch.setattr(vllm, "read_all", lambda name: {"assets/results/vllm_g.json": results})
+    row = "| 7B, 64 operands, 32 | 12.00 | 10.00 | 8.00 | 1.25x | 1.50x | 83 % | 1.50x | 1.10x |"
+    assert row in vllm.vllm()

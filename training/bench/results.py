@@ -111,7 +111,7 @@ def begin_results(arguments: argparse.Namespace, name: str, machine: Machine, he
     folder = Path("assets/results" if device.type == "cuda" else "runs")
     out = arguments.out or folder / f"{name}_{name_of_gpu(device)}.json"
     rate = {"read_stream_tb_per_s": machine.bytes_per_second / 1e12, "seed": arguments.seed}
-    return Results(out, {**rate, **head, "clock": "device", **origin}), out
+    return Results(out, {**rate, "clock": "device", **head, **origin}), out
 
 
 def check_out(parser: argparse.ArgumentParser, out: Path | None) -> None:

@@ -22,15 +22,18 @@ CROWDS_HEADER = [
 def visitors() -> str:
     """Every machine that visitors were sent to."""
     found = {**read_all("app"), **read_all("load")}
-    parts = [_machine(results, path) for path, results in found.items() if "crowds" in results]
+    parts = [_machine(results, path) for path, results in found.items() if {"crowds", "together"} & results.keys()]
     return "\n".join(parts) or MISSING
 
 
 def _machine(results: dict, path: str) -> str:
     where = results["machine"].get("gpu") or f"{results['machine']['cpu']}, {results['machine']['cores']} cores"
-    rows = [_crowd(load, crowd) for load, crowd in results["crowds"].items()]
-    parts = [f"On {where}, clients that ask one thing after the other, most of them short:\n\n"]
-    parts.append(table(CROWDS_HEADER, rows))
+    parts = [f"On {where}"]
+    if "crowds" in results:
+        parts.append(", clients that ask one thing after the other, most of them short:\n\n")
+        parts.append(table(CROWDS_HEADER, [_crowd(load, crowd) for load, crowd in results["crowds"].items()]))
+    else:
+        parts.append(":\n")
     if "first_request" in results:
         parts.append(_others(results))
     if "leaving" in results:
