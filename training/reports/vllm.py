@@ -27,8 +27,8 @@ def _machine(results: dict, path: str) -> str:
     cells = [(shape, cell) for shape, parts in results["shapes"].items() for cell in parts["decoding"]]
     note = (
         f"vLLM {results['versions']['vllm']}: random weights of a published shape, replayed text of the shipped "
-        "models, all requests at once; medians of the engine's steps by the host's clock, scheduling and sampling included. "
-        "“Bytes say” is what weights and visible keys and values, read once, make of it.\n\n"
+        "models, all requests at once; medians of the engine's steps by the host's clock, scheduling and sampling "
+        "included. “Bytes say” is what weights and visible keys and values, read once, make of it.\n\n"
     )
     return note + table(HEADER, [_row(shape, cell) for shape, cell in cells]) + source(results, path)
 
