@@ -103,6 +103,7 @@ def started(folder: Path, arguments: argparse.Namespace, max_context: int, with_
         async_scheduling=False,
         enable_prefix_caching=False,
         tensor_parallel_size=arguments.gpus,
+        block_size=arguments.page_size,
         gpu_memory_utilization=0.9,
     )
 
@@ -208,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=count, nargs="+", default=[32, 64, 128], help="requests at once")
     parser.add_argument("--num", type=count, default=32, help="texts")
     parser.add_argument("--gpus", type=count, default=1, help="tensor parallelism")
+    parser.add_argument("--page-size", type=count, default=16, help="tokens of a page of vLLM's cache")
     parser.add_argument("--seed", type=int, default=SEED)
     add_device(parser)
     parser.add_argument("--out", type=Path, help="default: assets/results/vllm_<gpu>.json")
@@ -218,7 +220,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.update(ENVIRONMENT)
     register()
     device = torch.device(arguments.device)
-    results, out = begin_results(arguments, "vllm", find_machine(device), {"clock": "host"})
+    results, out = begin_results(
+        arguments, "vllm", find_machine(device), {"clock": "host", "page_size": arguments.page_size}
+    )
     measure(arguments, results, device)
     print(f"wrote {out}")
 

@@ -32,6 +32,7 @@ from training.reports.findings import (
 from training.reports.kernel import kernel, kernel_brief, kernel_on, kernel_remarks
 from training.reports.llamacpp import llamacpp
 from training.reports.markdown import ROOT, from_document
+from training.reports.paged import paged
 from training.reports.problems import problems, problems_brief
 from training.reports.products import products
 from training.reports.queries import queries
@@ -61,6 +62,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "kernel": kernel,
     "kernel_brief": kernel_brief,
     "llamacpp": llamacpp,
+    "paged": paged,
     "products": products,
     "queries": queries,
     "visitors": visitors,
