@@ -28,6 +28,11 @@ NOBODY = 65534
 START_S = 180
 NOWHERE = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")}
 """A proxy that nobody is at: what asks the network fails at once."""
+ARTICLE = (
+    "The mayor spoke on Monday about the old bridge over the river. It will close in May for two years, since its "
+    "piers are older than the town hall. Trams will run until midnight while the work goes on. Shops near the bridge "
+    "will get money from the town."
+)
 ASK = """
 import json, sys
 from tests.support.rehearse_space import client_of
@@ -106,10 +111,12 @@ def checks(machine: Machine) -> Iterator[tuple[str, str]]:
     done = machine.run(machine.python, "-m", "selfspan_core", "run", "--json", EXPRESSION)
     answers = [json.loads(line)["answer"] for line in done.stdout.splitlines()] if done.returncode == 0 else []
     yield "command line", "" if answers == [ANSWER] * 2 else f"{answers} {done.stderr[-500:]}"
-    article = "The mayor spoke on Monday. The bridge will close in May. Trams will run until midnight."
-    done = machine.run(machine.python, "-m", "selfspan_core", "run", "--task", "summarize", "--json", article)
+    done = machine.run(machine.python, "-m", "selfspan_core", "run", "--task", "summarize", "--json", ARTICLE)
     said = done.stderr.strip()
-    yield "summary", "" if done.returncode == 0 or (said and len(said.splitlines()) == 1) else said[-500:]
+    written = [json.loads(line)["answer"] for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    # The language model is converted into a cache, which somebody without a home has not.
+    is_told = machine.prefix and done.returncode == 2 and said.startswith("error: ") and "SELFSPAN_CACHE" in said
+    yield "summary", "" if all(written) and (written or is_told) else said[-500:]
     port = free_port()
     try:
         with machine.app(port):
@@ -145,6 +152,10 @@ def rehearse(python: str, is_whole: bool) -> Iterator[tuple[str, str, str]]:
         if made.returncode:
             return
         for machine in users(folder, folder / ".venv" / "bin" / "python"):
+            if machine.run(machine.python, "-c", "").returncode:
+                # Of an interpreter in somebody's home; nothing that this project could do.
+                print(f"{python}, {machine.name}: cannot start this Python, so nothing was tried", flush=True)
+                continue
             for what, wrong in checks(machine):
                 yield machine.name, what, wrong
         command = ["make", "test" if is_whole else "quick", f"PYTHON={python}"]

@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,7 +167,7 @@ def crowd(
     texts = iter(expressions(num, OPERANDS, seed))
     lock, visits = threading.Lock(), list[Visit]()
     fair = fairness(address, load, seed)  # and the server has everything that it loads when it is needed
-    before, began = memory(pid), time.monotonic()
+    sizes, began = [memory(pid)], time.monotonic()
 
     def one_client(_: int) -> None:
         while time.monotonic() - began < most_s:
@@ -179,16 +179,23 @@ def crowd(
             with lock:
                 visits.append(seen)
                 if len(visits) % TELL_EVERY == 0:
-                    seconds = time.monotonic() - began
-                    print(
-                        f"{len(visits)} of {num} visits, {seconds:.0f} s, ETA {seconds * (num / len(visits) - 1):.0f} s"
-                    )
+                    sizes.append(memory(pid))
+                    told(len(visits), num, time.monotonic() - began, sizes[-1])
 
     with ThreadPoolExecutor(num_clients) as pool:
         list(pool.map(one_client, range(num_clients)))
     found = summed(visits, time.monotonic() - began)
-    sizes = {"before": before, "after": memory(pid)}
-    return {"clients": num_clients, **found, "memory_mb": sizes, "fairness": fair}
+    sizes.append(memory(pid))
+    # Threads and connections of so many clients come with their first visits.
+    warm = min(2 * num_clients // TELL_EVERY, len(sizes) - 2)
+    held = {"first": sizes[0], "before": sizes[warm], "after": sizes[-1], "every": TELL_EVERY, "sampled": sizes}
+    return {"clients": num_clients, **found, "memory_mb": held, "fairness": fair}
+
+
+def told(done: int, num: int, seconds: float, size: Mapping[str, float]) -> None:
+    """Say how far a crowd is."""
+    rest = seconds * (num / done - 1)
+    print(f"{done} of {num} visits, {seconds:.0f} s, ETA {rest:.0f} s, {size['resident']:.0f} MB", flush=True)
 
 
 def fairness(address: str, load: int, seed: int) -> dict[str, float]:

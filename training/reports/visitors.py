@@ -13,7 +13,7 @@ CROWDS_HEADER = [
     "told their place",
     "heard nothing for 5 s",
     "wait, median / longest, s",
-    "memory before / after, MB",
+    "memory after two visits each / at the end, MB",
     "4 operands beside 64: waited, s",
     "64 operands alone, s",
 ]
