@@ -78,6 +78,28 @@ def test_plain_adapter_under_launchers(tmp_path, tiny_base, monkeypatch, launche
     assert names and not [name for name in names if "token_adapter" in name]
 
 
+@pytest.mark.slow
+def test_two_processes_resume_as_one_with_two_workers(tmp_path, tiny_base, monkeypatch):
+    """Would catch a second process that resumes with the first one's part of the data, or at its beginning, and a state
+    that comes back to one process alone."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    losses = []
+    for num_processes in (1, 2):
+        launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes), "-m")
+        folder = tmp_path / str(num_processes)
+        folder.mkdir()
+        path = write_config(folder, tiny_base, steps=3, workers=2 // num_processes)
+        config = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump(config | {"loop": config["loop"] | {"max_seconds": 0.0}}))
+        assert "reached at step 1" in train("--config", str(path), launcher=launcher)
+        path.write_text(yaml.safe_dump(config))
+        out = train("--config", str(path), "--resume", launcher=launcher)
+        assert "resumed" in out and out.count("step 3/3") == 1
+        entries = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
+        losses.append({entry["step"]: entry["loss"] for entry in entries if "loss" in entry})
+    assert list(losses[0]) == [1, 2, 3] and losses[1] == pytest.approx(losses[0], abs=2e-4)
+
+
 @pytest.mark.parametrize("annotated", [True, False])
 def test_folded_lora_is_lora(tiny_base, tokenizer, annotated):
     """Would catch a folded layer that scales, transposes or forgets something: it would train another adapter."""

@@ -268,7 +268,9 @@ class Trainer:
             window_steps += 1
             if self.step % config.log_every == 0 or self.step == config.steps:
                 seconds = time.monotonic() - window_start
-                self._log_progress(window_loss.item() / window_steps, seconds / window_steps)
+                # Of all processes: each has its own part of a step, and all end together where one is not finite.
+                loss = self.accelerator.reduce(window_loss, "mean").item() / window_steps
+                self._log_progress(loss, seconds / window_steps)
                 window_loss.zero_()
                 window_start, window_steps = time.monotonic(), 0
             if config.evaluate_every and self.step % config.evaluate_every == 0 and self.step < config.steps:
