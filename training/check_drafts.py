@@ -145,28 +145,32 @@ class Compared:
 
     Attributes:
         answers, tokens: undrafted ones. drafts_kept: of the drafted ones.
-        ties: where an answer came out otherwise, how much likelier the undrafted id was than the other one.
-        widest: the tie with the largest gap.
+        ties: where an answer came out otherwise.
         seconds: of work.
     """
 
     answers: int = 0
     tokens: int = 0
     drafts_kept: int = 0
-    ties: list[float] = field(default_factory=list)
-    widest: Tie | None = None
+    ties: list[Tie] = field(default_factory=list)
     seconds: float = 0.0
 
     def add(self, other: "Compared") -> None:
         """Account for another part."""
         self.answers, self.tokens = self.answers + other.answers, self.tokens + other.tokens
         self.drafts_kept, self.seconds = self.drafts_kept + other.drafts_kept, self.seconds + other.seconds
-        self.ties = sorted([*self.ties, *other.ties])
-        self.widest = max(filter(None, (self.widest, other.widest)), key=lambda tie: abs(tie.gap), default=None)
+        self.ties += other.ties
 
-    def figures(self) -> dict:
-        """As the results file has them."""
-        return {**asdict(self), "answers_that_drafts_changed": len(self.ties)}
+    def widest(self, dtype: torch.dtype) -> Tie | None:
+        """The tie that is most steps of a type wide: gaps of small logits are narrow and may be many steps."""
+        return max(self.ties, key=lambda tie: tie.num_steps(dtype), default=None)
+
+    def figures(self, dtype: torch.dtype) -> dict:
+        """As the results file has them: of every tie how much likelier the undrafted id was, and how many steps."""
+        ties, widest = sorted(self.ties, key=lambda tie: tie.gap), self.widest(dtype)
+        found = {name: getattr(self, name) for name in ("answers", "tokens", "drafts_kept", "seconds")}
+        found |= {"ties": [tie.gap for tie in ties], "steps": [round(tie.num_steps(dtype), 2) for tie in ties]}
+        return found | {"widest": asdict(widest) if widest else None, "answers_that_drafts_changed": len(ties)}
 
 
 def compare(side: Side, problems: Sequence) -> Compared:
@@ -181,10 +185,7 @@ def compare(side: Side, problems: Sequence) -> Compared:
             if place is None:
                 raise RuntimeError(f"of two texts that are the same up to there, one has {len(a)} ids, one {len(b)}")
             ties.append(Tie(number, place, (a[place], b[place]), side.logits_of(problem, a, place, b[place])))
-    found = Compared(len(problems), sum(map(len, plain)), accepted, sorted(tie.gap for tie in ties))
-    found.widest = max(ties, key=lambda tie: abs(tie.gap), default=None)
-    found.seconds = time.perf_counter() - started
-    return found
+    return Compared(len(problems), sum(map(len, plain)), accepted, ties, time.perf_counter() - started)
 
 
 def compare_part(task: Task, lane: str, device: str, rows: int, model: str, problems: Sequence) -> Compared:
@@ -266,15 +267,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number, job in enumerate(as_completed(jobs), start=1):
             name, lane = jobs[job]
             found.setdefault(name, {}).setdefault(lane, Compared()).add(job.result())
-            print(f"{number} of {len(jobs)}: {name}, {lane}: {found[name][lane].figures()}", flush=True)
+            print(f"{number} of {len(jobs)}: {name}, {lane}: {found[name][lane].figures(dtype)}", flush=True)
     for name in found:
-        document["lanes"][name] = {lane: found[name][lane].figures() for lane in LANES if lane in found[name]}
+        document["lanes"][name] = {lane: found[name][lane].figures(dtype) for lane in LANES if lane in found[name]}
     write_whole(out, json.dumps(document, indent=1) + "\n")
     print(f"wrote {out}")
     for lane in (one for lanes in found.values() for one in lanes.values()):
-        num_steps = 0.0 if lane.widest is None else lane.widest.num_steps(dtype)
-        if num_steps > MOST_STEPS[dtype]:
-            raise SystemExit(f"drafts changed a text: {lane.widest}: {num_steps:.1f} steps; no rounding does that")
+        widest = lane.widest(dtype)
+        if widest is not None and widest.num_steps(dtype) > MOST_STEPS[dtype]:
+            steps = f"{widest.num_steps(dtype):.1f} steps; no rounding does that"
+            raise SystemExit(f"drafts changed a text: {widest}: {steps}")
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def _lossless(results: dict, path: str) -> str:
             f"{one['drafts_kept']:,}",
             str(one["answers_that_drafts_changed"]),
             ", ".join(f"{gap:g}" for gap in one["ties"]) or "–",
+            f"{max(one['steps']):g}" if one.get("steps") else "–",
         ]
         for kind, lanes in results["lanes"].items()
         for lane, one in lanes.items()
@@ -118,6 +119,7 @@ def _lossless(results: dict, path: str) -> str:
     model = results.get("model", DEFAULT_MODEL)
     intro = f"The same answers of {model} with drafts and without, greedily, on {where} in {results['dtype']}"
     header = ["inputs, lane", "answers", "tokens", "drafts kept", "answers changed", "gaps of the logits there"]
+    header.append("widest, in steps of the type")
     return f"{intro}:\n\n{table(header, rows)}{source(results, path)}"
 
 
