@@ -84,14 +84,24 @@ def _has(results: dict, name: str) -> bool:
 
 
 def _changed(results: dict) -> str:
-    """How many answers came out otherwise with drafts than without."""
-    changed = sum(
-        one.get("answers_that_drafts_changed", 0) for lanes in results["answers"].values() for one in lanes.values()
-    )
-    drafted = sum(
-        results["inputs"] * results["repeats"]
-        for lanes in results["answers"].values()
-        for one in lanes.values()
-        if "answers_that_drafts_changed" in one
-    )
-    return f": {changed} of {drafted:,} drafted answers differ from the undrafted ones"
+    """How many answers came out otherwise with drafts than without, by what the model computes in; a repeat of the same
+    input is no other answer."""
+    counts: dict[str, list[int]] = {}
+    for kind, lanes in results["answers"].items():
+        for one in lanes.values():
+            if "answers_that_drafts_changed" in one:
+                numbers = counts.setdefault(_numbers_of(results, kind), [0, 0])
+                numbers[0] += round(one["answers_that_drafts_changed"] / results["repeats"])
+                numbers[1] += results["inputs"]
+    told = (f"{changed} of {drafted:,} drafted answers in {numbers}" for numbers, (changed, drafted) in counts.items())
+    return f": {', '.join(told)} differ from the undrafted ones"
+
+
+def _numbers_of(results: dict, kind: str) -> str:
+    """What the model computed in that answered this kind of input."""
+    models, words = results.get("models", {}), kind.replace(",", "").split()
+    for name, one in models.items():
+        generator = TASKS[name].generator
+        if generator is None or generator.size_name in words:
+            return one["numbers"]
+    return results.get("dtype", "")

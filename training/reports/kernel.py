@@ -4,6 +4,7 @@ import statistics
 from collections import Counter
 
 from training.reports.markdown import origin, picture, read_all, source, table
+from training.reports.queries import queries_brief
 
 MISSING = "The CUDA kernel: not measured yet.\n"
 HEADER = ["heads/kv, batch x context", "cuDNN dense, us", "all kept", "50 %", "25 %", "FlashInfer, 50 %, pages of 16"]
@@ -25,7 +26,7 @@ def kernel_brief() -> str:
     rows = [kernel_row(shape)[: len(HEADER)] for shape in brief_shapes(results["shapes"])]
     intro = (
         "Attention of one decode step: speedup over cuDNN's dense attention by the share of the tokens that is kept "
-        f"({origin(results, path)}). {flashinfer_summary(results)}\n"
+        f"({origin(results, path)}). {flashinfer_summary(results).rstrip()}{queries_brief()}\n\n"
     )
     return intro + table(HEADER, rows)
 

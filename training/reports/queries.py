@@ -1,12 +1,28 @@
 """Attention of several queries per row as Markdown."""
 
-from training.reports.markdown import read_all, source, table
+from training.reports.markdown import origin, read_all, source, table
+
+BRIEF_QUERIES = 8
 
 
 def queries() -> str:
     """Every GPU that it was measured on."""
     texts = [queries_on(results, path) for path, results in read_all("queries").items()]
     return "\n".join(texts) or "Attention of several queries per row: not measured yet.\n"
+
+
+def queries_brief() -> str:
+    """What BRIEF_QUERIES queries of a row take, by the grouping of heads, in a sentence; empty if it is not known."""
+    for path, results in read_all("queries").items():
+        ratios: dict[str, list[float]] = {}
+        for measured in results["shapes"]:
+            heads = f"{measured['shape']['num_heads']}/{measured['shape']['num_kv_heads']}"
+            cases = (line["ours"] for line in measured["measured"] if line["num_queries"] == BRIEF_QUERIES)
+            ratios.setdefault(heads, []).extend(one["times_one_query"] for one in cases if "times_one_query" in one)
+        told = [f"with {heads} heads {min(one):.2f} to {max(one):.2f} times" for heads, one in ratios.items() if one]
+        where = origin(results, path)
+        return f" {BRIEF_QUERIES} queries of a row cost {', '.join(told)} what one costs ({where})."
+    return ""
 
 
 def queries_on(results: dict, path: str) -> str:
