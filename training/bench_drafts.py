@@ -57,7 +57,10 @@ def texts_of(arguments: argparse.Namespace, device: torch.device) -> Iterator[Te
 
 
 def cells_of(arguments: argparse.Namespace, texts: Sequence[Text], is_first: bool) -> Iterator[tuple[Text, int]]:
-    """Text and batch of a shape's cells: the first shape in full, the others in the most important ones."""
+    """Text and batch of a shape's cells: the first shape in full, the others in the most important ones.
+
+    In full one shape takes some seven minutes; `--shapes` puts another one first.
+    """
     chosen = texts if is_first else [text for text in texts if text.name in arguments.others]
     for text in chosen:
         for batch in arguments.batches[:: 1 if is_first else 2]:
@@ -65,7 +68,7 @@ def cells_of(arguments: argparse.Namespace, texts: Sequence[Text], is_first: boo
 
 
 def has_auto(arguments: argparse.Namespace, text: Text, batch: int) -> bool:
-    """Whether "auto" decodes a cell of the first shape, every step: minutes, were it all of them."""
+    """Whether "auto" decodes a cell, every step: minutes, were it all of them."""
     return text.name in arguments.others or batch in arguments.batches[::2]
 
 
@@ -89,7 +92,7 @@ def measure(arguments: argparse.Namespace, results: Results, machine: Machine) -
         weights = random_weights(shape, machine.device, longest + 256)
         is_first = shape == arguments.shapes[0]
         for text, batch in cells_of(arguments, texts, is_first):
-            with_auto = is_first and has_auto(arguments, text, batch)
+            with_auto = has_auto(arguments, text, batch)
             cell = answer_cell(weights, markers, machine, text, batch, arguments.samples, with_auto)
             results.add_cell(shape, "answers", cell)
             free_memory(machine)
