@@ -12,6 +12,7 @@ from selfspan_core.spans.protocol import NUM_ANCHORS
 from selfspan_core.tasks.registry import get_task
 from selfspan_core.tasks.trace import names
 from selfspan_core.tasks.trace.encoding import line_text
+from selfspan_core.tasks.trace.parse import parse_program
 from selfspan_core.tasks.trace.program import MAX_CHARACTERS, MAX_LINES, MAX_STEPS
 from selfspan_core.tasks.trace.task import problem_of, random_problem
 from selfspan_core.tasks.trace.values import as_printed, printed, value_text
@@ -254,3 +255,10 @@ def test_examples_and_surprises():
     similar = TASK.similar(TASK.parse(surprises[0]), 5)
     wanted = TASK.parse(surprises[0]).num_steps
     assert all(abs(next(similar).num_steps - wanted) <= wanted // 4 for _ in range(5))
+
+
+def test_what_python_only_warns_of_is_refused(recwarn):
+    """Would catch a text of a visitor that prints a warning into the server's log, and `1or 2` read as something."""
+    with pytest.raises(InputError, match="Line 1: this is not Python: invalid decimal literal"):
+        parse_program("x = 1or 2\nprint(x)")
+    assert not recwarn.list

@@ -5,6 +5,8 @@ What is long is refused before it is parsed. Each message names the line, as it 
 
 import ast
 import textwrap
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -41,6 +43,8 @@ _INSTEAD: dict[type[ast.AST], str] = {
     ast.Raise: "raise is not supported",
     ast.FunctionDef: "a function inside of a block is not supported",
 }
+_ONE_AT_A_TIME = threading.Lock()
+"""What is done with warnings is one setting of the process."""
 _CHANGES = ("assign", "update", "set item", "append", "pop", "range", "items")
 
 
@@ -58,7 +62,7 @@ def parse_program(text: str) -> Program:
         number = text[: text.index("\\")].count("\n") + 1
         raise wrong(number, "a backslash is not supported.")
     try:
-        tree = ast.parse(textwrap.dedent(text.replace("\r\n", "\n").expandtabs(4)))
+        tree = _tree(textwrap.dedent(text.replace("\r\n", "\n").expandtabs(4)))
         program = _Builder().program(tree.body)
     except SyntaxError as error:
         raise wrong(error.lineno or 1, f"this is not Python: {_plain(error.msg)}.") from None
@@ -78,6 +82,13 @@ def parse_block(source: str, functions: dict[str, Function], num_lines: int) -> 
         InputError: it is not of the subset, or the program grows beyond MAX_LINES.
     """
     return _Builder(functions, num_lines).program(ast.parse(source).body)
+
+
+def _tree(text: str) -> ast.Module:
+    """A text as Python reads it; what Python only warns of (`1or 2`) is no Python here, and nothing is printed."""
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
+        warnings.simplefilter("error", SyntaxWarning)
+        return ast.parse(text)
 
 
 def _plain(message: str) -> str:
