@@ -96,7 +96,8 @@ def test_a_body_follows_from_what_its_step_reads(problem):
         text = problem.program.lines[line].text
         assert line < num_lines and not text.startswith(("def ", "else"))
         read: dict[str, str] = {}
-        for one in reads:
+        # A step that sets two variables is read for one of them: of the other, the newest value counts.
+        for one in sorted(reads):
             assert one < step.name
             read |= values_in(results[one]) if one >= num_lines else {}
         results[step.name] = step.result
