@@ -78,6 +78,7 @@ def test_the_report_says_what_a_cell_holds(monkeypatch):
     cell = {"text": "64 operands", "batch": 32, "lanes": lanes, **told}
     head = {"commit": "c" * 40, "dirty": False, "machine": {"gpu": "G"}, "command": "x", "versions": {"vllm": "0.26.0"}}
     results = {**head, "shapes": {"7B": {"decoding": [cell]}}}
-    monkeypatch.setattr(vllm, "read_all", lambda name: {"assets/results/vllm_g.json": results})
+    found = {"vllm": {"assets/results/vllm_g.json": results}}
+    monkeypatch.setattr(vllm, "read_all", lambda name: found.get(name, {}))
     row = "| 7B, 64 operands, 32 | 12.00 | 10.00 | 8.00 | 1.25x | 1.50x | 83 % | 1.50x | 1.10x |"
     assert row in vllm.vllm()

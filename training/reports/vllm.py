@@ -3,6 +3,14 @@
 from training.reports.markdown import read_all, source, table
 
 MISSING = "Declared spans in vLLM: not measured yet.\n"
+LANES = ("plain dense", "span dense", "span sparse")
+SERVER_HEADER = [
+    "shape, text, clients",
+    *(f"{name}, requests/s" for name in ("plain text, dense", "with names, dense", "self-selected")),
+    *(f"{name}, s to the answer" for name in ("plain text, dense", "with names, dense", "self-selected")),
+    "against dense",
+    "against plain text",
+]
 ALONE, DENSE, SPARSE = "span dense, vLLM alone", "span dense", "span sparse"
 HEADER = [
     "shape, text, requests at once",
@@ -18,9 +26,10 @@ HEADER = [
 
 
 def vllm() -> str:
-    """Every GPU that it was measured on."""
-    found = read_all("vllm").items()
-    return "\n".join(_machine(results, path) for path, results in found if "shapes" in results) or MISSING
+    """Every GPU that it was measured on: steps, and the HTTP server."""
+    parts = [_machine(results, path) for path, results in read_all("vllm").items() if "shapes" in results]
+    parts += [_server(results, path) for path, results in read_all("serving").items()]
+    return "\n".join(parts) or MISSING
 
 
 def _machine(results: dict, path: str) -> str:
@@ -31,6 +40,25 @@ def _machine(results: dict, path: str) -> str:
         "included. “Bytes say” is what weights and visible keys and values, read once, make of it.\n\n"
     )
     return note + table(HEADER, [_row(shape, cell) for shape, cell in cells]) + source(results, path)
+
+
+def _server(results: dict, path: str) -> str:
+    rows = [
+        [
+            f"{shape}, {cell['text']}, {cell['clients']}",
+            *(f"{cell['lanes'][lane]['requests_per_second']:.2f}" for lane in LANES),
+            *(f"{cell['lanes'][lane]['seconds_to_answer']:.1f}" for lane in LANES),
+            f"{cell['against_dense']:.2f}x",
+            f"{cell['against_plain_dense']:.2f}x",
+        ]
+        for shape, parts in results["shapes"].items()
+        for cell in parts["serving"]
+    ]
+    note = (
+        f"Through vLLM's HTTP server, {results['requests_of_a_client']} request(s) of each client, all clients at "
+        "once; requests per second over the whole crowd, and what a client waits for its answer:\n\n"
+    )
+    return note + table(SERVER_HEADER, rows) + source(results, path)
 
 
 def _row(shape: str, cell: dict) -> list[str]:
