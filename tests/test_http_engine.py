@@ -1,5 +1,6 @@
 """A vLLM server as the engine: the own engine's events, what a server cannot do, and servers that fail."""
 
+import itertools
 import json
 import os
 import socket
@@ -139,6 +140,33 @@ def test_a_session_runs_one_lane_after_the_other(fake, address):
     assert 0 < end["read_share"] < 1
 
 
+def test_load_is_several_requests_at_once(fake, address):
+    """A load that is one request; tokens of others that are not counted, or go on when the lane is done."""
+    fake.wait_s = 0.005
+    store = ServedStore(engines_at(address))
+    ticks = list(compare(Session(store), "arithmetic", TEXT, load=3, temperature=0.5, seed=7))
+    lanes = ticks[-1]["lanes"]
+    assert ticks[0]["load"] == 3 and all(lane["correct"] for lane in lanes.values())
+    assert all(lane["total_tokens_per_second"] > lane["tokens_per_second"] for lane in lanes.values())
+    seeds = [body["seed"] for body in fake.asked]
+    assert len(seeds) >= 6 and seeds.count(7) == 2 and len({body["cache_salt"] for body in fake.asked}) == len(seeds)
+    until = time.monotonic() + 20
+    while fake.num_gone < 4 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert fake.num_gone >= 4
+    fake.fault = "error"
+    with pytest.raises(LaneError, match="the vLLM server gave up"):
+        list(compare(Session(store), "arithmetic", TEXT, load=3))
+
+
+def test_a_request_beside_that_fails_ends_the_run(fake, address, tokenizer):
+    """A load of 3 that is one of 1, since the others were refused, with the figures of 3."""
+    engine, prompt = engine_at(address), prompt_of(tokenizer)
+    fake.fault = "400"
+    with pytest.raises(ServerError, match=r"beside this one failed: the vLLM server refused the request \(400\)"):
+        list(engine.generate_among(PromptRequest(prompt), itertools.repeat(prompt), 3, "sparse"))
+
+
 def test_nothing_is_left_to_the_servers_settings(fake, address, tokenizer):
     """A server's own temperature, cut-offs or further ends of text; a seed that does not arrive."""
     engine = engine_at(address)
@@ -221,11 +249,10 @@ def test_stop_closes_the_stream(fake, address):
 
 
 def test_what_a_server_cannot_do_is_refused(fake, address, tokenizer):
-    """Drafts, rules, forced ids, a load or another model that are quietly left out."""
+    """Drafts, forced ids, or another model or task that are quietly left out."""
     session = Session(ServedStore(engines_at(address)))
     refused = {
         "drafts is auto or off here, not 4": {"drafts": 4},
-        "one answer at a time: load is 1 here, not 2": {"load": 2},
         "SELFSPAN_PLAIN_ENGINE or --plain-engine": {"adapter": "plain"},
         "serves selfspan-17m, and not 'smollm2-135m'": {"model": "smollm2-135m"},
     }
@@ -357,7 +384,7 @@ def test_the_apps_session_runs_on_a_server(fake, address):
     fake.max_context = 4096
     session = LazySession(engines=engines_at(address))
     assert session.tasks() == ("arithmetic",)
-    assert not session.can_load() and not session.can_pause()
+    assert session.can_load() and not session.can_pause()
     assert list(session.loads()) == ["selfspan-17m"]
     (first,) = session.first_requests()
     assert first.adapter == "span" and first.task == "arithmetic"

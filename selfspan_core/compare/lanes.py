@@ -49,13 +49,8 @@ def lane_specs(
     return tuple(specs)
 
 
-def require_load(load: int, can_load: bool, device: str, only_one: str = "") -> None:
-    """Raise SettingError if lanes should answer several requests at once where they can answer only one.
-
-    `only_one` says why, where that is not for want of a GPU.
-    """
-    if load > 1 and not can_load and only_one:
-        raise SettingError(f"{only_one}: load is 1 here, not {load}.")
+def require_load(load: int, can_load: bool, device: str) -> None:
+    """Raise SettingError if lanes should answer several requests at once on a device that can answer only one."""
     if load > 1 and not can_load:
         raise SettingError(
             f"Simultaneous requests need a CUDA GPU, whose lanes decode in a captured graph; this runs on {device}: "

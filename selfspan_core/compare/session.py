@@ -127,7 +127,7 @@ class Session:
         """
         task = get_task(request.task, **request.options)
         terms = self._models.terms
-        require_load(request.load, self.can_load, self._models.device_name, terms.only_one)
+        require_load(request.load, self.can_load, self._models.device_name)
         if not terms.has_drafts and request.drafts not in ("auto", "off"):
             where = self._models.device_name
             raise SettingError(f"drafts is auto or off here, not {request.drafts}: {where} has none.", "drafts")
@@ -249,7 +249,7 @@ class Session:
             "input": run.request.text,
             "canonical": run.problem.text,
             "adapter": run.request.adapter,
-            "title": TITLES[run.request.adapter] if len(specs) > 1 else specs[0].label,
+            "title": _title(run, terms.in_turn),
             "prompt": [
                 {"text": text, "name": None if name is None else f"a{name}"} for text, name in run.problem.display
             ],
@@ -296,6 +296,13 @@ class Session:
             **_figures(results, views, run),
             **_load_figures(run, views),
         }
+
+
+def _title(run: PreparedRun, in_turn: bool) -> str:
+    """What is compared, or which lane runs."""
+    if len(run.lanes) == 1:
+        return run.lanes[0].spec.label
+    return TITLES[run.request.adapter] + (", one lane after the other" if in_turn else "")
 
 
 def cleaning_of(cleaned: Cleaned) -> dict[str, Any]:

@@ -47,7 +47,6 @@ class Terms:
             beforehand, for the same reason.
         keeps_rules: a task's rules can be kept while decoding.
         has_drafts: tokens can be proposed and verified several at a time.
-        only_one: why a lane cannot answer several requests at once, where not for want of a GPU.
     """
 
     clock: Clock = "host"
@@ -55,7 +54,6 @@ class Terms:
     in_turn: bool = False
     keeps_rules: bool = True
     has_drafts: bool = True
-    only_one: str = ""
 
 
 class LaneModel(Protocol):

@@ -131,12 +131,13 @@ class LazySession:
     def first_requests(self) -> Iterator[Request]:
         """A request of each kind that the page offers: what they capture and measure serves all later ones.
 
-        Where steps are captured, the longest examples, for later ones find room where those did; else the page's first
-        ones, which do not keep a CPU's first visitors waiting for long.
+        Where steps are captured here, the longest examples, for later ones find room where those did; else the page's
+        first ones, which do not keep a CPU's first visitors waiting for long.
         """
+        is_captured = self._engines is None and self.can_load()
         for name in self.tasks():
             examples = get_task(name).examples
-            text = max(examples, key=len) if self.can_load() else examples[len(examples) // 2]
+            text = max(examples, key=len) if is_captured else examples[len(examples) // 2]
             for adapter in ADAPTERS if self._engines is None else self._engines.by_adapter:
                 yield Request(name, text, adapter=adapter)
 

@@ -1,14 +1,14 @@
 """An engine whose tokens come from a vLLM server: the same events, by the same account of ids. No torch here."""
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
 from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.device_rules import KeptRules
 from selfspan_core.engine.drafts import Drafter
-from selfspan_core.engine.events import Account, Clock, Event, Measured, Prefilled
+from selfspan_core.engine.events import Account, Clock, Event, Measured, OtherRows, Prefilled
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.rules import Rules
@@ -16,13 +16,16 @@ from selfspan_core.engine.stores import Attention
 from selfspan_core.errors import ImplUnavailable, PromptError, ServerError
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import Drafts
-from selfspan_core.serve.http_engine.answer import Part
+from selfspan_core.serve.http_engine.answer import Answer, Part
+from selfspan_core.serve.http_engine.beside import Beside
 from selfspan_core.serve.http_engine.served import Served
 from selfspan_core.serve.vllm_plugin.client import Asked
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
 
 IMPL = "vllm"
+Ask = Callable[[], Answer]
+"""Begins a request."""
 
 
 @dataclass(frozen=True)
@@ -77,19 +80,51 @@ class ServedEngine:
             ServerError: while iterating, of the server, or of a stream that goes wrong.
         """
         self._check(request)
-        num_prompt, limit = request.prompt.prompt.num_tokens, self.model.max_context
-        if num_prompt < 1:
-            raise PromptError("the prompt is empty")
-        if num_prompt >= limit:
-            raise PromptError(f"the prompt has {num_prompt} tokens, and the served model's context holds {limit}")
-        most = request.most_tokens
-        return self._events(request, attention, limit - num_prompt if most is None else min(limit - num_prompt, most))
+        self._room(request)
+        return self._events(request, attention, None)
 
     def generate_among(
         self, request: PromptRequest, others: Iterable[Rendered], num_rows: int, attention: Attention = "dense"
     ) -> Iterator[Event]:
-        """Not here: raises ImplUnavailable."""
-        raise ImplUnavailable("a lane asks a vLLM server for one answer at a time")
+        """Answer a prompt while the server answers others; it begins when all of those are under way.
+
+        Arguments and errors as for `generate`; besides:
+
+        Args:
+            others: prompts of the other requests, endless; one at a time, as requests end.
+            num_rows: requests at once, this one included.
+
+        Returns:
+            The events of `request`, and OtherRows for what the others drew. What their prompts cost cannot be told
+            apart: it is in this one's times.
+        """
+        self._check(request)
+        self._room(request)
+        asks = (self._ask(request.beside(number, other), attention) for number, other in enumerate(others, start=1))
+        return self._among(request, attention, asks, num_rows - 1)
+
+    def _among(
+        self, request: PromptRequest, attention: Attention, asks: Iterator[Ask], num_others: int
+    ) -> Iterator[Event]:
+        with Beside(asks, num_others) as beside:
+            beside.wait()
+            yield from self._events(request, attention, beside)
+
+    def _ask(self, request: PromptRequest, attention: Attention) -> Ask:
+        """What begins a request."""
+        room = self._room(request)
+        asked, run = Asked(request.prompt, attention), uuid.uuid4().hex
+        body = asked.to_stream_json(self._served.name, request.sampling, room, self.markers.eos, run)
+        return lambda: self._served.server.answer(body, room)
+
+    def _room(self, request: PromptRequest) -> int:
+        """Most tokens to write."""
+        num_prompt, limit, most = request.prompt.prompt.num_tokens, self.model.max_context, request.most_tokens
+        if num_prompt < 1:
+            raise PromptError("the prompt is empty")
+        if num_prompt >= limit:
+            raise PromptError(f"the prompt has {num_prompt} tokens, and the served model's context holds {limit}")
+        return limit - num_prompt if most is None else min(limit - num_prompt, most)
 
     def _check(self, request: PromptRequest) -> None:
         wanted = {
@@ -103,28 +138,27 @@ class ServedEngine:
             if is_wanted:
                 raise ImplUnavailable(f"a vLLM server is not asked for {name}: run this model here, without an engine")
 
-    def _events(self, request: PromptRequest, attention: Attention, room: int) -> Iterator[Event]:
+    def _events(self, request: PromptRequest, attention: Attention, beside: Beside | None) -> Iterator[Event]:
         layout = request.prompt.prompt
         account = Account(self.markers, layout, request.annotated, attention == "dense", self._clock)
-        asked = Asked(request.prompt, attention)
-        run = uuid.uuid4().hex
-        body = asked.to_stream_json(self._served.name, request.sampling, room, self.markers.eos, run)
         at, finish, last = 0.0, None, None
-        with closing(self._served.server.answer(body, room)) as answer:
+        with closing(self._ask(request, attention)()) as answer:
             for part in answer:
-                self._check_part(part, asked.prompt_ids, account)
+                self._check_part(part, request.prompt_ids, account)
+                num_others = 0 if beside is None else beside.taken()
                 seconds, is_first = part.at - at, account.num_tokens == 0
                 if part.ids:
                     at = part.at
                 if part.ids and is_first:
                     account.seconds = seconds
                     yield Prefilled(layout.num_tokens, seconds)
+                elif num_others:
+                    yield OtherRows(num_others, 0.0)
                 for token in part.ids:
                     account.follow(token)
                     yield account.token(token, 0.0 if is_first else seconds / len(part.ids))
                     yield from account.news()
-                finish = part.finish or finish
-                last = part
+                finish, last = part.finish or finish, part
         yield from self._end(account, finish, last)
 
     def _check_part(self, part: Part, prompt_ids: list[int], account: Account) -> None:

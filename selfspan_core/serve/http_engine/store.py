@@ -49,13 +49,12 @@ class ServedStore:
             in_turn=True,
             keeps_rules=False,
             has_drafts=False,
-            only_one="A lane asks the vLLM server for one answer at a time",
         )
 
     @property
     def can_load(self) -> bool:
-        """Lanes answer one request at a time."""
-        return False
+        """A server answers several requests in the same steps."""
+        return True
 
     @property
     def device_name(self) -> str:
