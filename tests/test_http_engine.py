@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import socket
 import time
 from dataclasses import replace
 
@@ -14,27 +13,21 @@ from selfspan_core.engine.events import Finished, Measured, Prefilled, Token
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ImplUnavailable, LaneError, ModelError, PromptError, ServerError, SettingError
-from selfspan_core.models.export_record import KEY, ExportRecord, of_config, of_served_name
-from selfspan_core.models.learned import Learned
-from selfspan_core.models.registry import MODELS, resolve_model
+from selfspan_core.models.registry import MODELS
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import SamplingParams
 from selfspan_core.paths import BASE
 from selfspan_core.serve.http_engine.served import engines_at
-from selfspan_core.serve.http_engine.server import checked_address
 from selfspan_core.serve.http_engine.store import ServedStore
 from selfspan_core.serve.lazy_session import LazySession
 from selfspan_core.serve.stores import engines_named
-from selfspan_core.tasks.registry import get_task
 from tests.support.asking import compare, request
 from tests.support.cli_tools import call
 from tests.support.fake_vllm import NAME, FakeVllm, served
+from tests.support.http_tools import TASK, TEXT, engine_at, prompt_of
 from tests.support.scripted import right_output
 from tests.support.session_tools import assembled, show
-from tests.support.tiny_models import save_byte_tokenizer, save_tiny
-
-TASK = get_task("arithmetic")
-TEXT = "79*36+63"
+from tests.support.tiny_models import save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +51,6 @@ def fake(tokenizer):
 def address(fake):
     with served(fake) as where:
         yield where
-
-
-def prompt_of(tokenizer, text=TEXT, annotated=True):
-    return TASK.render(TASK.parse(text), tokenizer, annotated=annotated)
-
-
-def engine_at(address, **changes):
-    return ServedStore(engines_at(address)).engine("arithmetic", "span")
 
 
 def timeless(events):
@@ -142,7 +127,8 @@ def test_a_session_runs_one_lane_after_the_other(fake, address):
 
 def test_load_is_several_requests_at_once(fake, address):
     """A load that is one request; tokens of others that are not counted, or go on when the lane is done."""
-    fake.wait_s = 0.005
+    right = right_output(fake.tokenizer, TASK.parse(TEXT))
+    fake.wait_s, fake.ids = 0.005, lambda body: right if body.get("seed", 7) == 7 else [300] * body["max_tokens"]
     store = ServedStore(engines_at(address))
     ticks = list(compare(Session(store), "arithmetic", TEXT, load=3, temperature=0.5, seed=7))
     lanes = ticks[-1]["lanes"]
@@ -183,32 +169,6 @@ def test_nothing_is_left_to_the_servers_settings(fake, address, tokenizer):
     assert greedy["max_tokens"] == room
 
 
-FAULTS = {
-    "broken": "ended the connection after 5 tokens",
-    "garbage": "no message of a completion after 5 tokens",
-    "error": r"gave up \(EngineCore encountered an issue. See stack trace.\) after 5 tokens",
-    "endless": "sent more than such an answer can be after 5 tokens",
-    "abort": "after 5 tokens, and not at its end|ended the connection",
-    "prompt": "another prompt",
-    "behind": "went on behind the end",
-    "lost": "other tokens than the",
-    "no such id": "an id that its model does not have",
-    "400": r"refused the request \(400\): selfspan: a segment's start is below its end, unlike \[31m\[7, 6, 3\]",
-    "404": r"does not have the model any more \(404\): start this anew",
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_stream_that_goes_wrong_is_one_line(fake, address, tokenizer, fault):
-    """A traceback, an answer that is taken for whole, or memory without end, for a server that fails or lies."""
-    engine = engine_at(address)
-    fake.fault = fault
-    events = []
-    with pytest.raises(ServerError, match=FAULTS[fault]) as caught:
-        events.extend(engine.generate(PromptRequest(prompt_of(tokenizer)), "sparse"))
-    assert "\n" not in str(caught.value) and str(caught.value).isprintable()
-
-
 def test_what_was_written_stays(fake, address, monkeypatch, capsys):
     """A failed run that takes back the text that was on the screen, or never shows its last tokens."""
     session = Session(ServedStore(engines_at(address)))
@@ -222,15 +182,6 @@ def test_what_was_written_stays(fake, address, monkeypatch, capsys):
     assert call(monkeypatch, TEXT, "--engine", address) == 1
     said = capsys.readouterr()
     assert "until the run failed\n    79*36=" in said.out and said.err.count("error: ") == 1
-
-
-def test_a_silent_server_is_left(fake, address, tokenizer, monkeypatch):
-    """A run that waits for a hanging server for ever; comments that keep a connection alive taken for tokens."""
-    engine = engine_at(address)
-    monkeypatch.setattr(engine._served.server, "_silence_s", 0.3)
-    fake.fault = "silent"
-    with pytest.raises(ServerError, match=r"said nothing for 0.3 s after 5 tokens"):
-        list(engine.generate(PromptRequest(prompt_of(tokenizer)), "dense"))
 
 
 def test_stop_closes_the_stream(fake, address):
@@ -280,69 +231,6 @@ def test_rules_are_switched_off_in_words(fake, address):
     assert run.notice == "vLLM 0.32.0 decodes without the task's rules."
     run = replace(run, request=replace(run.request, drafts="auto"))
     assert "rules" not in Session(ServedStore(engines_at(address)))._start(run)
-
-
-def test_what_cannot_be_an_engine_is_one_line(fake, address, tmp_path):
-    """A server that answers everything with dense attention; a model of other ids; a page of nothing."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        with pytest.raises(ServerError, match=f"no server answers at {nowhere}.*selfspan serve --model DIR"):
-            engines_at(nowhere)
-    fake.has_plugin = False
-    with pytest.raises(ServerError, match="runs without the plugin: start one with `selfspan serve"):
-        engines_at(address)
-    fake.has_plugin, fake.names = True, ("org/model\x1b[31m",)
-    with pytest.raises(ModelError, match=r"serves 'org/model \[31m', and nothing says what that was made of"):
-        engines_at(address)
-    fake.names = (NAME.replace("/span/", "/plain/"),)
-    with pytest.raises(ModelError, match="serves the plain adapter; here one of the span adapter"):
-        engines_at(address)
-    fake.names = (NAME.replace("arithmetic", "chess"),)
-    with pytest.raises(ModelError, match="of the task 'chess'; known tasks: arithmetic"):
-        engines_at(address)
-    fake.names = (NAME.replace("selfspan-17m", "../../etc"),)
-    with pytest.raises(ModelError, match="nothing says what"):
-        engines_at(address)
-    fake.names = (NAME.replace("selfspan-17m", "unknown"),)
-    with pytest.raises(ModelError, match="whose tokenizer is not here"):
-        engines_at(address)
-    fake.names = (NAME,)
-    with pytest.raises(ModelError, match="the model named here is smollm2-135m"):
-        engines_at(address, model=resolve_model("smollm2-135m"))
-    save_byte_tokenizer(tmp_path)
-    fake.tokenizer = SpanTokenizer.load(tmp_path)
-    with pytest.raises(ModelError, match="has no markers, or other ones than selfspan-17m"):
-        engine_at(address)
-
-
-@pytest.mark.parametrize(
-    "address", ["localhost:8000", "ftp://a", "http://", "http://u:p@a", "http://a/?b=1", "http://a b"]
-)
-def test_addresses_are_checked(address):
-    """A password that ends in messages and logs; an address that is asked with half of it left out."""
-    with pytest.raises(ServerError, match="written http://host:port"):
-        checked_address(address)
-    assert checked_address(" http://a:1/v1/ ") == checked_address("http://a:1") == "http://a:1"
-
-
-def test_an_exported_folder_says_what_is_served(fake, address, tmp_path, tokenizer):
-    """A base that is not registered, whose server nobody could use; a record that changes on its way."""
-    record = ExportRecord("arithmetic", "span", None, Learned({"form": ("shorten",)}, 100))
-    tokenizer.hf.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({KEY: record.to_config()}))
-    assert of_config({KEY: record.to_config()}, "f") == record and record.served_name is None
-    for damaged in (7, {"task": "a"}, record.to_config() | {"adapter": "x"}, record.to_config() | {"learned": 7}):
-        with pytest.raises(ModelError, match="is damaged"):
-            of_config({KEY: damaged}, "f")
-    assert of_served_name(NAME) == ExportRecord("arithmetic", "span", "selfspan-17m")
-    fake.names = ("/somewhere/else",)
-    engines = engines_at(address, model=resolve_model(tmp_path))
-    assert (engines.span.name, engines.span.spec.name) == ("/somewhere/else", str(tmp_path))
-    assert ServedStore(engines).learned("arithmetic", "span") == record.learned
-    fake.names = ("selfspan/summarize/span/selfspan-17m",)
-    with pytest.raises(ModelError, match="the model here was made of arithmetic's span adapter"):
-        engines_at(address, model=resolve_model(tmp_path))
 
 
 def test_the_plain_adapter_has_a_server_of_its_own(fake, address, tokenizer):

@@ -23,9 +23,11 @@ class FakeVllm:
         has_plugin, has_times: as vLLM was started.
         pieces: ids of each message.
         fault: None, or what goes wrong: "broken" in the middle, "garbage", "error" as vLLM reports one, "endless",
-            "silent", "abort", "prompt" of somebody else, "behind" the end, "lost" ids, "no such id", "400", "404".
+            "silent", "abort", "prompt" of somebody else, "behind" the end, "lost" ids, an end "at the limit",
+            "no such id", "400", "404".
         after: ids before that.
         wait_s: between messages.
+        pages: path -> status and body of what is answered in place of vLLM's own.
         asked: bodies of streamed requests about spans.
         num_gone: streams that a client left before their end.
     """
@@ -40,6 +42,7 @@ class FakeVllm:
     after: int = 5
     wait_s: float = 0.0
     max_context: int = 512
+    pages: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     asked: list[dict] = field(default_factory=list)
     num_gone: int = 0
     is_over: threading.Event = field(default_factory=threading.Event)
@@ -72,7 +75,7 @@ class FakeVllm:
         is_probe = "vllm_xargs" not in body
         ids = [self.tokenizer.markers.eos] if is_probe else self.ids(body)[: body["max_tokens"]]
         fault, prompt = (None if is_probe else self.fault), body["prompt"]
-        ends = "stop" if ids[-1] in body.get("stop_token_ids", ()) else "length"
+        ends = "stop" if ids[-1] in body.get("stop_token_ids", ()) and fault != "at the limit" else "length"
         if fault == "behind":
             ids = [*ids, 300]
         for start in range(0, len(ids), self.pieces):
@@ -120,10 +123,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing of it on standard error."""
 
     def do_GET(self) -> None:
+        if self.path in self.fake.pages:
+            return self._send(*self.fake.pages[self.path])
         self._say(*self.fake.get(self.path))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path in self.fake.pages:
+            return self._send(*self.fake.pages[self.path])
         if self.path == "/detokenize":
             if max(body["tokens"]) >= self.fake.tokenizer.vocab_size:
                 return self._say(400, {"error": {"message": "out of vocabulary"}})
@@ -138,7 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._stream(body)
 
     def _say(self, status: int, said: dict) -> None:
-        data = json.dumps(said).encode()
+        self._send(status, json.dumps(said).encode())
+
+    def _send(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

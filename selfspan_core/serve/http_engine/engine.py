@@ -176,7 +176,7 @@ class ServedEngine:
     def _end(self, account: Account, finish: str | None, last: Part | None) -> Iterator[Event]:
         """The events behind the last token; a server that ended the answer for any other reason failed."""
         num = account.num_tokens
-        if account.is_at_end != (finish == "stop") or finish not in ("stop", "length"):
+        if not (account.is_at_end and finish == "stop") and finish != "length":
             raise ServerError(f"the vLLM server ended the answer after {num} tokens, and not at its end ({finish})")
         if last is None or last.num_tokens != num:
             raise ServerError(f"the vLLM server wrote other tokens than the {num} that arrived: run it again")

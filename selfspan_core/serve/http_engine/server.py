@@ -99,7 +99,9 @@ class VllmServer:
         try:
             response = self._client.send(self._client.build_request("POST", "/v1/completions", json=body), stream=True)
         except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+            # Without the address: by then it was asked before, and any visitor of a page may read this.
+            why = words(error) or type(error).__name__
+            raise ServerError(f"the vLLM server does not answer ({why}): run again once it does") from error
         if response.status_code != 200:
             raise ServerError(self._refused(response))
         # A message of one token has some 300 bytes; the first one repeats the prompt.
