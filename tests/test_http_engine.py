@@ -29,6 +29,8 @@ from tests.support.scripted import right_output
 from tests.support.session_tools import assembled, show
 from tests.support.tiny_models import save_tiny
 
+WRITTEN = "an engine's address is written http://host:port"
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
@@ -279,3 +281,23 @@ def test_the_apps_session_runs_on_a_server(fake, address):
     fake.ids = lambda body: right_output(fake.tokenizer, TASK.parse(first.text))
     assert list(session.compare(first))[-1]["lanes"]["sparse"]["correct"]
     assert engines_at(address).span.spec is not MODELS["selfspan-17m"]
+
+
+def test_the_app_does_not_start_on_nothing(fake, address, monkeypatch, capsys):
+    """A page whose every run fails, for an address that was mistyped; a setting of models here that does nothing."""
+    import app
+
+    monkeypatch.setenv("SELFSPAN_ENGINE", "localhost:8000")
+    with pytest.raises(SystemExit) as ended:
+        app.engines_of_environment(None)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said == f"SELFSPAN_ENGINE: {WRITTEN}, not 'localhost:8000'\n"
+    monkeypatch.setenv("SELFSPAN_ENGINE", address)
+    engines = app.engines_of_environment(None)
+    assert app.session_here(None, engines).tasks() == ("arithmetic",)
+    monkeypatch.setenv("SELFSPAN_IMPL", "gather")
+    with pytest.raises(SystemExit):
+        app.session_here(None, engines)
+    assert "SELFSPAN_IMPL is of models that are loaded here" in capsys.readouterr().err
+    monkeypatch.delenv("SELFSPAN_ENGINE")
+    assert app.engines_of_environment(None) is None
