@@ -2,9 +2,9 @@
 
 `models.export` writes it into config.json, beside the marker ids:
 
-    "selfspan_export": {"model": "selfspan-17m", "task": "arithmetic", "adapter": "span", "learned": {…}}
+    "selfspan_export": {"model": "selfspan-17m", "task": TASK, "adapter": "span", "learned": {…}}
 
-A server's name for the model says the same: `selfspan/arithmetic/span/selfspan-17m`.
+A server's name for the model says the same: `selfspan/TASK/span/selfspan-17m`.
 """
 
 from collections.abc import Mapping

@@ -295,7 +295,8 @@ def print_text(ticks: Iterator[dict[str, Any]], is_first: bool) -> None:
             else:
                 print("\n".join(text_report(start, last, malformed, tick, is_first)), flush=True)
     except LaneError:
-        print("\n".join(written_before(start, written)), flush=True)
+        for line in written_before(start, written):
+            print(line, flush=True)
         raise
 
 
