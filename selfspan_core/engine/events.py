@@ -96,6 +96,11 @@ class OtherRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nothing came from a server for a moment: whoever wants to end the run can do so meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """What a server's own clock says of a whole run, once it is over: it takes the place of all seconds before it.
 
@@ -141,7 +146,7 @@ class Failed:
     error: Exception
 
 
-Event = Prefilled | Token | HeaderClosed | StepEnded | OtherRows | Measured | Finished | Failed
+Event = Prefilled | Token | HeaderClosed | StepEnded | OtherRows | Waiting | Measured | Finished | Failed
 
 
 class Account:

@@ -19,6 +19,8 @@ import httpx
 from selfspan_core.errors import ServerError
 
 MOST_WORDS = 200
+LOOK_S = 0.25
+"""The longest wait between two looks at whether the run is still wanted."""
 MOST_LINE_BYTES = 1 << 22
 """The first message repeats the prompt's ids."""
 DATA, DONE = b"data:", b"[DONE]"
@@ -57,6 +59,10 @@ class Part:
     finish: str | None = None
     num_tokens: int | None = None
     times: tuple[float, float] | None = None
+
+
+NOTHING = Part((), 0.0)
+"""In place of a message, where none came for a moment."""
 
 
 class Answer:
@@ -100,11 +106,15 @@ class Answer:
         self._thread.join(self._silence_s)
 
     def __iter__(self) -> Iterator[Part]:
+        since = time.perf_counter()
         while True:
             try:
-                at, said = self._arrived.get(timeout=self._silence_s)
+                at, said = self._arrived.get(timeout=min(LOOK_S, self._silence_s))
             except queue.Empty:
-                raise ServerError(self._after(f"said nothing for {self._silence_s:g} s")) from None
+                if time.perf_counter() - since >= self._silence_s:
+                    raise ServerError(self._after(f"said nothing for {self._silence_s:g} s")) from None
+                yield NOTHING
+                continue
             if isinstance(said, str):
                 raise ServerError(self._after(said))
             if isinstance(said, Exception):
@@ -116,6 +126,7 @@ class Answer:
             if self._num_tokens > self._most_tokens:
                 raise ServerError(self._after(f"wrote more than the {self._most_tokens} tokens that were asked for"))
             yield part
+            since = time.perf_counter()
 
     def _after(self, what: str) -> str:
         """A message about a stream that went wrong."""

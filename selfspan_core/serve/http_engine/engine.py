@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.device_rules import KeptRules
 from selfspan_core.engine.drafts import Drafter
-from selfspan_core.engine.events import Account, Clock, Event, Measured, OtherRows, Prefilled
+from selfspan_core.engine.events import Account, Clock, Event, Measured, OtherRows, Prefilled, Waiting
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.rules import Rules
@@ -16,7 +16,7 @@ from selfspan_core.engine.stores import Attention
 from selfspan_core.errors import ImplUnavailable, PromptError, ServerError
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import Drafts
-from selfspan_core.serve.http_engine.answer import Answer, Part
+from selfspan_core.serve.http_engine.answer import NOTHING, Answer, Part
 from selfspan_core.serve.http_engine.beside import Beside
 from selfspan_core.serve.http_engine.served import Served
 from selfspan_core.serve.vllm_plugin.client import Asked
@@ -144,6 +144,9 @@ class ServedEngine:
         at, finish, last = 0.0, None, None
         with closing(self._ask(request, attention)()) as answer:
             for part in answer:
+                if part is NOTHING:
+                    yield Waiting()
+                    continue
                 self._check_part(part, request.prompt_ids, account)
                 num_others = 0 if beside is None else beside.taken()
                 seconds, is_first = part.at - at, account.num_tokens == 0
