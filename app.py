@@ -20,10 +20,12 @@ from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.gate import Gate
+from selfspan_core.serve.http_engine.served import Engines
 from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
-from selfspan_core.serve.starting import port_of_environment, reach_itself, wait_for_interrupt
+from selfspan_core.serve.starting import port_of_environment, reach_itself, refuse, wait_for_interrupt
+from selfspan_core.serve.stores import engines_named
 from selfspan_core.serve.tools import tools
 from selfspan_core.serve.whole_blocks import WholeBlocks
 from selfspan_core.serve.zero_gpu import IMPL, ZeroGpuSession, is_zero_gpu
@@ -181,11 +183,25 @@ def model_of_environment() -> ModelSpec | None:
         raise SystemExit(f"SELFSPAN_MODEL: {error}") from None
 
 
-def session_here(model: ModelSpec | None) -> LazySession | ZeroGpuSession:
-    """The session of this machine, whose lanes run as SELFSPAN_IMPL says, or as usual there."""
+def engines_of_environment(model: ModelSpec | None) -> Engines | None:
+    """The vLLM servers that decode: SELFSPAN_ENGINE, and SELFSPAN_PLAIN_ENGINE; None where none is named.
+
+    Raises:
+        SystemExit: one cannot be used; what it serves decides what the page offers.
+    """
+    try:
+        return engines_named(None, None, model)
+    except ModelError as error:
+        refuse(f"SELFSPAN_ENGINE: {error}")
+
+
+def session_here(model: ModelSpec | None, engines: Engines | None = None) -> LazySession | ZeroGpuSession:
+    """The session of this machine, whose lanes run as SELFSPAN_IMPL says, or as usual there; or on servers."""
     impl = os.environ.get("SELFSPAN_IMPL")
-    if not is_zero_gpu():
-        return LazySession(impl, model)
+    if engines is not None and impl:
+        refuse("SELFSPAN_IMPL is of models that are loaded here, and a server decodes (SELFSPAN_ENGINE): unset one.")
+    if engines is not None or not is_zero_gpu():
+        return LazySession(impl, model, engines)
     import spaces  # installed on every such Space
 
     return ZeroGpuSession(LazySession(impl or IMPL, model), spaces.GPU)
@@ -204,9 +220,13 @@ def seconds_of_environment() -> float:
 
 
 own_model = model_of_environment()
-session = session_here(own_model)
+engines = engines_of_environment(own_model)
+session = session_here(own_model, engines)
+tasks = shipped_tasks(own_model)
+if engines is not None:
+    own_model, tasks = engines.span.spec, (engines.span.record.task,)
 device = SharedDevice(session, most_run_s=seconds_of_environment())
-demo = build_app(session, shipped_tasks(own_model), own_model, device, page_files.recorded())
+demo = build_app(session, tasks, own_model, device, page_files.recorded())
 
 if __name__ == "__main__":
     serve(session, device, demo, port_of_environment())

@@ -48,6 +48,10 @@ class ModelUnavailable(ModelError):
     """A model whose files, or a package that reads them, are not here; the message says how to have them."""
 
 
+class ServerError(ModelError):
+    """A server that decodes for this process cannot be used, or failed in the middle; the message says what to do."""
+
+
 class ImplUnavailable(RuntimeError):
     """The implementation that was asked for cannot run here; the message says why."""
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from selfspan_core.errors import ModelError
 from selfspan_core.models.export import export_merged
+from selfspan_core.models.export_record import ExportRecord, of_config
 from selfspan_core.models.marker_ids import read_from_config
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
@@ -48,6 +49,26 @@ def test_nothing_is_overwritten(tiny, tmp_path):
     with pytest.raises(ModelError, match="bfloat16, float16, float32"):
         export_merged(*tiny, tmp_path / "new", "int8")
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_server_says_what_it_serves(tiny, tmp_path, capsys, monkeypatch):
+    """A served model that nobody can use as an engine, since its name says nothing; an option that is given twice."""
+    monkeypatch.setattr(cli_engines, "find_spec", lambda name: name)
+    base, adapter = tiny
+    record = ExportRecord("arithmetic", "span", "selfspan-17m")
+    folder = export_merged(base, adapter, tmp_path / "named", record=record)
+    assert of_config(json.loads((folder / "config.json").read_text()), "f") == record
+    command = cli_engines.vllm_command(str(folder), ["--port", "1"])
+    at = command.index("--served-model-name")
+    assert command[at + 1 : at + 4] == [str(folder), "selfspan/arithmetic/span/selfspan-17m", cli_engines.TIMES]
+    own = ["--served-model-name=mine", "--disable-log-stats"]
+    assert cli_engines.vllm_command(str(folder), own)[-3:] == ["--no-async-scheduling", *own]
+    # A base or an adapter that others do not have: its name would send them to other files.
+    asked = ["export", "--model", str(base), "--adapter-folder", str(adapter), "--out", str(tmp_path / "own")]
+    assert cli.main(asked) == 0
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert of_config(config, "f") == ExportRecord("arithmetic", "span", None)
+    assert "--served-model-name" not in cli_engines.vllm_command(str(tmp_path / "own"), [])
 
 
 def test_the_command_line_exports_and_shows_how_vllm_is_started(tiny, tmp_path, capsys, monkeypatch):

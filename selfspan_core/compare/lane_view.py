@@ -10,7 +10,7 @@ from typing import Any
 
 from selfspan_core.compare.lanes import LaneSpec
 from selfspan_core.compare.read_rows import ReadRows
-from selfspan_core.engine.events import Event, Finished, HeaderClosed, OtherRows, Prefilled, StepEnded, Token
+from selfspan_core.engine.events import Event, Finished, HeaderClosed, Measured, OtherRows, Prefilled, StepEnded, Token
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.intervals import Interval
 from selfspan_core.spans.protocol import Markers
@@ -192,6 +192,9 @@ class LaneView:
         elif isinstance(event, OtherRows):
             self.num_other_tokens += event.num_tokens
             self.others_s += event.seconds
+        elif isinstance(event, Measured):
+            self._prefill_s = self.first_token_s = event.prefill_s
+            self.decode_s, self.others_s = event.decode_s, 0.0
         elif isinstance(event, Finished):
             self._finished(event)
 

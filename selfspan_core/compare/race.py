@@ -4,6 +4,9 @@ A lane is an iterator of engine events. The lane with the least measured time st
 the lanes after the same time of their own clocks, and the lanes never contend for the device. Clocks advance by the
 times in the events (the engine times only its own work): the consumer's work between two events, such as drawing,
 counts for no lane.
+
+Lanes of a server elsewhere take turns instead, one whole answer after the other: it would compute both at once, in the
+same steps, and a lane's time would be that of both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,12 +33,14 @@ class Race:
 
     Args:
         lanes: lane id -> its events; on equal clocks the lane that comes first here steps first.
+        in_turn: each lane runs to its end before the next one begins.
 
     Raises:
         LaneError: while iterating, when a lane raises; the others are closed by then.
     """
 
-    def __init__(self, lanes: Mapping[str, Iterator[Event]]) -> None:
+    def __init__(self, lanes: Mapping[str, Iterator[Event]], in_turn: bool = False) -> None:
+        self._in_turn = in_turn
         self._lanes = dict(lanes)
         self._running = dict(lanes)
         self.clocks: dict[str, float] = dict.fromkeys(lanes, 0.0)
@@ -45,7 +50,7 @@ class Race:
 
     def __next__(self) -> tuple[str, Event]:
         while self._running:
-            lane_id = min(self._running, key=self.clocks.__getitem__)
+            lane_id = next(iter(self._running)) if self._in_turn else min(self._running, key=self.clocks.__getitem__)
             try:
                 event = next(self._running[lane_id])
             except StopIteration:

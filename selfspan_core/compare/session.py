@@ -17,11 +17,10 @@ from selfspan_core.compare.lanes import TITLES, LaneSpec, lane_specs, require_lo
 from selfspan_core.compare.race import Race
 from selfspan_core.compare.verdict import Compared, compare_line, lane_line, ratio
 from selfspan_core.engine.device_rules import DeviceRules, KeptRules
-from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Event
-from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.errors import InputError, ModelError, SettingError
+from selfspan_core.engine.stores import EngineStore, LaneEngine
+from selfspan_core.errors import InputError, LaneError, ModelError, SettingError
 from selfspan_core.models.learned import Learned, common
 from selfspan_core.models.registry import models_that_learned
 from selfspan_core.models.tokenizer import SpanTokenizer
@@ -33,7 +32,7 @@ from selfspan_core.tasks.registry import get_task
 TICK_SECONDS = 1 / 15
 
 
-def tokenizer_of(engine: Engine) -> SpanTokenizer:
+def tokenizer_of(engine: LaneEngine) -> SpanTokenizer:
     """The tokenizer of an engine's model. Raises ModelError where the model was made without one."""
     tokenizer = engine.model.tokenizer
     if tokenizer is None:
@@ -46,7 +45,7 @@ class PreparedLane:
     """One lane of a prepared run; `kept` says how captured steps keep its rules, if it has any."""
 
     spec: LaneSpec
-    engine: Engine
+    engine: LaneEngine
     prompt: Rendered
     kept: KeptRules | None = None
 
@@ -61,7 +60,7 @@ class PreparedRun:
     """A checked request with everything that its run needs; see Session.prepare.
 
     `most_tokens` is the most tokens that a lane may write; `cleaned` is the text that was parsed; `notice` says why
-    another model than the usual one answers.
+    another model than the usual one answers, and what of the request or the task does not hold where it runs.
     """
 
     request: Request
@@ -87,7 +86,7 @@ class Session:
         clock: wall clock in seconds; paces the ticks and is not used for measurements.
     """
 
-    def __init__(self, models: ModelStore, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, models: EngineStore, clock: Callable[[], float] = time.monotonic) -> None:
         self._models = models
         self._clock = clock
 
@@ -95,6 +94,14 @@ class Session:
     def can_load(self) -> bool:
         """Whether `load` may be more than 1 here."""
         return self._models.can_load
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether a run may rest while another goes on.
+
+        Captured steps have no room for a second one; and a server goes on with an answer, whoever rests.
+        """
+        return not self.can_load and not self._models.terms.in_turn
 
     def compare(self, request: Request, tick_seconds: float = TICK_SECONDS) -> Iterator[dict[str, Any]]:
         """Answer one request with its lanes side by side. Closing the iterator frees the lanes.
@@ -119,7 +126,11 @@ class Session:
         Errors: see `compare`.
         """
         task = get_task(request.task, **request.options)
+        terms = self._models.terms
         require_load(request.load, self.can_load, self._models.device_name)
+        if not terms.has_drafts and request.drafts not in ("auto", "off"):
+            where = self._models.device_name
+            raise SettingError(f"drafts is auto or off here, not {request.drafts}: {where} has none.", "drafts")
         if request.load > 1 and task.rules_text:
             raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
         problem, cleaned = read_pasted(task, request.text, request.clean)
@@ -144,7 +155,16 @@ class Session:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
         # A hub model's whole context would be gigabytes of keys and values; no answer is that long.
         most = min(task.max_tokens, MAX_NEW_TOKENS) if most is None else most
-        return PreparedRun(request, task, problem, tuple(lanes), self._models.impl, most, cleaned, chosen.notice)
+        notice = " ".join(filter(None, (chosen.notice, self._left_out(task, request))))
+        return PreparedRun(request, task, problem, tuple(lanes), self._models.impl, most, cleaned, notice)
+
+    def _left_out(self, task: Task, request: Request) -> str:
+        """What of a request and its task does not hold where it runs, in a sentence; empty where all does."""
+        terms = self._models.terms
+        rules = ["the task's rules"] if task.rules_text and not terms.keeps_rules else []
+        drafts = ["drafts"] if request.drafts == "auto" and not terms.has_drafts else []
+        named = " and without ".join(rules + drafts)
+        return f"{self._models.device_name} decodes without {named}." if named else ""
 
     def _learned(self, task: Task, request: Request, specs: Sequence[LaneSpec], notice: str) -> Learned:
         """What the adapters of all lanes learned.
@@ -171,14 +191,18 @@ class Session:
             for lane in run.lanes
         }
         self._warm(run)
-        with Race({lane.spec.id: self._events(run, lane) for lane in run.lanes}) as race:
+        with Race({lane.spec.id: self._events(run, lane) for lane in run.lanes}, self._models.terms.in_turn) as race:
             last_tick = self._clock()
-            for lane_id, event in race:
-                views[lane_id].apply(event)
-                if self._clock() - last_tick >= tick_seconds:
-                    yield _tick(views)
-                    # The pause starts after the consumer's work: else a slow consumer would get one token per tick.
-                    last_tick = self._clock()
+            try:
+                for lane_id, event in race:
+                    views[lane_id].apply(event)
+                    if self._clock() - last_tick >= tick_seconds:
+                        yield _tick(views)
+                        # The pause starts after the consumer's work: else a slow consumer would get one token per tick.
+                        last_tick = self._clock()
+            except LaneError:  # what was written before stays in sight
+                yield _tick(views)
+                raise
         yield _tick(views)
         yield self._end(run, views)
 
@@ -189,7 +213,7 @@ class Session:
         for both. Median time to the first token on two quiet CPU cores, dense over sparse, short expressions: 1.015 to
         1.031 without, 1.005 to 1.018 with.
         """
-        for lane in run.lanes if len(run.lanes) > 1 else ():
+        for lane in run.lanes if len(run.lanes) > 1 and not self._models.terms.in_turn else ():
             with Race({lane.spec.id: self._events(run, lane)}) as race:
                 # With several requests, many prefills run anyway: it is enough to create the engines.
                 if run.load == 1:
@@ -198,7 +222,8 @@ class Session:
     def _events(self, run: PreparedRun, lane: PreparedLane) -> Iterator[Event]:
         sampling = replace(run.request.sampling, max_new_tokens=run.most_tokens)
         rules = None if lane.kept is None else lane.kept.rules
-        if run.load == 1 and not isinstance(rules, DeviceRules):  # the others are of one run alone
+        is_free = run.load > 1 or not self._models.terms.keeps_rules
+        if not is_free and not isinstance(rules, DeviceRules):  # the others are of one run alone
             rules = run.task.rules(lane.prompt, lane.tokenizer, lane.spec.annotated)
         request = PromptRequest(lane.prompt, lane.spec.annotated, sampling, rules)
         hints = run.task.draft_hints(lane.tokenizer)
@@ -214,7 +239,7 @@ class Session:
             yield run.task.render(problem, lane.tokenizer, annotated=lane.spec.annotated)
 
     def _start(self, run: PreparedRun) -> dict[str, Any]:
-        specs = [lane.spec for lane in run.lanes]
+        specs, terms = [lane.spec for lane in run.lanes], self._models.terms
         longest = max(run.lanes, key=lambda lane: lane.prompt.prompt.num_tokens)
         caution = run.task.caution(run.problem, longest.prompt.prompt.num_tokens, longest.tokenizer)
         return {
@@ -224,17 +249,18 @@ class Session:
             "input": run.request.text,
             "canonical": run.problem.text,
             "adapter": run.request.adapter,
-            "title": TITLES[run.request.adapter] if len(specs) > 1 else specs[0].label,
+            "title": _title(run, terms.in_turn),
             "prompt": [
                 {"text": text, "name": None if name is None else f"a{name}"} for text, name in run.problem.display
             ],
             "lanes": [self._described(lane, run) for lane in run.lanes],
             "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_with(run.impl, specs[0].model),
-            "clock": "device" if run.impl == CAPTURED else "host",
-            "drafts": run.request.drafts,
+            "clock": terms.clock,
+            "drafts": run.request.drafts if terms.has_drafts else "off",
             "bytes_per_token": run.lanes[0].engine.model.bytes_per_token,
-            **({"rules": run.task.rules_text} if run.task.rules_text else {}),
+            **({"in_turn": True} if terms.in_turn and len(specs) > 1 else {}),
+            **({"rules": run.task.rules_text} if run.task.rules_text and terms.keeps_rules else {}),
             **({"caution": caution._asdict()} if caution else {}),
             **notice_of(run),
             **cleaning_of(run.cleaned),
@@ -270,6 +296,13 @@ class Session:
             **_figures(results, views, run),
             **_load_figures(run, views),
         }
+
+
+def _title(run: PreparedRun, in_turn: bool) -> str:
+    """What is compared, or which lane runs."""
+    if len(run.lanes) == 1:
+        return run.lanes[0].spec.label
+    return TITLES[run.request.adapter] + (", one lane after the other" if in_turn else "")
 
 
 def cleaning_of(cleaned: Cleaned) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from selfspan_core.spans.tracker import Phase, State, StepRecord, Tracker
 if TYPE_CHECKING:
     import torch
 
+Clock = Literal["device", "host", "server", "arrival"]
+"""What seconds are of: see `step` for the first two; a server's own clock; or when a server's tokens arrived here."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
@@ -93,6 +96,24 @@ class OtherRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nothing came from a server for a moment: whoever wants to end the run can do so meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a server's own clock says of a whole run, once it is over: it takes the place of all seconds before it.
+
+    Attributes:
+        prefill_s: until the first token.
+        decode_s: from there to the last one.
+    """
+
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The run is over.
 
@@ -105,7 +126,7 @@ class Finished:
             never becomes a query.
         num_malformed: steps that broke the grammar.
         steps: the steps as written.
-        clock: of all seconds of the run; see `step`.
+        clock: of all seconds of the run.
     """
 
     reason: Literal["eos", "length", "stopped"]
@@ -115,7 +136,7 @@ class Finished:
     dense_tokens: int
     num_malformed: int
     steps: tuple[StepRecord, ...] = ()
-    clock: Literal["device", "host"] = "host"
+    clock: Clock = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +146,7 @@ class Failed:
     error: Exception
 
 
-Event = Prefilled | Token | HeaderClosed | StepEnded | OtherRows | Finished | Failed
+Event = Prefilled | Token | HeaderClosed | StepEnded | OtherRows | Waiting | Measured | Finished | Failed
 
 
 class Account:
@@ -145,7 +166,7 @@ class Account:
         layout: PromptLayout,
         annotated: bool,
         is_dense: bool,
-        clock: Literal["device", "host"] = "host",
+        clock: Clock = "host",
     ) -> None:
         self._tracker = Tracker(markers, layout, annotated)
         self._eos = markers.eos

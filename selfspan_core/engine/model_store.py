@@ -4,7 +4,6 @@ An explicit object, one per process that wants one: nothing here is global, and 
 """
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from selfspan_core.attention.backends import CAPTURED, default_impl, require_impl
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.request import PromptRequest
+from selfspan_core.engine.stores import Chosen, Terms
 from selfspan_core.errors import ModelError, ModelUnavailable, PromptError, SettingError, brief
 from selfspan_core.models.int8_matrix import Int8Store, multiplies_bfloat16
 from selfspan_core.models.learned import Learned, learned_of
@@ -50,19 +50,6 @@ def pick_dtype(device: torch.device, has_few_bits: bool = False) -> torch.dtype:
     if device.type == "cpu":
         return torch.bfloat16 if has_few_bits and multiplies_bfloat16() else torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The model that answers a request.
-
-    Attributes:
-        spec: the model.
-        notice: why it is not the usual one of the task, and how that one is to be had; empty if it is, or was named.
-    """
-
-    spec: ModelSpec
-    notice: str = ""
 
 
 class ModelStore:
@@ -128,6 +115,11 @@ class ModelStore:
         of_weights = "" if isinstance(store, DenseStore) else " with weights of 8 bits"
         numbers = str(dtype).removeprefix("torch.") + of_weights
         return f"{name}, {numbers}" + ("" if is_usual else f", {how}")
+
+    @property
+    def terms(self) -> Terms:
+        """What comparing its lanes depends on."""
+        return Terms("device" if self.impl == CAPTURED else "host")
 
     @property
     def can_load(self) -> bool:

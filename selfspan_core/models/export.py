@@ -1,6 +1,7 @@
 """Writes a base with an adapter merged in as one folder that other engines load: transformers' own layout.
 
-Its config.json also names the marker ids (`marker_ids`), so that an engine can follow answers without a tokenizer.
+Its config.json also names the marker ids (`marker_ids`), so that an engine can follow answers without a tokenizer, and
+what was merged (`export_record`), so that whoever asks a server of it knows what it can be asked.
 """
 
 import json
@@ -9,13 +10,21 @@ from pathlib import Path
 import torch
 
 from selfspan_core.errors import ModelError
+from selfspan_core.models.export_record import KEY as RECORD_KEY
+from selfspan_core.models.export_record import ExportRecord
 from selfspan_core.models.marker_ids import CONFIG_KEY, said_in_config
 from selfspan_core.models.model import SpanModel
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def export_merged(base: str | Path, adapter: str | Path | None, folder: str | Path, dtype: str = "bfloat16") -> Path:
+def export_merged(
+    base: str | Path,
+    adapter: str | Path | None,
+    folder: str | Path,
+    dtype: str = "bfloat16",
+    record: ExportRecord | None = None,
+) -> Path:
     """Write a merged model: weights as safetensors, tokenizer with the markers, settings.
 
     Args:
@@ -23,6 +32,7 @@ def export_merged(base: str | Path, adapter: str | Path | None, folder: str | Pa
         adapter: folder of a LoRA adapter; None for the base alone, whose markers mean nothing yet.
         folder: to be made; it must not exist, or be empty.
         dtype: of the weights, one of DTYPES.
+        record: what it is made of, for whoever asks a server of the folder; None leaves that out.
 
     Returns:
         The folder.
@@ -44,6 +54,7 @@ def export_merged(base: str | Path, adapter: str | Path | None, folder: str | Pa
         tokenizer.hf.save_pretrained(folder)
         config = folder / "config.json"
         content = json.loads(config.read_text(encoding="utf-8")) | {CONFIG_KEY: said_in_config(tokenizer.markers)}
+        content |= {} if record is None else {RECORD_KEY: record.to_config()}
         config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ModelError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error

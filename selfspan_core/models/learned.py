@@ -43,9 +43,16 @@ def learned_of(adapter: Path) -> Learned:
     file = adapter / RECORD
     if not file.is_file():
         return Learned()
-    found = read_object(file).get(KEY, {})
-    if not isinstance(found, dict) or not _is_in_order(found):
+    learned = read_learned(read_object(file).get(KEY, {}))
+    if learned is None:
         raise ModelError(f"{file}: '{KEY}' is not of the form that training.finetune writes")
+    return learned
+
+
+def read_learned(found: Any) -> Learned | None:
+    """What a record says under KEY; None where it is not of the form above."""
+    if not isinstance(found, dict) or not _is_in_order(found):
+        return None
     options = {name: tuple(values) for name, values in found.get("options", {}).items()}
     return Learned(options, found.get("document_tokens"), found.get("head_tokens"))
 

@@ -19,6 +19,7 @@ from selfspan_core.models.registry import resolve_model
 from selfspan_core.params import Request, SamplingParams
 from selfspan_core.serve.cli_options import build_parser, printable
 from selfspan_core.serve.lazy_session import silence_libraries
+from selfspan_core.serve.stores import engines_named, make_store
 from selfspan_core.serve.text_files import UnknownEncoding, decoded
 from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.registry import get_task, task_options
@@ -225,26 +226,28 @@ def decoded_lines(data: bytes) -> list[tuple[int, str]]:
 
 
 def make_session(arguments: argparse.Namespace) -> "Session":
-    """The session on the chosen models and device. Raises BadInput if they cannot be had."""
+    """The session on the chosen models and device, or servers. Raises BadInput if they cannot be had."""
+    own = {"span": arguments.span_adapter, "plain": arguments.plain_adapter}
+    folders = {adapter: folder for adapter, folder in own.items() if folder}
     try:
         model = resolve_model(arguments.model) if arguments.model else None
+        engines = engines_named(arguments.engine, arguments.plain_engine, model)
     except ModelError as error:
         raise BadInput(str(error)) from None
+    of_models_here = {"--impl": arguments.impl, "--span-adapter": folders.get("span")}
+    of_models_here |= {"--plain-adapter": folders.get("plain"), "--device": arguments.device != "auto"}
+    given = [name for name, value in of_models_here.items() if value]
+    if engines is not None and given:
+        raise BadInput(
+            f"{given[0]} is of models that are loaded here, and a server decodes (--engine, SELFSPAN_ENGINE)"
+        )
     silence_libraries()
     from selfspan_core.compare.session import Session
-    from selfspan_core.engine.model_store import ModelStore
 
-    own = {"span": arguments.span_adapter, "plain": arguments.plain_adapter}
     try:
-        store = ModelStore(
-            base=model,
-            folders={adapter: folder for adapter, folder in own.items() if folder},
-            device=arguments.device,
-            impl=arguments.impl,
-        )
+        return Session(make_store(engines, model, folders, arguments.device, arguments.impl))
     except (ModelError, ImplUnavailable, ValueError) as error:
         raise BadInput(str(error)) from None
-    return Session(store)
 
 
 def prepare_all(session: "Session", requests: list[tuple[int, Request]]) -> list["PreparedRun"]:
@@ -278,15 +281,32 @@ def print_text(ticks: Iterator[dict[str, Any]], is_first: bool) -> None:
     start: dict[str, Any] = {}
     last: dict[str, Any] = {}
     malformed: dict[str, set[int]] = {}
-    for tick in ticks:
-        if tick["kind"] == "start":
-            start = tick
-        elif tick["kind"] == "tick":
-            last = tick["lanes"]
-            for lane, news in last.items():
-                malformed.setdefault(lane, set()).update(step["index"] for step in news["steps"] if step["malformed"])
-        else:
-            print("\n".join(text_report(start, last, malformed, tick, is_first)), flush=True)
+    written: dict[str, str] = {}
+    try:
+        for tick in ticks:
+            if tick["kind"] == "start":
+                start = tick
+            elif tick["kind"] == "tick":
+                last = tick["lanes"]
+                for lane, news in last.items():
+                    malformed.setdefault(lane, set()).update(one["index"] for one in news["steps"] if one["malformed"])
+                    texts = [item["text"] for item in news["items"] if item["kind"] in ("text", "newline")]
+                    written[lane] = written.get(lane, "") + "".join(texts)
+            else:
+                print("\n".join(text_report(start, last, malformed, tick, is_first)), flush=True)
+    except LaneError:
+        for line in written_before(start, written):
+            print(line, flush=True)
+        raise
+
+
+def written_before(start: dict[str, Any], written: dict[str, str]) -> Iterator[str]:
+    """Lines for a run that failed: what its lanes wrote before that."""
+    for lane in start["lanes"]:
+        lines = [line for line in written.get(lane["id"], "").splitlines() if line.strip()]
+        if lines:
+            yield f"  {lane['label']}, until the run failed"
+            yield from (f"    {printable(line.strip())}" for line in lines)
 
 
 def text_report(

@@ -8,13 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from selfspan_core.errors import ModelError, ModelUnavailable
+from selfspan_core.models.export_record import ExportRecord, of_config
 from selfspan_core.models.json_file import read_object
+from selfspan_core.models.learned import learned_of
 from selfspan_core.models.marker_ids import CONFIG_KEY, read_from_config
-from selfspan_core.models.registry import resolve_model
+from selfspan_core.models.registry import MODELS, resolve_model
 from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS
 
 ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """What vLLM is started with: its other runner knows no logits processors of this kind."""
+
+TIMES = "--enable-per-request-metrics"
+"""vLLM's option for the times of a request, by its own clock, behind the answer."""
 
 
 def export(arguments: argparse.Namespace) -> str:
@@ -28,7 +33,11 @@ def export(arguments: argparse.Namespace) -> str:
     from selfspan_core.models.export import export_merged
     from selfspan_core.models.places import place_of
 
-    folder = export_merged(place_of(spec.source), adapter, arguments.out, arguments.dtype)
+    # A name tells whoever asks a server which files to look up: only those that everybody has.
+    is_shipped = MODELS.get(spec.name) is spec and not arguments.adapter_folder
+    name = spec.name if is_shipped else None
+    record = ExportRecord(arguments.task, arguments.adapter, name, learned_of(Path(adapter)))
+    folder = export_merged(place_of(spec.source), adapter, arguments.out, arguments.dtype, record)
     return f"{spec.name} with {adapter} merged in: {folder}"
 
 
@@ -48,14 +57,25 @@ def vllm_command(model: str, options: list[str]) -> list[str]:
         raise ModelError(
             f"there is no exported model in {model!r}: `selfspan export --out {shlex.quote(model)}` makes it"
         )
-    read_from_config(read_object(folder / "config.json").get(CONFIG_KEY), model)
+    config = read_object(folder / "config.json")
+    read_from_config(config.get(CONFIG_KEY), model)
     if find_spec("vllm") is None:
         raise ModelUnavailable(
             "vLLM is not installed here: pip install 'selfspan[vllm]', or see docs/serving.md for CPUs"
         )
     # Not the command `vllm serve`: that of the package for CPUs looks for a package called vllm, and ends.
     start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    return [*start, "--logits-processors", SPAN_REQUESTS, "--no-async-scheduling", *options]
+    start += ["--logits-processors", SPAN_REQUESTS, "--no-async-scheduling"]
+    return [*start, *_for_clients(of_config(config, model), str(folder), options), *options]
+
+
+def _for_clients(record: ExportRecord | None, folder: str, options: list[str]) -> list[str]:
+    """Options for who takes the server as an engine: a name that says what is served, and times of each request."""
+    given = {option.split("=")[0] for option in options}
+    name = None if record is None else record.served_name
+    names = ["--served-model-name", folder, name] if name and "--served-model-name" not in given else []
+    are_counted = given.isdisjoint({"--disable-log-stats", TIMES})
+    return [*names, *([TIMES] if are_counted else [])]
 
 
 def serve(arguments: argparse.Namespace) -> int:

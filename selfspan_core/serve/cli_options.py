@@ -145,5 +145,17 @@ def _add_models(run: argparse.ArgumentParser) -> None:
         help=f"model: a registered one ({', '.join(MODELS)}), a folder, a GGUF file or a hub id (default: "
         f"{DEFAULT_MODEL}, also for adapters given below; {preferred} where its adapters are there)",
     )
+    run.add_argument(
+        "--engine",
+        metavar="URL",
+        help="let a vLLM server with the plugin decode (http://host:port, started by `serve`) in place of a model that "
+        "is loaded here; --model then names its exported folder, where its own name does not say what it is (default: "
+        "SELFSPAN_ENGINE of the environment)",
+    )
+    run.add_argument(
+        "--plain-engine",
+        metavar="URL",
+        help="another one that serves the plain adapter, for --adapter plain (default: SELFSPAN_PLAIN_ENGINE)",
+    )
     run.add_argument("--span-adapter", metavar="DIR", help="span adapter (default: the task's shipped one)")
     run.add_argument("--plain-adapter", metavar="DIR", help="plain adapter (default: the task's shipped one)")

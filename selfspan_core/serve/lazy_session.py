@@ -12,6 +12,8 @@ from selfspan_core.errors import ImplUnavailable, ModelError, NotReady
 from selfspan_core.models.registry import ModelSpec, usual_models
 from selfspan_core.params import ADAPTERS, Request
 from selfspan_core.paths import ROOT
+from selfspan_core.serve.http_engine.served import Engines
+from selfspan_core.serve.stores import make_store
 from selfspan_core.tasks.registry import TASKS, get_task
 
 log = logging.getLogger("selfspan")
@@ -51,10 +53,11 @@ class LazySession:
     Args:
         impl: implementation of its lanes, one of `backends.ENGINE_IMPLS`; None: the device's default.
         model: of requests that name none; None: the usual one of their task.
+        engines: servers that decode; None: models are loaded here.
     """
 
-    def __init__(self, impl: str | None = None, model: ModelSpec | None = None) -> None:
-        self._impl, self._model = impl, model
+    def __init__(self, impl: str | None = None, model: ModelSpec | None = None, engines: Engines | None = None) -> None:
+        self._impl, self._model, self._engines = impl, model, engines
         self._models = self._session = None
         self._lock = threading.Lock()
 
@@ -74,10 +77,9 @@ class LazySession:
             if self._session is None:
                 silence_libraries()
                 from selfspan_core.compare.session import Session
-                from selfspan_core.engine.model_store import ModelStore
 
                 with reasons():
-                    self._models = self._store(ModelStore)
+                    self._models = self._store()
                     self._session = Session(self._models)
             return self._session
 
@@ -87,9 +89,9 @@ class LazySession:
         with reasons():
             return session.compare(request)
 
-    def _store(self, make):
+    def _store(self):
         try:
-            return make(base=self._model, impl=self._impl)
+            return make_store(self._engines, self._model, impl=self._impl)
         except ValueError as error:  # no such implementation, or no such device
             raise NotReady(f"The model cannot run here: {public(error)}") from error
 
@@ -101,8 +103,15 @@ class LazySession:
             return False
 
     def can_pause(self) -> bool:
-        """Whether a run may rest while another goes on: the engine of a captured graph has no room for a second one."""
-        return not self.can_load()
+        """See `compare.session.Session.can_pause`."""
+        try:
+            return self._load().can_pause
+        except NotReady:  # every run will report the reason
+            return True
+
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks that can be offered."""
+        return shipped_tasks(self._model) if self._engines is None else (self._engines.span.record.task,)
 
     def loads(self) -> Iterator[str]:
         """Load the models of requests that name none, with their tasks' adapters; a model's name after each.
@@ -111,24 +120,25 @@ class LazySession:
         """
         self._load()
         with reasons():
-            for task in shipped_tasks(self._model):
+            for task in self.tasks():
                 chosen = self._models.choose(task)
                 if chosen.notice:
                     log.warning("%s", public(chosen.notice))
-                for adapter in ADAPTERS:
+                for adapter in self._models.terms.adapters:
                     self._models.engine(task, adapter)
                     yield chosen.spec.name
 
     def first_requests(self) -> Iterator[Request]:
         """A request of each kind that the page offers: what they capture and measure serves all later ones.
 
-        Where steps are captured, the longest examples, for later ones find room where those did; else the page's first
-        ones, which do not keep a CPU's first visitors waiting for long.
+        Where steps are captured here, the longest examples, for later ones find room where those did; else the page's
+        first ones, which do not keep a CPU's first visitors waiting for long.
         """
-        for name in shipped_tasks(self._model):
+        is_captured = self._engines is None and self.can_load()
+        for name in self.tasks():
             examples = get_task(name).examples
-            text = max(examples, key=len) if self.can_load() else examples[len(examples) // 2]
-            for adapter in ADAPTERS:
+            text = max(examples, key=len) if is_captured else examples[len(examples) // 2]
+            for adapter in ADAPTERS if self._engines is None else self._engines.by_adapter:
                 yield Request(name, text, adapter=adapter)
 
 

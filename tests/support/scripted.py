@@ -6,7 +6,7 @@ Deterministic to the last figure, so that whatever turns events into text, ticks
 from types import SimpleNamespace
 
 from selfspan_core.engine.events import Finished, HeaderClosed, OtherRows, Prefilled, StepEnded, Token
-from selfspan_core.engine.model_store import Chosen
+from selfspan_core.engine.stores import Chosen, Terms
 from selfspan_core.models.learned import Learned
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import Tracker
@@ -136,6 +136,7 @@ class ScriptedStore:
     default = SimpleNamespace(name="script")
     device_name = "script, float32"
     impl = "gather"
+    terms = Terms()
 
     def __init__(self, tokenizer, engines, can_load=False):
         self.tokenizer = tokenizer

@@ -10,8 +10,9 @@ const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 const DETAILS = [
   ["first token", (lane) => (lane.first_token_ms === null ? "–" : `${rounded(lane.first_token_ms)} ms`)],
   ["elapsed, prompt included", (lane) => seconds(lane.elapsed_s)],
-  ["keys and values kept", (lane, bytes, prompt) => megabytes(bytes * (prompt + lane.tokens))],
-  ["of them read per token", (lane, bytes) => (lane.tokens > 1 ? megabytes((bytes * lane.attended_tokens) / (lane.tokens - 1)) : "–")],
+  // A server does not say what a token takes.
+  ["keys and values kept", (lane, bytes, prompt) => (bytes ? megabytes(bytes * (prompt + lane.tokens)) : "–")],
+  ["of them read per token", (lane, bytes) => (bytes && lane.tokens > 1 ? megabytes((bytes * lane.attended_tokens) / (lane.tokens - 1)) : "–")],
   ["cached tokens read", (lane) => whole(lane.attended_tokens)],
   ["tokens per pass", (lane) => (lane.tokens_per_pass ? lane.tokens_per_pass.toFixed(1) : "1.0")],
   ["drafts right", (lane) => (lane.tokens_per_pass ? percent(lane.accepted_share) : "–")],
@@ -56,11 +57,14 @@ class Headline {
     this.clear();
     const load = start.load ?? 1;
     this.bytes = start.bytes_per_token;
+    this.inTurn = Boolean(start.in_turn);
     this.prompts = Object.fromEntries(start.lanes.map((lane) => [lane.id, lane.prompt_tokens]));
     find(this.root, ".ss-title").textContent = load > 1 ? `${start.title}, ${load} requests at once` : start.title;
     find(this.root, ".ss-device").textContent = `· ${start.device}`;
     find(this.root, "[data-of-what]").textContent = paidFor ? "of the plain lane’s reads" : "of dense’s reads";
-    this.line.textContent = "The lane whose own clock is behind writes next, so what you see is the true relative speed.";
+    this.line.textContent = start.in_turn
+      ? "One lane after the other: together they would share a server's steps, and each would show the time of both."
+      : "The lane whose own clock is behind writes next, so what you see is the true relative speed.";
     this.told({ notice: start.notice, caution: start.caution?.text });
     this.rules(start.rules ?? "");
   }
@@ -87,7 +91,8 @@ class Headline {
     this.detail();
     if (!dense?.tokens || !sparse?.tokens) return;
     const perToken = dense.ms_per_token / sparse.ms_per_token;
-    if (Number.isFinite(perToken)) this.tile("token", times(perToken), judge(perToken));
+    // In turn, the first lane has the server's own times already and the second one has not.
+    if (Number.isFinite(perToken) && (!this.inTurn || sparse.done)) this.tile("token", times(perToken), judge(perToken));
     const total = sparse.total_tokens_per_second / dense.total_tokens_per_second;
     if (Number.isFinite(total)) this.tile("total", times(total), judge(total));
     if (!paidFor) this.tile("share", percent(sparse.share), judge(1 / sparse.share));

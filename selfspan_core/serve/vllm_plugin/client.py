@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from selfspan_core.engine.events import Account, Finished
-from selfspan_core.serve.vllm_plugin.settings import SpanSettings
+from selfspan_core.params import SamplingParams
+from selfspan_core.serve.vllm_plugin.settings import KEY, SpanSettings
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.base import Tokenizer, read_pasted
@@ -61,6 +62,28 @@ class Asked:
             "return_token_ids": True,
             "vllm_xargs": self.settings.to_extra_args(as_text=True),
         } | ({"cache_salt": salt} if salt else {})
+
+    def to_stream_json(
+        self, model: str, sampling: SamplingParams, most_tokens: int, eos: int, run: str
+    ) -> dict[str, Any]:
+        """The body of a request whose ids are streamed, as the project's own engine would draw them.
+
+        Nothing is left to the server's usual settings of sampling, and only `<eos>` ends an answer.
+
+        Args:
+            model: what the server calls it.
+            sampling: how tokens are drawn. Of a seed other ids come than from the own engine, the same ones every time.
+            most_tokens: most tokens to write.
+            eos: id of the tokenizer's end of sequence.
+            run: names the run: none finds the pages of another in vLLM's prefix cache, so that the time to the first
+                token is that of a whole prompt in every lane.
+        """
+        body = self.to_json(model, most_tokens, sampling.temperature)
+        drawn = {"top_p": sampling.top_p, "seed": sampling.seed} if sampling.temperature > 0 else {"top_p": 1.0}
+        fixed = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+        ends = {"ignore_eos": True, "stop_token_ids": [eos]}  # a server may know other ends, which are text here
+        streamed = {"stream": True, "stream_options": {"include_usage": True}}
+        return body | drawn | fixed | ends | streamed | {"cache_salt": f"{body.get('cache_salt', KEY)}-{run}"}
 
 
 def asked(task: str, text: str, tokenizer: Tokenizer, attention: Literal["dense", "sparse"], **options: str) -> Asked:
