@@ -1,32 +1,15 @@
 """A picture of a benchmark's results: `python -m cuda_kernels.picture RESULTS.json` (needs matplotlib)."""
 
-import argparse
-import json
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cuda_kernels.bench.pictures import PictureError, command_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OURS = {"random 16": "#0f766e", "spans 16": "#d97706", "spans 4": "#b91c1c"}
 PEER, DENSE, LIMIT = "#64748b", "#334155", "#94a3b8"
 COLUMNS = 4
-
-
-class PictureError(Exception):
-    """The picture cannot be made; the message, one line, gives the reason."""
-
-
-def read_json(path: Path) -> object:
-    """The content of a JSON file.
-
-    Raises:
-        PictureError: there is no such file, or it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PictureError(error.strerror) from error
-    except ValueError as error:
-        raise PictureError(f"no JSON: {error}") from error
 
 
 def is_benchmark(results: object) -> bool:
@@ -40,23 +23,6 @@ def is_benchmark(results: object) -> bool:
         return bool(results["shapes"])
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
-
-
-def check_target(out: Path) -> None:
-    """Check that matplotlib is installed and can write a file of this type.
-
-    Raises:
-        PictureError: matplotlib is missing or cannot write it.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PictureError("a picture needs matplotlib: pip install matplotlib") from error
-    kinds = Figure().canvas.get_supported_filetypes()
-    if out.suffix[1:].lower() not in kinds:
-        raise PictureError(f"{out}: the name has to end in one of .{', .'.join(sorted(kinds))}")
-    if not out.parent.is_dir():
-        raise PictureError(f"{out}: there is no folder {out.parent}")
 
 
 def draw_shape(axes, measured: dict, limit_tb_per_s: float) -> None:
@@ -86,16 +52,14 @@ def draw_shape(axes, measured: dict, limit_tb_per_s: float) -> None:
     axes.tick_params(labelsize=8)
 
 
-def draw(results: dict, out: Path) -> None:
-    """All shapes beside each other in one picture, whose format follows from the file name's suffix."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def draw(results: dict) -> "Figure":
+    """All shapes beside each other."""
+    from matplotlib.figure import Figure
 
     shapes = results["shapes"]
     num_rows = -(-len(shapes) // COLUMNS)
-    figure, grid = pyplot.subplots(num_rows, COLUMNS, figsize=(3.4 * COLUMNS, 2.7 * num_rows), squeeze=False)
+    figure = Figure(figsize=(3.4 * COLUMNS, 2.7 * num_rows), dpi=110)
+    grid = figure.subplots(num_rows, COLUMNS, squeeze=False)
     for axes in grid.flat[len(shapes) :]:
         axes.axis("off")
     for axes, measured in zip(grid.flat, shapes, strict=False):
@@ -110,29 +74,10 @@ def draw(results: dict, out: Path) -> None:
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.04, 1, 0.98))
-    figure.savefig(out, dpi=110)
-    pyplot.close(figure)
+    return figure
 
 
-def command_line(description: str, draw_results: Callable[[object, Path], None]) -> None:
-    """Parse RESULTS.json and --out, read the results and draw the picture. An error is one line and exit status 1."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--out", type=Path, help="default: beside the results, as .png")
-    arguments = parser.parse_args()
-    out = arguments.out or arguments.results.with_suffix(".png")
-    try:
-        check_target(out)
-    except PictureError as error:
-        sys.exit(f"error: {error}")
-    try:
-        draw_results(read_json(arguments.results), out)
-    except (PictureError, OSError) as error:
-        sys.exit(f"error: {arguments.results}: {error}")
-    print(f"wrote {out}")
-
-
-def draw_checked(results: object, out: Path) -> None:
+def draw_checked(results: object) -> "Figure":
     """Draw results of the benchmark.
 
     Raises:
@@ -140,7 +85,7 @@ def draw_checked(results: object, out: Path) -> None:
     """
     if not is_benchmark(results):
         raise PictureError("these are no results of cuda_kernels.bench.attention")
-    draw(results, out)
+    return draw(results)
 
 
 if __name__ == "__main__":

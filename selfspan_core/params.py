@@ -115,9 +115,11 @@ def _drafts(value: Any) -> Drafts:
         return value
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value) if len(value) < 6 else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= MAX_DRAFTS:
-        raise SettingError(f"drafts is auto, off, or a number from 1 to {MAX_DRAFTS}, not {brief(value)}.", "drafts")
-    return whole_number("drafts", value, 1, MAX_DRAFTS)
+    try:
+        return whole_number("drafts", value, 1, MAX_DRAFTS)
+    except SettingError as error:  # a number is not all that there is to choose from
+        message = f"drafts is auto, off, or a whole number from 1 to {MAX_DRAFTS}, not {brief(value)}."
+        raise SettingError(message, "drafts") from error
 
 
 def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cuda_kernels.picture import PictureError
+from cuda_kernels.bench.pictures import PictureError, save_picture
 from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.batch_step import BatchStep
 from selfspan_core.engine.device_drafts import DeviceDrafts
@@ -123,7 +123,7 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "BRIEF_TEXTS", ("3 operands",))
     monkeypatch.setattr(report, "BRIEF_BATCHES", (2,))
     assert "| tiny, 3 operands, batch 2 |" in report.drafts_brief()
-    picture_drafts.draw(json.loads(json.dumps(results)), tmp_path / "picture.png")
+    save_picture(picture_drafts.draw(json.loads(json.dumps(results))), tmp_path / "picture.png", {})
     assert (tmp_path / "picture.png").stat().st_size > 5000
     with pytest.raises(PictureError, match="no replayed text"):
         picture_drafts.cells_of({"shapes": {"x": {"answers": []}}, "machine": {"gpu": "x"}})

@@ -106,6 +106,27 @@ def test_sampling_settings_arrive(monkeypatch, solved):
     assert calls and all((c["temperature"], c["top_p"], c["seed"]) == (0.0, 1.0, 0) for c in calls)
 
 
+@pytest.mark.parametrize(("given", "kept"), [("off", "off"), ("auto", "auto"), ("1", 1), ("15", 15), (None, "auto")])
+def test_drafts_arrive(monkeypatch, solved, given, kept):
+    """Would catch a setting that is parsed and then forgotten, a number that stays text, another default."""
+    given = [] if given is None else ["--drafts", given]
+    assert call(monkeypatch, "--json", *given, stdin=TEXT.encode()) == 0
+    assert solved.engines["span"].drafts == kept
+
+
+@pytest.mark.parametrize("given", ["-1", "0", "16", "foo", "3.5"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_bad_drafts(monkeypatch, capsys, solved, given, joined):
+    """Would catch drafts that no step verifies, and a reason in other words by what is wrong with them."""
+    arguments = [f"--drafts={given}"] if joined else ["--drafts", given]
+    assert call(monkeypatch, *arguments, stdin=TEXT.encode()) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    shown = given if given in ("0", "16") else repr(given)
+    assert line == f"error: --drafts is auto, off, or a whole number from 1 to 15, not {shown}." and captured.out == ""
+    assert not solved.engines["span"].calls
+
+
 def test_load(monkeypatch, capsys, solved):
     """Would catch a load that is parsed and then forgotten, in either output."""
     solved.can_load = True
@@ -291,6 +312,7 @@ def test_help():
         "--temperature",
         "--top-p",
         "--seed",
+        "--drafts off|auto|N",
     ):
         assert option in out
 

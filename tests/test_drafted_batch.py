@@ -25,6 +25,7 @@ from selfspan_core.params import MAX_DRAFTS
 from tests.support.asking import asked
 from tests.support.batch_tools import CAPACITY, Alternating, example, on_cuda
 from tests.support.engine_tools import tiny_hf
+from tests.support.near_ties import assert_near_ties, ties_of
 from tests.support.slow import examples
 from tests.support.span_examples import FIRST_TEXT, MARKERS, VOCAB
 
@@ -258,6 +259,23 @@ def test_sizes_of_a_batch():
     assert BatchShape(128, 9, True, drafts=5).sizes == (6,)
 
 
+def num_parted(weights, num, drafts):
+    """Of so many answers, how many come out otherwise with drafts, each at a near tie of two ids."""
+    own = DeviceDrafts(HINTS, None if drafts == "auto" else drafts)
+    plain, drafted = ([asked(example(n)[0], max_new_tokens=60, drafter=d) for n in range(num)] for d in (None, own))
+    wanted = texts(weights, plain, BatchShape(8, CAPACITY, False))[0]
+    found = texts(weights, drafted, BatchShape(8, CAPACITY, False, drafts=drafts))[0]
+    ties = ties_of(weights, MARKERS, plain, (wanted, found), False)
+    assert_near_ties(ties, weights.model.dtype)
+    return len(ties)
+
+
+@pytest.mark.parametrize("drafts", ["auto", 7])
+def test_drafts_change_nothing_but_ties(weights, drafts):
+    """Would catch a check for GPUs that no longer runs, where nobody has one."""
+    assert num_parted(weights, 10, drafts) == 0  # in 32 bits nothing is as near as rounding moves it
+
+
 # ---- on a GPU
 
 
@@ -294,13 +312,8 @@ def test_gpu_same_rounds_as_pytorchs_operations(is_dense, num_kv_heads, drafts):
 
 @pytest.mark.gpu
 @needs_cuda
-def test_gpu_drafts_change_nothing_but_ties():
+@pytest.mark.parametrize("drafts", ["auto", 7])
+def test_gpu_drafts_change_nothing_but_ties(drafts):
     """Would catch a captured step that keeps other ids than were drawn, or that needs the host between its rounds."""
-    weights = on_cuda(num_key_value_heads=2)
-    prompts = [example(seed)[0] for seed in range(40)]
-    wanted = texts(weights, [asked(p, max_new_tokens=60) for p in prompts], BatchShape(8, CAPACITY, False))[0]
-    for drafts in ("auto", 7):
-        own = DeviceDrafts(HINTS, None if drafts == "auto" else drafts)
-        requests = [asked(p, max_new_tokens=60, drafter=own) for p in prompts]
-        found = texts(weights, requests, BatchShape(8, CAPACITY, False, drafts=drafts))[0]
-        assert sum(found[number] == wanted[number] for number in wanted) >= 36, "other than ties of rounding"
+    # Ties are rare besides: many of them would be a sum that is less exact than it was.
+    assert num_parted(on_cuda(num_key_value_heads=2), 40, drafts) <= 4

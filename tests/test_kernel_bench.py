@@ -1,6 +1,7 @@
 """The attention benchmark: what it measures, its break-even points, its picture and its table."""
 
 import functools
+import hashlib
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from cuda_kernels import picture
 from cuda_kernels.bench import attention as bench
+from cuda_kernels.bench import pictures
 from cuda_kernels.bench.break_even import break_even, first_context
 from cuda_kernels.bench.selections import ALL, SELECTIONS, choose
 from cuda_kernels.bench.shape_bench import ShapeBench
@@ -70,7 +72,8 @@ def test_break_even_is_where_dense_attention_is_as_fast():
 def test_a_picture_can_be_drawn_where_peers_are_missing(tmp_path):
     """Would catch a benchmark whose picture needs every peer."""
     points = {name: [(0.25, 30.0), (0.5, 60.0)] for name in ("random 16", "spans 16", "spans 4")}
-    picture.draw(results_of(points | {"all": [(1.0, 110.0)]}, 100), tmp_path / "kernel.png")
+    figure = picture.draw(results_of(points | {"all": [(1.0, 110.0)]}, 100))
+    pictures.save_picture(figure, tmp_path / "kernel.png", {})
     assert (tmp_path / "kernel.png").stat().st_size > 5000
 
 
@@ -88,7 +91,7 @@ def test_a_picture_that_cannot_be_made_says_why(monkeypatch, tmp_path):
     good, no_json, other = (tmp_path / name for name in ("good.json", "none.json", "other.json"))
     good.write_text(json.dumps(results))
     no_json.write_text("{")
-    picture_main = functools.partial(picture.command_line, "a picture", picture.draw_checked)
+    picture_main = functools.partial(pictures.command_line, "a picture", picture.draw_checked)
     failed = lambda *arguments: exit_of(monkeypatch, picture_main, *arguments)  # noqa: E731
     assert failed(tmp_path / "missing.json") == f"error: {tmp_path / 'missing.json'}: No such file or directory"
     assert failed(no_json).startswith(f"error: {no_json}: no JSON")
@@ -100,6 +103,22 @@ def test_a_picture_that_cannot_be_made_says_why(monkeypatch, tmp_path):
         assert "the name has to end in one of ." in failed(good, "--out", tmp_path / name)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert failed(good) == "error: a picture needs matplotlib: pip install matplotlib"
+
+
+def test_a_picture_says_of_which_file_it_was_drawn(monkeypatch, tmp_path):
+    """Would catch a note that is left out or of another file, and a format without notes that cannot be drawn."""
+    file = tmp_path / "good.json"
+    file.write_text(json.dumps(results_of({"random 16": [(0.5, 60.0)], "all": [(1.0, 110.0)]}, 100)))
+    for name in ("good.png", "good.svg"):
+        monkeypatch.setattr(sys, "argv", ["command", str(file), "--out", str(tmp_path / name)])
+        pictures.command_line("a picture", picture.draw_checked)
+    written = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert pictures.drawn_from(tmp_path / "good.png") == {"good.json": written}
+    assert (tmp_path / "good.svg").stat().st_size > 5000
+    pictures.save_picture(
+        picture.draw(json.loads(file.read_text())), tmp_path / "good.png", {"a b.json": b"", "c": b"1"}
+    )
+    assert list(pictures.drawn_from(tmp_path / "good.png")) == ["a b.json", "c"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from cuda_kernels.picture import PictureError
+from cuda_kernels.bench.pictures import PictureError, save_picture
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.batch_step import BatchStep
@@ -118,7 +118,7 @@ def test_cells_and_the_report_that_is_made_of_them(weights, tmp_path):
     written = json.loads((tmp_path / "x" / "engine.json").read_text()) | origin
     text = report_engine.engine_on(written, "x.json")
     assert "| tiny, 3 operands, batch 2 |" in text and "| tiny, 200 tokens x 2 |" in text
-    picture_engine.draw(written, tmp_path / "picture.png")
+    save_picture(picture_engine.draw(written), tmp_path / "picture.png", {})
     assert (tmp_path / "picture.png").stat().st_size > 5000
     with pytest.raises(PictureError, match="no replayed text"):
         picture_engine.cells_of({"shapes": {}, "machine": {"gpu": "x"}})

@@ -1,9 +1,12 @@
 """Documents hold what the results files say, and their links lead somewhere."""
 
+import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 
+from cuda_kernels.bench.pictures import digest, drawn_from
 from selfspan_core.models.registry import PREFERRED
 from tests.support.paths import ROOT
 from training import report
@@ -19,6 +22,14 @@ MARKDOWN = sorted(
 )
 FOLDERS_OF_GUIDES = (".", "selfspan_core", "tests", "tests/support")
 """What paths in guides to the code begin at."""
+RESULTS = ROOT / "assets/results"
+DRAWN_BY = {
+    "drafts": "training.picture_drafts",
+    "engine": "training.picture_engine",
+    "kernel": "cuda_kernels.picture",
+    "summary_curve": "training.picture_curve",
+}
+"""What draws a results file, by how its name begins."""
 MAX_README_LINES, MAX_README_ROWS = 160, 6
 
 
@@ -83,6 +94,22 @@ def test_links_lead_somewhere(name):
         assert file.is_relative_to(ROOT) and file.exists(), f"{name}: {target}"
         if anchor:
             assert anchor in anchors_of(file.relative_to(ROOT).as_posix()), f"{name}: {target}"
+
+
+def drawing(picture: Path) -> str:
+    """The command that draws a picture of the results."""
+    (module,) = {by for name, by in DRAWN_BY.items() if re.fullmatch(f"{name}(_[a-z0-9_]+)?", picture.stem)}
+    assert importlib.util.find_spec(module), module
+    return f"python -m {module} assets/results/{picture.stem}.json"
+
+
+@pytest.mark.parametrize("picture", sorted(RESULTS.glob("*.png")), ids=lambda picture: picture.name)
+def test_pictures_show_what_the_results_files_say(picture):
+    """Would catch a results file that is measured again and whose picture is forgotten, and one by another command."""
+    stated = drawn_from(picture)
+    assert f"{picture.stem}.json" in stated, f"it does not say of what it was drawn; run: {drawing(picture)}"
+    there = {name: digest((RESULTS / name).read_bytes()) for name in stated if (RESULTS / name).is_file()}
+    assert stated == there, f"it was drawn of another file than lies there; run: {drawing(picture)}"
 
 
 def test_links_of_tables_start_at_their_document():

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from cuda_kernels.picture import PictureError
+from cuda_kernels.bench.pictures import PictureError, save_picture
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Token
 from selfspan_core.models.learned import Learned, learned_of
@@ -221,7 +221,7 @@ def test_a_curve_over_training_tokens(made, trained, tmp_path, monkeypatch, caps
     assert lanes["span-dense"]["short"]["attended_percent_of_dense"] == 100
     monkeypatch.setattr(curve, "read", lambda path: results)
     assert "| 0 M, short |" in curve.curve()
-    picture_curve.draw(results, tmp_path / "curve.png")
+    save_picture(picture_curve.draw(results), tmp_path / "curve.png", {})
     assert (tmp_path / "curve.png").stat().st_size > 5000
     with pytest.raises(PictureError, match="no results of"):
         picture_curve.series_of({"points": []})

@@ -1,8 +1,11 @@
 """Quality over training tokens: `python -m training.picture_curve assets/results/summary_curve.json` (matplotlib)."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cuda_kernels.picture import PictureError, command_line
+from cuda_kernels.bench.pictures import PictureError, command_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LANES = {
     "plain-dense": ("plain adapter, dense", "#334155"),
@@ -30,15 +33,13 @@ def series_of(results: dict) -> dict[str, dict[str, list[tuple[float, float]]]]:
         raise PictureError("these are no results of training.summary_curve") from error
 
 
-def draw(results: dict, out: Path) -> None:
+def draw(results: dict) -> "Figure":
     """One panel per setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     series = series_of(results)
-    figure, axes = pyplot.subplots(1, len(series), figsize=(4.6 * len(series), 3.4), squeeze=False, sharey=True)
+    figure = Figure(figsize=(4.6 * len(series), 3.4), dpi=130)
+    axes = figure.subplots(1, len(series), squeeze=False, sharey=True)
     for panel, (setting, lanes) in zip(axes[0], series.items(), strict=True):
         for lane, places in lanes.items():
             label, colour = LANES[lane]
@@ -51,8 +52,7 @@ def draw(results: dict, out: Path) -> None:
     axes[0][0].set_ylabel("ROUGE-L F1", fontsize=8)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(out, dpi=130)
-    pyplot.close(figure)
+    return figure
 
 
 if __name__ == "__main__":

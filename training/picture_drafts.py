@@ -3,9 +3,12 @@
 Above, tokens per step by the size of step; below, time to the answer over the batch, lane by lane.
 """
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cuda_kernels.picture import PictureError, command_line
+from cuda_kernels.bench.pictures import PictureError, command_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {
     "plain dense": "#334155",
@@ -73,15 +76,13 @@ def draw_times(axes, cells: list[dict]) -> None:
     axes.tick_params(labelsize=8)
 
 
-def draw(results: dict, out: Path) -> None:
+def draw(results: dict) -> "Figure":
     """All texts of the first shape beside each other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     shape, texts, gpu = cells_of(results)
-    figure, rows = pyplot.subplots(2, len(texts), figsize=(2.9 * len(texts), 5.6), squeeze=False)
+    figure = Figure(figsize=(2.9 * len(texts), 5.6), dpi=130)
+    rows = figure.subplots(2, len(texts), squeeze=False)
     for column, (text, cells) in enumerate(texts.items()):
         draw_sizes(rows[0][column], cells)
         draw_times(rows[1][column], cells)
@@ -91,8 +92,7 @@ def draw(results: dict, out: Path) -> None:
     rows[1][0].legend(fontsize=7)
     figure.suptitle(f"Drafts, {shape} shape, random weights, replayed text; {gpu}", fontsize=10)
     figure.tight_layout()
-    figure.savefig(out, dpi=130)
-    pyplot.close(figure)
+    return figure
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """A picture of the engine's results: `python -m training.picture_engine RESULTS.json` (needs matplotlib)."""
 
 import itertools
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cuda_kernels.picture import PictureError, command_line
+from cuda_kernels.bench.pictures import PictureError, command_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0f766e", "#d97706", "#b91c1c", "#4338ca")
 REFERENCE = "#94a3b8"
@@ -50,17 +53,15 @@ def draw_shape(axes, shape: str, cells: list[dict], colours: dict[int, str]) -> 
     axes.tick_params(labelsize=8)
 
 
-def draw(results: dict, out: Path) -> None:
+def draw(results: dict) -> "Figure":
     """All shapes beside each other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     found, gpu = cells_of(results)
     every = sorted({cell["operands"] for cells in found.values() for cell in cells})
     colours = dict(zip(every, itertools.cycle(COLOURS), strict=False))
-    figure, row = pyplot.subplots(1, len(found), figsize=(3.6 * len(found) + 1, 3.6), squeeze=False, sharey=True)
+    figure = Figure(figsize=(3.6 * len(found) + 1, 3.6), dpi=110)
+    row = figure.subplots(1, len(found), squeeze=False, sharey=True)
     for axes, (shape, cells) in zip(row[0], found.items(), strict=True):
         draw_shape(axes, shape, cells, colours)
     row[0][0].set_ylabel("self-selected over dense, times as fast", fontsize=8)
@@ -68,8 +69,7 @@ def draw(results: dict, out: Path) -> None:
     handles, labels = row[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=3, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.08 + 0.045 * (len(labels) // 3), 1, 0.97))
-    figure.savefig(out, dpi=110)
-    pyplot.close(figure)
+    return figure
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def _add_decoding(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--drafts",
         default="auto",
-        metavar="N",
+        metavar="off|auto|N",
         help="tokens proposed from what is named or was written before, and verified several at a time; only the time "
         f"changes, and in 16 bits near ties: auto (default: as many as pay), off, or at most N, 1 to {MAX_DRAFTS}",
     )
