@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -20,7 +21,6 @@ from selfspan_core.serve.api import compare_endpoint
 from selfspan_core.serve.device import MOST_RUN_S, SharedDevice
 from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.gate import Gate
-from selfspan_core.serve.http_engine.served import Engines
 from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
@@ -31,6 +31,9 @@ from selfspan_core.serve.whole_blocks import WholeBlocks
 from selfspan_core.serve.zero_gpu import IMPL, ZeroGpuSession, is_zero_gpu
 from selfspan_core.tasks.page import HIDDEN, Controls, controls
 from selfspan_core.tasks.registry import TASKS, get_task
+
+if TYPE_CHECKING:
+    from selfspan_core.serve.http_engine.served import Engines
 
 # All of these wait in the device's line, which tells each its place; more wait in gradio's queue.
 LANE = {"concurrency_id": "lane", "concurrency_limit": 64}
@@ -183,7 +186,7 @@ def model_of_environment() -> ModelSpec | None:
         raise SystemExit(f"SELFSPAN_MODEL: {error}") from None
 
 
-def engines_of_environment(model: ModelSpec | None) -> Engines | None:
+def engines_of_environment(model: ModelSpec | None) -> "Engines | None":
     """The vLLM servers that decode: SELFSPAN_ENGINE, and SELFSPAN_PLAIN_ENGINE; None where none is named.
 
     Raises:
@@ -195,7 +198,7 @@ def engines_of_environment(model: ModelSpec | None) -> Engines | None:
         refuse(f"SELFSPAN_ENGINE: {error}")
 
 
-def session_here(model: ModelSpec | None, engines: Engines | None = None) -> LazySession | ZeroGpuSession:
+def session_here(model: ModelSpec | None, engines: "Engines | None" = None) -> LazySession | ZeroGpuSession:
     """The session of this machine, whose lanes run as SELFSPAN_IMPL says, or as usual there; or on servers."""
     impl = os.environ.get("SELFSPAN_IMPL")
     if engines is not None and impl:

@@ -17,17 +17,16 @@ a step makes once for all layers, is timed apart. One result of every way is com
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from cuda_kernels.attention import SpanAttention
-from cuda_kernels.bench.benchmark import add_options, begin_benchmark, microseconds
+from cuda_kernels.bench.benchmark import add_options, begin_benchmark, end_benchmark, microseconds
 from cuda_kernels.bench.query_case import TOLERANCE
 from cuda_kernels.bench.selections import ALL, Selection, choose
-from cuda_kernels.bench.shape_bench import attempt
+from cuda_kernels.bench.shape_bench import sooner_of_two
 from cuda_kernels.bench.shapes import Shape, num_sets
 from cuda_kernels.bench.whole_file import write_whole
 from cuda_kernels.checks import AttentionShape
@@ -146,13 +145,7 @@ def measure(case: PagedCase, limit_tb_per_s: float) -> dict:
     for size in PAGE_SIZES:
         for name, tokens_first in (("heads first", False), ("tokens first", True)):
             ways[f"pages of {size}, {name}"] = partial(case.paged, size, tokens_first)
-    found: dict[str, dict] = {}
-    for _ in range(2):
-        for name, way in ways.items():
-            one = attempt(way)
-            if one.get("us", float("inf")) <= found.get(name, one).get("us", float("inf")):
-                found[name] = one
-            torch.cuda.empty_cache()
+    found = sooner_of_two(ways)
     for one in found.values():
         if "us" in one:
             one["share_of_limit"] = case.num_bytes / one["us"] / 1e6 / limit_tb_per_s
@@ -192,9 +185,7 @@ def main() -> None:
             print(text_of(lines[-1]), flush=True)
             failed += [text_of(lines[-1])] if any("us" not in one for one in lines[-1]["caches"].values()) else []
             write_whole(out, json.dumps(results | origin, indent=1) + "\n")
-    print(f"wrote {out}")
-    if failed:
-        sys.exit("error: wrong or failed:\n" + "\n".join(failed))
+    end_benchmark(out, failed)
 
 
 if __name__ == "__main__":

@@ -20,16 +20,15 @@ recorded with its error. Writes `assets/results/queries_<gpu>.json`.
 
 import argparse
 import json
-import sys
 from functools import partial
 
 import torch
 from torch.nn.attention import SDPBackend
 
-from cuda_kernels.bench.benchmark import add_options, begin_benchmark
+from cuda_kernels.bench.benchmark import add_options, begin_benchmark, end_benchmark
 from cuda_kernels.bench.query_case import Case
 from cuda_kernels.bench.query_tables import PATTERNS
-from cuda_kernels.bench.shape_bench import attempt
+from cuda_kernels.bench.shape_bench import sooner_of_two
 from cuda_kernels.bench.shapes import Shape
 from cuda_kernels.bench.whole_file import write_whole
 
@@ -45,11 +44,7 @@ def measure(case: Case, pattern: str, limit_tb_per_s: float) -> dict:
         ways |= {"flash": partial(case.sdpa, SDPBackend.FLASH_ATTENTION)}
     num_bytes = case.num_bytes
     line: dict = {"pattern": pattern, "num_queries": case.num_queries, "bytes": num_bytes}
-    for _ in range(2):
-        for name, way in ways.items():
-            found = attempt(lambda way=way: {"us": way()})
-            if found.get("us", float("inf")) <= line.get(name, found).get("us", float("inf")):
-                line[name] = found
+    line |= sooner_of_two({name: lambda way=way: {"us": way()} for name, way in ways.items()})
     for name in ways:
         if "us" in line[name]:
             line[name]["share_of_limit"] = num_bytes / line[name]["us"] / 1e6 / limit_tb_per_s
@@ -104,9 +99,7 @@ def main() -> None:
             compare_with_one_query(lines)
             # Written after every pattern, so that an interrupted benchmark keeps what is finished.
             write_whole(out, json.dumps(results | origin, indent=1) + "\n")
-    print(f"wrote {out}")
-    if failed:
-        sys.exit("error: wrong or failed:\n" + "\n".join(failed))
+    end_benchmark(out, failed)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -14,9 +16,7 @@ from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.errors import ImplUnavailable, LaneError, ModelError, PromptError, ServerError, SettingError
 from selfspan_core.models.registry import MODELS
-from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import SamplingParams
-from selfspan_core.paths import BASE
 from selfspan_core.serve.http_engine.served import engines_at
 from selfspan_core.serve.http_engine.store import ServedStore
 from selfspan_core.serve.lazy_session import LazySession
@@ -25,16 +25,14 @@ from tests.support.asking import compare, request
 from tests.support.cli_tools import call
 from tests.support.fake_vllm import NAME, FakeVllm, served
 from tests.support.http_tools import TASK, TEXT, engine_at, prompt_of
+from tests.support.paths import ROOT
 from tests.support.scripted import right_output
 from tests.support.session_tools import assembled, show
 from tests.support.tiny_models import save_tiny
 
+pytest_plugins = ["tests.support.http_fixtures"]
+
 WRITTEN = "an engine's address is written http://host:port"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return SpanTokenizer.load(BASE)
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +40,6 @@ def own(tmp_path_factory):
     """The own engine, of a tiny model with the shipped tokenizer."""
     base, adapters = save_tiny(tmp_path_factory.mktemp("tiny"))
     return ModelStore(base, adapters, device="cpu").engine("arithmetic", "span")
-
-
-@pytest.fixture
-def fake(tokenizer):
-    return FakeVllm(tokenizer, lambda body: right_output(tokenizer, TASK.parse(TEXT)))
-
-
-@pytest.fixture
-def address(fake):
-    with served(fake) as where:
-        yield where
 
 
 def timeless(events):
@@ -209,6 +196,22 @@ def test_stop_does_not_wait_for_a_silent_server(fake, address):
     tokens = [tick["lanes"]["dense"]["tokens"] for tick in itertools.islice(ticks, 1, 12)]
     assert tokens[-3:] == [5, 5, 5]  # ticks go on, between which a run can be ended
     ticks.close()
+
+
+def test_stop_does_not_wait_for_requests_beside(fake, address, tokenizer):
+    """A run of several requests that nobody can end until all of them have begun, or a hanging server is given up."""
+    engine, prompt = engine_at(address), prompt_of(tokenizer)
+    fake.fault, fake.after = "silent", 0
+    events = engine.generate_among(PromptRequest(prompt), itertools.repeat(prompt), 3, "sparse")
+    assert [next(events) for _ in range(3)] == [Waiting()] * 3
+    events.close()
+    assert len(fake.asked) == 2  # the shown one had not begun
+
+
+def test_httpx_is_for_who_names_a_server():
+    """Every start of the command line that loads a client of HTTP first."""
+    code = "import sys, selfspan_core.serve.cli; sys.exit('httpx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_what_a_server_cannot_do_is_refused(fake, address, tokenizer):

@@ -11,31 +11,14 @@ from selfspan_core.models.export_record import KEY, ExportRecord, of_config, of_
 from selfspan_core.models.learned import Learned
 from selfspan_core.models.registry import resolve_model
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.paths import BASE
 from selfspan_core.serve.http_engine.served import engines_at
 from selfspan_core.serve.http_engine.server import checked_address
 from selfspan_core.serve.http_engine.store import ServedStore
-from tests.support.fake_vllm import NAME, FakeVllm, served
-from tests.support.http_tools import TASK, TEXT, engine_at, prompt_of
-from tests.support.scripted import right_output
+from tests.support.fake_vllm import NAME, served
+from tests.support.http_tools import engine_at, prompt_of
 from tests.support.tiny_models import save_byte_tokenizer
 
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return SpanTokenizer.load(BASE)
-
-
-@pytest.fixture
-def fake(tokenizer):
-    return FakeVllm(tokenizer, lambda body: right_output(tokenizer, TASK.parse(TEXT)))
-
-
-@pytest.fixture
-def address(fake):
-    with served(fake) as where:
-        yield where
-
+pytest_plugins = ["tests.support.http_fixtures"]
 
 FAULTS = {
     "broken": "ended the connection after 5 tokens",

@@ -30,14 +30,13 @@ import torch
 from selfspan_core.paths import BASE
 from selfspan_core.serve.vllm_plugin import support
 from selfspan_core.serve.vllm_plugin.settings import SpanSettings
+from training.bench.forced import FORCED, KEY
 from training.bench.replay import Recording
 from training.bench.results import Results, add_device, begin_results, check_out, count, find_machine
 from training.bench.shapes import SHAPES
 from training.bench.texts import Text, expressions, weights_of
 from training.bench_vllm import ENVIRONMENT, LANES, SEED, write_model
 
-FORCED = "training.bench.forced_in_vllm:ForcedIds"
-FORCED_KEY = "forced"
 MODEL = "served"
 START_S, ANSWER_S = 600, 1800
 
@@ -102,7 +101,7 @@ def body_of(recording: Recording, attention: str) -> dict[str, Any]:
         "temperature": 0.0,
         "ignore_eos": True,
         "return_token_ids": True,
-        "vllm_xargs": extra | {FORCED_KEY: list(recording.ids)},
+        "vllm_xargs": extra | {KEY: list(recording.ids)},
     }
 
 

@@ -30,6 +30,7 @@ from selfspan_core.serve.vllm_plugin import support
 from selfspan_core.serve.vllm_plugin.plugin import register
 from selfspan_core.serve.vllm_plugin.settings import SpanSettings
 from selfspan_core.spans.protocol import Markers
+from training.bench.forced import FORCED, KEY
 from training.bench.replay import Recording
 from training.bench.results import Results, add_device, begin_results, check_out, count, find_machine, free_memory
 from training.bench.shapes import SHAPES, parameters
@@ -90,8 +91,6 @@ def started(folder: Path, arguments: argparse.Namespace, max_context: int, with_
     """A vLLM with random weights."""
     import vllm
 
-    from training.bench.forced_in_vllm import FORCED
-
     return vllm.LLM(
         str(folder),
         load_format="dummy",
@@ -111,8 +110,6 @@ def started(folder: Path, arguments: argparse.Namespace, max_context: int, with_
 def decoded(llm: Any, recordings: Sequence[Recording], attention: str | None) -> dict[str, float]:
     """All requests at once: median of a step in which every one is decoded, and mean time from first id to last."""
     import vllm
-
-    from training.bench.forced_in_vllm import KEY
 
     engine = llm.llm_engine
     for number, one in enumerate(recordings):

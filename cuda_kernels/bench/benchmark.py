@@ -70,6 +70,13 @@ def begin_benchmark(kind: str, out: Path | None) -> tuple[dict, Path, float]:
     return origin, out, limit
 
 
+def end_benchmark(out: Path, failed: Sequence[str]) -> None:
+    """Say where results are; with cases that are wrong or failed, by their lines, the process ends with an error."""
+    print(f"wrote {out}")
+    if failed:
+        sys.exit("error: wrong or failed:\n" + "\n".join(failed))
+
+
 def microseconds(calls: Sequence[Callable[[], object]], replays: int) -> float:
     """Median time of one call: the calls, one per set of inputs, are captured together and replayed so many times."""
     calls = list(calls) * math.ceil(MIN_CALLS / len(calls))

@@ -7,14 +7,17 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from selfspan_core.errors import ImplUnavailable, ModelError, NotReady
 from selfspan_core.models.registry import ModelSpec, usual_models
 from selfspan_core.params import ADAPTERS, Request
 from selfspan_core.paths import ROOT
-from selfspan_core.serve.http_engine.served import Engines
 from selfspan_core.serve.stores import make_store
 from selfspan_core.tasks.registry import TASKS, get_task
+
+if TYPE_CHECKING:
+    from selfspan_core.serve.http_engine.served import Engines
 
 log = logging.getLogger("selfspan")
 _PATH = re.compile(r"(?<![\w:/.~])~?/(?:[\w.@+-]{1,100}/){1,40}(?=[\w.@+-])")
@@ -56,7 +59,9 @@ class LazySession:
         engines: servers that decode; None: models are loaded here.
     """
 
-    def __init__(self, impl: str | None = None, model: ModelSpec | None = None, engines: Engines | None = None) -> None:
+    def __init__(
+        self, impl: str | None = None, model: ModelSpec | None = None, engines: "Engines | None" = None
+    ) -> None:
         self._impl, self._model, self._engines = impl, model, engines
         self._models = self._session = None
         self._lock = threading.Lock()

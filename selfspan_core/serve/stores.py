@@ -1,20 +1,23 @@
-"""What decodes for a process, chosen in one place: models that are loaded here, or vLLM servers. No torch at import."""
+"""What decodes for a process, chosen in one place: models loaded here or vLLM servers. No torch or httpx at import."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selfspan_core.engine.stores import EngineStore
 from selfspan_core.errors import ServerError
 from selfspan_core.models.registry import ModelSpec
-from selfspan_core.serve.http_engine.served import Engines, engines_at
+
+if TYPE_CHECKING:
+    from selfspan_core.serve.http_engine.served import Engines
 
 ENGINE_VARIABLE, PLAIN_ENGINE_VARIABLE = "SELFSPAN_ENGINE", "SELFSPAN_PLAIN_ENGINE"
 
 
 def engines_named(
     address: str | None, plain_address: str | None, model: ModelSpec | None, environment: Mapping[str, str] = os.environ
-) -> Engines | None:
+) -> "Engines | None":
     """The servers that a user named, by arguments or in the environment; None where none was.
 
     Args:
@@ -28,6 +31,8 @@ def engines_named(
     address = address or environment.get(ENGINE_VARIABLE)
     plain_address = plain_address or environment.get(PLAIN_ENGINE_VARIABLE)
     if address:
+        from selfspan_core.serve.http_engine.served import engines_at
+
         return engines_at(address, plain_address or None, model)
     if plain_address:
         raise ServerError(
@@ -37,7 +42,7 @@ def engines_named(
 
 
 def make_store(
-    engines: Engines | None,
+    engines: "Engines | None",
     model: ModelSpec | None = None,
     folders: dict[str, str | Path] | None = None,
     device: str = "auto",

@@ -7,15 +7,12 @@ import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
+from training.bench.forced import KEY
+
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
     from vllm.v1.sample.logits_processor import BatchUpdate
-
-FORCED = "training.bench.forced_in_vllm:ForcedIds"
-"""For vLLM's option `--logits-processors`."""
-KEY = "forced"
-"""In a request's extra arguments: the ids of its answer."""
 
 
 class ForcedIds(LogitsProcessor):

@@ -33,11 +33,21 @@ class Beside:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def wait(self) -> None:
-        """Until every row has its first id: from then on steps have all rows. Raises what a request failed of."""
+    def begun_within(self, seconds: float) -> bool:
+        """Whether every row has its first id, now or within so many seconds: from then on steps have all rows.
+
+        Raises:
+            ServerError: a request failed.
+        """
         with self._news:
-            self._news.wait_for(lambda: self._failure is not None or self._num_begun >= len(self._threads))
+            self._news.wait_for(lambda: self._failure is not None or self._has_begun(), seconds)
+            if self._failure is None:
+                return self._has_begun()
         self.taken()
+        return False
+
+    def _has_begun(self) -> bool:
+        return self._num_begun >= len(self._threads)
 
     def taken(self) -> int:
         """Ids that arrived since the last call. Raises ServerError where a request failed: rows are missing then."""

@@ -16,7 +16,7 @@ from selfspan_core.engine.stores import Attention
 from selfspan_core.errors import ImplUnavailable, PromptError, ServerError
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.params import Drafts
-from selfspan_core.serve.http_engine.answer import NOTHING, Answer, Part
+from selfspan_core.serve.http_engine.answer import LOOK_S, NOTHING, Answer, Part
 from selfspan_core.serve.http_engine.beside import Beside
 from selfspan_core.serve.http_engine.served import Served
 from selfspan_core.serve.vllm_plugin.client import Asked
@@ -107,7 +107,9 @@ class ServedEngine:
         self, request: PromptRequest, attention: Attention, asks: Iterator[Ask], num_others: int
     ) -> Iterator[Event]:
         with Beside(asks, num_others) as beside:
-            beside.wait()
+            while not beside.begun_within(LOOK_S):
+                yield Waiting()
+            beside.taken()
             yield from self._events(request, attention, beside)
 
     def _ask(self, request: PromptRequest, attention: Attention) -> Ask:
