@@ -9,7 +9,7 @@ from tests.support.http_tools import TASK, TEXT
 from tests.support.scripted import right_output
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tokenizer():
     return SpanTokenizer.load(BASE)
 
