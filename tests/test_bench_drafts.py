@@ -108,6 +108,7 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
         "shapes": {"tiny": {"answers": [cell, {"text": "3 operands", "batch": 9, "unavailable": "x"}]}},
     }
     lane = {"answers": 5, "tokens": 100, "drafts_kept": 40, "answers_that_drafts_changed": 1, "ties": [0.125]}
+    lane["rounding_moved"] = 0.25
     lossless = {**origin, "dtype": "bfloat16", "lanes": {"articles": {"span sparse": lane}}}
     rates = {"tokens_per_second": 2000.0, "seconds_to_answer": 0.05}
     kind = {"lanes": {"dense": rates, "sparse": rates}, "to_answer": 1.0, "self_selected_behind": 0, "answers": 3}
@@ -118,7 +119,7 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
     assert "| tiny, 3 operands, batch 2 |" in whole and "Do not fit: tiny, 3 operands, 9." in whole
     gains = [auto[lane]["undrafted_over_this"] for lane in ("span sparse + drafts", "plain dense + lookup")]
     assert f"{gains[0]:.2f}x / {gains[1]:.2f}x |" in whole
-    assert "| articles, span sparse | 5 | 100 | 40 | 1 | 0.125 |" in whole
+    assert "| articles, span sparse | 5 | 100 | 40 | 1 | 0.125 (1) | 0.25 |" in whole
     assert "| articles, short, drafts auto | 2,000 | 2,000 | 50 | 50 | 1.00x | 0 of 3 |" in whole
     monkeypatch.setattr(report, "BRIEF_TEXTS", ("3 operands",))
     monkeypatch.setattr(report, "BRIEF_BATCHES", (2,))
@@ -189,8 +190,16 @@ def test_the_gap_at_a_tie_of_a_text_with_rules():
     problem = get_task("summarize").parse(get_task("summarize").examples[0])
     (written,), _ = side.texts([problem], "off")
     place = len(written) // 2
-    logits = side.logits_of(problem, written, place, written[place])
-    assert logits[0] == logits[1]
+    tie = side.tie(problem, 0, place, written[place], written)
+    assert tie.gap == 0 and tie.moved < 1e-3
+    (logits,) = side.led(problem, written[:1], 1)
+    assert int(logits.argmax()) == written[0]
+
+
+def test_what_rounding_moves():
+    """Would catch the movement of one logit taken for that of a gap, or of ids that are far behind."""
+    logits, others = torch.tensor([1.0, 5.0, 4.0, -9.0]), torch.tensor([1.0, 6.0, 5.5, 9.0])
+    assert check_drafts.moved_gap(logits, others) == 0.5
 
 
 def test_the_check_finds_a_text_that_drafts_changed(monkeypatch):
@@ -248,10 +257,10 @@ def test_the_widest_tie_is_the_one_of_most_steps():
     assert found.figures(torch.bfloat16)["steps"] == pytest.approx([25.6, 4])
 
 
-@pytest.mark.parametrize(("gap", "fails"), [(0.01, True), (0.0, False)])
-def test_a_gap_that_no_rounding_explains_fails_the_check(gap, fails, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("gap", "moved", "fails"), [(0.01, 0.004, True), (0.01, 0.006, False), (0.0, 0.0, False)])
+def test_a_gap_that_no_rounding_explains_fails_the_check(gap, moved, fails, tmp_path, monkeypatch):
     """Would catch a check whose exit status says nothing, or that keeps no figures when it fails."""
-    tie = check_drafts.Tie(3, 7, (1, 2), (20.0 + gap, 20.0))
+    tie = check_drafts.Tie(3, 7, (1, 2), (20.0 + gap, 20.0), moved)
     found = check_drafts.Compared(1, 10, 5, [tie])
     monkeypatch.setattr(check_drafts, "compare_part", lambda *_: found)
     monkeypatch.setattr(check_drafts, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
@@ -262,7 +271,8 @@ def test_a_gap_that_no_rounding_explains_fails_the_check(gap, fails, tmp_path, m
             check_drafts.main(argv)
     else:
         check_drafts.main(argv)
-    assert json.loads(out.read_text())["lanes"]["expressions"]["span sparse"]["ties"] == [pytest.approx(gap)]
+    told = json.loads(out.read_text())["lanes"]["expressions"]["span sparse"]
+    assert (told["ties"], told["rounding_moved"]) == ([pytest.approx(gap)], moved)
 
 
 def test_rates_of_the_app_are_over_all_tokens():

@@ -1,5 +1,7 @@
 """What drafts bring at full size and in the app on a GPU, and that they change no text, as Markdown."""
 
+from collections import Counter
+
 from selfspan_core.models.registry import DEFAULT_MODEL
 from training.reports.markdown import origin, picture, read_all, source, table
 
@@ -134,8 +136,8 @@ def _lossless(results: dict, path: str) -> str:
             f"{one['tokens']:,}",
             f"{one['drafts_kept']:,}",
             str(one["answers_that_drafts_changed"]),
-            ", ".join(f"{gap:g}" for gap in one["ties"]) or "–",
-            f"{max(one['steps']):g}" if one.get("steps") else "–",
+            ", ".join(f"{gap:g} ({num})" for gap, num in sorted(Counter(map(abs, one["ties"])).items())) or "–",
+            f"{one['rounding_moved']:g}" if one.get("rounding_moved") else "–",
         ]
         for kind, lanes in results["lanes"].items()
         for lane, one in lanes.items()
@@ -143,8 +145,15 @@ def _lossless(results: dict, path: str) -> str:
     where = results["machine"].get("gpu") or "a CPU"
     model = results.get("model", DEFAULT_MODEL)
     intro = f"The same answers of {model} with drafts and without, greedily, on {where} in {results['dtype']}"
-    header = ["inputs, lane", "answers", "tokens", "drafts kept", "answers changed", "gaps of the logits there"]
-    header.append("widest, in steps of the type")
+    header = [
+        "inputs, lane",
+        "answers",
+        "tokens",
+        "drafts kept",
+        "answers changed",
+        "gaps of the logits there (how many)",
+    ]
+    header.append("what rounding alone moved")
     return f"{intro}:\n\n{table(header, rows)}{source(results, path)}"
 
 
