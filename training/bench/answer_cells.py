@@ -3,6 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -101,7 +102,7 @@ def answer_cell(
         batch: rows.
         num_samples: whole steps of a text, about.
         with_auto: whether "auto" itself chooses the sizes in one more lane for each that drafts; all of its steps run
-            whole.
+            whole, and those of the same lane without drafts.
     """
     capacity = max(one.layout.num_tokens + len(one.ids) for one in (*text.span, *text.plain)) + 1
     made = make_cache(weights, machine, batch, -(-capacity // 64) * 64)
@@ -140,14 +141,21 @@ def _auto(
     name: str,
     lanes: dict[str, dict],
 ) -> dict:
-    """A drafted lane as an engine runs it: sizes are chosen while decoding, by what steps took and brought."""
+    """A drafted lane as an engine runs it: sizes are chosen while decoding, by what steps took and brought.
+
+    Beside it the same without drafts, all of its steps whole, too: a GPU that computes all the time has a lower clock
+    than one that runs a whole step now and then.
+    """
     shape = BatchShape(len(recordings), cache.capacity, LANES[name][1], drafts="auto")
+    step = BatchStep(weights, markers, replace(shape, drafts="off"), cache=cache)
+    undrafted = statistics.fmean(Replay(step).run(recordings))
     step = BatchStep(weights, markers, shape, cache=cache)
     seconds = statistics.fmean(Replay(step, DeviceDrafts(hints, max(shape.sizes) - 1)).run(recordings))
     return {
         "seconds_to_answer": seconds,
         "steps": step.num_launched,
-        "undrafted_over_this": lanes[UNDRAFTED[name]]["seconds_to_answer"] / seconds,
+        "undrafted_seconds_to_answer": undrafted,
+        "undrafted_over_this": undrafted / seconds,
         "best_size_over_this": lanes[name]["seconds_to_answer"] / seconds,
         "plain_dense_over_this": lanes["plain dense"]["seconds_to_answer"] / seconds,
     }

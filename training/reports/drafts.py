@@ -14,6 +14,13 @@ WHAT = (
     "Articles are made of the examples' sentences and replayed without the decoding rules of the app, whose work "
     "is not in these figures; at batch 1 it is one text, the one whose lengths are nearest the means"
 )
+NOTE = (
+    " With \\* several layers share one cache, because a cache per layer does not fit into memory. "
+    "“Queries a row” is the size of step that answers soonest, chosen afterwards; ms, share of the floor of bytes "
+    "and tokens a step are of the drafted lane. “Rate without drafts” is tokens per second, self-selected against "
+    "plain dense. “Auto” is the drafted lane whose sizes are chosen while it decodes, all of its steps "
+    "run; against no drafts, the dense lane with lookup stands beside it."
+)
 HEADER = [
     "shape, text, batch",
     PLAIN,
@@ -41,7 +48,9 @@ BRIEF_TEXTS = ("64 operands", "900-token articles")
 
 def drafts() -> str:
     """Every GPU that drafts were measured on."""
-    parts = [_replays(results, path) for path, results in read_all("drafts").items()]
+    measured = read_all("drafts")
+    parts = [f"{WHAT}.{NOTE}\n"] if measured else []
+    parts += [_replays(results, path) for path, results in measured.items()]
     parts += [_lossless(results, path) for path, results in read_all("lossless").items()]
     parts += [_app(results, path) for path, results in read_all("app").items()]
     return "\n".join(parts) or MISSING
@@ -115,17 +124,10 @@ def _full_row(shape: str, cell: dict) -> list[str]:
 def _replays(results: dict, path: str) -> str:
     cells = [(shape, cell) for shape, parts in results["shapes"].items() for cell in parts.get("answers", ())]
     rows = [_full_row(shape, cell) for shape, cell in cells if "unavailable" not in cell]
-    note = (
-        " With \\* several layers share one cache, because a cache per layer does not fit into memory. "
-        "“Queries a row” is the size of step that answers soonest, chosen afterwards; ms, share of the floor of bytes "
-        "and tokens a step are of the drafted lane. “Rate without drafts” is tokens per second, self-selected against "
-        "plain dense. “Auto” is the drafted lane whose sizes are chosen while it decodes, all of its steps "
-        "run; against no drafts, the dense lane with lookup stands beside it."
-    )
     missing = [f"{shape}, {cell['text']}, {cell['batch']}" for shape, cell in cells if "unavailable" in cell]
     left_out = f"\nDo not fit: {'; '.join(missing)}.\n" if missing else ""
     drawn = picture(path, "Tokens per step by its size, and time to the answer over the batch")
-    return f"{WHAT}.{note}\n\n{table(FULL_HEADER, rows)}{left_out}{source(results, path)}\n{drawn}"
+    return f"{table(FULL_HEADER, rows)}{left_out}{source(results, path)}\n{drawn}"
 
 
 def _lossless(results: dict, path: str) -> str:

@@ -34,10 +34,15 @@ def findings_models() -> str:
     return f"{trained}\nFrom {files}.\n\n{_shapes()}"
 
 
+def _of_all_shapes() -> list[tuple[str, dict]]:
+    """Runs of drafts over several shapes; those of one shape are in the table of results."""
+    return [(path, results) for path, results in read_all("drafts").items() if len(results["shapes"]) > 1]
+
+
 def _shapes() -> str:
     """One text at every shape that was measured; random weights."""
     parts = []
-    for path, results in read_all("drafts").items():
+    for path, results in _of_all_shapes():
         rows = [
             [
                 f"{shape}, {cell['text']}, batch {cell['batch']}",
@@ -66,7 +71,7 @@ def _cells(results: dict) -> Iterator[tuple[str, dict]]:
 def findings_speculation() -> str:
     """What drafts make of declared spans, at the first shape of every GPU."""
     parts = []
-    for path, results in read_all("drafts").items():
+    for path, results in _of_all_shapes():
         first = next(iter(results["shapes"]))
         cells = [cell for shape, cell in _cells(results) if shape == first]
         rows = [
