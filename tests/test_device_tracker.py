@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from cuda_kernels import compile as loader
 from cuda_kernels.device import CudaUnavailable
+from cuda_kernels.follower import SpanFollower
 from cuda_kernels.tracker import HEADER_CLOSED, IDLE, MALFORMED, PHASES, Grammar, SpanTracker
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.spans.render import render
@@ -15,7 +16,7 @@ from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS, Tracker
 from tests.support.kernel_on_cpu import COMPILER
 from tests.support.slow import examples
 from tests.support.span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB, worked_example
-from tests.support.tracker_on_cpu import advance, push, stream
+from tests.support.tracker_on_cpu import Follower, advance, push, stream
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the tracker for the CPU")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -194,3 +195,33 @@ def test_gpu_same_as_python():
     with pytest.raises(ValueError, match="intervals has room for 3 a row, and 10 are needed"):
         ids = torch.zeros(40, dtype=torch.int64, device="cuda")
         tracker.push(ids, intervals[:, :3].contiguous(), counts, positions, reports)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_follows_rows_in_any_order():
+    """Would catch a launcher that hands over the wrong tensor, or a row that goes on with another's state."""
+    rng = random.Random(8)
+    streams = [adversarial(rng, 60)[:60] for _ in range(70)]
+    there, here = SpanFollower(GRAMMAR, 70), Follower(GRAMMAR, 70)
+    for slot in range(70):
+        there.set(slot, *start(PROMPT))
+        here.set(slot, *start(PROMPT))
+    for step in range(60):
+        ids = torch.tensor([ids[step] for ids in streams], dtype=torch.int32)
+        slots = rng.sample(range(70), 70)
+        rows = [(slot, slot, 0) if rng.random() < 0.8 else (0, -1, rng.randrange(3)) for slot in slots]
+        queries = torch.tensor(rows, dtype=torch.int32).t().contiguous()
+        found = [torch.full(shape, -7, dtype=torch.int32) for shape in ((70, 12, 2), (70,))]
+        there_found = [x.cuda() for x in found]
+        here.push(ids, queries, *found)
+        there.push(ids.cuda(), queries.cuda(), *there_found)
+        assert all(torch.equal(x, y.cpu()) for x, y in zip(found, there_found, strict=True))
+    with pytest.raises(ValueError, match="intervals has room for 3 a query, and 10 are needed"):
+        there.push(ids.cuda(), queries.cuda(), there_found[0][:, :3].contiguous(), there_found[1])
+
+
+def test_a_follower_without_a_gpu_gives_the_reason():
+    """Would catch a silent fallback."""
+    with pytest.raises(CudaUnavailable, match="need a CUDA device, not 'cpu'"):
+        SpanFollower(GRAMMAR, 2, "cpu")

@@ -11,41 +11,58 @@ from selfspan_core.errors import ImplUnavailable
 from selfspan_core.serve.vllm_plugin.followed import Followed, SpanRows
 from selfspan_core.spans.render import render
 from tests.support import vllm_stub
-from tests.support.span_examples import MARKERS, worked_example
+from tests.support.kernel_on_cpu import COMPILER
+from tests.support.span_examples import MARKERS, VOCAB, worked_example
 from tests.support.vllm_stub import CGSupport, Common, Metadata, attended
 
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++ to compile the tracker for the CPU")
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, PAGE_SIZE, NUM_PAGES, MAX_PAGES, SCALE = 4, 2, 64, 16, 64, 8, 0.2
 
 
-def made(module, tokens_first, device="cpu"):
+def made(module, tokens_first, is_async=False):
     """A builder, its layer, and rows that nobody follows yet."""
     shape = (NUM_PAGES, PAGE_SIZE, NUM_KV_HEADS) if tokens_first else (NUM_PAGES, NUM_KV_HEADS, PAGE_SIZE)
     cache = torch.randn(*shape, 2 * HEAD_DIM)
     impl = module.SelfSelectedCUDAImpl(NUM_HEADS, HEAD_DIM, SCALE, NUM_KV_HEADS)
     layer = SimpleNamespace(impl=impl, kv_cache=cache.transpose(1, 2) if tokens_first else cache)
     layers = SimpleNamespace(static_forward_context={"layer": layer})
-    config = SimpleNamespace(compilation_config=layers)
     impl.span_rows = SpanRows()
-    return module.SelfSelectedCUDABuilder(None, ["layer"], config, torch.device(device)), layer
+    return module.SelfSelectedCUDABuilder(None, ["layer"], config(layers, is_async), torch.device("cpu")), layer
 
 
-def step(rng, rows, is_decode, num_padding):
-    """A step of random requests: metadata, and what every query sees, query by query."""
-    lengths, starts, expected = [], [0], []
+def config(layers, is_async=False):
+    """As much of vLLM's settings as the builder looks at."""
+    return SimpleNamespace(
+        compilation_config=layers,
+        scheduler_config=SimpleNamespace(async_scheduling=is_async),
+        model_config=SimpleNamespace(get_vocab_size=lambda: VOCAB),
+    )
+
+
+def step(rng, rows, is_decode, num_padding, is_async=False):
+    """A step of random requests: metadata, and what every query sees, query by query.
+
+    With asynchronous scheduling the last id of a request that goes on is known to the device alone.
+    """
+    lengths, starts, expected, next_ids = [], [0], [], []
     for row in range(rng.randint(1, 6)):
         rendered = render(worked_example(rng.randrange(1000), num_segments=3, num_steps=3), MARKERS)
         num_prompt = rendered.prompt.num_tokens
         ids = rendered.ids[num_prompt : num_prompt + rng.randint(1, len(rendered.ids) - num_prompt)]
         length = num_prompt + len(ids)
         num_queries = 1 if is_decode else rng.choice([1, 2, rng.randint(2, length)])
+        next_ids += rendered.ids[length - num_queries : length]
         if is_sparse := rng.random() < 0.7:
-            rows.followed[row] = Followed(MARKERS, rendered.prompt, ids)
+            is_late = is_async and (num_queries == 1 or rng.random() < 0.5)
+            rows.followed[row] = Followed(MARKERS, rendered.prompt, [*ids[:-1], -1] if is_late else ids)
             rows.followed[row].catch_up()
         lengths.append(length)
         starts.append(starts[-1] + num_queries)
         visibility = rendered.visibility
         seen = [visibility[at] if is_sparse else ((0, at + 1),) for at in range(length - num_queries, length)]
         expected += [(row, one) for one in seen]
+    if is_async:
+        rows.next_ids = torch.tensor([*next_ids, *[VOCAB + 5] * 9], dtype=torch.int32)
     longest = max(end - start for start, end in itertools.pairwise(starts))
     for _ in range(num_padding):
         starts.append(starts[-1] + 1)
@@ -57,16 +74,18 @@ def step(rng, rows, is_decode, num_padding):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("is_decode", [True, False], ids=["decode", "with prompts"])
-def test_every_query_sees_what_it_declares(seed, is_decode, monkeypatch):
+@pytest.mark.parametrize("is_async", [False, pytest.param(True, marks=needs_compiler)], ids=["", "asynchronous"])
+def test_every_query_sees_what_it_declares(seed, is_decode, is_async, monkeypatch):
     """Would catch a row that reads through another's pages, padding that is answered, a query of a step with prompts
-    that keeps what it would have seen dense, a table that a later step finds filled."""
+    that keeps what it would have seen dense, a table that a later step finds filled, an id that is taken for another's.
+    """
     rng = random.Random(seed)
     torch.manual_seed(seed)
     module = vllm_stub.backend(monkeypatch)
-    builder, layer = made(module, tokens_first=seed % 2)
+    builder, layer = made(module, seed % 2, is_async)
     for _ in range(3):
         layer.impl.span_rows.followed.clear()
-        common, expected = step(rng, layer.impl.span_rows, is_decode, rng.randint(0, 2) if is_decode else 0)
+        common, expected = step(rng, layer.impl.span_rows, is_decode, rng.randint(0, 2) if is_decode else 0, is_async)
         metadata = builder.build(0, common)
         assert (metadata.whole is not None) == (common.max_query_len == 1)
         query = torch.randn(int(common.query_start_loc_cpu[-1]), NUM_HEADS, HEAD_DIM)
@@ -117,4 +136,4 @@ def test_switched_on_it_says_what_it_can(monkeypatch):
     layer.impl.sliding_window = (127, 0)
     layers = SimpleNamespace(static_forward_context={"layer": layer})
     with pytest.raises(ImplUnavailable, match="a sliding window"):
-        module.SelfSelectedCUDABuilder(None, ["layer"], SimpleNamespace(compilation_config=layers), "cpu")
+        module.SelfSelectedCUDABuilder(None, ["layer"], config(layers), "cpu")

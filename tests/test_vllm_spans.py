@@ -107,9 +107,16 @@ def test_ids_that_come_in_pieces_are_followed_as_the_tracker_does(stream, piece)
 
 def test_a_placeholder_is_never_followed():
     """Asynchronous scheduling, which does not know the last id when the next step is planned: a mask of a wrong id."""
-    followed = Followed(MARKERS, PROMPT, [MARKERS.ref, -1])
-    with pytest.raises(RuntimeError, match="not known"):
-        followed.catch_up()
+    ids = [MARKERS.ref, -1]
+    followed = Followed(MARKERS, PROMPT, ids)
+    followed.catch_up()
+    assert followed.knows(0) and not followed.knows(1) and followed.ids(1) == [MARKERS.ref]
+    for ask in (lambda: followed.ids(2), lambda: followed.visible(PROMPT.num_tokens + 1)):
+        with pytest.raises(RuntimeError, match="been followed"):
+            ask()
+    ids[1] = MARKERS.anchors[0]
+    followed.catch_up()
+    assert followed.knows(1) and followed.ids(2) == ids
 
 
 def random_step(stream: list[int], seed: int, page_size: int) -> tuple:

@@ -1,8 +1,8 @@
 """Declared spans in vLLM at full size: `python -m training.bench_vllm` -> assets/results/vllm_<gpu>.json.
 
-Physics. A decode step reads every weight once, and of keys and values what its queries see; vLLM adds what its
-scheduler does between two steps, on the host, in all lanes alike. What bytes say of a lane is the ratio of what it and
-dense attention read.
+Physics. A decode step reads every weight once, and of keys and values what its queries see; vLLM adds what its host
+does for a step, in all lanes alike: beside the step before with asynchronous scheduling, between the two without. What
+bytes say of a lane is the ratio of what it and dense attention read.
 
 Method. The shipped small model writes answers to expressions; their ids are forced through models of published shapes
 with random weights inside vLLM, all requests of a cell at once. Lanes of one vLLM: plain text dense; text with names
@@ -99,12 +99,19 @@ def started(folder: Path, arguments: argparse.Namespace, max_context: int, with_
         max_model_len=max_context,
         max_num_seqs=max(arguments.batches),
         logits_processors=[FORCED, *([support.SPAN_REQUESTS] if with_plugin else [])],
-        async_scheduling=False,
+        **scheduling(arguments.scheduling, with_plugin),
         enable_prefix_caching=False,
         tensor_parallel_size=arguments.gpus,
         block_size=arguments.page_size,
         gpu_memory_utilization=0.9,
     )
+
+
+def scheduling(kind: str, with_plugin: bool) -> dict[str, Any]:
+    """Settings of a vLLM whose host plans a step while the one before runs ("async"), or behind it ("sync")."""
+    is_async = kind == "async"
+    worker = {"worker_cls": support.SPAN_WORKER} if is_async and with_plugin else {}
+    return {"async_scheduling": is_async, **worker}
 
 
 def decoded(llm: Any, recordings: Sequence[Recording], attention: str | None) -> dict[str, float]:
@@ -207,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num", type=count, default=32, help="texts")
     parser.add_argument("--gpus", type=count, default=1, help="tensor parallelism")
     parser.add_argument("--page-size", type=count, default=16, help="tokens of a page of vLLM's cache")
+    parser.add_argument("--scheduling", default="async", choices=("async", "sync"), help="of steps by vLLM")
     parser.add_argument("--seed", type=int, default=SEED)
     add_device(parser)
     parser.add_argument("--out", type=Path, help="default: assets/results/vllm_<gpu>.json")
@@ -218,7 +226,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     register()
     device = torch.device(arguments.device)
     results, out = begin_results(
-        arguments, "vllm", find_machine(device), {"clock": "host", "page_size": arguments.page_size}
+        arguments,
+        "vllm",
+        find_machine(device),
+        {"clock": "host", "page_size": arguments.page_size, "scheduling": arguments.scheduling},
     )
     measure(arguments, results, device)
     print(f"wrote {out}")

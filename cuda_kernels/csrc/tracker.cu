@@ -28,6 +28,31 @@ extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Tr
     reports[number] = report;
 }
 
+// One id of each query of a step whose rows come in any order. Of query `q`: slots[q], whose state it goes on with, no
+// two the same, or -1: it reads everything, lengths[q] tokens, itself included, none where it is padding;
+// ids[places[q]], its id. ids: int32; slots, lengths, places: int32 [num_queries]; tracks: [num_slots]; segments: int32
+// [num_slots, NUM_ANCHORS, 2]; intervals: int32 [num_queries, max_spans, 2] with max_spans at least MAX_INTERVALS, and
+// counts: int32 [num_queries], as the plan kernels take them.
+extern "C" __global__ void selfspan_follow(const int* ids, const int* places, const int* slots, const int* lengths,
+                                           const short* kinds, int vocab_size, Track* tracks, int2* segments,
+                                           int num_queries, int2* intervals, int max_spans, int* counts) {
+    launch_dependents();
+    wait_for_prior_grids();
+    int number = blockIdx.x * blockDim.x + threadIdx.x;
+    if (number >= num_queries) return;
+    intervals += (i64)number * max_spans;
+    int slot = slots[number];
+    if (slot < 0) {
+        intervals[0] = make_int2(0, lengths[number]);
+        counts[number] = lengths[number] > 0;
+        return;
+    }
+    Row row = {tracks[slot], segments + (i64)slot * NUM_ANCHORS};
+    int token = ids[places[number]];
+    int report = row.push(0 <= token && token < vocab_size ? kinds[token] : KIND_TEXT);
+    counts[number] = row.visible(intervals, (report & 7) != PHASE_BODY);
+}
+
 // Records the id drawn for every row; rows at their end become idle: after the end of the sequence, or where the next
 // id would exceed the limit. ids: int64 [batch]; scripts: int32 [batch, script_length], ids that a row has to take at a
 // position instead of the drawn one, or -1; limits: int32 [batch], positions that a row may take; ring: int64

@@ -15,6 +15,17 @@ extern "C" void run_track(const i64* ids, const short* kinds, Track* tracks, int
     });
 }
 
+extern "C" void run_follow(const int* ids, const int* places, const int* slots, const int* lengths, const short* kinds,
+                           int vocab_size, Track* tracks, int2* segments, int num_queries, int2* intervals,
+                           int max_spans, int* counts, int num_blocks) {
+    std::vector<unsigned> blocks(num_blocks);
+    for (int i = 0; i < num_blocks; i++) blocks[i] = i;
+    Machine::get().run(blocks, 32, 0, [=] {
+        selfspan_follow(ids, places, slots, lengths, kinds, vocab_size, tracks, segments, num_queries, intervals,
+                        max_spans, counts);
+    });
+}
+
 extern "C" void run_advance(i64* ids, const short* kinds, Track* tracks, const int* scripts, int script_length,
                             const int* limits, int batch, i64* ring, int num_slots, int* step) {
     Machine::get().run({0}, 32, 0, [=] {

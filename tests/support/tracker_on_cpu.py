@@ -63,6 +63,37 @@ def push(
     return intervals, counts, positions, reports
 
 
+class Follower:
+    """`cuda_kernels.follower.SpanFollower`, as strict about its arguments."""
+
+    def __init__(self, grammar: Grammar, num_slots: int, device: torch.device | str = "cpu") -> None:
+        self.grammar, self.kinds = grammar, grammar.kinds()
+        self.tracks = torch.full((num_slots, grammar.track_words), -7, dtype=torch.int32)
+        self.segments = torch.full((num_slots, len(grammar.anchors), 2), -7, dtype=torch.int32)
+
+    def set(self, slot: int, track: torch.Tensor, segments: torch.Tensor) -> None:
+        self.tracks[slot], self.segments[slot] = track, segments
+
+    def push(self, ids: torch.Tensor, queries: torch.Tensor, intervals: torch.Tensor, counts: torch.Tensor) -> None:
+        num = queries.shape[1]
+        assert ids.dtype == queries.dtype == torch.int32 and ids.dim() == 1 and queries.shape[0] == 3
+        assert intervals.shape == (num, intervals.shape[1], 2) and counts.shape == (num,)
+        assert all(x.is_contiguous() for x in (ids, queries, intervals, counts))
+        places, slots, lengths = (row.contiguous() for row in queries)
+        used = slots[slots >= 0].tolist()
+        assert len(set(used)) == len(used) and max(used, default=0) < len(self.tracks)
+        library(self.grammar).run_follow(
+            *map(pointer, (ids, places, slots, lengths, self.kinds)),
+            self.grammar.vocab_size,
+            *map(pointer, (self.tracks, self.segments)),
+            num,
+            pointer(intervals),
+            intervals.shape[1],
+            pointer(counts),
+            -(-num // 32),
+        )
+
+
 def advance(
     grammar: Grammar,
     ids: torch.Tensor,

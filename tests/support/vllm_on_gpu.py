@@ -33,7 +33,7 @@ from selfspan_core.serve.vllm_plugin.client import Asked, account_of, asked
 from selfspan_core.serve.vllm_plugin.plugin import register
 from selfspan_core.tasks.arithmetic.task import random_problem
 from training.bench.texts import articles
-from training.bench_vllm import ENVIRONMENT
+from training.bench_vllm import ENVIRONMENT, scheduling
 
 OPERANDS = (4, 8, 16, 24)
 ARTICLE_TOKENS = (300, 600, 900)
@@ -105,11 +105,16 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=16, help="of them, also one at a time")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--eager", action="store_true", help="without graphs")
+    parser.add_argument("--scheduling", default="async", choices=("async", "sync"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     register()
-    found: dict[str, Any] = provenance() | {"rows": arguments.rows, "graphs": not arguments.eager}
+    found: dict[str, Any] = provenance() | {
+        "rows": arguments.rows,
+        "graphs": not arguments.eager,
+        "scheduling": arguments.scheduling,
+    }
     for task, count in (("arithmetic", arguments.expressions), ("summarize", arguments.articles)):
         if count:
             found[task] = of_task(task, count, arguments)
@@ -131,7 +136,7 @@ def of_task(task: str, count: int, arguments: argparse.Namespace) -> dict:
         max_model_len=2048,
         max_num_seqs=arguments.rows,
         logits_processors=[support.SPAN_REQUESTS],
-        async_scheduling=False,
+        **scheduling(arguments.scheduling, True),
         gpu_memory_utilization=0.3,
     )
 

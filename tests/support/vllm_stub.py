@@ -8,6 +8,9 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
+from tests.support.span_examples import MARKERS
+from tests.support.tracker_on_cpu import Follower
+
 BACKEND = "selfspan_core.serve.vllm_plugin.cuda_backend"
 
 
@@ -125,6 +128,8 @@ def backend(monkeypatch, is_on=True):
     made = importlib.import_module(BACKEND)
     monkeypatch.delitem(sys.modules, BACKEND)
     monkeypatch.setattr(made, "PagedAttention", Paged)
+    monkeypatch.setattr(made, "SpanFollower", Follower)
+    monkeypatch.setattr(made, "markers_of", lambda _: MARKERS)
     # The kernels take 16 bits only; here numbers are compared.
     monkeypatch.setattr(made, "AttentionShape", SimpleNamespace)
     monkeypatch.setattr(made, "is_switched_on", lambda _: is_on)

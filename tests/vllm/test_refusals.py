@@ -17,7 +17,7 @@ from selfspan_core.errors import ImplUnavailable
 from selfspan_core.serve.vllm_plugin import support
 from selfspan_core.serve.vllm_plugin.plugin import register
 
-ROOMY = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1}
+ROOMY = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1, "worker_cls": "auto"}
 
 
 def config(**changes) -> SimpleNamespace:
@@ -46,6 +46,16 @@ REFUSED = {
     "--enable-prompt-embeds": {"model_config": SimpleNamespace(enable_prompt_embeds=True)},
     "--kv-transfer-config": {"kv_transfer_config": object()},
 }
+
+
+def test_late_ids_are_known_to_a_worker_of_ours_on_cuda_alone(registered):
+    """A CPU's steps, for which nobody follows ids on the device, planned before their ids are known."""
+    late = {"scheduler_config": SimpleNamespace(async_scheduling=True)}
+    ours = config(**late, parallel_config=SimpleNamespace(**ROOMY | {"worker_cls": support.SPAN_WORKER}))
+    assert support._setting_problem(ours, True) is None
+    assert "--no-async-scheduling" in (support._setting_problem(config(**late), True) or "")
+    with pytest.raises(ImplUnavailable, match="--no-async-scheduling"):
+        support.require_supported(ours)
 
 
 @pytest.fixture

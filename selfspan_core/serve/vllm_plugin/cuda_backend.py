@@ -3,6 +3,9 @@
 A step of one query per row, which vLLM captures in a CUDA graph, goes through this project's paged kernel: all rows
 together, those that read everything among them. It is planned outside of the graph, before it is replayed. In a step
 with prompts vLLM's kernel attends for all rows, and queries that read less are answered once more.
+
+What queries see the host knows, which has followed their ids; with asynchronous scheduling trackers on the device know
+it (`device_rows`).
 """
 
 from collections.abc import Sequence
@@ -19,11 +22,14 @@ from vllm.v1.attention.backends.flash_attn import (
 )
 
 from cuda_kernels.checks import MAX_BATCH, AttentionShape
+from cuda_kernels.follower import SpanFollower
 from cuda_kernels.paged import PagedAttention, PageLayout
+from selfspan_core.engine.batch_parts import grammar_of
 from selfspan_core.errors import ImplUnavailable
+from selfspan_core.serve.vllm_plugin.device_rows import DeviceRows, LateQuery, late_queries
 from selfspan_core.serve.vllm_plugin.followed import SpanRows
 from selfspan_core.serve.vllm_plugin.step_table import MAX_SPANS, SelectedQuery, StepTable, selected_queries
-from selfspan_core.serve.vllm_plugin.support import is_switched_on, layer_problem
+from selfspan_core.serve.vllm_plugin.support import SPAN_WORKER, is_switched_on, layer_problem, markers_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -86,6 +92,10 @@ class SelfSelectedCUDABuilder(FlashAttentionMetadataBuilder):
         if problem is not None:
             raise ImplUnavailable(f"{problem}, which self-selected attention does not know")
         self._table = StepTable(MAX_BATCH, device)
+        self._device_rows: DeviceRows | None = None
+        if vllm_config.scheduler_config.async_scheduling:
+            grammar = grammar_of(markers_of(vllm_config), vllm_config.model_config.get_vocab_size())
+            self._device_rows = DeviceRows(SpanFollower(grammar, MAX_BATCH, device), MAX_BATCH, device)
         self._attentions: dict[tuple[int, int], PagedAttention] = {}
         self._tables_of_parts: list[StepTable] = []
 
@@ -112,21 +122,67 @@ class SelfSelectedCUDABuilder(FlashAttentionMetadataBuilder):
             return metadata
         lengths = _lengths(common)
         starts = common.query_start_loc_cpu.tolist()
-        rows: SpanRows | None = self._layers[0].impl.span_rows
-        selected = [] if rows is None else selected_queries(rows, starts, lengths)
+        late, selected = self._selected(starts, lengths)
         own = {one.name: getattr(metadata, one.name) for one in fields(FlashAttentionMetadata)}
         if is_decode:
-            return SelfSelectedMetadata(**own, whole=self._planned_rows(common, lengths, selected))
-        return SelfSelectedMetadata(**own, parts=self._planned_parts(common, selected))
+            return SelfSelectedMetadata(**own, whole=self._planned_rows(common, lengths, late, selected))
+        parts = self._planned_parts(common, selected) + self._planned_late(common, late)
+        return SelfSelectedMetadata(**own, parts=parts)
+
+    def _selected(
+        self, starts: Sequence[int], lengths: Sequence[int]
+    ) -> tuple[Sequence[LateQuery], Sequence[SelectedQuery]]:
+        """Queries that read less than everything: those that the device follows, and those that the host knows of."""
+        rows: SpanRows | None = self._layers[0].impl.span_rows
+        if rows is None:
+            return [], []
+        if self._device_rows is None:
+            return [], selected_queries(rows, starts, lengths)
+        self._device_rows.keep(rows.followed.values())
+        return late_queries(rows, starts, lengths)
+
+    def _pushed(self, queries: Sequence[LateQuery | None], lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What queries see that the device follows, after their ids."""
+        ids = self._layers[0].impl.span_rows.next_ids
+        if self._device_rows is None or ids is None:
+            raise RuntimeError(f"the worker did not show where ids are: it is not {SPAN_WORKER}")
+        return self._device_rows.push(ids, queries, lengths)
 
     def _planned_rows(
-        self, common: CommonAttentionMetadata, lengths: Sequence[int], selected: Sequence[SelectedQuery]
+        self,
+        common: CommonAttentionMetadata,
+        lengths: Sequence[int],
+        late: Sequence[LateQuery],
+        selected: Sequence[SelectedQuery],
     ) -> PagedAttention:
         num = common.num_reqs
-        self._table.fill(lengths, selected)
         attention = self._attention(num, 0, common.block_table_tensor)
-        attention.plan(self._table.intervals[:num], self._table.counts[:num], common.block_table_tensor)
+        if late:
+            of_row = {one.row: one for one in late}
+            intervals, counts = self._pushed([of_row.get(row) for row in range(num)], lengths)
+        else:
+            self._table.fill(lengths, selected)
+            intervals, counts = self._table.intervals[:num], self._table.counts[:num]
+        attention.plan(intervals, counts, common.block_table_tensor)
         return attention
+
+    def _planned_late(self, common: CommonAttentionMetadata, late: Sequence[LateQuery]) -> list[Part]:
+        """Of a step with prompts: its queries that the device follows; a batch has no more rows than the kernel."""
+        if not late:
+            return []
+        padded = 1 << (len(late) - 1).bit_length()
+        padding = [0] * (padded - len(late))
+        intervals, counts = self._pushed([*late, *(None for _ in padding)], [0] * padded)
+        block_table = self._block_table(common, [*(one.row for one in late), *padding])
+        attention = self._attention(padded, -1, block_table)
+        attention.plan(intervals, counts, block_table)
+        return [Part(attention, self._on_device([one.place for one in late]))]
+
+    def _on_device(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(numbers).to(self.device, non_blocking=True)
+
+    def _block_table(self, common: CommonAttentionMetadata, rows: Sequence[int]) -> torch.Tensor:
+        return common.block_table_tensor.index_select(0, self._on_device(rows))
 
     def _planned_parts(self, common: CommonAttentionMetadata, selected: Sequence[SelectedQuery]) -> list[Part]:
         """Of a step with prompts: of its queries that read less, so many at a time as the kernel takes."""
@@ -140,13 +196,10 @@ class SelfSelectedCUDABuilder(FlashAttentionMetadataBuilder):
             renumbered = [SelectedQuery(place, one.row, one.visible) for place, one in enumerate(some)]
             table.fill([0] * padded, renumbered)
             padding = [0] * (padded - len(some))
-            rows = torch.tensor([*(one.row for one in some), *padding]).to(self.device, non_blocking=True)
-            block_table = common.block_table_tensor.index_select(0, rows)
+            block_table = self._block_table(common, [*(one.row for one in some), *padding])
             attention = self._attention(padded, number + 1, block_table)
             attention.plan(table.intervals[:padded], table.counts[:padded], block_table)
-            places = [one.place for one in some]
-            queries = torch.tensor([*places, *padding]).to(self.device, non_blocking=True)
-            parts.append(Part(attention, queries[: len(some)]))
+            parts.append(Part(attention, self._on_device([one.place for one in some])))
         return parts
 
     def _attention(self, num_queries: int, number: int, block_table: torch.Tensor) -> PagedAttention:
@@ -170,7 +223,7 @@ class SelfSelectedCUDABuilder(FlashAttentionMetadataBuilder):
 
 def _lengths(common: CommonAttentionMetadata) -> list[int]:
     """Tokens of each row, those of this step included."""
-    lengths = common.seq_lens_cpu_upper_bound  # exact: neither drafts nor asynchronous scheduling are supported
+    lengths = common.seq_lens_cpu_upper_bound  # exact: drafts are not supported
     return (common.seq_lens if lengths is None else lengths).tolist()
 
 

@@ -22,6 +22,11 @@ BACKENDS = {
 SPAN_REQUESTS = "selfspan_core.serve.vllm_plugin.span_requests:SpanRequests"
 """For vLLM's option `--logits-processors`: it switches self-selected attention on."""
 
+SPAN_WORKER = "selfspan_core.serve.vllm_plugin.worker.SpanWorker"
+"""For vLLM's option `--worker-cls`, on CUDA: with it asynchronous scheduling works."""
+
+LATE_IDS = f"asynchronous scheduling: add --no-async-scheduling or, on CUDA, --worker-cls {SPAN_WORKER}"
+
 
 def version_problem(version: str) -> str | None:
     """Why a version of vLLM is not supported, in words; None if it is."""
@@ -60,17 +65,19 @@ def require_supported(config: "VllmConfig") -> None:
         raise ImplUnavailable(
             "vLLM did not load the plugin selfspan: VLLM_PLUGINS leaves it out, or another follows it"
         )
-    problem = _setting_problem(config) or (_cuda_problem(config) if current_platform.is_cuda() else None)
+    is_cuda = current_platform.is_cuda()
+    problem = _setting_problem(config, is_cuda) or (_cuda_problem(config) if is_cuda else None)
     if problem is not None:
         raise ImplUnavailable(f"self-selected attention does not work with {problem}")
 
 
-def _setting_problem(config: "VllmConfig") -> str | None:
+def _setting_problem(config: "VllmConfig", is_cuda: bool) -> str | None:
     """The first setting that cannot be, in words."""
     parallel, scheduler = config.parallel_config, config.scheduler_config
+    knows_ids = not scheduler.async_scheduling or (is_cuda and parallel.worker_cls == SPAN_WORKER)
     problems = (
         (config.speculative_config is not None, "speculative decoding: leave out --speculative-config"),
-        (bool(scheduler.async_scheduling), "asynchronous scheduling: add --no-async-scheduling"),
+        (not knows_ids, LATE_IDS),
         (bool(config.use_v2_model_runner), "vLLM's model runner V2: set VLLM_USE_V2_MODEL_RUNNER=0"),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism: leave out --pipeline-parallel-size"),
         (parallel.decode_context_parallel_size > 1, "context parallelism: leave out --decode-context-parallel-size"),
