@@ -160,9 +160,10 @@ def test_a_slow_warp_among_fast_ones(cluster_size, k_tiles, num_stages, starved_
 
 
 @needs_compiler
-@pytest.mark.parametrize(("starved_warp", "starved_lane"), sampled([(7, 17), (11, 31), (4, 1), (5, 9)], [(5, 9)]))
+@pytest.mark.parametrize(("starved_warp", "starved_lane"), sampled([(7, 17), (11, 31), (4, 1), (5, 9)], [(11, 31)]))
 def test_a_slow_lane_among_fast_ones(starved_warp, starved_lane):
-    """Would catch a lane that its warp leaves behind: the phase that it waits for is over twice before it looks."""
+    """Would catch a lane that its warp leaves behind: the phase that it waits for is over twice before it looks. Only
+    warps 8 to 11 have no tile here: they release stages."""
     x, weight, bias = problem(starved_warp, torch.bfloat16, 100, 16 * 2, 64 * 9)
     out = run(x, weight, bias, False, Launch(1, 1, 3, starved_warp, starved_lane))
     assert_gemm(out, x, weight, bias)
@@ -170,12 +171,12 @@ def test_a_slow_lane_among_fast_ones(starved_warp, starved_lane):
 
 SLOW = "tests/test_gemm_wgmma.py::test_a_slow_"
 SUMS = "tests/test_gemm_wgmma.py::test_rows_do_not_depend_on_others"
-WAITS = {0: f"{SLOW}warp_among_fast_ones", 2: SUMS, 3: SUMS}
-"""By the number of the wait; 1, between groups that only release stages, is needed by nothing that the stand-in has."""
+WAITS = {0: f"{SLOW}warp_among_fast_ones", 1: f"{SLOW}lane_among_fast_ones", 2: SUMS, 3: SUMS}
+"""By the number of the wait."""
 
 
 @needs_compiler
-@pytest.mark.parametrize("number", sampled(list(WAITS), [2]))
+@pytest.mark.parametrize("number", sampled(list(WAITS), [1, 2]))
 def test_every_wait_of_a_warp_is_needed(number, tmp_path):
     """Would catch a stand-in for the hardware that forgives: without one `__syncwarp` another test has to fail."""
     sources = sources_without(tmp_path, "gemm_wgmma.cu", number)
