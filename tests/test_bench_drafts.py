@@ -21,7 +21,7 @@ from selfspan_core.tasks.registry import get_task
 from tests.support.engine_tools import tiny_hf
 from tests.support.span_examples import MARKERS, worked_example
 from training import bench_app, bench_drafts, check_drafts, picture_drafts
-from training.bench import texts
+from training.bench import answer_cells, texts
 from training.bench.answer_cells import LANES, AnswerLane, answer_cell, compared
 from training.bench.replay import Recording, Replay
 from training.bench.shapes import Machine
@@ -95,10 +95,14 @@ def test_cells_report_and_pictures(weights, tmp_path, monkeypatch):
     assert drafted["plain_dense_over_this"] == pytest.approx(plain["seconds_to_answer"] / drafted["seconds_to_answer"])
     assert "auto" not in cell
     text_alone = Text("3 operands", [recording(1)], [recording(4)], HINTS)
+    shapes: list[BatchShape] = []
+    monkeypatch.setattr(answer_cells, "BatchStep", lambda *of, **more: shapes.append(of[2]) or BatchStep(*of, **more))
     auto = answer_cell(weights, MARKERS, MACHINE, text_alone, 1, 4, with_auto=True)["auto"]
+    whole = [(one.is_dense, one.drafts) for one in shapes[-4:]]
+    assert whole == [(True, "off"), (True, "auto"), (False, "off"), (False, "auto")]
     for lane in auto.values():
-        whole = lane["undrafted_seconds_to_answer"] / lane["seconds_to_answer"]
-        assert lane["undrafted_over_this"] == pytest.approx(whole) and whole > 0
+        gain = lane["undrafted_seconds_to_answer"] / lane["seconds_to_answer"]
+        assert lane["undrafted_over_this"] == pytest.approx(gain) and gain > 0
     assert 1 <= auto["span sparse + drafts"]["steps"] < len(recording(1).ids)  # drafts were taken
     assert auto["plain dense + lookup"]["steps"] <= len(recording(4).ids), "the dense lane writes the plain text"
     cell["auto"] = auto
@@ -188,7 +192,7 @@ def test_summaries_of_articles_beyond_the_context(monkeypatch):
 
 def test_the_gap_at_a_tie_of_a_text_with_rules():
     """Would catch a check that dies at its first tie: the run that names the gap is forced, and has no rules."""
-    side = check_drafts.Side(get_task("summarize", length="short"), "span dense", torch.device("cpu"), 1)
+    side = check_drafts.Side(get_task("summarize", length="short"), "span dense", torch.device("cpu"), 2)
     problem = get_task("summarize").parse(get_task("summarize").examples[0])
     (written,), _ = side.texts([problem], "off")
     place = len(written) // 2
@@ -196,6 +200,20 @@ def test_the_gap_at_a_tie_of_a_text_with_rules():
     assert tie.gap == 0 and tie.moved < 1e-3
     (logits,) = side.led(problem, written[:1], 1)
     assert int(logits.argmax()) == written[0]
+
+
+def test_rounding_is_what_the_number_of_rows_moves(monkeypatch):
+    """Would catch one row compared with itself, which moves nothing, whatever a step of all rows does."""
+    side = check_drafts.Side(get_task("arithmetic"), "span sparse", torch.device("cpu"), 3)
+    asked = []
+
+    def led(problem, written, rows):
+        asked.append(rows)
+        return [torch.tensor([0.0, 2.0 + rows, 1.0])] * len(written)
+
+    monkeypatch.setattr(side, "led", led)
+    tie = side.tie(None, 4, 1, 2, [1, 1])
+    assert (tie.ids, tie.logits, tie.moved) == ((1, 2), (3.0, 1.0), 2.0) and asked == [1, 3]
 
 
 def test_what_rounding_moves():

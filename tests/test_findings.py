@@ -47,18 +47,25 @@ def test_speculation_and_break_even(drafts):
     assert "it is 1.12 (64 operands, batch 32) to 2.50 times as fast" in told
     assert "| 64 operands, batch 1 | 2.0 | 2.0 | 1.25x | 0.80x | 2.00x |" in told and "256" not in told
     even = findings.findings_break_even()
-    assert "| tiny, 64 operands | 128 | 1 | 1, 32, 128 |" in even
+    assert "| tiny, 64 operands | 128 | 1, 32, 128 | 1, 32, 128 |" in even
     assert "| tiny, 64 operands, batch 32 | 0.91x | 1.11x | 1.25x |" in findings._shapes()
 
 
-def test_a_lane_that_never_pays_has_no_batch(drafts):
-    """Would catch the largest batch told for a lane that is behind there."""
-    assert (
-        findings._first(
-            [cell("x", 1, lookup=1, span=0.5, drafted=1), cell("x", 8, lookup=1, span=2, drafted=1)], findings.SPAN
-        )
-        == "–"
-    )
+def test_a_batch_at_which_a_lane_is_behind_is_not_told(drafts):
+    """Would catch one slower batch that hides all others, or a lane told to be sooner that only draws level."""
+    cells = {("tiny", "x", n): cell("x", n, lookup=1, span=span, drafted=1) for n, span in ((8, 2), (1, 0.5))}
+    assert "| tiny, x | 1 | – | 1, 8 |" in findings._batches_that_pay(cells)
+
+
+def test_a_cell_that_was_measured_twice_is_told_once(drafts, monkeypatch):
+    """Would catch two rows of one cell that disagree, or a file that nothing comes from among the sources."""
+    other = {**ORIGIN, "shapes": {"tiny": {"answers": [cell("64 operands", 1, lookup=1, span=9, drafted=9)]}}}
+    third = {**ORIGIN, "shapes": {"tiny": {"answers": [cell("64 operands", 8, lookup=1, span=2, drafted=1)]}}}
+    files = {**findings.read_all("drafts"), "e.json": other, "f.json": third}
+    monkeypatch.setattr(findings, "read_all", lambda _: files)
+    cells, sources = findings._measured()
+    assert [key[2] for key in cells] == [1, 32, 128, 8] and "e.json" not in sources and "f.json" in sources
+    assert cells["tiny", "64 operands", 1]["lanes"][findings.SPAN]["plain_dense_over_this"] == 1 / 1.25
 
 
 def test_clustered_over_scattered(monkeypatch):

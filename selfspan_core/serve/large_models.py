@@ -12,14 +12,19 @@ FIGURES = ("ms_per_step", "tokens_per_second_per_row", "tokens", "seconds_to_ans
 
 
 def large_models(folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """Every measured cell of the replayed texts, none of it worked out: empty where no results file is at hand.
+    """Every measured cell of the replayed texts, none of it worked out: empty where no results file is at hand. Of one
+    that was measured more than once by a kind of GPU, the first file's, in the order of their names.
 
     A cell has `gpu`, `date`, `shape`, `text` (what is replayed), `batch`, whether layers share a cache (`shared`), and
     `lanes`: of each of `LANES` a list of `FIGURES` (milliseconds per step, tokens per second of a request, tokens of an
     answer, seconds to an answer).
     """
     files = sorted(folder.glob("drafts_*.json"))
-    return [cell for file in files for cell in _cells(json.loads(file.read_text(encoding="utf-8")))]
+    found: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+    for file in files:
+        for cell in _cells(json.loads(file.read_text(encoding="utf-8"))):
+            found.setdefault((cell["gpu"], cell["shape"], cell["text"], cell["batch"]), cell)
+    return list(found.values())
 
 
 def _cells(results: dict[str, Any]) -> list[dict[str, Any]]:

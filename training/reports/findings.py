@@ -1,7 +1,7 @@
 """What the paper left open, answered by the results files, as Markdown: the blocks of docs/findings.md."""
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from training.reports.markdown import picture, read, read_all, source, table
@@ -34,31 +34,32 @@ def findings_models() -> str:
     return f"{trained}\nFrom {files}.\n\n{_shapes()}"
 
 
-def _of_all_shapes() -> list[tuple[str, dict]]:
-    """Runs of drafts over several shapes; those of one shape are in the table of results."""
-    return [(path, results) for path, results in read_all("drafts").items() if len(results["shapes"]) > 1]
-
-
 def _shapes() -> str:
-    """One text at every shape that was measured; random weights."""
-    parts = []
-    for path, results in _of_all_shapes():
-        rows = [
-            [
-                f"{shape}, {cell['text']}, batch {cell['batch']}",
-                *(f"{cell['lanes'][lane]['plain_dense_over_this']:.2f}x" for lane in (SPAN, LOOKUP, DRAFTED)),
-            ]
-            for shape, cell in _cells(results)
-            if cell["text"] in ("64 operands", "900-token articles") and cell["batch"] in (1, 32, 128)
+    """Two texts at every shape that was measured; random weights."""
+    cells, sources = _measured()
+    rows = [
+        [
+            f"{shape}, {text}, batch {batch}",
+            *(f"{cell['lanes'][lane]['plain_dense_over_this']:.2f}x" for lane in (SPAN, LOOKUP, DRAFTED)),
         ]
-        header = [
-            "time to the answer, against plain dense",
-            "self-selected",
-            "dense + lookup",
-            "self-selected + drafts",
-        ]
-        parts.append(table(header, rows) + source(results, path))
-    return "\n".join(parts)
+        for (shape, text, batch), cell in cells.items()
+        if text in ("64 operands", "900-token articles") and batch in (1, 32, 128)
+    ]
+    header = ["time to the answer, against plain dense", "self-selected", "dense + lookup", "self-selected + drafts"]
+    return table(header, rows) + sources if rows else ""
+
+
+def _measured() -> tuple[dict[tuple[str, str, int], dict], str]:
+    """Cells by shape, text and batch, each from the first file that has it, and lines that name the files."""
+    found: dict[tuple[str, str, int], dict] = {}
+    sources = []
+    for path, results in read_all("drafts").items():
+        keyed = {(shape, cell["text"], cell["batch"]): cell for shape, cell in _cells(results)}
+        new = {key: cell for key, cell in keyed.items() if key not in found}
+        found |= new
+        sources += [source(results, path)] if new else []
+    order = {shape: number for number, shape in enumerate(dict.fromkeys(shape for shape, _, _ in found))}
+    return dict(sorted(found.items(), key=lambda one: order[one[0][0]])), "".join(sources)
 
 
 def _cells(results: dict) -> Iterator[tuple[str, dict]]:
@@ -69,9 +70,9 @@ def _cells(results: dict) -> Iterator[tuple[str, dict]]:
 
 
 def findings_speculation() -> str:
-    """What drafts make of declared spans, at the first shape of every GPU."""
+    """What drafts make of declared spans, at the first file's first shape."""
     parts = []
-    for path, results in _of_all_shapes():
+    for path, results in list(read_all("drafts").items())[:1]:
         first = next(iter(results["shapes"]))
         cells = [cell for shape, cell in _cells(results) if shape == first]
         rows = [
@@ -224,34 +225,34 @@ def findings_break_even() -> str:
             ["attention of one step is faster than cuDNN's dense below a share kept of", "least", "most"], rows
         )
         parts.append(f"{drawn}{source(results, path)}")
-    for path, results in read_all("drafts").items():
-        parts.append(_batches_that_pay(results) + source(results, path))
+    cells, sources = _measured()
+    if cells:
+        parts.append(_batches_that_pay(cells) + sources)
     return "\n".join(parts) or MISSING
 
 
-def _batches_that_pay(results: dict) -> str:
-    """Per shape and text, the smallest batch at which the longer text is sooner at its end."""
+def _batches_that_pay(measured: Mapping[tuple[str, str, int], dict]) -> str:
+    """Per shape and text, the batches at which the longer text is sooner at its end."""
     cells: dict[tuple[str, str], list[dict]] = {}
-    for shape, cell in _cells(results):
-        cells.setdefault((shape, cell["text"]), []).append(cell)
+    for (shape, text, _), cell in measured.items():
+        cells.setdefault((shape, text), []).append(cell)
     rows = [
         [
             f"{shape}, {text}",
-            *(_first(some, lane) for lane in (SPAN, DRAFTED)),
-            ", ".join(str(c["batch"]) for c in some),
+            *(_batches(cell for cell in some if is_sooner(cell, lane)) for lane in (SPAN, DRAFTED)),
+            _batches(some),
         ]
         for (shape, text), some in cells.items()
     ]
     return table(
-        ["sooner at the answer than plain dense from batch", "without drafts", "with drafts", "measured"], rows
+        ["sooner at the answer than plain dense at the batches", "without drafts", "with drafts", "measured"], rows
     )
 
 
-def _first(cells: list[dict], lane: str) -> str:
-    """The smallest measured batch from which on a lane is sooner than plain dense at every measured one."""
-    found = "–"
-    for cell in sorted(cells, key=lambda cell: -cell["batch"]):
-        if cell["lanes"][lane]["plain_dense_over_this"] <= 1:
-            break
-        found = str(cell["batch"])
-    return found
+def is_sooner(cell: dict, lane: str) -> bool:
+    """Whether a lane is at its end before plain dense is."""
+    return cell["lanes"][lane]["plain_dense_over_this"] > 1
+
+
+def _batches(cells: Iterable[dict]) -> str:
+    return ", ".join(str(batch) for batch in sorted(cell["batch"] for cell in cells)) or "–"
