@@ -82,3 +82,27 @@ def test_the_report_says_what_a_cell_holds(monkeypatch):
     monkeypatch.setattr(vllm, "read_all", lambda name: found.get(name, {}))
     row = "| 7B, 64 operands, 32 | 12.00 | 10.00 | 8.00 | 1.25x | 1.50x | 83 % | 1.50x | 1.10x |"
     assert row in vllm.vllm()
+
+
+def test_a_run_of_faults_is_told(monkeypatch):
+    """Would catch a run of faults that is taken for one of speed, and memory told from its first moment."""
+    results = {
+        "machine": {"cpu": "some CPU", "cores": 2},
+        "commit": "abc",
+        "dirty": False,
+        "command": "python -m x",
+        "versions": {"vllm": "0.1"},
+        "load": {
+            "requests": 1000,
+            "clients": 4,
+            "seen": {"refused": 10, "answered": 990},
+            "memory_mb": [1.0, 200.0, 201.0],
+            "still_running": 0,
+        },
+        "killed": {"client_heard_after_s": 0.5},
+    }
+    files = {"vllm": {"f.json": results}, "serving": {}, "vllm_faults": {"f.json": results}}
+    monkeypatch.setattr(vllm, "read_all", files.__getitem__)
+    told = vllm.vllm()
+    assert "| answered | 990 |\n| refused | 10 |" in told and "held 200 MB" in told and "201 MB after the last" in told
+    assert told.count("From ") == 1

@@ -29,6 +29,7 @@ def vllm() -> str:
     """Every GPU that it was measured on: steps, and the HTTP server."""
     parts = [_machine(results, path) for path, results in read_all("vllm").items() if "shapes" in results]
     parts += [_server(results, path) for path, results in read_all("serving").items()]
+    parts += [_faults(results, path) for path, results in read_all("vllm_faults").items()]
     return "\n".join(parts) or MISSING
 
 
@@ -59,6 +60,24 @@ def _server(results: dict, path: str) -> str:
         "once; requests per second over the whole crowd, and what a client waits for its answer:\n\n"
     )
     return note + table(SERVER_HEADER, rows) + source(results, path)
+
+
+def _faults(results: dict, path: str) -> str:
+    """A server under load and faults."""
+    load, killed = results["load"], results["killed"]
+    rows = [[what, f"{num:,}"] for what, num in sorted(load["seen"].items(), key=lambda one: -one[1])]
+    held = load["memory_mb"]
+    note = (
+        f"vLLM {results['versions']['vllm']} with the shipped small model, {load['requests']:,} requests of "
+        f"{load['clients']} clients over HTTP, good ones of both lanes and bad ones among them. A good answer is right "
+        "if every id is the own engine's:\n\n"
+    )
+    then = (
+        f"\nThe server's processes held {held[1]:,.0f} MB after a fifth of them and {held[-1]:,.0f} MB after the last; "
+        f"{load['still_running']} requests were left running. When the process that computes was killed in the middle "
+        f"of an answer, the client heard an error after {killed['client_heard_after_s']:.1f} s, and the server ended.\n"
+    )
+    return note + table(["request", "how many"], rows) + then + source(results, path)
 
 
 def _row(shape: str, cell: dict) -> list[str]:
