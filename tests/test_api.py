@@ -225,7 +225,8 @@ def test_the_pages_own_functions_take_no_forged_values(client, session, capfd):
     started = len(session.events)
     assert len(private) > 5
     for number in private:
-        for values in ([], ["secret"] * 3, [{"run": 1, "request": "secret"}]):
+        arguments = [[], ["secret"] * 3, [{"run": 1, "request": "secret"}], *([one] for one in (None, -1, 1e300, True))]
+        for values in arguments:
             mine = f"forged{number}"
             body = {"data": values, "fn_index": number, "session_hash": mine}
             sent = httpx.post(f"{client.src}gradio_api/queue/join", json=body)
@@ -234,6 +235,26 @@ def test_the_pages_own_functions_take_no_forged_values(client, session, capfd):
     assert len(session.events) == started
     log = "".join(capfd.readouterr())
     assert "Traceback" not in log and "secret" not in log, log
+
+
+NO_SUCH = [
+    ("POST", "queue/join", {"data": [], "fn_index": 999, "session_hash": "x"}),
+    ("POST", "queue/join", {"data": [], "fn_index": -1, "session_hash": "x"}),
+    ("POST", "call/nothing", {"data": []}),
+    ("POST", "run/nothing", {"data": []}),
+    ("GET", "call/compare/made-up", None),
+    ("GET", "queue/data?session_hash=abc", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), NO_SUCH, ids=lambda one: one if isinstance(one, str) else "")
+def test_what_is_not_there_is_told_in_a_line(client, caplog, capfd, method, path, body):
+    """Eighty lines of traceback, and a connection that breaks off, from a request that anybody can make."""
+    answer = httpx.request(method, f"{client.src}gradio_api/{path}", json=body, timeout=30)
+    assert answer.status_code in (200, 400)
+    if answer.status_code == 400:
+        assert answer.json() == {"detail": "There is no such endpoint, function or run here, or it failed."}
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
 
 
 def test_missing_models_are_an_error_that_says_so(serve):

@@ -38,6 +38,14 @@ def test_an_input_on_the_command_line(solved, capsys):
     assert "is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["-5+3", "-(3+4)", "- 3*4", "--5+3"])
+def test_an_expression_that_begins_with_a_minus(solved, capsys, text):
+    """Would catch an expression that is taken for an option, before another option or behind it."""
+    for arguments in (["run", text, "--json"], ["run", "--json", text]):
+        assert cli.main(arguments) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[0])["input"] == text
+
+
 def test_json(monkeypatch, capsys, solved):
     """Would catch a field that is missing, renamed or out of order, and objects that share a line."""
     assert call(monkeypatch, "--json", stdin=b"79*36+63\n\n 1 + 2 \r\n") == 0
@@ -165,6 +173,13 @@ def test_input_file(monkeypatch, capsys, solved, tmp_path):
     file.write_bytes(b"\xef\xbb\xbf1+2\r\n\r\n3*4\r\n")
     assert call(monkeypatch, "--json", "--attention", "sparse", "--input", str(file)) == 0
     assert [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()] == ["3", "12"]
+
+
+def test_signs_of_another_encoding(monkeypatch, capsys, solved):
+    """Expressions out of an editor that saves cp1252, refused for their signs; letters are no signs."""
+    assert call(monkeypatch, "--attention", "dense", stdin="7 × 3\n8 – 2".encode("cp1252")) == 0
+    assert "read as CP1252" in capsys.readouterr().err
+    assert call(monkeypatch, stdin="7 × é".encode("cp1252")) == 2
 
 
 def test_results_come_as_they_are_made(monkeypatch, capsys, solved):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from selfspan_core.serve.gate import Gate
+from selfspan_core.serve.gate import NOTHING, Gate
 from selfspan_core.serve.lazy_session import public
 
 
@@ -68,8 +68,10 @@ def test_arguments_by_wrong_names_are_told():
     gate = Gate(echo)
     status, why = asked(gate, "/gradio_api/call/v2/compare", part(b"wrong"))
     assert status == 400 and "argument: text" in why
+    status, why = asked(gate, "/gradio_api/call/compare", part(b"wrong"))
+    assert status == 400 and why == f'{{"detail":"{NOTHING}"}}'
     with pytest.raises(TypeError):
-        asked(gate, "/gradio_api/call/compare", part(b"wrong"))
+        asked(gate, "/elsewhere", part(b"wrong"))
 
 
 def test_messages_have_no_paths_of_the_server():

@@ -20,7 +20,7 @@ from selfspan_core.params import Request, SamplingParams
 from selfspan_core.serve.cli_options import build_parser, printable
 from selfspan_core.serve.lazy_session import silence_libraries
 from selfspan_core.serve.stores import engines_named, make_store
-from selfspan_core.serve.text_files import UnknownEncoding, decoded
+from selfspan_core.serve.text_files import UnknownEncoding, decoded, decoded_line
 from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.registry import get_task, task_options
 
@@ -194,14 +194,18 @@ def decoded_text(data: bytes) -> str:
         text, encoding = decoded(data)
     except UnknownEncoding as error:
         raise BadInput(f"{error}; save it as UTF-8") from None
-    if encoding != "utf-8":
-        print(f"read as {encoding.upper()}; if characters are wrong, save the text as UTF-8", file=sys.stderr)
+    _tell_encodings({encoding})
     return text
+
+
+def _tell_encodings(found: set[str]) -> None:
+    for encoding in sorted(found - {"utf-8"}):
+        print(f"read as {encoding.upper()}; if characters are wrong, save the text as UTF-8", file=sys.stderr)
 
 
 def decoded_lines(data: bytes) -> list[tuple[int, str]]:
     """Lines that are not blank, with their numbers from 1. Raises BadInput if there are none, or on bytes not UTF-8."""
-    lines, reasons = [], []
+    lines, reasons, encodings = [], [], set()
     if b"\0" in data:
         data = decoded_text(data).encode()
     every = data.removeprefix(b"\xef\xbb\xbf").splitlines()
@@ -209,16 +213,18 @@ def decoded_lines(data: bytes) -> list[tuple[int, str]]:
         raise BadInput(f"the input has {len(every):,} lines; give at most {MAX_LINES:,} at a time")
     for number, line in enumerate(every, start=1):
         try:
-            text = line.decode()
+            text, encoding = decoded_line(line)
         except UnicodeDecodeError as error:
             reasons.append(f"line {number}: not UTF-8 text (byte {error.start + 1} of the line)")
             continue
+        encodings.add(encoding)
         if text.strip():
             lines.append((number, text))
     if reasons:
         raise BadInput(*reasons)
     if not lines:
         raise BadInput("the input is empty: type one expression per line")
+    _tell_encodings(encodings)
     return lines
 
 

@@ -1,6 +1,7 @@
 """The command line's options: their names, defaults and help. No torch here."""
 
 import argparse
+import re
 from typing import NoReturn
 
 from selfspan_core.models.registry import DEFAULT_MODEL, MODELS, PREFERRED
@@ -45,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("text", nargs="?", help="the input itself, in place of --input and standard input")
+    # What argparse takes for a negative number is no option; so is an expression that begins with a minus.
+    run._negative_number_matcher = re.compile(r"-\s*[\d(.+-]*\d")
     run.add_argument("--task", default=next(iter(TASKS)), help=f"what the input is: {', '.join(TASKS)}")
     for option in task_options():
         run.add_argument(f"--{option.name}", help=option.help)

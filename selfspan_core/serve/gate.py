@@ -23,7 +23,9 @@ CLOSED = (
     "/gradio_api/profiling",
 )
 """Beginnings of paths that the page, the API and MCP clients never ask for."""
+API = "/gradio_api/"
 BY_NAME = "/gradio_api/call/v2/"
+NOTHING = "There is no such endpoint, function or run here, or it failed."
 log = logging.getLogger("selfspan")
 
 
@@ -73,7 +75,10 @@ class Gate:
                 return messages
 
     async def _answered(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; arguments by wrong names are told, where gradio answers with its own failure."""
+        """Pass a request on; where gradio fails at an endpoint, a run or an argument that is none, the caller is told.
+
+        The log has a line of it: anybody can ask for what is not there, and after a restart every open page does.
+        """
         has_begun = False
 
         async def sent(message: Message) -> None:
@@ -83,11 +88,22 @@ class Gate:
 
         try:
             await self._app(scope, receive, sent)
-        except (TypeError, KeyError, AttributeError) as error:
-            if has_begun or not path.startswith(BY_NAME):
+        except Exception as error:
+            if not path.startswith(API):
                 raise
-            missing = f"There is no endpoint {error}." if isinstance(error, KeyError) else str(error)
-            await _refused(400, missing)(scope, receive, send)
+            log.warning("%s %.80r: gradio failed with %s", scope["method"], path, type(error).__name__)
+            log.debug("where it failed", exc_info=error)
+            if has_begun:  # what streams has said so by itself
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await _refused(400, _said(path, error))(scope, receive, send)
+
+
+def _said(path: str, error: Exception) -> str:
+    """Why a request failed, as far as gradio's error tells it to who asked by name."""
+    if not path.startswith(BY_NAME) or not isinstance(error, TypeError | KeyError | AttributeError):
+        return NOTHING
+    return f"There is no endpoint {error}." if isinstance(error, KeyError) else str(error)
 
 
 class _TooLarge(Exception):

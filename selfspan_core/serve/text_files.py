@@ -14,6 +14,8 @@ _UTF8_SEQUENCE = re.compile(rb"[\xc3-\xdf][\x80-\xbf]|[\xe1-\xef][\x80-\xbf]{2}"
 _NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 # What English in Mac Roman or a Central European encoding becomes: "ItÕs", "ÒIt", "jaŸñ", "lu»ou", "¯ó³".
 _OTHER_LETTERS = re.compile(r"[a-zß-ÿ][À-ÖØ-ÞŠŽŒŸ]|[À-ÖØ-Þ][A-Z][a-z]|[a-zß-ÿ][¡-©«¬®-¶¸¹»-¿×÷•†‡ˆ‰][A-Za-zß-ÿ]")
+SIGNS = frozenset(b"\x96\x97\xa0\xb7\xd7\xf7")
+"""Dashes, a space, and signs of multiplication and division in cp1252."""
 MAX_HIGH_SHARE = 0.15
 """Of the bytes of an English text in cp1252 that are not ASCII."""
 MIN_ZERO_SHARE = 0.3
@@ -43,6 +45,20 @@ def decoded(data: bytes) -> tuple[str, str]:
         if not _is_western(data):
             raise UnknownEncoding(f"neither UTF-8 nor cp1252 text (byte {error.start + 1})") from None
         return data.decode("cp1252"), "cp1252"
+
+
+def decoded_line(line: bytes) -> tuple[str, str]:
+    """As `decoded`, of a line of an expression: too short to tell an encoding by its letters, but with few signs.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8, and has something else than signs of calculation in cp1252.
+    """
+    try:
+        return line.decode(), "utf-8"
+    except UnicodeDecodeError:
+        if {byte for byte in line if byte >= 0x80} - SIGNS:
+            raise
+        return line.decode("cp1252"), "cp1252"
 
 
 def _decoded(data: bytes, encoding: str) -> str:

@@ -1,10 +1,12 @@
 """Gradio blocks whose streams send every value whole, and whose API may grow arguments with defaults."""
 
+import logging
 from inspect import Parameter, signature
 from typing import Any
 
 import gradio as gr
 
+log = logging.getLogger("selfspan")
 FORGED = "The page's own functions take the page's own values."
 
 
@@ -44,6 +46,23 @@ class WholeBlocks(gr.Blocks):
         except gr.Error as error:
             raise gr.Error(error.message, print_exception=False) from None
         except Exception:
+            raise gr.Error(FORGED, print_exception=False) from None
+
+    async def call_function(self, block_fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """See gradio; but a function of the page that fails at what no page sends says so, without a traceback.
+
+        Raises:
+            gr.Error: see above, or what the function itself tells.
+        """
+        try:
+            return await super().call_function(block_fn, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            if block_fn.api_visibility == "public":
+                raise
+            log.warning("a function of the page failed with %s", type(error).__name__)
+            log.debug("where it failed", exc_info=error)
             raise gr.Error(FORGED, print_exception=False) from None
 
     def validate_inputs(self, block_fn: Any, inputs: list) -> None:
