@@ -14,7 +14,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_
   config packing safety_line engine engine_events decoder summary_annotation kernel_arguments tokenizer))
 
 .PHONY: help app test quick test-all test-vllm lint tools chromium rehearse-space rehearse-machines check-memory inject-faults load \
-  fuzz clean
+  fuzz audit clean
 
 help:
 	@echo "make app        install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
@@ -26,6 +26,7 @@ help:
 	@echo "make rehearse-machines  both commands in clean clones, as root and as nobody, without a network (PYTHONS=python3.13)"
 	@echo "make check-memory    200 runs through the API: fails if the server's memory grows by more than 5 %"
 	@echo "make fuzz        inputs that nobody would type, for SECONDS=600: fails if one takes long or is not refused in words"
+	@echo "make audit       known faults of the versions in requirements.lock (asks PyPI)"
 	@echo "make inject-faults   faults put into a server while it serves; writes the table of docs/reliability.md"
 	@echo "make load            1,000 requests of 50 clients; writes assets/results/load_cpu.json"
 	@echo "make lint       ruff (check and format check) and mypy"
@@ -68,6 +69,10 @@ check-memory: $(VENV)/.app
 SECONDS ?= 600
 fuzz: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+audit:
+	$(PYTHON) -m venv .audit && .audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	.audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --strict
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
