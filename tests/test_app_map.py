@@ -108,6 +108,25 @@ class TestMap:
         assert "17 steps" in words and "31\u202f% of the" in words
         assert tab.text('.ss-map[data-lane="sparse"] .ss-map-share') == "reads 31\u202f%"
 
+    def test_the_last_step_counts(self, playing, open_tab):
+        """Would catch a finished run of "0 steps done": its last step ends at the time of its last token."""
+        tab = open_tab(playing, reduced_motion="reduce")
+        tab.run("1+2")
+        tab.wait("done")
+        self.check_last_step(tab, "1 step done")
+        tab.turn("Articles")
+        tab.page.click("#run-article")
+        tab.wait("done")
+        self.check_last_step(tab, "3 sentences done")
+
+    @staticmethod
+    def check_last_step(tab, done: str) -> None:
+        """Both lanes, in words and as the ends of their curves."""
+        assert tab.page.get_attribute(".ss-plots", "aria-label").count(done) == 2
+        assert tab.text('[data-plot="done"] .ss-plot-most') == done.split()[0]
+        lines = tab.page.evaluate(CHARTED)["lines"]
+        assert [lines[f"done {lane}"][-1] for lane in ("dense", "sparse")] == [[100, 0]] * 2
+
     @staticmethod
     def check_chart(early: dict, late: dict) -> None:
         """Lines that run backwards, of one lane only, or of another lane's reads; a chart that grows in height."""

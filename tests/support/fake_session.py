@@ -96,6 +96,7 @@ class FakeLane:
         self.wrong, self.missing = attention in options["wrong"], attention in options.get("missing", ())
         self.done = 0
         self.sent = 0
+        self.told_done = False
         self.rows = ReadRows()
         self.num_prompt, self.segments = layout(problem)
         self.step_starts: dict[int, int] = {}
@@ -131,6 +132,8 @@ class FakeLane:
         start, self.sent = self.sent, self.done
         new = self.items[start : self.done]
         self.read(start, self.done)
+        # As of an engine: that a lane is done may be told after its last token, with the same time.
+        self.told_done = self.finished and start == self.done
         last = self.items[self.done - 1] if self.done else {"phase": "prefill", "reading": []}
         reading = last["reading"] if self.attention == "sparse" else []
         dense_tokens = 400 * self.done
@@ -147,10 +150,10 @@ class FakeLane:
             "dense_tokens": dense_tokens,
             "share": self.share,
             "reading": reading if reading == "all" else list(reading),
-            "phase": "done" if self.finished else last["phase"],
+            "phase": "done" if self.told_done else last["phase"],
             "steps": self.steps(start, self.done) if self.annotated else [],
-            "done": self.finished,
-            "finish": "eos" if self.finished else None,
+            "done": self.told_done,
+            "finish": "eos" if self.told_done else None,
             **self.load_figures(),
         }
 
@@ -292,7 +295,7 @@ class FakeSession:
         if self.options["fail"]:
             raise RuntimeError("the fake device fell over <b>")
         began = time.monotonic()
-        while not all(lane.finished for lane in lanes.values()):
+        while not all(lane.told_done for lane in lanes.values()):
             time.sleep(TICK_SECONDS)
             for lane in lanes.values():
                 lane.advance(time.monotonic() - began, self.hold_at)

@@ -4,9 +4,11 @@ const MOST_POINTS = 240; // of a lane; of more, every second one is left out
 const CHART_LANES = { dense: "Dense", sparse: "Self-selected" };
 const CHARTED = { read: 1, done: 2 }; // plot -> index of its value in a point
 
-// One more point [seconds, cached tokens read, steps done] of a lane's curve.
+// One more point [seconds, cached tokens read, steps done] of a lane's curve. What it knows of the same time is newer: the
+// end of the last step has the time of the last token. A server's own clock, told at the end, may even go back.
 function addPoint(curve, point) {
-  if (point[0] <= (curve.at(-1)?.[0] ?? 0)) return;
+  if (point[0] <= 0) return;
+  while (curve.length && curve.at(-1)[0] >= point[0]) curve.pop();
   curve.push(point);
   if (curve.length <= MOST_POINTS) return;
   const kept = curve.filter((_, i) => i % 2 === 1 || i === curve.length - 1);
