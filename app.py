@@ -88,7 +88,7 @@ def build_app(
             _wire(one, runs, feed, job)
             if one.load is not None:
                 demo.load(lambda: offered_load(session.can_load()), None, one.load, **AFTER_LOADING, **HIDDEN)
-        gr.api(compare_endpoint(device, model), api_name="compare", **LANE)
+        gr.api(compare_endpoint(device, tasks, model), api_name="compare", **LANE)
         for tool in tools(device, tasks):
             gr.api(tool, api_name=ONCE.get(tool.__name__, tool.__name__), **LANE)
         demo.unload(runs.forget)

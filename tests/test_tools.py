@@ -11,6 +11,8 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 
 from selfspan_core.errors import OutOfTime
+from selfspan_core.serve.api import compare_endpoint
+from selfspan_core.serve.device import SharedDevice
 from selfspan_core.tasks.registry import get_task
 from tests.support.fake_session import FakeSession
 
@@ -60,6 +62,25 @@ def test_tools_are_typed_and_documented(url):
     assert by_name["solve"]["required"] == ["expression"] and by_name["summarize"]["required"] == ["article"]
     assert by_name["summarize"]["properties"]["length"]["default"] == "medium"
     assert by_name["compare"]["required"] == ["task", "text"]
+
+
+def test_only_tasks_that_are_offered_are_named(url):
+    """Would catch callers who are sent to a task that no adapters are here for, by a description or an error."""
+    listed = {tool.name: tool for tool in with_client(url, lambda client: client.list_tools()).tools}
+    told = listed["compare"].inputSchema["properties"]
+    assert told["task"]["description"] == "arithmetic or summarize."
+    assert told["text"]["description"] == "the input, for example an expression or an article."
+    message, is_error = called(url, "compare", task="geometry", text="1+1")
+    assert is_error and message.endswith('There is no task "geometry"; known tasks: arithmetic, summarize.')
+    client = Client(url, verbose=False)
+    with pytest.raises(AppError, match=r"known tasks: arithmetic, summarize\.$"):
+        client.predict("geometry", "1+1", api_name="/compare")
+    described = client.view_api(return_format="dict")["named_endpoints"]
+    described["/compare"].pop("returns")
+    for name in ("/compare", "/compare_once"):
+        assert "trace" not in str(described[name]) and "program" not in str(described[name])
+    endpoint = compare_endpoint(SharedDevice(FakeSession()), TASKS)
+    assert "    task: arithmetic or summarize.\n" in endpoint.__doc__ and "trace" not in endpoint.__doc__
 
 
 def test_solve(url):

@@ -9,7 +9,7 @@ from selfspan_core.errors import SettingError
 from selfspan_core.models.registry import ModelSpec, choices, offered
 from selfspan_core.params import MAX_DRAFTS, MAX_NEW_TOKENS, Request, SamplingParams
 from selfspan_core.serve.device import SharedDevice
-from selfspan_core.serve.tools import check_options, told
+from selfspan_core.serve.tools import about_text, check_options, check_task, told
 from selfspan_core.serve.visitors import Listener, visitor
 from selfspan_core.tasks.base import Option
 from selfspan_core.tasks.registry import TASKS, task_options
@@ -36,36 +36,39 @@ DRAFTS = Option(
 )
 
 
-def compare_endpoint(device: SharedDevice, own: ModelSpec | None = None) -> Callable[..., Iterator[dict]]:
+def compare_endpoint(
+    device: SharedDevice, tasks: Sequence[str], own: ModelSpec | None = None
+) -> Callable[..., Iterator[dict]]:
     """The function behind the endpoint `compare`.
 
     Args:
         device: runs the requests.
+        tasks: that are offered, those of the page.
         own: the default model, None: of each task its usual one; if other models can run a task, too, the endpoint
             has an argument `model`.
     """
-    options = [*(option for option in task_options() if not option.is_learned), DRAFTS, *_model_option(own)]
+    options = [*(option for option in task_options() if not option.is_learned), DRAFTS, *_model_option(tasks, own)]
     learned = _learned_options(own)
     signature = _signature(options, learned)
 
     def compare(*values: Any) -> Iterator[dict]:
-        with told(), closing(device.compare(_request(signature, values), visitor(), Listener())) as ticks:
+        with told(), closing(device.compare(_request(signature, values, tasks), visitor(), Listener())) as ticks:
             yield from ticks
 
     compare.__signature__ = signature
     compare.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
-    compare.__doc__ = _documentation(options, learned)
+    compare.__doc__ = _documentation(tasks, options, learned)
     # A stream is no tool: gradio would offer its last object, as Python writes it, under the name of the tool.
     compare.__name__, compare._mcp_type = "compare_stream", "stream"
     return compare
 
 
-def _model_option(own: ModelSpec | None) -> list[Option]:
+def _model_option(tasks: Sequence[str], own: ModelSpec | None) -> list[Option]:
     """The argument that names a model, if there is a choice; behind the others, whose places stay."""
     if all(len(choices(task, own)) < 2 for task in TASKS):
         return []
     models = list(dict.fromkeys(name for task in TASKS for name in choices(task, own)))
-    usual = {task: choices(task, own)[0] for task in TASKS}
+    usual = {task: choices(task, own)[0] for task in tasks}
     named = " and ".join(f"{name} for {task}" for task, name in usual.items())
     empty = models[0] if len(set(usual.values())) == 1 else named
     return [Option("model", {name: name for name in models}, "", "Model", f"{' or '.join(models)}; empty: {empty}.")]
@@ -93,11 +96,12 @@ def _signature(options: Sequence[Option], learned: Sequence[Option]) -> Signatur
     return Signature(named, return_annotation=Iterator[dict])
 
 
-def _request(signature: Signature, values: Sequence[Any]) -> Request:
+def _request(signature: Signature, values: Sequence[Any], tasks: Sequence[str]) -> Request:
     """The request. Options of other tasks, which every caller passes, are left out. Raises InputError."""
     bound = signature.bind(*values)
     bound.apply_defaults()
     given = bound.arguments
+    check_task(given["task"], tasks)
     check_options(given)
     if given["max_new_tokens"] is None:
         raise SettingError("max_new_tokens is a whole number, 1 or more, not None.", "max_new_tokens")
@@ -121,10 +125,11 @@ def _request(signature: Signature, values: Sequence[Any]) -> Request:
     )
 
 
-def _documentation(options: Sequence[Option], learned: Sequence[Option]) -> str:
+def _documentation(tasks: Sequence[str], options: Sequence[Option], learned: Sequence[Option]) -> str:
     lines = [f"    {option.name}: {option.help}" for option in options]
     last = [f"    {option.name}: {option.help}" for option in learned]
-    return "\n".join([_DOCUMENTATION.format(tasks=" or ".join(TASKS)), *lines, _CLEAN, *last])
+    first = _DOCUMENTATION.format(tasks=" or ".join(tasks), text=about_text(tasks))
+    return "\n".join([first, *lines, _CLEAN, *last])
 
 
 _CLEAN = "    clean: whether a pasted article is cleaned before it is read; the result's `cleaning` says what was done."
@@ -132,7 +137,7 @@ _DOCUMENTATION = """Answer one input in both lanes. Streams one object per tick 
 
 Args:
     task: {tasks}.
-    text: the input, for example an expression, an article or a program.
+    text: {text}
     adapter: span (the same adapter, mask off and on) or plain (the plain adapter against the span adapter).
     max_new_tokens: the most tokens that a lane may write.
     load: requests that each lane answers at once, 1 to 64; more than 1 needs a CUDA GPU.

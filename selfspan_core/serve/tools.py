@@ -80,13 +80,14 @@ def _compare_tool(device: SharedDevice, tasks: Sequence[str]) -> Callable[..., s
     """A function that answers one input in both lanes and says how they compare."""
     named: Named = {
         "task": (str, Parameter.empty, f"{' or '.join(tasks)}."),
-        "text": (str, Parameter.empty, "the input, for example an expression, an article or a program."),
+        "text": (str, Parameter.empty, about_text(tasks)),
         "adapter": (str, "span", ADAPTER),
         **_options([option for option in task_options() if not option.is_learned]),
         "clean": (bool, True, CLEAN),
     }
 
     def ask(given: Mapping[str, Any]) -> dict[str, Any]:
+        check_task(given["task"], tasks)
         check_options(given)
         task = TASKS.get(given["task"]) if isinstance(given["task"], str) else None
         own = task.options if task else ()
@@ -98,6 +99,22 @@ def _compare_tool(device: SharedDevice, tasks: Sequence[str]) -> Callable[..., s
 
     about = "Answer one input with dense and with self-selected attention side by side, and measure both."
     return _function("compare", about, "JSON: how the lanes compare, and each lane's answer and figures.", named, ask)
+
+
+def about_text(tasks: Sequence[str]) -> str:
+    """What the input of some tasks is."""
+    inputs = [tool.argument for name in tasks if (tool := TASKS[name].page.tool) is not None]
+    worded = " or ".join(f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in inputs)
+    return f"the input, for example {worded}." if worded else "the input."
+
+
+def check_task(name: Any, tasks: Sequence[str]) -> None:
+    """Refuse a task that does not exist, and name those that are offered here. Raises InputError.
+
+    One that exists and has no adapters here is let through: its run says how they are made.
+    """
+    if isinstance(name, str) and name not in TASKS:
+        raise InputError(f'There is no task "{name[:40]}"; known tasks: {", ".join(tasks)}.')
 
 
 def check_options(given: Mapping[str, Any]) -> None:

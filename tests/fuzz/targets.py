@@ -203,7 +203,7 @@ def endpoint(values: list[Any]) -> int:
     from selfspan_core.serve.api import compare_endpoint
 
     try:
-        ticks = list(compare_endpoint(SharedDevice(NoModel()))(*values))
+        ticks = list(compare_endpoint(SharedDevice(NoModel()), ("arithmetic", "summarize"))(*values))
     except gr.Error as error:
         _require_ours(error)
     else:
