@@ -5,8 +5,9 @@ from pathlib import PurePosixPath
 from xdist.scheduler import LoadScopeScheduling
 
 BROWSERS = (
-    *("app", "app_access", "app_articles", "app_code", "app_firefox", "app_input", "app_keep", "app_load", "app_map"),
-    *("app_shipped", "app_tasks", "models_registry", "offered", "toy_task"),
+    *("app", "app_access", "app_arrival", "app_articles", "app_code", "app_figures", "app_firefox", "app_form"),
+    *("app_input", "app_keep", "app_load", "app_map", "app_shipped", "app_tasks"),
+    *("models_registry", "offered", "toy_task"),
 )
 SERVERS = ("api", "crowd", "serving", "tools", "trace_served", "visitors", "zero_gpu")
 SERVED = {f"test_{name}" for name in (*BROWSERS, *SERVERS)}

@@ -1,9 +1,13 @@
 // The headline: what was read, then time, each in the colour of its verdict; and the details behind it.
 
 const EQUAL_WITHIN = 0.02; // as in compare/verdict.py
+const WELL_BEGUN = 32; // tokens of a lane: a rate of fewer says nothing yet
 
 // 1 where the self-selected lane does better, -1 where it does worse, 0 where no winner is named.
 const judge = (speedup) => (Math.abs(speedup - 1) < EQUAL_WITHIN ? 0 : Math.sign(speedup - 1));
+
+// The same of the share that was read.
+const judgeShare = (share) => judge(1 / share);
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
 
@@ -90,12 +94,20 @@ class Headline {
     this.lanes = { dense, sparse };
     this.detail();
     if (!dense?.tokens || !sparse?.tokens) return;
+    if (!paidFor) this.tile("share", percent(sparse.share), judgeShare(sparse.share));
+    if (![dense, sparse].every(({ done, tokens }) => done || tokens >= WELL_BEGUN)) return;
     const perToken = dense.ms_per_token / sparse.ms_per_token;
     // In turn, the first lane has the server's own times already and the second one has not.
     if (Number.isFinite(perToken) && (!this.inTurn || sparse.done)) this.tile("token", times(perToken), judge(perToken));
     const total = sparse.total_tokens_per_second / dense.total_tokens_per_second;
     if (Number.isFinite(total)) this.tile("total", times(total), judge(total));
-    if (!paidFor) this.tile("share", percent(sparse.share), judge(1 / sparse.share));
+  }
+
+  // The run ended before its time: rates of lanes that were cut off at different places do not compare.
+  halt() {
+    const { dense, sparse } = this.lanes;
+    if (dense?.done && sparse?.done) return;
+    for (const name of ["token", "total"]) this.tile(name, "–");
   }
 
   // Written where they are seen only.

@@ -112,7 +112,8 @@ function paintPicture(context, account, maps) {
     const found = coloursOf(map.root, names.map((name) => `map-${name}`));
     const colours = Object.fromEntries(names.map((name) => [name, found[`map-${name}`]]));
     write(lane === "dense" ? "Dense" : "Self-selected", left, top - 14, "700 17px", colours.body);
-    write(`reads ${percent(account.share(lane))}`, left + across, top - 14, "700 17px", colours.body, "right");
+    const said = plainColour(getComputedStyle(find(map.root, ".ss-map-share")).color); // of its verdict, as on the page
+    write(`reads ${percent(account.share(lane))}`, left + across, top - 14, "700 17px", said, "right");
     const { rows, columns } = map.scale;
     const place = { prompt: map.prompt, least: 0.5, x: (column) => (column / columns) * across, y: (row) => (row / rows) * down };
     context.save();

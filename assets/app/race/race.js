@@ -86,7 +86,10 @@ function lay({ start, isPaidFor }) {
   for (const node of document.querySelectorAll(".ss-for-load")) node.hidden = (start.load ?? 1) === 1;
   for (const part of [root, below]) Object.assign(part.dataset, { task: start.task, pane: start.view.pane });
   source.start(start, start.lanes.some((lane) => lane.adapter !== "plain"));
-  for (const lane of start.lanes) panes[lane.id]?.start(lane, start, isPaidFor);
+  for (const lane of start.lanes) {
+    panes[lane.id]?.start(lane, start, isPaidFor);
+    judgeReads(lane.id, null);
+  }
   stage.start(start.lanes);
   chart.start(start.view.step);
   headline.start(start, isPaidFor);
@@ -106,18 +109,25 @@ function showEnd(account) {
     panes[lane]?.finish(result, end.headline.differs_at);
     panes[lane]?.offerCopy(wordsOf(account, lane));
     if (account.isPaidFor) settle(lane, account.share(lane));
+    judgeReads(lane, lane === "sparse" ? end.headline.judged.share : null);
   }
   headline.end(end);
 }
 
 function showHalt(state) {
   for (const pane of Object.values(panes)) if (pane.finished === null) pane.halt(state);
+  headline.halt();
 }
 
 // One share for the headline, the bar and the map.
 function settle(lane, share) {
   panes[lane]?.settle(share);
   stage.settle(lane, share);
+}
+
+// The colour of the headline's verdict for the bar and the map, too: 1, 0 or -1; null: the lane's own colour.
+function judgeReads(lane, judged) {
+  for (const part of [panes[lane]?.root, stage.maps[lane]?.root]) if (part) part.dataset.judged = judged ?? "";
 }
 
 // What was found out about a run says nothing of the newest input of its task: one that was refused, or one that is about
@@ -242,6 +252,7 @@ function update(lanes, draw, isEnd) {
   }
   if (!draw || !Object.keys(lanes).length) return;
   headline.update(lanes, panes.dense.paidFor);
+  if (lanes.sparse?.tokens && !panes.dense.paidFor) judgeReads("sparse", judgeShare(lanes.sparse.share));
   stage.draw(isEnd);
   chart.draw(shown.account.lanes, isEnd);
   describe(lanes, isEnd);
