@@ -7,14 +7,15 @@ class Cited {
     this.card = make("div", "ss-cited");
   }
 
-  // The article's sentences by `names` under a step; no step: none.
-  show(node, names) {
+  // The article's sentences by `names` under a step; no step: none. `intoSight`: the page may scroll to them, as it is the
+  // step that was tapped.
+  show(node, names, intoSight) {
     this.card.remove();
     const read = names.filter((name) => this.source.texts.has(name));
     if (!node || !read.length) return;
     this.card.replaceChildren(make("p", "ss-cited-title", "Drawn from"), ...read.map((name) => this.sentence(name)));
     node.append(this.card);
-    if (this.card.checkVisibility()) this.card.scrollIntoView({ block: "nearest" });
+    if (intoSight && this.card.checkVisibility()) this.card.scrollIntoView({ block: "nearest" });
   }
 
   sentence(name) {

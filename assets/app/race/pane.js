@@ -189,7 +189,9 @@ class Pane {
   bring(node) {
     const [outer, inner] = [this.scroll.getBoundingClientRect(), node.getBoundingClientRect()];
     if (inner.top < outer.top) this.scroll.scrollTop -= outer.top - inner.top + 4;
-    else if (inner.bottom > outer.bottom) this.scroll.scrollTop += inner.bottom - outer.bottom + 4;
+    else if (inner.bottom > outer.bottom) {
+      this.scroll.scrollTop += Math.min(inner.bottom - outer.bottom + 4, inner.top - outer.top - 4);
+    }
   }
 
   listen() {

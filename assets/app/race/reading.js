@@ -55,7 +55,7 @@ class Reading {
     this.pinned = null;
     this.named = null;
     this.liveCaption = "";
-    this.cited.show(null, []);
+    this.cited.show(null, [], false);
     this.root.classList.remove("focus", "everything", "peek", "peek-all");
     this.shade.clear();
   }
@@ -158,14 +158,15 @@ class Reading {
     return this.steps.reads(node);
   }
 
-  // Hold a step until it is chosen again, another is, or Escape. `bring`: into sight, as nobody points at it there.
+  // Hold a step until it is chosen again, another is, or Escape. `bring`: into sight within its list, as somebody points at
+  // the map, which must stay where it is.
   pin(node, bring = false) {
     this.pinned?.classList.remove("pinned");
     this.pinned = node === this.pinned ? null : node;
     this.pinned?.classList.add("pinned");
     this.peek(this.pinned);
+    this.cited.show(this.pinned, this.citedBy(this.pinned), !bring);
     if (this.pinned && bring) this.pane.bring(this.pinned);
-    this.cited.show(this.pinned, this.citedBy(this.pinned));
   }
 
   // Escape lets go of a step that is held, and does nothing else then.
