@@ -185,6 +185,53 @@ class TestArticles:
         tab.page.keyboard.press("Escape")
         assert tab.page.locator(f"{tab.pane('sparse')} .ss-cited").count() == 0
 
+    def test_a_tap_on_a_phone_s_map_leaves_the_page_where_it_is(self, articles):
+        """Would catch a map that is tapped and gone, as the page scrolls to the step far below it."""
+        tab = articles()
+        tab.page.set_viewport_size({"width": 390, "height": 844})
+        summarize(tab)
+        tab.wait("done")
+        field = tab.page.locator('.ss-map[data-lane="sparse"] .ss-map-field')
+        field.evaluate(COME_TO_REST)
+        before, box = tab.page.evaluate("scrollY"), field.bounding_box()
+        at = {"x": box["x"] + 100, "y": box["y"] + 0.8 * box["height"]}
+        touch = tab.page.context.new_cdp_session(tab.page)
+        touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        card = tab.page.locator(f"{tab.pane('sparse')} .ss-step.pinned .ss-cited")
+        card.wait_for()
+        tab.page.wait_for_timeout(300)
+        assert tab.page.evaluate("scrollY") == before
+        seen, scrolls = card.bounding_box(), tab.page.locator(f"{tab.pane('sparse')} .ss-scroll").bounding_box()
+        assert scrolls["y"] - 1 <= seen["y"] < scrolls["y"] + scrolls["height"]
+
+    def test_what_a_refused_article_leaves_in_sight_is_named(self, articles):
+        """Would catch maps and text of the article before that pass for the result of one that is too long."""
+        tab = articles()
+        summarize(tab, ARTICLE * 80)
+        tab.wait("failed")
+        labels = tab.page.locator(".ss-previous >> visible=true")
+        assert labels.count() == 0  # there is no run before it
+        for _ in range(2):
+            summarize(tab)
+            tab.wait("done")
+            assert labels.count() == 0
+            summarize(tab, ARTICLE * 80)
+            tab.wait("failed")
+            told = labels.all_text_contents()
+            assert len(told) == 2 and all(text.startswith("Previous run: ") for text in told)
+            for label, below in zip(labels.all(), (".ss-maps", ".ss-source"), strict=True):
+                assert label.bounding_box()["y"] < tab.page.locator(below).bounding_box()["y"]
+            tab.page.set_viewport_size({"width": 390, "height": 844})
+        tab.turn("Arithmetic")
+        assert labels.count() == 0
+        tab.turn("Articles")
+        tab.page.click(".ss-begin")
+        assert labels.count() == 2
+        tab.page.click(ASK)
+        tab.wait("done")
+        assert labels.count() == 0
+
     def test_markup_in_an_article_is_text(self, articles):
         """Would catch an article that becomes part of the page."""
         tab = articles()

@@ -55,7 +55,8 @@ function setState(view, state, text) {
 function showState() {
   for (const part of [root, below]) part.dataset.state = shown.state;
   if (status.textContent !== shown.text) status.textContent = shown.text;
-  find(root, ".ss-replay").hidden = shown.state !== "played";
+  find(root, ".ss-replay").hidden = !["playing", "played"].includes(shown.state);
+  for (const part of [root, below]) find(part, ".ss-previous").hidden = !shown.isPrevious;
   beginning.hidden = !shown.offered;
   keep.offer();
 }

@@ -10,6 +10,11 @@ class View {
     this.stale = ""; // why its run says nothing of the newest input: that was "refused", or the run's is "replaced"
   }
 
+  // Whether the run in its panes is not that of the newest input.
+  get isPrevious() {
+    return this.account !== null && this.stale !== "";
+  }
+
   // Whether that run is the one in its panes.
   has(run) {
     return this.account !== null && this.account.run === run;
