@@ -197,9 +197,21 @@ class TestOutcome:
         assert told["Dense attention Answer 2907 ✓ right"] and told["Self-selected attention Answer 2907 ✓ right"]
 
     def test_bars_and_highlights_survive_forced_colours(self, quick, open_tab):
-        """Would catch bars that vanish, and a read number like any other, where the system decides on colours."""
+        """Would catch bars that vanish, buttons that are words, and a read number like any other, where the system
+        decides on colours.
+        """
         image = pytest.importorskip("PIL.Image", reason="needs Pillow")
         tab = open_tab(quick, forced_colors="active")
+        border = """node => {
+            const { borderTopWidth, borderTopStyle, borderTopColor } = getComputedStyle(node);
+            const own = document.body.appendChild(document.createElement("p"));
+            own.style.color = "ButtonBorder";
+            const isSystems = getComputedStyle(own).color === borderTopColor;
+            own.remove();
+            return [borderTopWidth, borderTopStyle, isSystems];
+        }"""
+        for button in ("#run", "#stop", "#surprise"):
+            assert tab.page.eval_on_selector(button, border) == ["1px", "solid", True], button
         tab.run(SHORT)
         tab.wait("done")
 
