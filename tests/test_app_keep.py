@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from selfspan_core.compare.read_rows import ROW_KINDS
+from selfspan_core.models.registry import choices
 from selfspan_core.tasks.registry import get_task
 from tests.support.app_tools import EXPRESSION, SHORT
 from tests.support.fake_session import FakeSession
@@ -58,7 +59,8 @@ class TestAddress:
         url, session = both
         events = len(session.events)
         tab = open_tab(f"{url}?task=summarize&compare=plain&text={quote(ARTICLE)}&unknown=1&__theme=light")
-        assert said(tab) == "The link’s text is in the box. Press Summarize."
+        plain = "the comparison “Plain adapter against span adapter: time to answer”"
+        assert said(tab) == f"The link’s text is in the box. Under Options this was set: {plain}. Press Summarize."
         assert tab.page.input_value("#article textarea") == ARTICLE
         assert tab.page.is_checked('#compare-article input[value="plain"]')
         tab.page.wait_for_timeout(400)
@@ -67,6 +69,17 @@ class TestAddress:
         tab.wait("done")
         assert tab.text(f"{tab.pane('dense')} .ss-adapter") == "plain adapter"
         assert tab.page.locator(".ss-source .ss-seg").count() == len(get_task("summarize").parse(ARTICLE).segments)
+
+    def test_a_link_says_what_it_chose(self, both, open_tab):
+        """Would catch a comparison or a model that a stranger's link chose, unseen, behind closed Options."""
+        tab = open_tab(f"{both[0]}?compare=plain")
+        told = said(tab)
+        assert told.startswith("Under Options this was set: the comparison “Plain adapter against")
+        assert told.endswith("”. Press Run.") and not tab.page.is_visible("#compare")
+        models = choices("summarize")
+        if len(models) > 1:  # with adapters of several
+            tab = open_tab(f"{both[0]}?task=summarize&compare=span&model={models[1]}")
+            assert said(tab) == f"Under Options this was set: the model “{models[1]}”. Press Summarize."
 
     def test_unknown_values_are_ignored_and_named(self, both, open_tab):
         """Values of a stranger that reach the page as markup, fail silently, or take the valid ones with them."""

@@ -47,8 +47,8 @@ class Address {
   async follow() {
     const { fill, ignored } = this.read(location.search);
     if (!fill) return "";
-    const isFilled = await this.asks.fill(fill);
-    const said = isFilled && fill.text !== null ? [`The link’s text is in the box. Press ${this.asks.of(fill.task).run}.`] : [];
+    const changed = await this.asks.fill(fill);
+    const said = changed ? this.asks.filled(fill.task, fill.text !== null ? "The link’s text" : "", changed) : [];
     if (ignored.length) said.push(`Of the link, this was ignored: ${ignored.join("; ")}.`);
     return said.join(" ");
   }

@@ -4,6 +4,7 @@ const FILL_MS = 5000;
 const LOOK_MS = 30;
 const HOLDS = 8; // looks in a row at which a value has to be there
 const COMPARED = ["span", "plain"]; // the adapters of the dense lane, as the API names them
+const CHOICES = { compare: "comparison", model: "model" }; // the form's choices that a link may make, in words
 
 // Until `ready` says so; null after a while.
 async function until(ready, patience = FILL_MS) {
@@ -52,6 +53,11 @@ class Asks {
     return this.choices(name, one).find((input) => input.checked)?.value ?? null;
   }
 
+  // A choice as the form words it.
+  worded(name, input) {
+    return `the ${CHOICES[name]} “${(input.closest("label")?.textContent ?? input.value).trim()}”`;
+  }
+
   // What the form of a task would ask.
   held(task) {
     const one = this.of(task);
@@ -78,20 +84,32 @@ class Asks {
     }
   }
 
-  // What is given goes into the form of its task, which comes into sight; nothing runs. False: there is no such form.
+  // What is given goes into the form of its task, which comes into sight; nothing runs. Returns the choices that this
+  // changed, in words, as they may be out of sight; null: there is no such form.
   async fill({ task, text = null, model = null, compare = null }) {
     const one = this.of(task);
-    if (!one) return false;
+    if (!one) return null;
     if (this.shown !== task) (await until(() => this.tab(task)))?.click();
     const box = await until(() => (this.box(one)?.checkVisibility() ? this.box(one) : null));
-    if (!box) return false;
+    if (!box) return null;
     openForms();
     box.scrollIntoView({ block: "nearest" });
     await this.settle(text, () => this.box(one)?.value, (value) => this.write(this.box(one), value));
-    for (const [name, value] of Object.entries({ model, compare })) {
+    const changed = [];
+    for (const [name, value] of Object.entries({ compare, model })) {
       const choice = () => this.choices(name, one).find((input) => input.value === value);
-      if (choice()) await this.settle(value, () => this.chosen(name, one), () => choice().click());
+      if (!choice()) continue;
+      const before = this.chosen(name, one);
+      await this.settle(value, () => this.chosen(name, one), () => choice().click());
+      if (before !== value && choice()?.checked) changed.push(this.worded(name, choice()));
     }
-    return true;
+    return changed;
+  }
+
+  // What to say of a form that was filled: which text is in the box, if any, and what else changed.
+  filled(task, whose, changed) {
+    const said = whose ? [`${whose} is in the box.`] : [];
+    if (changed.length) said.push(`Under Options this was set: ${list(changed)}.`);
+    return said.length ? [...said, `Press ${this.of(task).run}.`] : [];
   }
 }

@@ -40,7 +40,8 @@ let player = null; // of the recorded run, until the visitor runs something
 
 const keep = new Keep(root, address, () => ({ ...shown, maps: stage.maps }));
 const again = async (one) => {
-  if (await asks.fill(one)) keep.say(`The input is in the box. Press ${asks.of(one.task).run}.`);
+  const changed = await asks.fill(one);
+  if (changed) keep.say(asks.filled(one.task, "The input", changed).join(" "));
 };
 const history = new History(find(root, ".ss-history"), asks, again, (text) => keep.say(text));
 
