@@ -46,6 +46,12 @@ TOGGLE: dict[str, Any] = {
     "js_on_load": (PAGE / "options.js").read_text(encoding="utf-8"),
     "elem_classes": "ss-toggle-box",
 }
+MORE: dict[str, Any] = {
+    "html_template": (PAGE / "more.html").read_text(encoding="utf-8"),
+    "apply_default_css": False,
+    "elem_classes": "ss-more-box",
+}
+"""Opens the form that a run has made a bar, and closes it again; `assets/app/race/form.js` hears it."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,7 @@ def controls(task: Task, models: Mapping[str, Learned] | None = None) -> Control
             gr.HTML(**TOGGLE)
             with gr.Row(elem_classes="ss-options"):
                 settings = _settings(task, models)
+        gr.HTML(**MORE)
     begins = [run.click, box.submit] if task.is_line else [run.click]
     return Controls(task, box, alert, cleaning, stop, begins, fills, settings, models)
 

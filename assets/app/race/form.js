@@ -1,23 +1,47 @@
-// The form: a bar that stays in sight while a run is under way, and opens again when somebody turns to it. It stays a bar
-// at a run's end: nothing that is being read may move then.
+// The form: a bar that stays in sight while a run is under way, and opens again when somebody turns to it: to its text, or to
+// the button that says what else there is. It stays a bar at a run's end: nothing that is being read may move then.
 
 const ASKS = ".ss-ask";
 
+let isBar = false;
+let isBusy = false; // whether there is a run to be stopped
+
+// What a change of the form hides loses the focus, and whoever uses a keyboard would begin at the top of the page: Stop
+// gets it, or Run where there is nothing to stop.
+function keepFocus(change) {
+  const held = document.activeElement;
+  const ask = held?.closest(ASKS);
+  change();
+  if (!ask || held.checkVisibility()) return;
+  ask.querySelector(isBusy ? ".ss-stop" : '[id^="run"]')?.focus({ preventScroll: true });
+}
+
 function collapseForms(on = true) {
-  const forms = [...document.querySelectorAll(ASKS)];
-  for (const ask of forms) ask.classList.toggle("ss-bar", on);
-  // Room below for the bar. Not by `:has` of the style sheet: that is worked out again for all that a run writes.
-  document.querySelector(".gradio-container")?.classList.toggle("ss-barred", on && forms.length > 0);
+  isBar = on;
+  keepFocus(() => {
+    const forms = [...document.querySelectorAll(ASKS)];
+    for (const ask of forms) ask.classList.toggle("ss-bar", on);
+    // Room below for the bar. Not by `:has` of the style sheet: that is worked out again for all that a run writes.
+    const page = document.querySelector(".gradio-container");
+    page?.classList.toggle("ss-barred", on && forms.length > 0);
+    page?.classList.add("ss-used");
+    if (on) page?.classList.add("ss-ran"); // from now on there is something to open
+    markForms();
+  });
 }
 
 const openForms = () => collapseForms(false);
 
-let isBusy = false; // whether there is a run to be stopped
-
 // Every tab's Stop ends the newest run, whichever tab it belongs to.
 function markStops(busy) {
   isBusy = busy;
-  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!busy));
+  keepFocus(markForms);
+}
+
+// How the forms stand, on their buttons; on those of a form that gradio has just drawn, too.
+function markForms() {
+  for (const stop of document.querySelectorAll(".ss-stop")) stop.setAttribute("aria-disabled", String(!isBusy));
+  for (const more of document.querySelectorAll(".ss-more")) more.setAttribute("aria-expanded", String(!isBar));
 }
 
 function pressStop() {
@@ -27,9 +51,9 @@ function pressStop() {
 // gradio draws a tab's form when the tab is first opened. Returns whether there is one yet.
 function watchForms() {
   if (!document.querySelector(".ss-stop")) return false;
-  markStops(isBusy);
+  markForms();
   const tabs = document.querySelector("#tasks");
-  if (tabs) new MutationObserver(() => markStops(isBusy)).observe(tabs, { childList: true, subtree: true });
+  if (tabs) new MutationObserver(markForms).observe(tabs, { childList: true, subtree: true });
   return true;
 }
 
@@ -48,3 +72,10 @@ function turnTo({ target }) {
 }
 
 for (const kind of ["focusin", "click", "input"]) document.addEventListener(kind, turnTo);
+
+document.addEventListener("click", ({ target }) => {
+  const ask = target.closest?.(".ss-more")?.closest(ASKS);
+  if (!ask) return;
+  collapseForms(!isBar);
+  if (!isBar) ask.scrollIntoView({ block: "nearest" });
+});
