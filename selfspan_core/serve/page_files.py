@@ -19,7 +19,10 @@ SCRIPTS = (
     *("history", "race"),
 )
 """Files of `assets/app/race` in the order in which they run; `race` wires what those before it define."""
-STYLES = ("colours", "controls", "card", "map", "chart", "source", "code", "pane", "steps", "reading", "keep", "forced")
+STYLES = (
+    *("colours", "frame", "controls", "card", "map", "chart", "source", "code", "pane", "steps", "reading", "keep"),
+    "forced",
+)
 """Files of `assets/app/style` in the order in which they apply."""
 
 

@@ -160,8 +160,8 @@ class Summarize:
         prompt="Paste an article, then Ctrl-D.",
         suffix="-article",
         run="Summarize",
-        lines=6,
-        max_lines=10,
+        lines=4,
+        max_lines=4,
         cleans=True,
         max_new_tokens=MAX_SUMMARY_TOKENS,
         tool=Tool(
