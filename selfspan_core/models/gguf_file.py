@@ -167,7 +167,8 @@ class GgufFile:
         data = np.frombuffer(self._header.data, np.uint8, self._num_bytes[stored.name], begin)
         try:
             # Of all types, quantized or not, the package takes the bytes of each row.
-            return gguf.quants.dequantize(data.reshape(*stored.shape[:-1], -1), kind)
+            with np.errstate(all="ignore"):  # numbers that are not finite are refused where they are used
+                return gguf.quants.dequantize(data.reshape(*stored.shape[:-1], -1), kind)
         except (NotImplementedError, ValueError, KeyError) as error:
             raise ModelError(f"{self.path}: tensors of type {kind.name} cannot be read: {error}") from error
 

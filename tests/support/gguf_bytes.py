@@ -51,7 +51,8 @@ def claims_of(data: bytes) -> list[tuple[int, str]]:
     def skip(kind: int) -> None:
         nonlocal at
         if kind == STRING:
-            at += claim("Q")
+            length = claim("Q")
+            at += length
         elif kind == ARRAY:
             inner, length = claim("I"), claim("Q")
             for _ in range(length):
