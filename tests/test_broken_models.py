@@ -160,9 +160,28 @@ def test_an_adapter_for_another_base_names_its_own(copied, monkeypatch):
     assert "q_proj.lora_A.weight among them, which is [2, 64] and would have to be [2, 32]" in text
     save_file(tensors, file, {"format": "pt"})
     change(copied[1] / "adapter_config.json", r=4)
-    assert "8 of its 9 tensors have another shape" in refusal(*copied)
-    change(copied[1] / "adapter_config.json", r=2, target_modules=["q_proj", "v_proj", "nope"])
-    assert "no linear layer of that is called 'nope'" in refusal(*copied)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 7}, "r is 7, the tensors have rank 2 (model.layers.0.self_attn.q_proj.lora_A.weight)"),
+        ({"rank_pattern": {"q_proj": 7}}, "rank_pattern.q_proj is 7, the tensors have rank 2"),
+        ({"target_modules": ["q_proj", "v_proj", "nope"]}, "there is no module 'nope' with a matrix in the base"),
+        ({"target_modules": ["q_proj"]}, "nothing takes model.layers.0.self_attn.v_proj.lora_A.weight"),
+        (
+            {"target_modules": ["q_proj", "v_proj", "o_proj"]},
+            "it lacks model.layers.0.self_attn.o_proj.lora_A.weight",
+        ),
+        ({"trainable_token_indices": {"embed_tokens": [3]}}, "trainable_token_indices names 1 tokens, "),
+    ],
+)
+def test_settings_that_are_not_those_of_the_tensors(copied, monkeypatch, settings, message):
+    """Would catch a search for another base, where one setting of the adapter is wrong."""
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", lambda *_, **__: pytest.fail("an adapter was built"))
+    change(copied[1] / "adapter_config.json", base_model_name_or_path="some-one/large", **settings)
+    text = refusal(*copied)
+    assert message in text and "another base" not in text and "adapter_config.json" in text
     change(copied[1] / "adapter_config.json", target_modules=["q_proj", "v_proj", "lm_head"])
     assert "it changes lm_head, which in this base is one with the embedding" in refusal(*copied)
 

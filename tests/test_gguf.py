@@ -197,7 +197,7 @@ def test_cut_off_files(tmp_path, cut):
     (tmp_path / "cut.gguf").write_bytes(whole[:cut])
     with pytest.raises(ModelError, match=r"cut\.gguf"):
         place_of_base(tmp_path / "cut.gguf")
-    assert not [folder for folder in (tmp_path / "cache" / "bases").iterdir() if folder.is_dir()]
+    assert not (tmp_path / "cache").exists()
 
 
 def test_what_is_refused(tmp_path):
@@ -215,6 +215,27 @@ def test_what_is_refused(tmp_path):
             place_of_base(path)
     with pytest.raises(ModelError, match="there is no file"):
         resolve_model(tmp_path / "nothing.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("block_count", 3, "llama.block_count is 3, and it has tensors of 2 layers"),
+        ("block_count", 1, "llama.block_count is 1, and it has tensors of 2 layers"),
+        ("block_count", 4_000_000_000, "num_hidden_layers has to be a whole number from 1 to 1024"),
+        ("context_length", 0, "max_position_embeddings has to be a whole number from 1 to"),
+        ("feed_forward_length", 97, r"whose llama.feed_forward_length .* would have to be \[64, 97\]"),
+        ("attention.head_count_kv", 3, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ("embedding_length", 128, "of its tensors do not fit its header"),
+    ],
+)
+def test_a_header_that_describes_another_model(tmp_path, key, value, message):
+    """Would catch a model that is converted, kept and never loads, and an error that names the cache's folder."""
+    file = write(tmp_path / "bad.gguf", tiny_model(), **{f"llama__{key}": value})
+    with pytest.raises(ModelError, match=message) as caught:
+        place_of_base(file)
+    assert str(file) in str(caught.value) and "cache" not in str(caught.value)
+    assert not (tmp_path / "cache").exists()
 
 
 # ---- the cache

@@ -25,6 +25,7 @@ from torch import nn
 
 from cuda_kernels.bench.provenance import provenance
 from cuda_kernels.bench.whole_file import move_into, write_whole
+from selfspan_core.models.adapter_config import MOST_ALPHA, MOST_RANK
 from selfspan_core.models.adapters import expected_of_peft
 from selfspan_core.models.learned import Learned, record_of
 from selfspan_core.models.loading import load_base, resize_for_tokenizer
@@ -52,9 +53,10 @@ class LoraShape:
     target_modules: tuple[str, ...] = ALL_LINEAR
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is 1 or more, not {getattr(self, name)}")
+        # An adapter outside of these bounds would be trained and then refused where it is loaded.
+        for name, value, most in (("rank", self.rank, MOST_RANK), ("alpha", self.alpha, MOST_ALPHA)):
+            if not 1 <= value <= most:
+                raise ValueError(f"{name} is a whole number from 1 to {most}, not {value}")
         if not self.target_modules:
             raise ValueError("target_modules names no layer")
 

@@ -17,6 +17,7 @@ from selfspan_core.models.json_file import read_object
 
 CONFIG = "adapter_config.json"
 MOST_RANK = 1024
+MOST_ALPHA = 1_000_000
 MOST_NAMES = 4096
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _STARTS = (True, False, "gaussian", "orthogonal")
@@ -155,7 +156,7 @@ def _rank(value: Any, name: str) -> int:
 
 
 def _alpha(value: Any, name: str) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e6
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_ALPHA
     _require(is_number and math.isfinite(value) and value > 0, name, f"a number above 0, not {brief(value)}")
     return value
 

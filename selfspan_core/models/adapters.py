@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from selfspan_core.errors import ModelError
-from selfspan_core.models.adapter_config import AdapterConfig, ends_with, read_adapter_config
+from selfspan_core.models.adapter_config import AdapterConfig, read_adapter_config
+from selfspan_core.models.adapter_fit import require_fit
 from selfspan_core.models.json_file import one_line
 from selfspan_core.models.weight_files import shapes_of
 
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def merge_adapter(hf: PreTrainedModel, adapter: Path, base: str | Path, dtype: t
     from peft import get_peft_model_state_dict
 
     files = read_adapter(adapter)
-    _require_fit(hf, files, base)
+    require_fit(hf, files.folder, files.config, files.shapes, base)
     try:
         with expected_of_peft():
             wrapped = _wrapped(hf, files)
@@ -99,53 +99,6 @@ def _wrapped(hf: PreTrainedModel, files: AdapterFiles) -> torch.nn.Module:
         trainable_token_indices=(rows.get("", rows) or None),
     )
     return PeftModel.from_pretrained(hf, files.folder, config=lora)
-
-
-def _require_fit(hf: PreTrainedModel, files: AdapterFiles, base: str | Path) -> None:
-    """Refuse an adapter whose tensors are not those that its settings call for in this base."""
-    config = files.config
-    trained_on = f" (it names {config.trained_on!r} as its base)" if config.trained_on else ""
-    other = f"the adapter {str(files.folder)!r} was made for another base model than {str(base)!r}{trained_on}"
-    embedding: Any = hf.get_input_embeddings()
-    most = max((row for rows in config.token_rows.values() for row in rows), default=-1)
-    if most >= embedding.weight.shape[0]:
-        raise ModelError(f"{other}: it trains token {most} of a larger vocabulary")
-    head: Any = hf.get_output_embeddings()
-    if head.weight is embedding.weight and (config.adapts("lm_head") or "lm_head" in config.token_rows):
-        raise ModelError(f"{other}: it changes lm_head, which in this base is one with the embedding")
-    expected = _expected(hf, config)
-    linear = [name for name, module in hf.named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in config.target_modules:
-        if not any(ends_with(name, target) for name in linear):
-            raise ModelError(f"{other}: no linear layer of that is called {target[:60]!r} (target_modules)")
-    shapes = [name for name, shape in expected.items() if files.shapes.get(name, shape) != shape]
-    if shapes:
-        name = min(shapes)
-        raise ModelError(
-            f"{other}: {len(shapes)} of its {len(expected)} tensors have another shape, {_short(name)} among them, "
-            f"which is {list(files.shapes[name])} and would have to be {list(expected[name])}"
-        )
-    for name in sorted(expected.keys() ^ files.shapes.keys()):
-        raise ModelError(f"{other}: {'it lacks' if name in expected else 'nothing takes'} {_short(name)}")
-
-
-def _expected(hf: PreTrainedModel, config: AdapterConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors that an adapter of these settings has for this base."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, module in hf.named_modules():
-        if isinstance(module, torch.nn.Linear) and config.adapts(name):
-            rank = config.rank_of(name)
-            shapes[f"{_PREFIX}{name}.lora_A.weight"] = (rank, module.in_features)
-            shapes[f"{_PREFIX}{name}.lora_B.weight"] = (module.out_features, rank)
-        for key, rows in config.token_rows.items():
-            is_meant = module is hf.get_input_embeddings() if key == "" else ends_with(name, key)
-            if is_meant and isinstance(module, torch.nn.Embedding | torch.nn.Linear):
-                shapes[f"{_PREFIX}{name}.token_adapter.trainable_tokens_delta"] = (len(rows), module.weight.shape[1])
-    return shapes
-
-
-def _short(name: str) -> str:
-    return name.removeprefix(_PREFIX)[:120]
 
 
 def _require_finite(weight: torch.Tensor, what: str) -> None:

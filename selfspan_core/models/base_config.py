@@ -40,12 +40,13 @@ _MOST_FACTORS = 1024
 _NOT_NULL = frozenset(_BOUNDS) - {"num_key_value_heads", "head_dim", "sliding_window"}
 
 
-def checked_config(content: Mapping[str, Any], base: str) -> dict[str, Any]:
+def checked_config(content: Mapping[str, Any], base: str, said_by: str = "config.json") -> dict[str, Any]:
     """The settings of a base that decide how it computes, as keyword arguments of its transformers configuration.
 
     Args:
         content: of its config.json.
         base: its name, for messages.
+        said_by: what the settings come from, for messages.
 
     Raises:
         ModelError: the model is of another family, quantized, or a setting is not what it has to be; one line.
@@ -63,28 +64,26 @@ def checked_config(content: Mapping[str, Any], base: str) -> dict[str, Any]:
     try:
         return _kept(content)
     except _Wrong as error:
-        raise ModelError(f"cannot load the base model {base!r}: its config.json is damaged: {error}") from error
+        raise ModelError(f"cannot load the base model {base!r}: its {said_by} is damaged: {error}") from error
 
 
-def built_config(content: Mapping[str, Any], base: str) -> Any:
+def built_config(content: Mapping[str, Any], base: str, said_by: str = "config.json") -> Any:
     """Transformers' configuration of a base, made of checked settings alone.
 
     Args:
-        content, base: see `checked_config`.
+        content, base, said_by: see `checked_config`.
 
     Raises:
         ModelError: the same, or transformers finds sizes that do not go together.
     """
     from transformers import AutoConfig
 
-    kept = checked_config(content, base)
+    kept = checked_config(content, base, said_by)
     try:
         # For the families, whose code is transformers' own; no code of a model's folder is ever run.
         return AutoConfig.for_model(content["model_type"], **kept)
     except Exception as error:  # transformers raises errors of several types
-        raise ModelError(
-            f"cannot load the base model {base!r}: its config.json is damaged: {one_line(error)}"
-        ) from error
+        raise ModelError(f"cannot load the base model {base!r}: its {said_by} is damaged: {one_line(error)}") from error
 
 
 class _Wrong(ValueError):
@@ -166,12 +165,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
 
 
-def expected_shapes(config: Any, base: str) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: Any, base: str, said_by: str = "config.json") -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor that a base of this configuration has.
 
     Args:
         config: transformers' configuration, its family's defaults filled in.
-        base: the name of the base, for messages.
+        base, said_by: see `checked_config`.
 
     Raises:
         ModelError: its sizes do not go together.
@@ -184,7 +183,7 @@ def expected_shapes(config: Any, base: str) -> dict[str, tuple[int, ...]]:
         (head_dim % 2 or not head_dim, f"a head has {head_dim} dimensions, which rope cannot turn in pairs"),
     ):
         if is_wrong:
-            raise ModelError(f"cannot load the base model {base!r}: its config.json is damaged: {why}")
+            raise ModelError(f"cannot load the base model {base!r}: its {said_by} is damaged: {why}")
     queries, keys = heads * head_dim, kv_heads * head_dim
     matrices = {
         "self_attn.q_proj": (queries, hidden),

@@ -7,6 +7,7 @@ an interrupted conversion leaves is deleted by the next one. A second process wa
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 
 from selfspan_core.errors import ModelError
 from selfspan_core.models.gguf_file import GgufFile
+from selfspan_core.models.gguf_fit import require_fit
 from selfspan_core.models.gguf_tokenizer import tokenizer_of
 
 FORMAT = 2
@@ -64,11 +66,13 @@ def converted(file: Path, key: str) -> Path:
     folder = folder_of(key)
     if folder.is_dir():
         return folder
+    opened = GgufFile(file)
+    require_fit(opened)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder), _removing(folder.with_name(f"{folder.name}.unfinished")) as unfinished:
             if not folder.is_dir():
-                _convert(file, unfinished)
+                _convert(opened, unfinished)
                 unfinished.rename(folder)
     except OSError as error:
         raise ModelError(
@@ -103,14 +107,13 @@ def _removing(unfinished: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _convert(file: Path, folder: Path) -> None:
+def _convert(opened: GgufFile, folder: Path) -> None:
     from tqdm import tqdm
 
-    opened = GgufFile(file)
     config = opened.config() | {"dtype": "float16"}
     tokenizer_of(opened).save_pretrained(str(folder))
-    total = sum(opened.num_values.values())
-    with tqdm(total=total, unit="weights", unit_scale=True, desc=f"converting {file.name}, once") as bar:
+    total = sum(map(math.prod, opened.shapes.values()))
+    with tqdm(total=total, unit="weights", unit_scale=True, desc=f"converting {opened.path.name}, once") as bar:
         index = _save(opened, folder, lambda tensor: bar.update(tensor.numel()))
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if index is not None:

@@ -1,12 +1,10 @@
 """A GGUF file of the Llama family: its configuration and its tensors under the names that transformers uses.
 
 The file is only read; what is in it may come from anybody, so everything that a model is built from is checked and a
-file that does not fit is refused with one line. Quantized tensors become floats by the package `gguf`. The format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+file that does not fit is refused with one line. Quantized tensors become floats by the package `gguf`.
 """
 
 import importlib
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 
 from selfspan_core.errors import ModelError, ModelUnavailable
+from selfspan_core.models.gguf_header import Header, TensorPlace, WrongHeader, read_header
 
 # Architecture in the file -> model type and class of transformers. Mistral's files call themselves llama, too.
 ARCHITECTURES = {
@@ -57,21 +56,23 @@ class GgufFile:
         architecture: a key of ARCHITECTURES.
 
     Raises:
-        ModelError: this is no GGUF file, it is cut off, its architecture is not supported, or nothing here reads it.
+        ModelError: this is no GGUF file, it is damaged or cut off, its architecture is not supported, or nothing here
+            reads it.
     """
 
     def __init__(self, path: Path) -> None:
         gguf = _package(path)
         self.path = path
         try:
-            self._reader = gguf.GGUFReader(path)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, OverflowError, struct.error) as error:
-            raise ModelError(f"{path} is no GGUF file, or is cut off: {error}") from error
+            self._header = read_header(path)
+            self._num_bytes = _sizes(gguf, self._header)
+        except (OSError, WrongHeader) as error:
+            raise ModelError(f"{path} is no GGUF file, or is damaged: {error}") from error
         self.architecture: str = self.field("general.architecture", str)
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise ModelError(f"{path}: models of type {self.architecture[:40]!r} are not supported; {known} are")
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._tensors = self._header.places
         self._require(ROPE_FREQUENCIES in self._tensors or not self._scales_rope(), "its rope scaling is not supported")
 
     def field(self, key: str, kind: type, default: Any = None) -> Any:
@@ -81,11 +82,12 @@ class GgufFile:
             ModelError: it is missing and has no default, or is of another kind.
         """
         key = key.replace("{arch}", getattr(self, "architecture", ""))
-        found = self._reader.fields.get(key)
-        if found is None:
+        value = self._header.fields.get(key)
+        if value is None:
             self._require(default is not None, f"it lacks {key}")
             return default
-        value = found.contents()
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
         if kind is float and isinstance(value, int):
             value = float(value)
         self._require(isinstance(value, kind), f"its {key} is of the wrong kind")
@@ -114,7 +116,7 @@ class GgufFile:
             "rms_norm_eps": self.field("{arch}.attention.layer_norm_rms_epsilon", float),
             "rope_parameters": self._rope(),
             "tie_word_embeddings": "output.weight" not in self._tensors,
-            "vocab_size": int(self._tensors["token_embd.weight"].shape[1]),
+            "vocab_size": self._tensors["token_embd.weight"].shape[0],
             "bos_token_id": self.field("tokenizer.ggml.bos_token_id", int, -1),
             "eos_token_id": self.field("tokenizer.ggml.eos_token_id", int),
         }
@@ -143,23 +145,32 @@ class GgufFile:
             yield own_name, tensor
 
     @property
-    def num_values(self) -> dict[str, int]:
-        """Elements by transformers' name of every tensor that `tensors` yields."""
-        kept = (tensor for name, tensor in self._tensors.items() if name != ROPE_FREQUENCIES)
-        return {self._own_name(tensor.name): int(tensor.n_elements) for tensor in kept}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by transformers' name of every tensor that `tensors` yields.
+
+        Raises:
+            ModelError: a tensor is not known, or there is another of its name.
+        """
+        kept = [tensor for name, tensor in self._tensors.items() if name != ROPE_FREQUENCIES]
+        shapes = {self._own_name(tensor.name): tensor.shape for tensor in kept}
+        self._require(len(shapes) == len(kept), "two of its tensors are one and the same of the model")
+        return shapes
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors as they are stored."""
-        return sum(int(tensor.n_bytes) for tensor in self._tensors.values())
+        return sum(self._num_bytes.values())
 
-    def _floats(self, stored: Any) -> np.ndarray:
+    def _floats(self, stored: TensorPlace) -> np.ndarray:
         gguf = _package(self.path)
+        kind, begin = gguf.GGMLQuantizationType(stored.kind), self._header.data_offset + stored.offset
+        data = np.frombuffer(self._header.data, np.uint8, self._num_bytes[stored.name], begin)
         try:
-            return gguf.quants.dequantize(stored.data, stored.tensor_type)
+            # Of all types, quantized or not, the package takes the bytes of each row.
+            with np.errstate(all="ignore"):  # numbers that are not finite are refused where they are used
+                return gguf.quants.dequantize(data.reshape(*stored.shape[:-1], -1), kind)
         except (NotImplementedError, ValueError, KeyError) as error:
-            kind = getattr(stored.tensor_type, "name", stored.tensor_type)
-            raise ModelError(f"{self.path}: tensors of type {kind} cannot be read: {error}") from error
+            raise ModelError(f"{self.path}: tensors of type {kind.name} cannot be read: {error}") from error
 
     def _own_name(self, name: str) -> str:
         if name in _OUTSIDE:
@@ -167,7 +178,13 @@ class GgufFile:
         block, _, rest = name.partition(".")
         number, _, part = rest.partition(".")
         part, _, kind = part.rpartition(".")
-        is_known = block == "blk" and number.isdigit() and part in _IN_LAYER and kind in ("weight", "bias")
+        is_known = (
+            block == "blk"
+            and number.isdecimal()
+            and len(number) < 6
+            and part in _IN_LAYER
+            and kind in ("weight", "bias")
+        )
         self._require(is_known, f"its tensor {name[:60]!r} is not of a supported model")
         return f"model.layers.{int(number)}.{_IN_LAYER[part]}.{kind}"
 
@@ -193,7 +210,9 @@ class GgufFile:
         stored = np.asarray(self._floats(self._tensors[ROPE_FREQUENCIES]), np.float64)
         scaled = {**plain, **LLAMA3_ROPE, "rope_type": "llama3", "factor": float(stored.max())}
         expected = _llama3_factors(2 * len(stored), scaled)
-        self._require(bool(np.allclose(stored, expected, rtol=1e-3)), "its rope scaling is not supported")
+        self._require(
+            stored.ndim == 1 and bool(np.allclose(stored, expected, rtol=1e-3)), "its rope scaling is not supported"
+        )
         return scaled
 
     def _require(self, holds: bool, what: str) -> None:
@@ -207,6 +226,31 @@ def _package(path: Path) -> ModuleType:
         return importlib.import_module("gguf")
     except ImportError as error:
         raise ModelUnavailable(f"{path.name} is a GGUF file, which the package gguf reads: pip install gguf") from error
+
+
+def _sizes(gguf: ModuleType, header: Header) -> dict[str, int]:
+    """Bytes of every tensor by its name in the file.
+
+    Raises:
+        WrongHeader: a type is unknown, or a tensor lies in another one or behind the end of the file.
+    """
+    sizes: dict[str, int] = {}
+    end, before = 0, ""
+    for place in sorted(header.places.values(), key=lambda place: place.offset):
+        what = f"the tensor {place.name[:60]!r}"
+        try:
+            num_values, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(place.kind)]
+        except (ValueError, KeyError) as error:
+            raise WrongHeader(f"{what} is of type {place.kind}, which is not known") from error
+        if place.shape[-1] % num_values:
+            raise WrongHeader(f"{what} has rows of {place.shape[-1]} values, which is no multiple of {num_values}")
+        sizes[place.name] = size = place.num_elements // num_values * num_bytes
+        if place.offset < end:
+            raise WrongHeader(f"{what} begins inside the tensor {before[:60]!r}")
+        end, before = place.offset + size, place.name
+        if header.data_offset + end > len(header.data):
+            raise WrongHeader(f"{what} ends behind the end of the file")
+    return sizes
 
 
 def _llama3_factors(rotary_dim: int, rope: dict[str, Any]) -> np.ndarray:

@@ -45,8 +45,10 @@ def tokenizer_of(file: "GgufFile") -> "PreTrainedTokenizerFast":
     """
     from transformers import PreTrainedTokenizerFast
 
-    pieces = file.field("tokenizer.ggml.tokens", list)
+    pieces = _strings(file, "tokenizer.ggml.tokens")
     types = file.field("tokenizer.ggml.token_type", list, [1] * len(pieces))
+    if len(types) != len(pieces):
+        raise ModelError(f"{file.path}: its tokenizer has {len(pieces)} pieces and {len(types)} types of pieces")
     kind = file.field("tokenizer.ggml.model", str)
     if kind == "gpt2":
         tokenizer = _byte_level(file, pieces)
@@ -61,6 +63,13 @@ def tokenizer_of(file: "GgufFile") -> "PreTrainedTokenizerFast":
     ]
     tokenizer.add_tokens(added)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_named(file, pieces))
+
+
+def _strings(file: "GgufFile", key: str) -> list[str]:
+    found = file.field(key, list)
+    if not all(isinstance(one, str) for one in found):
+        raise ModelError(f"{file.path}: its {key} are no strings")
+    return found
 
 
 def _named(file: "GgufFile", pieces: list[str]) -> dict[str, str]:
@@ -81,7 +90,7 @@ def _byte_level(file: "GgufFile", pieces: list[str]) -> Tokenizer:
     if cut not in CUTS:
         known = ", ".join(CUTS)
         raise ModelError(f"{file.path}: the way {cut[:40]!r} to cut text for its tokenizer is not known; {known} are")
-    merges = [tuple(merge.split(" ", 1)) for merge in file.field("tokenizer.ggml.merges", list)]
+    merges = [tuple(merge.split(" ", 1)) for merge in _strings(file, "tokenizer.ggml.merges")]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(_merging(file, vocabulary, _pairs(file, merges), ignore_merges=cut in WHOLE_PIECES_FIRST))
     cuts: list[Any] = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in CUTS[cut]]
@@ -114,10 +123,14 @@ def _sentencepiece(file: "GgufFile", pieces: list[str]) -> Tokenizer:
     scores = file.field("tokenizer.ggml.scores", list)
     if len(scores) != len(pieces):
         raise ModelError(f"{file.path}: its tokenizer has {len(pieces)} pieces and {len(scores)} scores")
+    if not all(isinstance(score, int | float) for score in scores):
+        raise ModelError(f"{file.path}: the scores of its tokenizer are no numbers")
+    index = file.field("tokenizer.ggml.unknown_token_id", int, 0)
+    if not 0 <= index < len(pieces):
+        raise ModelError(f"{file.path}: its tokenizer has {len(pieces)} pieces, and {index} is none of them")
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     merges = generate_merges(vocabulary, dict(zip(pieces, scores, strict=True)))
-    unknown = pieces[file.field("tokenizer.ggml.unknown_token_id", int, 0)]
-    settings = {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
+    settings = {"unk_token": pieces[index], "fuse_unk": True, "byte_fallback": True}
     tokenizer = Tokenizer(_merging(file, vocabulary, merges, **settings))
     in_front = file.field("tokenizer.ggml.add_space_prefix", bool, True)
     spaces: list[Any] = [normalizers.Replace(" ", "▁")]

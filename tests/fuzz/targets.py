@@ -18,7 +18,7 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from selfspan_core.errors import InputError, ModelError
+from selfspan_core.errors import InputError
 from selfspan_core.params import Request
 from selfspan_core.serve import cli
 from selfspan_core.serve.cli_options import build_parser
@@ -26,6 +26,7 @@ from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.text_files import UnknownEncoding, decoded
 from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.registry import get_task
+from tests.fuzz.gguf_files import DAMAGES, KNOWN, gguf_file
 from tests.fuzz.runner import Target
 from tests.fuzz.texts import ARTICLES, EXAMPLES, EXPRESSIONS, ODD_VALUES, PROGRAMS
 from tests.support.span_examples import FIRST_TEXT, MARKERS, PROMPT, STREAMS, VOCAB
@@ -252,38 +253,6 @@ def yaml_file(text: str) -> int:
 
 
 @functools.cache
-def _gguf() -> bytes:
-    """A whole file of a tiny model."""
-    from tests.support.tiny_gguf import tiny_model, write
-
-    with tempfile.TemporaryDirectory() as folder:
-        return write(Path(folder) / "tiny.gguf", tiny_model()).read_bytes()
-
-
-def gguf_file(changes: list[tuple[float, bytes, int]]) -> int:
-    """A damaged GGUF file is read, or refused: its header says how much of anything there is."""
-    from selfspan_core.models.gguf_file import GgufFile
-    from selfspan_core.models.gguf_tokenizer import tokenizer_of
-
-    data = bytearray(_gguf())
-    for where, written, cut in changes:
-        at = int(where * where * len(data))  # near the beginning, where the header is
-        data[at : at + len(written)] = written
-        if cut:
-            del data[at + cut :]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "damaged.gguf"
-        file.write_bytes(data)
-        with contextlib.suppress(ModelError):
-            opened = GgufFile(file)
-            opened.config()
-            tokenizer_of(opened)
-            for _ in opened.tensors():
-                pass
-    return 1
-
-
-@functools.cache
 def _models() -> tuple[Path, tuple[Path, Path]]:
     """A folder to work in, and a whole base with its adapters."""
     from tests.support.tiny_models import save_tiny
@@ -377,17 +346,7 @@ TARGETS = {
             yaml_file,
             (_CONFIG,),
         ),
-        Target(
-            "GGUF files",
-            "files",
-            st.lists(
-                st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=9), st.sampled_from([0, 0, 0, 1, 100])),
-                min_size=1,
-                max_size=4,
-            ),
-            gguf_file,
-            ([],),
-        ),
+        Target("GGUF files", "files", DAMAGES, gguf_file, KNOWN),
         Target("models", "files", st.integers(0, 10**9), model_folder, (0,)),
     )
 }
