@@ -21,6 +21,8 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from training.loop.space import require_no_file, require_space
+
 FORMAT = 1
 FACTS, WEIGHTS, OPTIMIZERS = "checkpoint.json", "weights.safetensors", "optimizers.safetensors"
 UNFINISHED, REMOVED = "unfinished", "removed"
@@ -65,6 +67,14 @@ def found_in(folder: Path) -> list[Checkpoint]:
     # Of two of one step, the one that is about to be replaced comes first.
     order = sorted((int(match[1]), match[2] is None, path) for match, path in named if match)
     return [Checkpoint(step, path) for step, _, path in order]
+
+
+def require_room(folder: Path, trained: Trained) -> None:
+    """Whether checkpoints could be written into a folder, asked before training. Raises OSError where not."""
+    # A checkpoint is removed when the next one is whole.
+    require_space(folder, 2 * trained.most_bytes, "checkpoints")
+    for name in (UNFINISHED, REMOVED):
+        require_no_file(folder / name, "checkpoints")
 
 
 def write(accelerator: Accelerator, folder: Path, trained: Trained, facts: Mapping[str, Any]) -> Path:

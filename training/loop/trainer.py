@@ -23,8 +23,9 @@ from training.loop.loss import LanguageModelLoss
 from training.loop.masks import attention_implementation
 from training.loop.packing import MAX_ROW_TOKENS, Sample, pack, stack
 from training.loop.resuming import changes, plain
-from training.loop.space import require_space
+from training.loop.space import require_file, require_space
 
+METRICS = "metrics.jsonl"
 SampleStream = Callable[[int, int, int], Iterator[Sample]]
 """`stream(seed, shard, num_shards)`: an endless iterator of samples; shards are disjoint or differently seeded."""
 
@@ -203,6 +204,7 @@ class Trainer:
         self.last_evaluation: dict[str, float] = {}
         self._folder = output / "checkpoints"
         require_space(output, 0, "the run's files")
+        require_file(output / METRICS, "the run's figures")
 
     def start(self, resume: bool, settings: Mapping[str, Any] | None = None) -> None:
         """Make ready for `run`: at the newest checkpoint (`resume`), or from the beginning in an unused run folder.
@@ -229,8 +231,7 @@ class Trainer:
         else:
             self._go_on_from(found[-1])
         if self.accelerator.is_main_process:
-            # A checkpoint is removed when the next one is whole.
-            require_space(self._folder, 2 * self._trained().most_bytes, "checkpoints")
+            checkpoints.require_room(self._folder, self._trained())
 
     def _go_on_from(self, checkpoint: checkpoints.Checkpoint) -> None:
         if checkpoint.step > self.config.steps:
@@ -378,7 +379,7 @@ class Trainer:
 
     def _record(self, entry: dict) -> None:
         if self.accelerator.is_main_process:
-            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.output / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def _print(self, line: str) -> None:
