@@ -26,6 +26,8 @@ from training.loop.resuming import changes, plain
 from training.loop.space import require_file, require_space
 
 METRICS = "metrics.jsonl"
+MOST_SEED = 2**31 - 1
+"""Every generator takes it, with the number of a process added to it."""
 SampleStream = Callable[[int, int, int], Iterator[Sample]]
 """`stream(seed, shard, num_shards)`: an endless iterator of samples; shards are disjoint or differently seeded."""
 
@@ -68,6 +70,8 @@ class LoopConfig:
         rows = ("rows_per_step", "micro_rows", "row_tokens", "max_intervals")
         self._require_least(1, ("steps", *rows, "log_every", "checkpoint_every"))
         self._require_least(0, ("warmup_steps", "seed", "workers", "evaluate_every"))
+        if self.seed > MOST_SEED:
+            raise ValueError(f"seed is at most {MOST_SEED}, not {self.seed}")
         if not all(1 <= step < self.steps for step in self.snapshots):
             raise ValueError(f"snapshots are steps from 1 to {self.steps - 1}, not {list(self.snapshots)}")
         if not 0 <= self.decay_from <= 1:
