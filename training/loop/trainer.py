@@ -247,7 +247,7 @@ class Trainer:
         changed = changes(facts["settings"], self._settings)
         checkpoints.load(self.accelerator, checkpoint, self._trained())
         self.step = self._saved_step = checkpoint.step
-        self._changed = facts.get("changed", [])
+        self._changed = facts["changed"]
         self._print(f"resumed {checkpoint.path}")
         for name, (before, now) in changed.items():
             self._print(f"from here on {name} is {now}, before it was {before}")
@@ -323,7 +323,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         config, accelerator = self.config, self.accelerator
-        # A resumed run draws fresh samples instead of replaying and discarding those already seen.
+        # A resumed run draws fresh samples instead of replaying and discarding those already seen: the unstopped run
+        # would have had others, of the same kinds.
         seed = config.seed + 1_000_003 * self.step
         rank, world = accelerator.process_index, accelerator.num_processes
         dataset = _Batches(self._stream, config, self._micro_rows, self._pad_id, seed, rank, world)
