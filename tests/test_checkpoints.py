@@ -37,11 +37,11 @@ def optimizers(model):
 def make(tiny_base, fresh_accelerate):
     """A function that makes a trainer of one layer's weights: (folder, steps, rates) -> Trainer."""
 
-    def stream(seed, shard, num_shards):
+    def constant(seed, shard, num_shards):
         while True:
             yield plain_sample(np.arange(300, 400))
 
-    def trainer(folder, steps, build=optimizers, **changed) -> Trainer:
+    def trainer(folder, steps, build=optimizers, stream=constant, **changed) -> Trainer:
         fresh_accelerate()
         settings = {"workers": 0, "warmup_steps": 0, "decay_from": 1.0, "checkpoint_every": 2} | changed
         config = LoopConfig(steps=steps, rows_per_step=1, micro_rows=1, row_tokens=128, max_intervals=1, **settings)
@@ -57,9 +57,9 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer._loss.named_parameters()}
 
 
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, make, tiny_base):
+def test_a_resumed_run_on_the_same_data_is_the_run_that_was_not_stopped(tmp_path, make, tiny_base):
     """Would catch an optimizer's state, a frozen weight or a random state that does not come back, frozen weights in
-    the checkpoint, and a pickle in its folder."""
+    the checkpoint, and a pickle in its folder. All samples are alike here: a resumed run draws them anew."""
     whole = make(tmp_path / "whole", 4)
     whole.run()
     make(tmp_path / "parts", 4, max_seconds=0.0).run()
@@ -78,6 +78,32 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, make, tiny_base
     assert resumed.step == 1 and torch.equal(torch.get_rng_state(), expected)
     resumed.run()
     assert all(torch.equal(p, weights(resumed)[name]) for name, p in weights(whole).items())
+
+
+def test_a_resumed_run_draws_its_samples_anew(tmp_path, make):
+    """Would catch a run that trains again on what it has seen before it was stopped, and a stream that is not the same
+    whenever a run goes on from one checkpoint. What the unstopped run would have drawn is not stored."""
+    drawn = []
+
+    def stream(seed, shard, num_shards):
+        rng = np.random.default_rng((seed, shard))
+        while True:
+            drawn.append(rng.integers(300, 8000, 100).tolist())
+            yield plain_sample(np.array(drawn[-1]))
+
+    make(tmp_path / "whole", 4, stream=stream).run()
+    whole, found = list(drawn), []
+    make(tmp_path / "first", 4, stream=stream, max_seconds=0.0).run()
+    for name in ("second", "third"):
+        shutil.copytree(tmp_path / "first", tmp_path / name)
+        drawn.clear()
+        resumed = make(tmp_path / name, 4, stream=stream)
+        resumed.start(resume=True)
+        resumed.run()
+        found.append((list(drawn), weights(resumed)))
+    (second, there), (third, here) = found
+    assert len(second) >= 3 and second == third and not [ids for ids in second if ids in whole]
+    assert all(torch.equal(p, here[name]) for name, p in there.items())
 
 
 def test_rates_come_from_the_configuration(tmp_path, make):
@@ -171,6 +197,64 @@ def _other_facts(**changed):
         (folder / "checkpoint.json").write_text(json.dumps(facts | changed))
 
     return change
+
+
+def _other_states(**changed):
+    def change(folder):
+        states = json.loads((folder / "random-0.json").read_text())
+        found = {name: alter(states[name]) for name, alter in changed.items()}
+        (folder / "random-0.json").write_text(json.dumps(states | found))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (lambda folder: (folder / "random-0.json").unlink(), "random-0.json is missing"),
+        (_cut("random-0.json"), "random-0.json"),
+        (_other_states(torch=lambda state: state[:-1]), "random-0.json"),
+        (_other_states(torch=lambda state: [999, *state[1:]]), "random-0.json"),
+        (_other_states(torch=lambda state: [10**30, *state[1:]]), "random-0.json"),
+        (_other_states(torch=lambda state: None), "random-0.json"),
+        (_other_states(numpy=lambda state: [state[0], [-1, *state[1][1:]], *state[2:]]), "random-0.json"),
+        (_other_states(numpy=lambda state: [state[0], [10**30, *state[1][1:]], *state[2:]]), "random-0.json"),
+        (_other_states(numpy=lambda state: [state[0], state[1][1:], *state[2:]]), "random-0.json"),
+        (_other_states(numpy=lambda state: [*state[:2], 10**6, *state[3:]]), "random-0.json"),
+        (_other_states(python=lambda state: [state[0], [-1, *state[1][1:]], None]), "random-0.json"),
+        (_other_states(python=lambda state: [*state[:2], "0"]), "random-0.json"),
+        (_other_states(python=lambda state: {}), "random-0.json"),
+        (lambda folder: (folder / "random-0.json").write_text("[]"), "random-0.json"),
+        (_other_facts(changed=None), "checkpoint.json: changed"),
+        (_other_facts(changed="loop.steps"), "checkpoint.json: changed"),
+        (_other_facts(changed=[1]), "checkpoint.json: changed"),
+        (_other_facts(num_processes=2), "random-1.json is missing"),
+        (_other_facts(num_processes=0), "checkpoint.json: num_processes"),
+        (_other_facts(num_processes=10**30), "checkpoint.json: num_processes"),
+        (_other_facts(num_processes=None), "checkpoint.json: num_processes"),
+    ],
+)
+def test_damaged_states_are_told_by_their_file(tmp_path, make, damage, file):
+    """Would catch a traceback, a message that leaves the file open, and a run that goes on with other random numbers
+    since their state was lost."""
+    make(tmp_path, 4, max_seconds=0.0).run()
+    damage(tmp_path / "checkpoints" / "step-00000001")
+    resumed = make(tmp_path, 4)
+    with pytest.raises(ValueError, match="step-00000001 cannot be gone on from") as caught:
+        resumed.start(resume=True)
+    assert file in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_a_checkpoint_that_does_not_say_of_how_many_processes_it_is(tmp_path, make):
+    """Would catch checkpoints of before that cannot be gone on from any more."""
+    make(tmp_path, 4, max_seconds=0.0).run()
+    file = tmp_path / "checkpoints" / "step-00000001" / "checkpoint.json"
+    facts = json.loads(file.read_text())
+    assert facts.pop("num_processes") == 1
+    file.write_text(json.dumps(facts))
+    resumed = make(tmp_path, 4)
+    resumed.start(resume=True)
+    assert resumed.step == 1
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,10 @@ if not __package__:
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
 from torch import nn
 
 from cuda_kernels.bench.provenance import provenance
-from cuda_kernels.bench.whole_file import move_into, write_whole
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.models.adapter_config import MOST_ALPHA, MOST_RANK
 from selfspan_core.models.adapters import expected_of_peft
 from selfspan_core.models.learned import Learned, record_of
@@ -36,11 +35,12 @@ from training.data import summary_mixture
 from training.loop.config import ConfigError, load_config
 from training.loop.folded_lora import fold_lora
 from training.loop.marker_rows import start_marker_rows
-from training.loop.space import require_space, unfinished_beside
+from training.loop.output import require_name, require_output, written_into
 from training.loop.trainer import LoopConfig, Trainer, require_positive
 from training.materials import DIFFERENCES, training_material
 
 MARKER_STARTS = ("random", "meaning")
+FILES = ("adapter_model.safetensors", "adapter_config.json", "training.json")
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -110,6 +110,8 @@ class FinetuneConfig:
     sentence_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        for key in ("output", "run"):
+            require_name(key, getattr(self, key))
         if not 0 <= self.mask_off_share <= 1:
             raise ValueError(f"mask_off_share is a share from 0 to 1, not {self.mask_off_share}")
         if self.mask_off_share and not self.annotated:
@@ -196,7 +198,7 @@ def optimizers(model: nn.Module, config: FinetuneConfig) -> list[torch.optim.Opt
     return [torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
-def save_adapter(model: PeftModel, folder: str, report: dict) -> None:
+def save_adapter(model: PeftModel, folder: Path, report: dict) -> None:
     """Write an adapter in bfloat16 and the report of its training; the model stays as it is.
 
     Raises:
@@ -206,29 +208,34 @@ def save_adapter(model: PeftModel, folder: str, report: dict) -> None:
     exact = [parameter.data for parameter in trained]
     for parameter in trained:
         parameter.data = parameter.data.to(torch.bfloat16)
-    unfinished = unfinished_beside(folder)
-    try:
-        model.save_pretrained(unfinished, safe_serialization=True, save_embedding_layers=False)
-    except SafetensorError as error:
-        raise OSError(f"{unfinished} could not be written: {error}") from error
-    finally:
-        for parameter, values in zip(trained, exact, strict=True):
-            parameter.data = values
-    # PEFT writes a template card; the project's own model card says what there is to say.
-    (unfinished / "README.md").unlink(missing_ok=True)
-    write_whole(unfinished / "training.json", json.dumps(report, indent=2) + "\n")
-    move_into(unfinished, Path(folder))
+    with written_into(folder) as unfinished:
+        try:
+            model.save_pretrained(unfinished, safe_serialization=True, save_embedding_layers=False)
+        finally:
+            for parameter, values in zip(trained, exact, strict=True):
+                parameter.data = values
+        # PEFT writes a template card; the project's own model card says what there is to say.
+        (unfinished / "README.md").unlink(missing_ok=True)
+        write_whole(unfinished / "training.json", json.dumps(report, indent=2) + "\n")
 
 
-def require_output(trained: int, config: FinetuneConfig) -> None:
+def snapshot_folder(step: int, config: FinetuneConfig) -> Path:
+    """Where the adapter goes as it is after a step: beside the run's output."""
+    output = Path(config.output)
+    return output.with_name(f"{output.name}-step-{step}")
+
+
+def require_places(trained: int, config: FinetuneConfig) -> None:
     """Whether the adapter of so many parameters, and its snapshots, can be written. Raises OSError where not."""
-    require_space(config.output, 2 * trained * (1 + len(config.loop.snapshots)), "the adapter")
+    folders = [Path(config.output), *(snapshot_folder(step, config) for step in config.loop.snapshots)]
+    for folder in folders:
+        require_output(folder, 2 * trained * len(folders), "the adapter", FILES)
 
 
 def snapshot(model: PeftModel, step: int, config: FinetuneConfig, learned: Learned) -> None:
     """Write the adapter as it is after a step, beside the run's output."""
     tokens = step * config.loop.rows_per_step * config.loop.row_tokens
-    folder = f"{config.output}-step-{step}"
+    folder = snapshot_folder(step, config)
     save_adapter(model, folder, {"tokens": tokens, **record_of(learned), "config": asdict(config), **provenance()})
     print(f"saved {folder}", flush=True)
 
@@ -264,7 +271,8 @@ def main() -> None:
         )
         trainer.start(arguments.resume, asdict(config))
         num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        require_output(num_trained, config)
+        if trainer.accelerator.is_main_process:
+            require_places(num_trained, config)
     # No such base, or one that cannot be used; settings that do not fit the base, the machine or the run folder.
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.config}: {error}")
@@ -278,7 +286,7 @@ def main() -> None:
                 "config": asdict(config),
                 **provenance(),
             }
-            save_adapter(model, config.output, report)
+            save_adapter(model, Path(config.output), report)
             print(f"saved {config.output}")
     except OSError as error:
         sys.exit(f"training ended, since something could not be written: {error}; its checkpoints are in {config.run}")

@@ -17,12 +17,11 @@ if not __package__:
     sys.path[:] = [str(_FOLDER.parent), *(entry for entry in sys.path if Path(entry).resolve() != _FOLDER)]
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cuda_kernels.bench.provenance import provenance
-from cuda_kernels.bench.whole_file import move_into, write_whole
+from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.registry import get_task
 from training.data import sources
@@ -32,11 +31,12 @@ from training.loop import heldout as metrics
 from training.loop.config import ConfigError, load_config
 from training.loop.loss import LanguageModelLoss
 from training.loop.muon import StackedMuon
+from training.loop.output import require_name, require_output, written_into
 from training.loop.packing import Row, Sample, pack, plain_sample, sample_of
-from training.loop.space import require_space, unfinished_beside
 from training.loop.trainer import LoopConfig, Trainer, require_positive
 from training.text_data import TextShards
 
+FILES = ("model*.safetensors", "model*.safetensors.index.json", "*config.json", "pretraining.json")
 HELDOUT_TOKENS = 400_000
 HELDOUT_COPIES = 400
 HELDOUT_PROBLEMS = 64
@@ -107,6 +107,8 @@ class PretrainConfig:
     shard_megabytes: int = 14
 
     def __post_init__(self) -> None:
+        for key in ("output", "run"):
+            require_name(key, getattr(self, key))
         if not self.mixture:
             raise ValueError("mixture names no source")
         require_positive("matrix_lr", self.matrix_lr)
@@ -206,16 +208,13 @@ def save_base(model: LlamaForCausalLM, config: PretrainConfig, report: dict) -> 
     Raises:
         OSError: they could not be written; a base that was there is there still.
     """
-    output, unfinished = Path(config.output), unfinished_beside(config.output)
+    output = Path(config.output)
     model = model.to(torch.bfloat16)
     model.set_attn_implementation("sdpa")
-    try:
+    with written_into(output) as unfinished:
         model.save_pretrained(unfinished, max_shard_size=f"{config.shard_megabytes}MB")
-    except SafetensorError as error:
-        raise OSError(f"{unfinished} could not be written: {error}") from error
-    write_whole(unfinished / "pretraining.json", json.dumps(report, indent=2) + "\n")
-    names = {file.name for file in unfinished.iterdir()}
-    move_into(unfinished, output)
+        write_whole(unfinished / "pretraining.json", json.dumps(report, indent=2) + "\n")
+        names = {file.name for file in unfinished.iterdir()}
     # Of a base that had other shards: transformers would take an old file for the whole model.
     for old in (*output.glob("model*.safetensors"), *output.glob("model*.safetensors.index.json")):
         if old.name not in names:
@@ -249,7 +248,8 @@ def main() -> None:
         )
         trainer.start(arguments.resume, asdict(config))
         num_parameters = sum(p.numel() for p in model.parameters())
-        require_space(config.output, 2 * num_parameters, "the base")
+        if trainer.accelerator.is_main_process:
+            require_output(Path(config.output), 2 * num_parameters, "the base", FILES)
     # No tokenizer, no token shards, no such source; settings that do not fit the machine or the run folder.
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.config}: {error}")

@@ -37,9 +37,16 @@ def move_into(beside: Path, folder: Path) -> None:
     """Rename all files of a folder into another one, over those of the same names; the first folder is gone then.
 
     Files that others name (a configuration, an index) come last: what they name is there already.
+
+    Raises:
+        OSError: a folder has the name of a file; nothing was moved then. Or a file could not be renamed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(beside.iterdir(), key=lambda file: (file.suffix != ".safetensors", file.name)):
+    files = sorted(beside.iterdir(), key=lambda file: (file.suffix != ".safetensors", file.name))
+    for place in (folder / file.name for file in files):
+        if place.is_dir():
+            raise IsADirectoryError(f"{place} is a folder, and a file is needed")
+    for file in files:
         file.replace(folder / file.name)
     beside.rmdir()
 

@@ -7,7 +7,6 @@ checkpoint runs no code. A checkpoint is written under another name, and gets it
 
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from training.loop.randomness import random_states, set_random_states
+from training.loop.space import require_no_file, require_space
+
 FORMAT = 1
 FACTS, WEIGHTS, OPTIMIZERS = "checkpoint.json", "weights.safetensors", "optimizers.safetensors"
 UNFINISHED, REMOVED = "unfinished", "removed"
+MOST_PROCESSES = 100_000
 _NAME = re.compile(r"step-(\d{1,12})(\.replaced)?")
 
 
@@ -67,6 +69,14 @@ def found_in(folder: Path) -> list[Checkpoint]:
     return [Checkpoint(step, path) for step, _, path in order]
 
 
+def require_room(folder: Path, trained: Trained) -> None:
+    """Whether checkpoints could be written into a folder, asked before training. Raises OSError where not."""
+    # A checkpoint is removed when the next one is whole.
+    require_space(folder, 2 * trained.most_bytes, "checkpoints")
+    for name in (UNFINISHED, REMOVED):
+        require_no_file(folder / name, "checkpoints")
+
+
 def write(accelerator: Accelerator, folder: Path, trained: Trained, facts: Mapping[str, Any]) -> Path:
     """Write the checkpoint of a step into a folder and drop all others, at any moment of which one is whole.
 
@@ -88,9 +98,9 @@ def write(accelerator: Accelerator, folder: Path, trained: Trained, facts: Mappi
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    _write_json(unfinished / f"random-{accelerator.process_index}.json", _random_states(accelerator.device))
+    _write_json(_random_file(unfinished, accelerator.process_index), random_states(accelerator.device))
     if accelerator.is_main_process:
-        _write_trained(unfinished, trained, facts)
+        _write_trained(unfinished, trained, {**facts, "num_processes": accelerator.num_processes})
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if path.exists():
@@ -114,6 +124,13 @@ def facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
             raise ValueError(f"its format is {facts['format']!r}, and this version reads {FORMAT}")
         if facts["step"] != checkpoint.step or not isinstance(facts["settings"], dict):
             raise ValueError(f"{FACTS} is of another checkpoint")
+        # Older checkpoints do not say of how many processes they are.
+        written = max(1, len(list(checkpoint.path.glob("random-*.json"))))
+        changed, num_processes = facts.setdefault("changed", []), facts.setdefault("num_processes", written)
+        if not isinstance(changed, list) or not all(isinstance(change, dict) for change in changed):
+            raise ValueError(f"{FACTS}: changed is no list of changes")
+        if type(num_processes) is not int or not 1 <= num_processes <= MOST_PROCESSES:
+            raise ValueError(f"{FACTS}: num_processes is {str(num_processes)[:20]}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _unusable(checkpoint, error) from error
     return facts
@@ -133,11 +150,14 @@ def load(accelerator: Accelerator, checkpoint: Checkpoint, trained: Trained) -> 
         _require_shapes(weights, trained)
         loaded = _states(states, facts["numbers"], trained)
         scaler = facts["scaler"]
-        file = checkpoint.path / f"random-{accelerator.process_index}.json"
+        for index in range(facts["num_processes"]):
+            if not _random_file(checkpoint.path, index).is_file():
+                raise ValueError(f"{_random_file(checkpoint.path, index).name} is missing")
         # Processes that the run did not have before start from their seeds.
-        randomness = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        if randomness is not None:
-            _set_random_states(randomness, accelerator.device)
+        if accelerator.process_index < facts["num_processes"]:
+            set_random_states(_random_file(checkpoint.path, accelerator.process_index), accelerator.device)
+        if trained.scaler is not None and scaler:
+            trained.scaler.load_state_dict(scaler)
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, SafetensorError) as error:
         raise _unusable(checkpoint, error) from error
     with torch.no_grad():
@@ -145,8 +165,10 @@ def load(accelerator: Accelerator, checkpoint: Checkpoint, trained: Trained) -> 
             parameter.copy_(weights[name])
     for optimizer, state in zip(trained.optimizers, loaded, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    if trained.scaler is not None and scaler:
-        trained.scaler.load_state_dict(scaler)
+
+
+def _random_file(folder: Path, process: int) -> Path:
+    return folder / f"random-{process}.json"
 
 
 def _unusable(checkpoint: Checkpoint, error: Exception) -> ValueError:
@@ -224,24 +246,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _random_states(device: torch.device) -> dict[str, Any]:
-    """The random states of this process: Python's, numpy's and torch's."""
-    name, key, *rest = np.random.get_state(legacy=True)
-    states = {
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(key).tolist(), *rest],
-        "torch": torch.get_rng_state().tolist(),
-    }
-    return states | ({"cuda": torch.cuda.get_rng_state(device).tolist()} if device.type == "cuda" else {})
-
-
-def _set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, key, *rest = states["numpy"]
-    np.random.set_state((name, np.array(key, dtype=np.uint32), *rest))
-    torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), device)

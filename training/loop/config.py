@@ -21,8 +21,8 @@ class ConfigError(ValueError):
 MOST_CHARACTERS = 1 << 20
 MOST_ALIASES, MOST_LEVELS = 20, 20
 """More than any configuration needs; each alias may repeat all that stands before it."""
-_OTHER_BASE = re.compile(r"[+-]?0[0-9_]+|.*:.*")
-"""010 is 8 to YAML 1.1, and 1:30 is 90."""
+_OTHER_BASE = re.compile(r"[+-]?0(_*[0-9][0-9_]*|[bx].*)|.*:.*")
+"""010 is 8 to YAML 1.1, 0x10 is 16, 0b11 is 3, and 1:30 is 90."""
 
 
 class _Refused(yaml.YAMLError):
@@ -53,20 +53,12 @@ class _StrictLoader(yaml.SafeLoader):
         self._level -= 1
         return node
 
-    def number(self, node: yaml.ScalarNode) -> Any:
-        """An integer or a float that everybody reads alike."""
-        if _OTHER_BASE.fullmatch(node.value):
-            raise _Refused(
-                f"line {node.start_mark.line + 1}: YAML reads {node.value[:40]} to another base than 10: write the "
-                "number in plain digits, without a leading 0 or colons"
-            )
-        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
-
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """The mapping as nodes. Checked here, before merge keys (`<<`) copy keys from other mappings."""
         node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, _ in node.value:
+        for key, value in node.value:
+            _require_base_10(value, key.value if isinstance(key, yaml.ScalarNode) else "")
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if (key.tag, key.value) in seen:
@@ -75,8 +67,17 @@ class _StrictLoader(yaml.SafeLoader):
         return node
 
 
-for _tag in ("int", "float"):
-    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _StrictLoader.number)
+def _require_base_10(node: yaml.Node, key: str) -> None:
+    """Refuse a key's number, or one in its list, that not everybody reads alike."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _require_base_10(item, key)
+    is_number = isinstance(node, yaml.ScalarNode) and node.tag.rpartition(":")[2] in ("int", "float")
+    if is_number and _OTHER_BASE.fullmatch(node.value):
+        raise _Refused(
+            f"line {node.start_mark.line + 1}: {key[:60]}: YAML reads {node.value[:40]} to another base than 10: "
+            "write the number in plain digits, without a leading 0, letters or colons"
+        )
 
 
 def load_config(path: str | Path, kind: type[T]) -> T:

@@ -1,5 +1,6 @@
 """Whether a run's files can be written at all, asked before hours of training."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -25,6 +26,8 @@ def require_space(folder: str | Path, num_bytes: int, what: str) -> None:
             file.write(b"\n")
             file.flush()
     except FileExistsError as error:
+        if folder.is_symlink() and not os.path.exists(folder):
+            raise OSError(f"{what} cannot be written to {folder}: it is a link to nothing") from error
         raise OSError(f"{what} cannot be written to {folder}: it is a file, and a folder is needed") from error
     except NotADirectoryError as error:
         raise OSError(f"{what} cannot be written to {folder}: it would lie in a file, not in a folder") from error
@@ -37,11 +40,17 @@ def require_space(folder: str | Path, num_bytes: int, what: str) -> None:
         )
 
 
-def unfinished_beside(folder: str | Path) -> Path:
-    """A new, empty folder beside another one, for files that get their places when all of them are written."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    return beside
+def require_file(file: Path, what: str) -> None:
+    """Whether a file, where it is there already, can be written on; it stays as it is. Raises OSError where not."""
+    try:
+        if os.path.lexists(file):
+            with file.open("ab"):
+                pass
+    except OSError as error:
+        raise OSError(f"{what} cannot be written to {file}: {error.strerror or error}") from error
+
+
+def require_no_file(folder: Path, what: str) -> None:
+    """Whether a folder can be made and removed there. Raises OSError where something else has its name."""
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+        raise OSError(f"{what} cannot be written: {folder} is in their way, which is no folder; remove it")

@@ -23,8 +23,11 @@ from training.loop.loss import LanguageModelLoss
 from training.loop.masks import attention_implementation
 from training.loop.packing import MAX_ROW_TOKENS, Sample, pack, stack
 from training.loop.resuming import changes, plain
-from training.loop.space import require_space
+from training.loop.space import require_file, require_space
 
+METRICS = "metrics.jsonl"
+MOST_SEED = 2**31 - 1
+"""Every generator takes it, with the number of a process added to it."""
 SampleStream = Callable[[int, int, int], Iterator[Sample]]
 """`stream(seed, shard, num_shards)`: an endless iterator of samples; shards are disjoint or differently seeded."""
 
@@ -67,6 +70,8 @@ class LoopConfig:
         rows = ("rows_per_step", "micro_rows", "row_tokens", "max_intervals")
         self._require_least(1, ("steps", *rows, "log_every", "checkpoint_every"))
         self._require_least(0, ("warmup_steps", "seed", "workers", "evaluate_every"))
+        if self.seed > MOST_SEED:
+            raise ValueError(f"seed is at most {MOST_SEED}, not {self.seed}")
         if not all(1 <= step < self.steps for step in self.snapshots):
             raise ValueError(f"snapshots are steps from 1 to {self.steps - 1}, not {list(self.snapshots)}")
         if not 0 <= self.decay_from <= 1:
@@ -203,6 +208,7 @@ class Trainer:
         self.last_evaluation: dict[str, float] = {}
         self._folder = output / "checkpoints"
         require_space(output, 0, "the run's files")
+        require_file(output / METRICS, "the run's figures")
 
     def start(self, resume: bool, settings: Mapping[str, Any] | None = None) -> None:
         """Make ready for `run`: at the newest checkpoint (`resume`), or from the beginning in an unused run folder.
@@ -229,8 +235,7 @@ class Trainer:
         else:
             self._go_on_from(found[-1])
         if self.accelerator.is_main_process:
-            # A checkpoint is removed when the next one is whole.
-            require_space(self._folder, 2 * self._trained().most_bytes, "checkpoints")
+            checkpoints.require_room(self._folder, self._trained())
 
     def _go_on_from(self, checkpoint: checkpoints.Checkpoint) -> None:
         if checkpoint.step > self.config.steps:
@@ -242,7 +247,7 @@ class Trainer:
         changed = changes(facts["settings"], self._settings)
         checkpoints.load(self.accelerator, checkpoint, self._trained())
         self.step = self._saved_step = checkpoint.step
-        self._changed = facts.get("changed", [])
+        self._changed = facts["changed"]
         self._print(f"resumed {checkpoint.path}")
         for name, (before, now) in changed.items():
             self._print(f"from here on {name} is {now}, before it was {before}")
@@ -318,7 +323,8 @@ class Trainer:
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         config, accelerator = self.config, self.accelerator
-        # A resumed run draws fresh samples instead of replaying and discarding those already seen.
+        # A resumed run draws fresh samples instead of replaying and discarding those already seen: the unstopped run
+        # would have had others, of the same kinds.
         seed = config.seed + 1_000_003 * self.step
         rank, world = accelerator.process_index, accelerator.num_processes
         dataset = _Batches(self._stream, config, self._micro_rows, self._pad_id, seed, rank, world)
@@ -378,7 +384,7 @@ class Trainer:
 
     def _record(self, entry: dict) -> None:
         if self.accelerator.is_main_process:
-            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.output / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
     def _print(self, line: str) -> None:
