@@ -121,7 +121,7 @@ class Side:
 
 
 def moved_gap(logits: torch.Tensor, others: torch.Tensor) -> float:
-    """By how much the gap between the two likeliest ids differs in other logits of the same place."""
+    """How far the gap between the two likeliest ids moves, in other logits `[vocab_size]` of the same place."""
     (one, other), ids = logits.topk(2)
     return abs(float((one - other) - (others[ids[0]] - others[ids[1]])))
 

@@ -26,6 +26,7 @@ SPAN_WORKER = "selfspan_core.serve.vllm_plugin.worker.SpanWorker"
 """For vLLM's option `--worker-cls`, on CUDA: with it asynchronous scheduling works."""
 
 LATE_IDS = f"asynchronous scheduling: add --no-async-scheduling or, on CUDA, --worker-cls {SPAN_WORKER}"
+"""Why ids that the host hears of a step late are refused, and what to do."""
 
 
 def version_problem(version: str) -> str | None:
