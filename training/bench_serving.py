@@ -48,10 +48,15 @@ def server_command(folder: Path, port: int, arguments: argparse.Namespace, max_c
         *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)),
         *("--load-format", "dummy", "--dtype", "bfloat16", "--max-model-len", str(max_context)),
         *("--max-num-seqs", str(max(arguments.clients)), "--tensor-parallel-size", str(arguments.gpus)),
-        *("--no-async-scheduling", "--no-enable-prefix-caching", "--generation-config", "vllm"),
-        *("--block-size", str(arguments.page_size)),
+        *("--no-enable-prefix-caching", "--generation-config", "vllm", "--block-size", str(arguments.page_size)),
+        *scheduled(arguments.scheduling),
         *("--logits-processors", FORCED, support.SPAN_REQUESTS),
     ]
+
+
+def scheduled(kind: str) -> list[str]:
+    """Options of a server whose host plans a step while the one before runs ("async"), or behind it ("sync")."""
+    return ["--async-scheduling", "--worker-cls", support.SPAN_WORKER] if kind == "async" else ["--no-async-scheduling"]
 
 
 @contextlib.contextmanager
@@ -185,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num", type=count, default=32, help="texts")
     parser.add_argument("--gpus", type=count, default=1, help="tensor parallelism")
     parser.add_argument("--page-size", type=count, default=16, help="tokens of a page of vLLM's cache")
+    parser.add_argument("--scheduling", default="async", choices=("async", "sync"), help="of steps by vLLM")
     parser.add_argument("--port", type=count, default=8765)
     parser.add_argument("--seed", type=int, default=SEED)
     add_device(parser)
@@ -196,7 +202,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = expressions(arguments.operands, arguments.num, arguments.seed, device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    head = {"clock": "clients", "page_size": arguments.page_size, "requests_of_a_client": arguments.each}
+    head = {
+        "clock": "clients",
+        "page_size": arguments.page_size,
+        "scheduling": arguments.scheduling,
+        "requests_of_a_client": arguments.each,
+    }
     results, out = begin_results(arguments, "serving", machine, head)
     measure(arguments, results, text)
     print(f"wrote {out}")
