@@ -82,6 +82,17 @@ def test_the_report_says_what_a_cell_holds(monkeypatch):
     monkeypatch.setattr(vllm, "read_all", lambda name: found.get(name, {}))
     row = "| 7B, 64 operands, 32 | 12.00 | 10.00 | 8.00 | 1.25x | 1.50x | 83 % | 1.50x | 1.10x |"
     assert row in vllm.vllm()
+    assert "| 64 operands, 32 | 12.00 | 10.00 | 8.00 | 1.25x | 1.50x | 1.10x |" in vllm.vllm_brief()
+
+
+def test_answers_beside_the_own_engine_s_are_told(monkeypatch):
+    """Would catch an answer of another length that is hidden among near ties, and a run of answers taken for one of speed."""
+    one = {"answers": 60, "equal": 56, "gaps": [-0.25, 0.125], "others": ["3: 9 ids, not 8"], "read": 0.234}
+    head = {"commit": "c" * 40, "dirty": False, "machine": {"gpu": "G"}, "command": "x", "versions": {"vllm": "0.26.0"}}
+    files = {"vllm": {"f.json": head}, "vllm_answers": {"f.json": {**head, "summarize": {"sparse": one}, "rows": 64}}}
+    files["vllm_answers"]["f.json"]["graphs"] = True
+    monkeypatch.setattr(vllm, "read_all", lambda name: files.get(name, {}))
+    assert "| articles, sparse | 60 | 56 | 0.125, 0.25 | 1 | 23 % |" in vllm.vllm()
 
 
 def test_a_run_of_faults_is_told(monkeypatch):
@@ -101,8 +112,8 @@ def test_a_run_of_faults_is_told(monkeypatch):
         },
         "killed": {"client_heard_after_s": 0.5},
     }
-    files = {"vllm": {"f.json": results}, "serving": {}, "vllm_faults": {"f.json": results}}
-    monkeypatch.setattr(vllm, "read_all", files.__getitem__)
+    files = {"vllm": {"f.json": results}, "vllm_faults": {"f.json": results}}
+    monkeypatch.setattr(vllm, "read_all", lambda name: files.get(name, {}))
     told = vllm.vllm()
     assert "| answered | 990 |\n| refused | 10 |" in told and "held 200 MB" in told and "201 MB after the last" in told
     assert told.count("From ") == 1

@@ -14,7 +14,7 @@ from selfspan_core.models.marker_ids import read_from_config
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.serve import cli, cli_engines
-from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS
+from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS, SPAN_WORKER
 from tests.support.tiny_models import save_tiny
 
 
@@ -69,6 +69,22 @@ def test_a_server_says_what_it_serves(tiny, tmp_path, capsys, monkeypatch):
     config = json.loads((tmp_path / "own" / "config.json").read_text())
     assert of_config(config, "f") == ExportRecord("arithmetic", "span", None)
     assert "--served-model-name" not in cli_engines.vllm_command(str(tmp_path / "own"), [])
+
+
+def test_a_server_on_cuda_plans_steps_ahead(tiny, tmp_path, monkeypatch):
+    """A GPU that waits for the host between two steps; more rows than the kernel has; an option that is overruled."""
+    monkeypatch.setattr(cli_engines, "find_spec", lambda name: name)
+    folder = str(export_merged(*tiny, tmp_path / "exported"))
+
+    def command(*options: str) -> list[str]:
+        words = cli_engines.vllm_command(folder, list(options))
+        return words[words.index(SPAN_REQUESTS) + 1 : words.index(cli_engines.TIMES)]
+
+    assert command() == ["--no-async-scheduling"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert command() == ["--async-scheduling", "--worker-cls", SPAN_WORKER, "--max-num-seqs", "256"]
+    assert command("--no-async-scheduling") == ["--max-num-seqs", "256"]
+    assert command("--max-num-seqs=8") == ["--async-scheduling", "--worker-cls", SPAN_WORKER]
 
 
 def test_the_command_line_exports_and_shows_how_vllm_is_started(tiny, tmp_path, capsys, monkeypatch):

@@ -38,7 +38,7 @@ from training.reports.products import products
 from training.reports.queries import queries
 from training.reports.summary import summaries, summaries_brief
 from training.reports.visitors import visitors
-from training.reports.vllm import vllm
+from training.reports.vllm import vllm, vllm_brief
 
 __all__ = ["BLOCK", "DOCUMENTS", "blocks", "filled", "kernel_on", "kernel_remarks", "main"]
 
@@ -67,6 +67,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "queries": queries,
     "visitors": visitors,
     "vllm": vllm,
+    "vllm_brief": vllm_brief,
 }
 """Blocks of the base model and of the machine's speed, which belong to no task."""
 TASK_BLOCKS: dict[EvaluationKind, dict[str, Callable[..., str]]] = {

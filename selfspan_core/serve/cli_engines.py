@@ -13,7 +13,7 @@ from selfspan_core.models.json_file import read_object
 from selfspan_core.models.learned import learned_of
 from selfspan_core.models.marker_ids import CONFIG_KEY, read_from_config
 from selfspan_core.models.registry import MODELS, resolve_model
-from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS
+from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS, SPAN_WORKER
 
 ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """What vLLM is started with: its other runner knows no logits processors of this kind."""
@@ -65,8 +65,21 @@ def vllm_command(model: str, options: list[str]) -> list[str]:
         )
     # Not the command `vllm serve`: that of the package for CPUs looks for a package called vllm, and ends.
     start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    start += ["--logits-processors", SPAN_REQUESTS, "--no-async-scheduling"]
+    start += ["--logits-processors", SPAN_REQUESTS, *_of_device(options)]
     return [*start, *_for_clients(of_config(config, model), str(folder), options), *options]
+
+
+def _of_device(options: list[str]) -> list[str]:
+    """Options that only CUDA has or lacks: ids followed on the device, so that the host plans a step ahead."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ["--no-async-scheduling"]
+    from cuda_kernels.checks import MAX_BATCH
+
+    given = {option.split("=")[0] for option in options}
+    rows = [] if "--max-num-seqs" in given else ["--max-num-seqs", str(MAX_BATCH)]
+    return rows if "--no-async-scheduling" in given else ["--async-scheduling", "--worker-cls", SPAN_WORKER, *rows]
 
 
 def _for_clients(record: ExportRecord | None, folder: str, options: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """A vLLM server with this plugin, and what clients do to it: `python -m tests.support.vllm_faults` (needs vLLM).
 
-The shipped small model with its adapter for expressions, started as `selfspan serve` starts it, in float32. Clients ask
-The shipped small model with its adapter for expressions, started as `selfspan serve` does it, in float32. Clients ask
+The shipped small model with its adapter for expressions, started as `selfspan serve` does it: on a CPU in float32, on a
+GPU in bfloat16 with graphs. Clients ask good things in both lanes, leave in the middle, and ask too long things or with
 markers and segments that are none. Every whole answer has to be the own engine's, every refused request has to be told
 why, and memory has to stay where it was. At last the process that computes is killed while it answers.
 """
@@ -48,24 +48,27 @@ START_S, CALL_S = 300, 300
 MAX_CONTEXT, MAX_TOKENS = 1024, 300
 MODEL = "served"
 NUM_TEXTS = 24
+LEAST_GAP = {"cpu": 0.0, "cuda": 1.0}
+"""Of the two likeliest ids' logits, everywhere in an answer that is asked for: more than 16 bits can move."""
 OPERANDS = (2, 3, 4, 6)
 MOST_GROWTH = 0.05
 
 
 @contextlib.contextmanager
-def server(folder: Path, port: int, options: Sequence[str] = ()) -> Iterator[tuple[str, subprocess.Popen, Path]]:
+def server(
+    folder: Path, port: int, device: str = "cpu", options: Sequence[str] = ()
+) -> Iterator[tuple[str, subprocess.Popen, Path]]:
     """Address, process and log of a server, once it answers.
 
     Raises:
         RuntimeError: it has ended or does not answer; with the end of its log.
     """
-    command = cli_engines.vllm_command(
-        str(folder),
-        [
-            *("--port", str(port), "--dtype", "float32", "--enforce-eager", "--max-model-len", str(MAX_CONTEXT)),
-            *("--block-size", str(PAGE_SIZE), "--served-model-name", MODEL, *options),
-        ],
-    )
+    of_device = {
+        "cpu": ["--dtype", "float32", "--enforce-eager", "--block-size", str(PAGE_SIZE)],
+        "cuda": ["--dtype", "bfloat16", "--gpu-memory-utilization", "0.3"],
+    }
+    common = ["--port", str(port), "--max-model-len", str(MAX_CONTEXT), "--served-model-name", MODEL]
+    command = cli_engines.vllm_command(str(folder), [*common, *of_device[device], *options])
     own = {name: value for name, value in ENVIRONMENT.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     log = folder.parent / f"log-{port}"
     with log.open("w") as file:
@@ -107,6 +110,14 @@ def memory_of_all(pid: int) -> float:
         with contextlib.suppress(OSError, StopIteration):
             total += memory_mb(one)
     return total
+
+
+def gpu_memory_mb() -> list[float]:
+    """Megabytes of the GPU that are taken, or nothing without one."""
+    if not torch.cuda.is_available():
+        return []
+    free, total = torch.cuda.mem_get_info()
+    return [round((total - free) / 1e6, 1)]
 
 
 class Clients:
@@ -176,25 +187,35 @@ class Clients:
         return self.refused("id that the model has not", body | {"prompt": [*body["prompt"], self._markers_end]})
 
 
-def good_questions(model: SpanModel, seed: int) -> list[tuple[Asked, list[int]]]:
-    """Expressions in both lanes, with the own engine's greedy ids."""
+def good_questions(model: SpanModel, seed: int, least_gap: float) -> list[tuple[Asked, list[int]]]:
+    """Expressions in both lanes, with the own engine's greedy ids in float32, none of which is a near tie."""
     rng, engine, found = random.Random(seed), Engine(model, model.tokenizer.markers), []
-    for number in range(NUM_TEXTS):
-        text = random_problem(rng, OPERANDS[number % len(OPERANDS)], held_out=True).text
-        question = asked("arithmetic", text, model.tokenizer, ("dense", "sparse")[number % 2])
-        request = PromptRequest(question.rendered, sampling=SamplingParams(max_new_tokens=MAX_TOKENS))
-        events = engine.generate(request, question.attention)
-        found.append((question, [event.id for event in events if isinstance(event, Token)]))
+    while len(found) < NUM_TEXTS:
+        text = random_problem(rng, OPERANDS[len(found) % len(OPERANDS)], held_out=True).text
+        question = asked("arithmetic", text, model.tokenizer, ("dense", "sparse")[len(found) % 2])
+        request = PromptRequest(
+            question.rendered, sampling=SamplingParams(max_new_tokens=MAX_TOKENS), with_logits=least_gap > 0
+        )
+        written = [event for event in engine.generate(request, question.attention) if isinstance(event, Token)]
+        if least_gap == 0 or all(gap_of(event.logits) >= least_gap for event in written):
+            found.append((question, [event.id for event in written]))
     return found
+
+
+def gap_of(logits: torch.Tensor) -> float:
+    """By how much the likeliest id is likelier than the next."""
+    first, second = logits.float().topk(2).values.tolist()
+    return first - second
 
 
 def load(address: str, pid: int, clients: Clients, num: int, at_once: int) -> dict[str, Any]:
     """So many requests; the server's memory after every tenth of them."""
-    began, held = time.monotonic(), []
+    began, held, on_gpu = time.monotonic(), [], []
     with ThreadPoolExecutor(at_once) as pool:
         for first in range(0, num, num // 10):
             list(pool.map(clients.one, range(first, min(num, first + num // 10))))
             held.append(round(memory_of_all(pid), 1))
+            on_gpu += gpu_memory_mb()
             print(f"{len(held)} of 10: {dict(clients.seen)}, {held[-1]} MB", flush=True)
     until = time.monotonic() + 30
     while (left := running(address)) and time.monotonic() < until:
@@ -208,6 +229,7 @@ def load(address: str, pid: int, clients: Clients, num: int, at_once: int) -> di
         "wrong": clients.wrong,
         "told": clients.told,
         "memory_mb": held,
+        "gpu_memory_mb": on_gpu,
         "growth": growth,
         "still_running": left,
     }
@@ -247,18 +269,20 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seed", type=int, default=2024)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the server has the other core
-    document: dict[str, Any] = provenance() | {"seed": arguments.seed}
+    document: dict[str, Any] = provenance() | {"seed": arguments.seed, "device": arguments.device}
     document["versions"]["vllm"] = vllm.__version__
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "arithmetic"
         record = ExportRecord("arithmetic", "span", "selfspan-17m")
-        export_merged("selfspan-17m", ADAPTERS / "arithmetic-span", folder, "float32", record)
+        dtype = "float32" if arguments.device == "cpu" else "bfloat16"
+        export_merged("selfspan-17m", ADAPTERS / "arithmetic-span", folder, dtype, record)
         model = SpanModel.load(folder)
-        questions = good_questions(model, arguments.seed)
-        with server(folder, free_port()) as (address, process, log):
+        questions = good_questions(model, arguments.seed, LEAST_GAP[arguments.device])
+        with server(folder, free_port(), arguments.device) as (address, process, log):
             clients = Clients(address, questions, model.tokenizer.vocab_size)
             document["load"] = load(address, process.pid, clients, arguments.requests, arguments.clients)
             document["killed"] = killed(address, process, questions[0][0])

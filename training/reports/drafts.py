@@ -45,7 +45,7 @@ FULL_HEADER = [
     "auto",
     "auto against no drafts, self-selected / dense",
 ]
-BRIEF_BATCHES = (1, 8, 128)
+BRIEF_BATCHES = (1, 128)
 BRIEF_TEXTS = ("64 operands", "900-token articles")
 
 

@@ -1,6 +1,6 @@
 """Declared spans inside vLLM, as Markdown."""
 
-from training.reports.markdown import read_all, source, table
+from training.reports.markdown import origin, read_all, source, table
 
 MISSING = "Declared spans in vLLM: not measured yet.\n"
 LANES = ("plain dense", "span dense", "span sparse")
@@ -23,14 +23,57 @@ HEADER = [
     "against vLLM alone",
     "to the answer, against plain dense text",
 ]
+BRIEF_HEADER = [
+    "7B shape, requests at once",
+    "vLLM alone, dense, ms/step",
+    "with the plugin, dense",
+    "self-selected",
+    "speedup per step",
+    "bytes say",
+    "to the answer",
+]
+TASK_NAMES = {"arithmetic": "expressions", "summarize": "articles"}
 
 
 def vllm() -> str:
-    """Every GPU that it was measured on: steps, and the HTTP server."""
+    """Every GPU that it was measured on: steps, the HTTP server, and whose ids came out."""
     parts = [_machine(results, path) for path, results in read_all("vllm").items() if "shapes" in results]
+    parts += [_answers(results, path) for path, results in read_all("vllm_answers").items()]
     parts += [_server(results, path) for path, results in read_all("serving").items()]
     parts += [_faults(results, path) for path, results in read_all("vllm_faults").items()]
     return "\n".join(parts) or MISSING
+
+
+def vllm_brief() -> str:
+    """One GPU's first shape."""
+    measured = {path: results for path, results in read_all("vllm").items() if "shapes" in results}
+    if not measured:
+        return MISSING
+    path, results = next(iter(measured.items()))
+    shape, parts = next(iter(results["shapes"].items()))
+    rows = [_row(shape, cell) for cell in parts["decoding"]]
+    intro = (
+        f"Inside vLLM {results['versions']['vllm']}, by a plugin ([how](docs/serving.md)), with its graphs and "
+        f"asynchronous scheduling, replayed text as above ({origin(results, path)}):\n\n"
+    )
+    return intro + table(BRIEF_HEADER, [[row[0].removeprefix(f"{shape}, "), *row[1:6], row[8]] for row in rows])
+
+
+def _answers(results: dict, path: str) -> str:
+    """Greedy ids beside those of the project's own engine."""
+    rows = []
+    for task, name in TASK_NAMES.items():
+        for lane, one in results.get(task, {}).items():
+            gaps = ", ".join(f"{gap:g}" for gap in sorted(map(abs, one["gaps"])))
+            figures = [f"{one['answers']}", f"{one['equal']}", gaps or "–", f"{len(one['others'])}"]
+            rows.append([f"{name}, {lane}", *figures, f"{100 * one['read']:.0f} %"])
+    note = (
+        f"Greedy answers of the shipped small model in bfloat16 out of vLLM {results['versions']['vllm']}, "
+        f"{'graphs on' if results['graphs'] else 'without graphs'}, {results['rows']} rows, beside the own engine's; "
+        "the gap is that of the two likeliest ids' logits where two answers part:\n\n"
+    )
+    header = ["inputs, lane", "answers", "the own engine's ids", "gaps at near ties", "others", "KV read"]
+    return note + table(header, rows) + source(results, path)
 
 
 def _machine(results: dict, path: str) -> str:
