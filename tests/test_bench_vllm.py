@@ -86,7 +86,7 @@ def test_the_report_says_what_a_cell_holds(monkeypatch):
 
 
 def test_answers_beside_the_own_engine_s_are_told(monkeypatch):
-    """Would catch an answer of another length that is hidden among near ties, and a run of answers taken for one of speed."""
+    """Would catch an answer of another length that is hidden among near ties; a run that is taken for one of speed."""
     one = {"answers": 60, "equal": 56, "gaps": [-0.25, 0.125], "others": ["3: 9 ids, not 8"], "read": 0.234}
     head = {"commit": "c" * 40, "dirty": False, "machine": {"gpu": "G"}, "command": "x", "versions": {"vllm": "0.26.0"}}
     files = {"vllm": {"f.json": head}, "vllm_answers": {"f.json": {**head, "summarize": {"sparse": one}, "rows": 64}}}
