@@ -92,7 +92,7 @@ def test_answers_beside_the_own_engine_s_are_told(monkeypatch):
     files = {"vllm": {"f.json": head}, "vllm_answers": {"f.json": {**head, "summarize": {"sparse": one}, "rows": 64}}}
     files["vllm_answers"]["f.json"]["graphs"] = True
     monkeypatch.setattr(vllm, "read_all", lambda name: files.get(name, {}))
-    assert "| articles, sparse | 60 | 56 | 0.125, 0.25 | 1 | 23 % |" in vllm.vllm()
+    assert "| summarize, sparse | 60 | 56 | 0.125, 0.25 | 1 | 23 % |" in vllm.vllm()
 
 
 def test_a_run_of_faults_is_told(monkeypatch):

@@ -6,7 +6,7 @@ from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.paths import BASE
 from selfspan_core.spans.tracker import Tracker
 from training import header_cost
-from training.reports import findings
+from training.reports import findings, quantization
 
 ORIGIN = {"machine": {"gpu": "some GPU"}, "commit": "abc", "dirty": False, "command": "python -m x"}
 
@@ -114,3 +114,16 @@ def test_headers_as_a_table(monkeypatch):
     assert "| arithmetic, 8 operands | 25 | 40 | 25 % | 25 % | 60 % | 50 % | 2.0 |" in told
     monkeypatch.setattr(findings, "read", lambda _: None)
     assert findings.findings_overhead() == findings.findings_models() == findings.MISSING
+
+
+def test_answers_with_fewer_bits(monkeypatch):
+    """Would catch a lane that was not measured and fails the table, and an interval that leaves 0 to 1."""
+    cell = {"right": 20, "n": 20, "malformed_steps": 1}
+    results = {
+        "operands": {size: {"floats": {"span-sparse": cell}, "cache fp8": {}} for size in ("8", "64")},
+        **{"n": 20, "commit": "c" * 40, "dirty": False, "machine": {"gpu": "G"}, "command": "x"},
+    }
+    monkeypatch.setattr(quantization, "read", lambda path: results)
+    assert "| floats, self-selected | 100.0 % (84–100) | 100.0 % (84–100) | 2 |" in quantization.findings_quantization()
+    assert quantization.wilson(0, 10)[0] == 0 and 0.2 < quantization.wilson(0, 10)[1] < 0.3
+    assert quantization.wilson(50, 100) == pytest.approx((0.404, 0.596), abs=0.001)

@@ -35,6 +35,7 @@ from training.reports.markdown import ROOT, from_document
 from training.reports.paged import paged
 from training.reports.problems import problems, problems_brief
 from training.reports.products import products
+from training.reports.quantization import findings_quantization
 from training.reports.queries import queries
 from training.reports.summary import summaries, summaries_brief
 from training.reports.visitors import visitors
@@ -58,6 +59,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "findings_clustered": findings_clustered,
     "findings_models": findings_models,
     "findings_overhead": findings_overhead,
+    "findings_quantization": findings_quantization,
     "findings_speculation": findings_speculation,
     "kernel": kernel,
     "kernel_brief": kernel_brief,

@@ -103,9 +103,7 @@ class HostStep:
         self._num_numbered += 1
         self._costs.begin()
         model, prompt_ids = self.model, request.prompt_ids
-        cache = model.new_cache(len(prompt_ids) + max_new_tokens)
-        attention = "dense" if self.is_dense else "sparse"
-        reader = make_reader(attention, self._impl, cache, model.device)
+        reader = self.new_reader(len(prompt_ids) + max_new_tokens)
         begun = _Row(self.markers, request, reader, max_new_tokens, model.vocab_size)
         begun.draw(self._prefill(prompt_ids, reader))
         if not begun.is_done:
@@ -114,6 +112,11 @@ class HostStep:
         first = First(row, self._num_numbered, begun.drawn[0], self._seconds(timer), kept)
         self._outstanding.append(first)
         return self._num_numbered
+
+    def new_reader(self, capacity: int) -> Reader:
+        """What reads and writes a row's keys and values, of so many positions."""
+        attention = "dense" if self.is_dense else "sparse"
+        return make_reader(attention, self._impl, self.model.new_cache(capacity), self.model.device)
 
     def _prefill(self, ids: Sequence[int], reader: Reader) -> torch.Tensor:
         """Logits `[1, vocab_size]` of a prompt's last token."""

@@ -22,6 +22,7 @@ from selfspan_core.params import SamplingParams
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.render import Rendered
 from selfspan_core.spans.tracker import Tracker
+from training.evaluation.quantized import QuantizedModel, QuantizedStep
 
 
 @dataclass
@@ -94,6 +95,8 @@ def _step_for(model: SpanModel, markers: Markers, requests: Sequence[PromptReque
     longest = max(request.prompt.prompt.num_tokens for request in requests)
     room = max(request.most_tokens or model.max_context for request in requests)
     capacity = min(model.max_context, longest + room)
+    if isinstance(model, QuantizedModel):
+        return QuantizedStep(model, markers, len(requests), capacity, not sparse)
     has_index = any(request.prompt.prompt.head_tokens is not None for request in requests)
     if model.device.type == "cuda" and model.dtype is not torch.float32 and not has_index:
         with_rules = any(request.host_rules is not None for request in requests)

@@ -1,5 +1,6 @@
 """Declared spans inside vLLM, as Markdown."""
 
+from selfspan_core.tasks.registry import TASKS
 from training.reports.markdown import origin, read_all, source, table
 
 MISSING = "Declared spans in vLLM: not measured yet.\n"
@@ -32,7 +33,6 @@ BRIEF_HEADER = [
     "bytes say",
     "to the answer",
 ]
-TASK_NAMES = {"arithmetic": "expressions", "summarize": "articles"}
 
 
 def vllm() -> str:
@@ -62,17 +62,17 @@ def vllm_brief() -> str:
 def _answers(results: dict, path: str) -> str:
     """Greedy ids beside those of the project's own engine."""
     rows = []
-    for task, name in TASK_NAMES.items():
+    for task in TASKS:
         for lane, one in results.get(task, {}).items():
             gaps = ", ".join(f"{gap:g}" for gap in sorted(map(abs, one["gaps"])))
             figures = [f"{one['answers']}", f"{one['equal']}", gaps or "–", f"{len(one['others'])}"]
-            rows.append([f"{name}, {lane}", *figures, f"{100 * one['read']:.0f} %"])
+            rows.append([f"{task}, {lane}", *figures, f"{100 * one['read']:.0f} %"])
     note = (
         f"Greedy answers of the shipped small model in bfloat16 out of vLLM {results['versions']['vllm']}, "
         f"{'graphs on' if results['graphs'] else 'without graphs'}, {results['rows']} rows, beside the own engine's; "
         "the gap is that of the two likeliest ids' logits where two answers part:\n\n"
     )
-    header = ["inputs, lane", "answers", "the own engine's ids", "gaps at near ties", "others", "KV read"]
+    header = ["task, lane", "answers", "the own engine's ids", "gaps at near ties", "others", "KV read"]
     return note + table(header, rows) + source(results, path)
 
 
