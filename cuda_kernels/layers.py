@@ -123,7 +123,7 @@ class DecodeOps:
         if by_wgmma:
             self._wgmma(x, weight, bias, out, is_gated=False)
             return out
-        arguments = (*pointers(x, weight, bias), *int32s(batch, num_out, depth), pointer(out))
+        arguments = (*pointers(x, weight, None, bias), *int32s(batch, num_out, depth), pointer(out))
         self._launch(self._kernels["linear"], self._num_sms, SMALL_GEMM_THREADS, arguments)
         return out
 

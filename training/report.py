@@ -40,6 +40,7 @@ from training.reports.queries import queries
 from training.reports.summary import summaries, summaries_brief
 from training.reports.visitors import visitors
 from training.reports.vllm import vllm, vllm_brief
+from training.reports.weights import findings_weights
 
 __all__ = ["BLOCK", "DOCUMENTS", "blocks", "filled", "kernel_on", "kernel_remarks", "main"]
 
@@ -60,6 +61,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "findings_models": findings_models,
     "findings_overhead": findings_overhead,
     "findings_quantization": findings_quantization,
+    "findings_weights": findings_weights,
     "findings_speculation": findings_speculation,
     "kernel": kernel,
     "kernel_brief": kernel_brief,

@@ -6,45 +6,81 @@
 // and is chosen such that every lane loads 16 contiguous bytes. W does not depend on the kernel before, so the first
 // stages are loaded before that has finished (programmatic dependent launch).
 //
-// Macros: IS_BF16 (otherwise fp16).
+// With IS_INT8 the elements of W are codes of 8 bits, and each row of W has a scale: half the bytes. Codes become
+// floats of 16 bits in registers, which hold them exactly, and sums are multiplied by the scale.
+//
+// Macros: IS_BF16 (otherwise fp16), IS_INT8 (otherwise W has the type of x).
 #include <ptx.cuh>
 
 constexpr int NUM_WARPS = 8, NUM_THREADS = 32 * NUM_WARPS;
 constexpr int MAX_BATCH = 16;
 constexpr int TILE_N = 8, MAX_TILES = 2;
-// Elements of each row that a warp takes at a time: two cache lines of 128 bytes. Four lanes load 32 of them at once.
-constexpr int TILE_K = 128, VECTORS = TILE_K / 32;
+#if IS_INT8
+typedef signed char Weight;
+#else
+typedef u16 Weight;
+#endif
+// Elements that a lane loads at once, and how many times eight of x go with them.
+constexpr int PER_LANE = 16 / sizeof(Weight), PARTS = PER_LANE / 8;
+// Elements of each row that a warp takes at a time: two cache lines of 128 bytes. Four lanes load side by side.
+constexpr int VECTORS = 4, TILE_K = VECTORS * 4 * PER_LANE;
 // Stages per warp, in registers: being loaded or being multiplied.
 constexpr int NUM_STAGES = 3;
 
+#if IS_INT8
+// A code as a float, of four whose sign bits are flipped: 2^23 + 128 + code, and then less that.
+DEVICE float code_of(u32 flipped, int place) {
+    return __int_as_float((int)__byte_perm(flipped, 0x4b000000, 0x7650 + place)) - 8388736.f;
+}
+DEVICE uint2 floats_of(u32 codes) {
+    u32 flipped = codes ^ 0x80808080;
+    return make_uint2(pack(code_of(flipped, 0), code_of(flipped, 1)), pack(code_of(flipped, 2), code_of(flipped, 3)));
+}
+#endif
+
 // Elements [k, k + TILE_K) of a group's tiles, in the registers of a warp: four lanes per row, each with vectors of
-// eight elements.
+// PER_LANE elements.
 struct WeightStage {
     uint4 vectors[MAX_TILES][VECTORS];
 
     // from: this lane's first element in the first tile.
-    DEVICE void load(const u16* from, i64 depth, int num_tiles) {
+    DEVICE void load(const Weight* from, i64 depth, int num_tiles) {
 #pragma unroll
         for (int tile = 0; tile < MAX_TILES; tile++) {
             if (tile >= num_tiles) continue;
 #pragma unroll
-            for (int i = 0; i < VECTORS; i++) vectors[tile][i] = load_stream16(from + tile * TILE_N * depth + 32 * i);
+            for (int i = 0; i < VECTORS; i++) {
+                const Weight* at = from + tile * TILE_N * depth + 4 * PER_LANE * i;
+                vectors[tile][i] = load_stream16(reinterpret_cast<const u16*>(at));
+            }
         }
+    }
+
+    // Eight elements of a vector as 16-bit floats.
+    DEVICE uint4 floats(int tile, int i, int part) const {
+        const uint4& vector = vectors[tile][i];
+#if IS_INT8
+        uint2 low = floats_of(part ? vector.z : vector.x), high = floats_of(part ? vector.w : vector.y);
+        return make_uint4(low.x, low.y, high.x, high.y);
+#else
+        return vector;
+#endif
     }
 };
 
-// The same elements of x: rows lane / 4 and lane / 4 + 8.
+// The same elements of x: rows lane / 4 and lane / 4 + 8, eight at a time.
 struct InputFragment {
-    uint4 vectors[2][VECTORS];
+    uint4 vectors[2][VECTORS * PARTS];
 
     DEVICE void load(const u16* from, i64 depth, int num_rows) {
 #pragma unroll
         for (int upper = 0; upper < 2; upper++) {
 #pragma unroll
-            for (int i = 0; i < VECTORS; i++) {
+            for (int i = 0; i < VECTORS * PARTS; i++) {
+                int at = i / PARTS * 4 * PER_LANE + i % PARTS * 8;
                 vectors[upper][i] = make_uint4(0, 0, 0, 0);
                 if (8 * upper < num_rows)
-                    vectors[upper][i] = *reinterpret_cast<const uint4*>(from + 8 * upper * depth + 32 * i);
+                    vectors[upper][i] = *reinterpret_cast<const uint4*>(from + 8 * upper * depth + at);
             }
         }
     }
@@ -62,8 +98,9 @@ DEVICE void mma_stage(Accumulators& acc, const WeightStage& stage, const InputFr
     for (int tile = 0; tile < MAX_TILES; tile++) {
         if (tile >= num_tiles) continue;
 #pragma unroll
-        for (int i = 0; i < VECTORS; i++) {
-            const uint4 &w = stage.vectors[tile][i], &low = input.vectors[0][i], &high = input.vectors[1][i];
+        for (int i = 0; i < VECTORS * PARTS; i++) {
+            const uint4 w = stage.floats(tile, i / PARTS, i % PARTS);
+            const uint4 &low = input.vectors[0][i], &high = input.vectors[1][i];
             mma_16x8x16(acc[tile], low.x, high.x, low.y, high.y, w.x, w.y);
             mma_16x8x16(acc[tile], low.z, high.z, low.w, high.w, w.z, w.w);
         }
@@ -87,8 +124,8 @@ DEVICE void store_partials(float (&to)[MAX_TILES][MAX_BATCH][TILE_N], const Accu
 }
 
 // Sums over the warps, always in the same order, and writes the results.
-DEVICE void epilogue(const float (&acc)[NUM_WARPS][MAX_TILES][MAX_BATCH][TILE_N], const u16* bias, int batch,
-                     int first_row, int num_tiles, int num_out, u16* out) {
+DEVICE void epilogue(const float (&acc)[NUM_WARPS][MAX_TILES][MAX_BATCH][TILE_N], const float* scales, const u16* bias,
+                     int batch, int first_row, int num_tiles, int num_out, u16* out) {
     int per_tile = batch * TILE_N;
     for (int item = threadIdx.x; item < num_tiles * per_tile; item += NUM_THREADS) {
         int tile = item / per_tile, row = item % per_tile / TILE_N, column = item % TILE_N;
@@ -96,6 +133,7 @@ DEVICE void epilogue(const float (&acc)[NUM_WARPS][MAX_TILES][MAX_BATCH][TILE_N]
 #pragma unroll
         for (int warp = 0; warp < NUM_WARPS; warp++) sum += acc[warp][tile][row][column];
         int at = first_row + tile * TILE_N + column;
+        if (scales) sum *= scales[at];
         if (bias) sum += widen(bias[at]);
         out[(i64)row * num_out + at] = (u16)pack(sum, 0.f);
     }
@@ -128,15 +166,16 @@ struct WarpStep {
 };
 
 // x: [batch, depth], batch at most 16, depth a multiple of TILE_K. weight: [num_out, depth], num_out a multiple of 8.
-// bias: [num_out] or null. out: [batch, num_out].
+// scales: [num_out] of codes, otherwise null. bias: [num_out] or null. out: [batch, num_out].
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
-    selfspan_linear(const u16* x, const u16* weight, const u16* bias, int batch, int num_out, int depth, u16* out) {
+    selfspan_linear(const u16* x, const Weight* weight, const float* scales, const u16* bias, int batch, int num_out,
+                    int depth, u16* out) {
     __shared__ SharedStorage shared;
     launch_dependents();
     const int lane = lane_index(), warp = threadIdx.x / 32, first_k = warp * TILE_K;
     const BlockTiles block_tiles(num_out);
-    const u16* weight_at = weight + (i64)(lane / 4) * depth + 8 * (lane % 4);
-    const u16* x_at = x + (i64)(lane / 4) * depth + 8 * (lane % 4);
+    const Weight* weight_at = weight + (i64)(lane / 4) * depth + PER_LANE * (lane % 4);
+    const u16* x_at = x + (i64)(lane / 4) * depth + PER_LANE * (lane % 4);
     WarpStep step = {0, first_k}, prefetch = step;
     WeightStage stages[NUM_STAGES];
     auto load = [&](WeightStage& stage) {
@@ -164,7 +203,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, 1)
         if (step.group > group) {
             store_partials(shared.acc[group % 2][warp], acc, num_tiles, lane);
             __syncthreads();
-            epilogue(shared.acc[group % 2], bias, batch, block_tiles.begin(group) * TILE_N, num_tiles, num_out, out);
+            int first_row = block_tiles.begin(group) * TILE_N;
+            epilogue(shared.acc[group % 2], scales, bias, batch, first_row, num_tiles, num_out, out);
             clear(acc);
         }
         return true;

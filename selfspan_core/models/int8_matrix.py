@@ -56,14 +56,7 @@ class Int8Matrix:
         """
         codes = (pages or HugePages()).empty(*weight.shape)
         scales = weight.new_empty(len(weight))
-        # Block by block: an output layer in float32 takes more memory than a small model's steps.
-        blocks = (tensor.split(ROWS_AT_A_TIME) for tensor in (weight, codes, scales))
-        for values, own_codes, own_scales in zip(*blocks, strict=True):
-            wide = values.float()
-            own_scales.copy_((wide.abs().amax(1) / 127).clamp(min=1e-12))
-            by = own_scales.float()[:, None]
-            own_codes.copy_(wide.div_(by).round_().clamp_(-128, 127))
-            values.copy_(torch.mul(own_codes, by, out=wide))
+        round_rows(weight, codes, scales)
         return cls(codes, scales, weight, bias)
 
     @property
@@ -95,6 +88,18 @@ class Int8Matrix:
         return out if self.bias is None else out + self.bias
 
 
+def round_rows(weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
+    """Write the nearest codes of a weight `[num_out, depth]`, their rows' scales, and their values into the weight."""
+    # Block by block: an output layer in float32 takes more memory than a small model's steps.
+    blocks = (tensor.split(ROWS_AT_A_TIME) for tensor in (weight, codes, scales))
+    for values, own_codes, own_scales in zip(*blocks, strict=True):
+        wide = values.float()
+        own_scales.copy_((wide.abs().amax(1) / 127).clamp(min=1e-12))
+        by = own_scales.float()[:, None]
+        own_codes.copy_(wide.div_(by).round_().clamp_(-128, 127))
+        values.copy_(torch.mul(own_codes, by, out=wide))
+
+
 class Int8Store:
     """Stores the matrices of one model as `Int8Matrix`, all in the same large pages (`weights.Store`)."""
 
@@ -112,8 +117,9 @@ class Int8Store:
 
 
 def can_pack() -> bool:
-    """Whether PyTorch has oneDNN's products for packed matrices."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether PyTorch has oneDNN's products for packed matrices of bfloat16, which it refuses on CPUs of 256 bits."""
+    has_products = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return has_products and torch.cpu._is_avx512_supported()
 
 
 def multiplies_bfloat16() -> bool:

@@ -145,6 +145,13 @@ inline int __float_as_int(float x) {
     memcpy(&y, &x, 4);
     return y;
 }
+// The four bytes of the result, each one of the eight of two words, lowest first, by the selector's nibbles.
+inline u32 __byte_perm(u32 low, u32 high, u32 selector) {
+    unsigned long long both = (unsigned long long)high << 32 | low;
+    u32 result = 0;
+    for (int i = 0; i < 4; i++) result |= (u32)(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    return result;
+}
 inline float __int_as_float(int x) {
     float y;
     memcpy(&y, &x, 4);

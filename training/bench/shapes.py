@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.models.model import SpanModel
-from selfspan_core.models.weights import DecodeWeights
+from selfspan_core.models.weights import DecodeWeights, Store
 
 SHAPES = {
     # hidden, intermediate, layers, heads, key/value heads, vocabulary
@@ -30,8 +30,8 @@ class Machine:
     memory_bytes: float
 
 
-def random_weights(shape: str, device: torch.device, max_context: int) -> DecodeWeights:
-    """A model of a named shape with random weights, bfloat16 on CUDA."""
+def random_weights(shape: str, device: torch.device, max_context: int, store: Store | None = None) -> DecodeWeights:
+    """A model of a named shape with random weights, bfloat16 on CUDA, stored as they are or otherwise."""
     hidden, intermediate, layers, heads, kv_heads, vocab = SHAPES[shape]
     config = LlamaConfig(
         hidden_size=hidden,
@@ -47,7 +47,7 @@ def random_weights(shape: str, device: torch.device, max_context: int) -> Decode
     torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
     try:
         with torch.device(device):
-            return DecodeWeights(SpanModel(LlamaForCausalLM(config)))
+            return DecodeWeights(SpanModel(LlamaForCausalLM(config)), store)
     finally:
         torch.set_default_dtype(before)
 
