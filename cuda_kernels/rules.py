@@ -16,8 +16,8 @@ from cuda_kernels.compile import load
 from cuda_kernels.launcher import Launcher, int32s, pointers
 from cuda_kernels.tracker import Grammar
 
-MAX_STEPS, MAX_BODY, RUN_WORDS, NUM_CHARACTERS = 8, 160, 4, 0x40000
-"""MOST_STEPS, MOST_BODY, RUN_WORDS and NUM_CHARACTERS in limits.cuh and words.cuh."""
+MAX_STEPS, MAX_BODY, RUN_WORDS, NUM_CHARACTERS, MOST_WAYS = 8, 160, 4, 0x40000, 128
+"""MOST_STEPS, MOST_BODY, RUN_WORDS, NUM_CHARACTERS and MOST_WAYS in limits.cuh and words.cuh."""
 BYTES_PER_ID, CODES_PER_TOKEN = 16, 8
 """Room for the text of the vocabulary's ids, and for the words of a row's segments."""
 BETWEEN = 1
@@ -29,7 +29,7 @@ _MASK = 0xFFFFFFFF
 
 def limits_words(grammar: Grammar) -> int:
     """Length of a query's limits in words of 32 bits (struct Limits in limits.cuh)."""
-    return 2 + 4 + -(-len(grammar.anchors) // 32) + 1 + MAX_BODY + MAX_STEPS
+    return 2 + 4 + -(-len(grammar.anchors) // 32) + 1 + MAX_BODY + MAX_STEPS + 1 + MOST_WAYS
 
 
 def row_words(grammar: Grammar) -> int:

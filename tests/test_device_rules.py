@@ -12,6 +12,7 @@ from cuda_kernels.compile import ARCHITECTURES
 from cuda_kernels.drafts import MAX_QUERIES, macros
 from cuda_kernels.rules import RuleBuffers, hash_of
 from selfspan_core.engine.batch_parts import grammar_of
+from selfspan_core.engine.device_rules import MOST_WAYS
 from selfspan_core.engine.hints import DraftHints
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.rules import RuleTables
@@ -82,6 +83,29 @@ def test_words_of_the_same_sum_are_told_apart(tables):
     said, other = f"the old {one} bridge fell down.", "nobody came."
     sentences = [said, f"an old {two} bridge fell over.", f"my old {one} bridge fell over.", other]
     assert readable_behind(tables, sentences, tables.tokenizer.encode(f" {said}")) == [1, 3]
+
+
+@needs_compiler
+@pytest.mark.parametrize("num", [2, 5, 150])
+def test_a_shared_beginning_goes_on_as_the_others_do(tables, num):
+    """Would catch sentences that are forgotten, or written over the next query's limits, where many begin alike."""
+    tokenizer = tables.tokenizer
+    pieces = [tokenizer.piece(token) for token in range(600, 3000)]
+    words = [piece for piece in pieces if piece.startswith(" ") and piece.isascii() and piece[1:].islower()][:num]
+    sentences = [f"She saw{word} by day and by night." for word in words]
+    prompt, rules = ruled(tables, sentences, "medium", False)
+    said, other = (tokenizer.encode(f" {sentence}") for sentence in sentences[:2])
+    begun = next(place for place, pair in enumerate(zip(said, other, strict=True)) if pair[0] != pair[1])
+    ended = [tables.separator, *said, tables.separator, *other[: begun + 1]]
+    rows = Rows.idle(grammar_of(tables.markers, tables.tokenizer.vocab_size), 1, 2048, True)
+    hints = DraftHints(1, behind=(tables.markers.end,))
+    begin_row(rows, 0, prompt, False, rules.on_device(), ended[0], hints)
+    behind = rules.fork()
+    for token in ended[:-1]:
+        behind.push(token)
+    assert len(set(behind.limits().only)) == min(num - 1, MOST_WAYS)
+    reference = RuledReference(world_of(tables), prompt, False, rules, ended, drafter_of(hints, tables.markers, False))
+    run_ruled_rounds(rows, [reference], random.Random(0))
 
 
 @needs_compiler

@@ -3,7 +3,7 @@
 import pytest
 
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.tasks.summarize.rules import MIN_BODY, START, RuleTables, SummaryRules
+from selfspan_core.tasks.summarize.rules import MIN_BODY, RuleTables, SummaryRules
 from selfspan_core.tasks.summarize.task import Summarize, problem_of
 
 RECIPE = problem_of(["Wash the rice.", "Drain it.", "Then boil it again for a while.", "Go."], "short")
@@ -58,25 +58,3 @@ def test_two_short_sentences_are_a_whole_source_together(tables):
     for token in (markers.ref, second, fourth, rules._fresh[0], markers.go, *said):
         rules.push(token)
     assert markers.end not in rules.limits().banned
-
-
-TWICE = problem_of(
-    ["Ann Bell went home by the last train on Monday.", "She slept.", "She sang all the way to the old station."],
-    "short",
-)
-
-
-def test_a_sentence_is_not_begun_again_to_be_misspelled(tables):
-    """Would catch a plain lane that may begin a sentence again, and is then kept from its eighth id, in a word."""
-    encode, separator = tables.tokenizer.encode, tables.separator
-    sentences = [encode(f" {sentence}") for sentence in TWICE.segments]
-    rendered = Summarize("short").render(TWICE, tables.tokenizer, annotated=False)
-    shared = next(place for place, (one, other) in enumerate(zip(*sentences[1:], strict=False)) if one != other)
-    assert shared > 0
-    for said, num_free in ((sentences[0], 0), (sentences[2], shared)):
-        rules = SummaryRules(tables, rendered.ids, rendered.prompt, "medium", False)
-        for token in (separator, *said, separator):
-            rules.push(token)
-        for place, token in enumerate(said[:START]):
-            assert (token in rules.limits().banned) == (place >= num_free), place
-            rules.push(token)

@@ -103,7 +103,8 @@ def test_the_table_of_characters_is_complete():
     assert two == ["İ"] and not chr(0x307).isalnum()
     assert sum(chr(code).lower() == chr(0x307) for code in range(0x110000)) == 1  # itself
     assert own_words.REPEATED_WORDS == device_rules.RUN_WORDS
-    for name in ("MAX_STEPS", "MAX_BODY", "RUN_WORDS", "NUM_CHARACTERS", "BYTES_PER_ID", "CODES_PER_TOKEN"):
+    shared = ("MAX_STEPS", "MAX_BODY", "RUN_WORDS", "NUM_CHARACTERS", "MOST_WAYS", "BYTES_PER_ID", "CODES_PER_TOKEN")
+    for name in shared:
         assert getattr(kernel_rules, name) == getattr(device_rules, name), name
     assert (kernel_rules.ENDS, kernel_rules.CLOSES) == (device_rules.ENDS, device_rules.CLOSES)
 

@@ -1,12 +1,14 @@
 """Results files: whole or not there, and a place where none can be is told before anything is computed."""
 
 import os
+import subprocess
 import sys
 
 import pytest
 
 from cuda_kernels.bench import whole_file
 from selfspan_core import bench_cpu
+from tests.support.paths import ROOT
 from training import evaluate, summary_curve
 
 
@@ -33,6 +35,28 @@ def test_what_others_name_is_there_before_them(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "replace", lambda path, to: (moved.append(to.name), replace(path, to))[1])
     whole_file.move_into(beside, folder)
     assert moved == ["a.safetensors", "b.safetensors", "adapter_config.json"] and not beside.exists()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_weights_may_be_read_by_whoever_may_read_other_new_files(tmp_path, umask):
+    """Would catch an adapter that nobody but its trainer can load: safetensors gives its files the mode 0600."""
+    script = """
+import os, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from training.loop.checkpoints import _write_tensors
+from training.loop.output import written_into
+os.umask(int(sys.argv[2]))
+folder = Path(sys.argv[1]) / "adapter"
+with written_into(folder) as unfinished:
+    save_file({"a": torch.zeros(2)}, unfinished / "a.safetensors")
+    (unfinished / "a.json").write_text("{}")
+_write_tensors(folder / "b.safetensors", {"a": torch.zeros(2)})
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), str(umask)], check=True, cwd=ROOT)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "adapter").iterdir()}
+    assert modes == dict.fromkeys(("a.json", "a.safetensors", "b.safetensors"), 0o666 & ~umask)
 
 
 @pytest.mark.parametrize(

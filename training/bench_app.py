@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,13 @@ def parse_arguments(argv: Sequence[str] | None, is_gpu: bool) -> argparse.Namesp
     return arguments
 
 
+def wrong(crowds: Mapping[str, dict[str, Any]]) -> list[str]:
+    """What is not as it should be in any crowd, by the requests that its visitors' lanes answer at once."""
+    return [f"crowd at load {load}: {said}" for load, crowd in crowds.items() for said in visitors.wrong(crowd)]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Start, ask, write; the file is written again after every part."""
+    """Start, ask, write; the file is written again after every part. Exits with 1 if anything is wrong with a crowd."""
     is_gpu = torch.cuda.is_available()
     arguments = parse_arguments(argv, is_gpu)
     document = provenance() | {"seed": arguments.seed, "repeats": arguments.repeats}
@@ -178,6 +183,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             crowds[str(load)] = visitors.crowd(address, pid, load, arguments.crowd, arguments.crowd_seconds, seed)
             add("crowds", crowds)
     print(f"wrote {arguments.out}")
+    if problems := wrong(crowds):
+        sys.exit("\n".join(problems))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ It lies here for the same reason as `provenance`: everything that writes results
 
 import argparse
 import os
+import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -36,7 +38,8 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 def move_into(beside: Path, folder: Path) -> None:
     """Rename all files of a folder into another one, over those of the same names; the first folder is gone then.
 
-    Files that others name (a configuration, an index) come last: what they name is there already.
+    Files that others name (a configuration, an index) come last: what they name is there already. Each may be read by
+    whoever may read a new file: what writes safetensors makes them its user's alone.
 
     Raises:
         OSError: a folder has the name of a file; nothing was moved then. Or a file could not be renamed.
@@ -46,9 +49,28 @@ def move_into(beside: Path, folder: Path) -> None:
     for place in (folder / file.name for file in files):
         if place.is_dir():
             raise IsADirectoryError(f"{place} is a folder, and a file is needed")
+    make_usual(files)
     for file in files:
         file.replace(folder / file.name)
     beside.rmdir()
+
+
+def make_usual(files: Sequence[Path]) -> None:
+    """Give files of one folder the mode that a new file has there by the process's umask.
+
+    Raises:
+        OSError: the mode of one cannot be set.
+    """
+    if not files:
+        return
+    new = files[0].with_name(f".{files[0].name}.{os.getpid()}.mode")
+    # The umask cannot be asked for without setting it, which other threads would see.
+    with new.open("xb"):
+        mode = new.stat().st_mode
+    new.unlink()
+    for file in files:
+        if file.is_file():
+            file.chmod(stat.S_IMODE(mode))
 
 
 def place(text: str) -> Path:

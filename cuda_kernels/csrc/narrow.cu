@@ -15,11 +15,11 @@ extern "C" __global__ void selfspan_narrow(const Limits* limits, const short* ki
     const Limits& own = limits[token / num_queries * MAX_QUERIES + token % num_queries];
     if (positions[token] < 0 || own.mode == Limits::ANYTHING) return;
     logits += (i64)token * vocab_size;
-    bool is_only = own.mode == Limits::ONLY;
+    bool is_body = own.mode == Limits::BODY, is_only = own.mode == Limits::ONLY;
     for (int id = threadIdx.x; id < vocab_size; id += blockDim.x) {
-        bool is_left = is_only ? own.has_name(kinds[id]) : !(classes[id] & CLASS_UNFIT);
+        bool is_left = is_body ? !(classes[id] & CLASS_UNFIT) : is_only ? own.has_name(kinds[id]) : own.is_way(id);
         if (!is_left && !own.is_exact(id)) logits[id] = MINUS_INFINITY;
     }
-    for (int i = threadIdx.x; !is_only && i < own.num_banned; i += blockDim.x)
+    for (int i = threadIdx.x; is_body && i < own.num_banned; i += blockDim.x)
         if (!own.is_exact(own.banned[i])) logits[own.banned[i]] = MINUS_INFINITY;
 }

@@ -256,9 +256,8 @@ struct RowRules {
     DEVICE bool is_allowed(const Limits& own, int token) const {
         if (own.is_exact(token)) return true;
         if (own.mode == Limits::ONLY) return own.has_name(kinds[token]);
-        bool is_banned = ids.classes[token] & CLASS_UNFIT;
-        for (int i = 0; i < own.num_banned; i++) is_banned |= own.banned[i] == token;
-        return !is_banned;
+        if (own.mode == Limits::WAYS) return own.is_way(token);
+        return !(ids.classes[token] & CLASS_UNFIT) && !own.is_banned(token);
     }
 
     // The step that follows `num_done` others, or the end: one or two ids; how many.
@@ -276,7 +275,7 @@ struct RowRules {
         int lane = threadIdx.x % 32;
         if (lane == 0) {
             limits.mode = Limits::ONLY;
-            limits.num_exact = limits.num_banned = 0;
+            limits.num_exact = limits.num_banned = limits.num_ways = 0;
             if (state.phase == RULES_BETWEEN) limits.num_exact = between(state, state.num_done, limits.exact);
             if (state.phase == RULES_HEADER && state.num_header > 0) {
                 limits.exact[0] = has_name(state) ? go : shared.row.fresh[min(state.num_done, MOST_STEPS - 1)];
@@ -329,16 +328,43 @@ struct RowRules {
             if (repeats && at < MOST_BANNED) limits.banned[at] = token_at(state.body_start + place);
             num_banned = min(num_banned + __popc(all), MOST_BANNED);
         }
-        bool is_early = !row.annotated && num < row.start - 1;
-        for (int i = 0; (is_early || num == row.start - 1) && i < min(state.num_done, MOST_STEPS); i++) {
-            Interval other = row.bodies[i];
-            if (other.end - other.start < row.start || num_banned == MOST_BANNED ||
-                !is_same_text(other.start, 0, state, num) || (is_early && has_another(other.start, num + 1)))
-                continue;
-            if (lane == 0) limits.banned[num_banned] = token_at(other.start + num);
-            num_banned++;
-        }
         if (lane == 0) limits.mode = Limits::BODY, limits.num_banned = num_banned;
+        __syncwarp();
+        if (num < row.start) write_onward(state, limits);
+    }
+
+    // What keeps a body from a beginning that an earlier one has.
+    DEVICE void write_onward(const RuleState& state, Limits& limits) const {
+        const RuledRow& row = shared.row;
+        int lane = threadIdx.x % 32, num = state.body_length, num_banned = limits.num_banned, num_begun = 0;
+        for (int i = 0; (!row.annotated || num == row.start - 1) && i < min(state.num_done, MOST_STEPS); i++) {
+            Interval other = row.bodies[i];
+            if (other.end - other.start < row.start || num_banned + num_begun == MOST_BANNED ||
+                !is_same_text(other.start, 0, state, num) || (!row.annotated && is_led_to(other.start, num + 1, state)))
+                continue;
+            if (lane == 0) limits.banned[num_banned + num_begun] = token_at(other.start + num);
+            num_begun++;
+        }
+        bool is_turned = num_begun > 0 && !row.annotated && num > 0;
+        if (is_turned) write_ways(state, limits);
+        if (lane == 0 && !is_turned) limits.num_banned = num_banned + num_begun;
+        __syncwarp();
+    }
+
+    // A body goes on as a sentence does that begins as it does and that no body has begun, if there is one.
+    DEVICE void write_ways(const RuleState& state, Limits& limits) const {
+        const RuledRow& row = shared.row;
+        int lane = threadIdx.x % 32, num = state.body_length, num_ways = 0;
+        for (int first = row.source_start; first + num < row.source_end && num_ways < MOST_WAYS; first += 32) {
+            int at = first + lane;
+            bool is_one = at + num < row.source_end && is_fresh(at, state.body_start, num, state);
+            is_one = is_one && !(ids.classes[text[at + num]] & CLASS_UNFIT) && !limits.is_banned(text[at + num]);
+            u32 all = __ballot_sync(FULL_WARP, is_one);
+            int place = num_ways + __popc(all & ((1u << lane) - 1));
+            if (is_one && place < MOST_WAYS) limits.ways[place] = text[at + num];
+            num_ways = min(num_ways + __popc(all), MOST_WAYS);
+        }
+        if (lane == 0 && num_ways > 0) limits.mode = Limits::WAYS, limits.num_ways = num_ways;
     }
 
     // Whether so many ids from a position on are those of the body from a place on.
@@ -348,18 +374,31 @@ struct RowRules {
         return true;
     }
 
-    // Whether a sentence of the text begins with `num` ids from a position on, but not with `start`. By one warp.
-    DEVICE bool has_another(int position, int num) const {
-        const RuledRow& row = shared.row;
+    // Whether a sentence of the text that no body has begun begins with `num` ids from a position on. By one warp.
+    DEVICE bool is_led_to(int position, int num, const RuleState& state) const {
         bool is_one = false;
-        for (int at = row.source_start + (int)threadIdx.x % 32; at + num <= row.source_end; at += 32) {
-            if (at > row.source_start && !(ids.classes[text[at - 1]] & (CLASS_ENDS | CLASS_CLOSES | CLASS_UNFIT)))
-                continue;
-            int same = 0, most = min(row.start, row.source_end - at);
-            while (same < most && token_at(position + same) == text[at + same]) same++;
-            is_one |= num <= same && same < row.start;
-        }
+        for (int at = shared.row.source_start + (int)threadIdx.x % 32; at + num <= shared.row.source_end; at += 32)
+            is_one |= is_fresh(at, position, num, state);
         return __ballot_sync(FULL_WARP, is_one) != 0;
+    }
+
+    // Whether a sentence begins at a place of the text, with `num` ids from a position on, that no body has begun.
+    DEVICE bool is_fresh(int at, int position, int num, const RuleState& state) const {
+        const RuledRow& row = shared.row;
+        if (at > row.source_start && !(ids.classes[text[at - 1]] & (CLASS_ENDS | CLASS_CLOSES | CLASS_UNFIT)))
+            return false;
+        if (!is_same_start(at, position, num)) return false;
+        bool is_begun = false;
+        for (int i = 0; at + row.start <= row.source_end && i < min(state.num_done, MOST_STEPS); i++)
+            is_begun |= row.bodies[i].end - row.bodies[i].start >= row.start &&
+                        is_same_start(at, row.bodies[i].start, row.start);
+        return !is_begun;
+    }
+
+    DEVICE bool is_same_start(int at, int position, int num) const {
+        for (int i = 0; i < num; i++)
+            if (text[at + i] != token_at(position + i)) return false;
+        return true;
     }
 
     // Whether the body's last ids are those of a segment that it reads and that does not end as a sentence does.

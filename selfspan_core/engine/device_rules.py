@@ -24,6 +24,8 @@ RUN_WORDS = 4
 """Words in a row that must not be said twice."""
 MAX_STEPS, MAX_BODY = 8, 160
 """Most steps of a row, and most ids of a body."""
+MOST_WAYS = 128
+"""Sentences of the text that are looked at, the first ones, where a beginning has to go on as one of them does."""
 BYTES_PER_ID, CODES_PER_TOKEN = 16, 8
 """Room on the device: bytes of text per id of the vocabulary on average, and codes of words per token of a prompt."""
 

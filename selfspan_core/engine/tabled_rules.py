@@ -4,8 +4,9 @@
   the step's fresh name.
 * A body ends behind an id that ends a sentence, or where a segment ends that it reads and that ends otherwise; not
   before `shortest_body` ids, unless it is a whole source, and at `longest_body` at the latest. It holds no unfit id,
-  no run of `ngram` ids twice, and does not begin with `start` ids as an earlier one did: without headers it is kept
-  from it by the first of these ids with which no other sentence begins.
+  no run of `ngram` ids twice, and does not begin with `start` ids as an earlier one did. Without headers it is kept
+  from it where the sentences of the text that no body has begun yet lead elsewhere: at the first id by what they do
+  not begin with; behind that it goes on as one of those does that have its beginning, if there is one.
 * Readable are no longer: segments that a step has read, and those of which RUN_WORDS words in a row stand in a body.
 * There are `fewest_steps` to `most_steps` steps, fewer only where nothing is readable.
 """
@@ -21,6 +22,7 @@ from selfspan_core.engine.device_rules import (
     ENDS,
     JOINT,
     LETTER,
+    MOST_WAYS,
     NUM_CHARACTERS,
     RUN_WORDS,
     UNFIT,
@@ -159,7 +161,12 @@ class TabledRules:
             may_end = self._is_ended(body) or self._is_at_open_end(body)
         else:
             may_end = self._is_source(body)
-        banned = (*self._unfit, *self._repeated(body))
+        repeated = self._repeated(body)
+        begun, ways = self._begun_before(body)
+        ways = [token for token in ways if token not in repeated][:MOST_WAYS]
+        if ways:
+            return Limits((*ways, *(ending if may_end else ())), ())
+        banned = (*self._unfit, *repeated, *begun)
         return Limits(None, tuple(token for token in banned if not (may_end and token in ending)))
 
     def _is_ended(self, ids: Sequence[int]) -> bool:
@@ -185,26 +192,29 @@ class TabledRules:
         )
 
     def _repeated(self, body: list[int]) -> list[int]:
-        ngram, start = self._bounds.ngram, self._bounds.start
-        banned = []
-        if len(body) >= ngram:
-            window = body[len(body) - ngram + 1 :]
-            places = range(ngram - 1, len(body))
-            banned += [body[place] for place in places if body[place - ngram + 1 : place] == window]
-        if len(body) < start:
-            banned += self._begun_before(body)
-        return banned
+        ngram = self._bounds.ngram
+        if len(body) < ngram:
+            return []
+        window = body[len(body) - ngram + 1 :]
+        places = range(ngram - 1, len(body))
+        return [body[place] for place in places if body[place - ngram + 1 : place] == window]
 
-    def _begun_before(self, body: list[int]) -> list[int]:
+    def _begun_before(self, body: list[int]) -> tuple[list[int], list[int]]:
+        """Ids that must not come, lest a body begins as an earlier one; and those of which one has to, if any."""
         at, start = len(body), self._bounds.start
-        begun = [other for other in self._bodies if len(other) >= start and other[:at] == body]
-        if at == start - 1:
-            return [other[at] for other in begun]
-        return [] if self._rules.annotated else [other[at] for other in begun if not self._has_another(other, at + 1)]
+        begun = [other for other in self._bodies if at < start <= len(other) and other[:at] == body]
+        if self._rules.annotated:
+            return [other[at] for other in begun if at == start - 1], []
+        banned = [other[at] for other in begun if not self._fresh(other[: at + 1])]
+        if at == 0 or not banned:
+            return banned, []
+        ways = [one[at] for one in self._fresh(body) if len(one) > at]
+        return [], [token for token in ways if not self._classes[token] & UNFIT]
 
-    def _has_another(self, ids: Sequence[int], num: int) -> bool:
-        """Whether a sentence of the text begins with the first `num` of these ids, and not with `start` of them."""
+    def _fresh(self, ids: list[int]) -> list[tuple[int, ...]]:
+        """Sentences of the text that begin with these ids, and that no body has begun: their first `start` ids."""
         text, start = self._rules.prompt[self._rules.source_start :], self._bounds.start
         opens = [bool(self._classes[token] & (ENDS | CLOSES | UNFIT)) for token in text]
-        begun = (text[at : at + start] for at in range(len(text)) if at == 0 or opens[at - 1])
-        return any(tuple(one[:num]) == tuple(ids[:num]) and tuple(one) != tuple(ids[:start]) for one in begun)
+        starts = (tuple(text[at : at + start]) for at in range(len(text)) if at == 0 or opens[at - 1])
+        done = {tuple(other[:start]) for other in self._bodies if len(other) >= start}
+        return [one for one in starts if one[: len(ids)] == tuple(ids) and one not in done]

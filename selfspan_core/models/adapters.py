@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from selfspan_core.errors import ModelError
 from selfspan_core.models.adapter_config import AdapterConfig, read_adapter_config
 from selfspan_core.models.adapter_fit import require_fit
-from selfspan_core.models.json_file import one_line
+from selfspan_core.models.json_file import one_line, require_readable
 from selfspan_core.models.weight_files import shapes_of
 
 WEIGHTS = "adapter_model.safetensors"
@@ -35,6 +35,7 @@ def read_adapter(adapter: str | Path) -> AdapterFiles:
         ModelError: a file is missing or damaged, or the adapter has something that is not supported.
     """
     folder = Path(adapter)
+    require_readable(folder / WEIGHTS)
     if not (folder / WEIGHTS).is_file():
         raise ModelError(f"the adapter {str(folder)!r} has no {WEIGHTS}")
     config = read_adapter_config(folder)

@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
+from cuda_kernels.bench.whole_file import make_usual
 from selfspan_core.errors import ModelError
 from selfspan_core.models.gguf_file import GgufFile
 from selfspan_core.models.gguf_fit import require_fit
@@ -128,6 +129,7 @@ def _save(opened: GgufFile, folder: Path, done: Callable[[torch.Tensor], object]
 
     def flush() -> None:
         save_file(waiting, folder / f"shard-{len(shards)}.safetensors", metadata={"format": "pt"})
+        make_usual([folder / f"shard-{len(shards)}.safetensors"])
         shards.append(list(waiting))
         waiting.clear()
 

@@ -15,6 +15,7 @@ import torch
 
 from selfspan_core.errors import ModelError, ModelUnavailable
 from selfspan_core.models.gguf_header import Header, TensorPlace, WrongHeader, read_header
+from selfspan_core.models.json_file import require_readable
 
 # Architecture in the file -> model type and class of transformers. Mistral's files call themselves llama, too.
 ARCHITECTURES = {
@@ -63,6 +64,7 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         gguf = _package(path)
         self.path = path
+        require_readable(path)
         try:
             self._header = read_header(path)
             self._num_bytes = _sizes(gguf, self._header)

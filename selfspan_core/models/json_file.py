@@ -14,8 +14,9 @@ def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ModelError: the file is missing, too long, no JSON, or holds something else than an object.
+        ModelError: the file is missing, may not be read, is too long, no JSON, or holds something else than an object.
     """
+    require_readable(file)
     try:
         if file.stat().st_size > MOST_BYTES:
             raise ModelError(f"{file} is too long for a file of settings: {file.stat().st_size:,} bytes")
@@ -29,6 +30,16 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{file} is damaged: it holds no object, but {type(content).__name__}")
     return content
+
+
+def require_readable(file: Path) -> None:
+    """Raise a ModelError that says what to do where the process's user may not read a file; others raise nothing."""
+    try:
+        file.open("rb").close()
+    except PermissionError:
+        raise ModelError(f"{file} may not be read by this user: its owner has to allow it (chmod a+r)") from None
+    except OSError:
+        return  # whoever reads it says what is wrong
 
 
 def one_line(error: BaseException, most: int = 240) -> str:

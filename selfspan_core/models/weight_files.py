@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 from selfspan_core.errors import ModelError
-from selfspan_core.models.json_file import one_line, read_object
+from selfspan_core.models.json_file import one_line, read_object, require_readable
 
 INDEX = "model.safetensors.index.json"
 _WHOLE = "model.safetensors"
@@ -97,8 +97,9 @@ def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
     """Tensor's name -> shape in a safetensors file, of which only the beginning is read.
 
     Raises:
-        ModelError: it is missing, cut off or no safetensors file, or holds something but floats.
+        ModelError: it is missing, may not be read, is cut off or no safetensors file, or holds something but floats.
     """
+    require_readable(file)
     if not file.is_file():
         raise ModelError(f"there are no weights in {str(file.parent)!r}: {file.name} is missing")
     try:

@@ -6,6 +6,7 @@ is closed here, before gradio reads a request.
 
 import asyncio
 import logging
+import traceback
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -25,7 +26,10 @@ CLOSED = (
 """Beginnings of paths that the page, the API and MCP clients never ask for."""
 API = "/gradio_api/"
 BY_NAME = "/gradio_api/call/v2/"
-NOTHING = "There is no such endpoint, function or run here, or it failed."
+NOTHING = "There is no such endpoint, function or run here."
+FAILED = "The server failed at this request. Send it again; if it fails again, tell whoever runs the server."
+CHECKING = ("get_fn", "construct_args")
+"""Functions of gradio that look up what a request names, and fail at what is not there."""
 log = logging.getLogger("selfspan")
 
 
@@ -75,9 +79,11 @@ class Gate:
                 return messages
 
     async def _answered(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on; where gradio fails at an endpoint, a run or an argument that is none, the caller is told.
+        """Pass a request on; where gradio fails, the caller is told whether what was asked for is not there (400), or
+        the server is at fault (500).
 
-        The log has a line of it: anybody can ask for what is not there, and after a restart every open page does.
+        The log has a line of it, without what was sent: anybody can ask for what is not there, and after a restart
+        every open page does.
         """
         has_begun = False
 
@@ -91,17 +97,37 @@ class Gate:
         except Exception as error:
             if not path.startswith(API):
                 raise
-            log.warning("%s %.80r: gradio failed with %s", scope["method"], path, type(error).__name__)
+            is_callers, place = _is_callers(path, error), _place_of(error)
+            level = logging.WARNING if is_callers else logging.ERROR
+            log.log(level, "%s %.80r: gradio failed with %s%s", scope["method"], path, type(error).__name__, place)
             log.debug("where it failed", exc_info=error)
             if has_begun:  # what streams has said so by itself
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             else:
-                await _refused(400, _said(path, error))(scope, receive, send)
+                answer = _refused(400, _said(path, error)) if is_callers else _refused(500, FAILED)
+                await answer(scope, receive, send)
+
+
+def _is_callers(path: str, error: Exception) -> bool:
+    """Whether gradio failed at what the request names: an endpoint, a function or an argument that is none."""
+    if isinstance(error, KeyError) and path.startswith(BY_NAME):
+        return error.args == (f"/{path.removeprefix(BY_NAME).rstrip('/')}",)
+    return _frames(error)[-1].name in CHECKING
+
+
+def _place_of(error: Exception) -> str:
+    """Where it failed, without the values there."""
+    last = _frames(error)[-1]
+    return f" in {last.name} ({last.filename.rpartition('/')[2]}:{last.lineno})"
+
+
+def _frames(error: Exception) -> traceback.StackSummary:
+    return traceback.extract_tb(error.__traceback__, limit=-1)
 
 
 def _said(path: str, error: Exception) -> str:
-    """Why a request failed, as far as gradio's error tells it to who asked by name."""
-    if not path.startswith(BY_NAME) or not isinstance(error, TypeError | KeyError | AttributeError):
+    """Why a request was refused, as far as gradio's error tells it to who asked by name."""
+    if not path.startswith(BY_NAME):
         return NOTHING
     return f"There is no endpoint {error}." if isinstance(error, KeyError) else str(error)
 

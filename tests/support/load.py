@@ -19,6 +19,7 @@ from cuda_kernels.bench.whole_file import write_whole
 from tests.support.crowd import LONG, leave
 from tests.support.paths import ROOT
 from tests.support.rehearse_space import client_of, serving
+from training.bench import visitors
 from training.bench.visitors import OPERANDS, crowd, expressions, visit
 
 OUT = ROOT / "assets" / "results" / "load_cpu.json"
@@ -49,12 +50,8 @@ def measured(num_requests: int, num_clients: int, num_leaving: int) -> dict[str,
 def wrong(found: dict[str, Any]) -> list[str]:
     """What is not as it should be."""
     left, found = found["leaving"], found["crowds"]["1"]
-    fair = found["fairness"]
     before_mb, after_mb = (found["memory_mb"][when]["resident"] for when in ("before", "after"))
-    said = [f"{found['requests'] - found['answered']} requests were not answered: {found['errors']}"]
-    said = said if found["answered"] < found["requests"] else []
-    said += [f"{found['unheard']} waited without a word"] if found["unheard"] else []
-    said += ["a long run kept a short one waiting"] if fair["short_waited_s"] > fair["long_alone_s"] else []
+    said = visitors.wrong(found)
     said += [f"memory: {before_mb:.0f} MB, then {after_mb:.0f}"] if after_mb > (1 + MOST_GROWTH) * before_mb else []
     return said + (["who left disturbed who stayed"] if left["answered"] < left["stayed"] else [])
 

@@ -63,6 +63,13 @@ class Machine:
         command = [*self.prefix, *map(str, words)]
         return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
 
+    def can_start(self) -> bool:
+        """Whether its Python starts for its user."""
+        try:
+            return self.run(self.python, "-c", "").returncode == 0
+        except OSError:
+            return False
+
     @contextlib.contextmanager
     def app(self, port: int) -> Iterator[None]:
         """The app while it listens.
@@ -104,6 +111,22 @@ def users(folder: Path, python: Path) -> list[Machine]:
     nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
     elsewhere = {**kept, **NOWHERE, "HOME": "/nonexistent"}
     return [replace(mine, name="root"), Machine("user without rights", folder, python, nobody, elsewhere)]
+
+
+def lent(machine: Machine, place: Path) -> Machine:
+    """The same with a copy of its interpreter, which its user may run although the interpreter lies in another's home.
+
+    Args:
+        place: a new folder for the copy.
+    """
+    ask = "import sys, sysconfig; print(sys.base_prefix, sysconfig.get_path('purelib'), sep='\\n')"
+    asked = subprocess.run([machine.python, "-c", ask], capture_output=True, text=True, check=True)
+    home, packages = asked.stdout.splitlines()
+    copied = place / machine.python.resolve().relative_to(Path(home).resolve())
+    shutil.copytree(home, place, symlinks=True, ignore=shutil.ignore_patterns("site-packages", "test", "__pycache__"))
+    libraries = os.pathsep.join(filter(None, [str(place / "lib"), machine.environment.get("LD_LIBRARY_PATH")]))
+    own = {"PYTHONPATH": packages, "LD_LIBRARY_PATH": libraries}
+    return replace(machine, python=copied, environment=machine.environment | own)
 
 
 def checks(machine: Machine) -> Iterator[tuple[str, str]]:
@@ -152,9 +175,11 @@ def rehearse(python: str, is_whole: bool) -> Iterator[tuple[str, str, str]]:
         if made.returncode:
             return
         for machine in users(folder, folder / ".venv" / "bin" / "python"):
-            if machine.run(machine.python, "-c", "").returncode:
-                # Of an interpreter in somebody's home; nothing that this project could do.
-                print(f"{python}, {machine.name}: cannot start this Python, so nothing was tried", flush=True)
+            if machine.prefix and not machine.can_start():
+                machine = lent(machine, Path(place) / "python")
+                print(f"{python}, {machine.name}: lies where they may not read; a copy of it is used", flush=True)
+            if not machine.can_start():
+                yield machine.name, "start", "cannot start this Python, nor a copy of it: name one of the system's"
                 continue
             for what, wrong in checks(machine):
                 yield machine.name, what, wrong

@@ -212,6 +212,21 @@ def fairness(address: str, load: int, seed: int) -> dict[str, float]:
     return {"long_alone_s": alone.seconds, "short_waited_s": beside.waited_s, "short_whole_s": beside.seconds}
 
 
+def wrong(crowd: Mapping[str, Any]) -> list[str]:
+    """What is not as it should be in a crowd: who was not answered or heard nothing, and who was kept waiting.
+
+    Args:
+        crowd: what `crowd` returns.
+    """
+    fair, missing = crowd["fairness"], crowd["requests"] - crowd["answered"]
+    said = [f"{missing} requests were not answered: {crowd['errors']}"] if missing else []
+    said += [f"{crowd['unheard']} waited without a word"] if crowd["unheard"] else []
+    if fair["short_waited_s"] > fair["long_alone_s"]:
+        waited, alone = fair["short_waited_s"], fair["long_alone_s"]
+        said.append(f"a long run kept a short one waiting for {waited:.2f} s, and takes {alone:.2f} s itself")
+    return said
+
+
 def memory_mb(pid: int) -> float:
     """Memory of a process that is not shared with files, in MB: pages of mapped weights come and go."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from cuda_kernels.bench.whole_file import make_usual
 from training.loop.randomness import random_states, set_random_states
 from training.loop.space import require_no_file, require_space
 
@@ -229,6 +230,7 @@ def _write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:  # what the system said is in its text alone
         raise OSError(f"{file} could not be written: {error}") from error
+    make_usual([file])
     _to_disk(file)
 
 

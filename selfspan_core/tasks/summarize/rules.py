@@ -10,7 +10,7 @@ The rules are the same for both lanes. They never choose an id; they only remove
   none; it has at least MIN_BODY tokens beside such marks, or is a whole source that has fewer, and ends after MAX_BODY
   at the latest.
 * Within a body no run of NGRAM tokens comes twice, and no body begins with the START tokens that an earlier one begins
-  with (a plain lane: as far as no other sentence begins so, too): no loops, no sentence twice.
+  with: no loops, no sentence twice. (A plain lane is led to sentences that it has not begun: `beginnings`.)
 * A summary has MIN_STEPS to MAX_STEPS steps (`summarize.MIN_STEPS`), by the requested length; fewer if no segment is
   left that may be named.
 * If words are to be "copied": only those of the segments it reads (in a plain lane, of one of the article), in their
@@ -30,6 +30,7 @@ from selfspan_core.engine.device_rules import Bounds, DeviceRules, HostOnly, IdT
 from selfspan_core.engine.rules import Limits
 from selfspan_core.spans.protocol import PromptLayout
 from selfspan_core.tasks.base import Tokenizer
+from selfspan_core.tasks.summarize.beginnings import START, Beginnings, Onward
 from selfspan_core.tasks.summarize.form import CUE, MAX_READS, MAX_STEPS, MIN_STEPS, STEP_SEPARATOR, Length
 from selfspan_core.tasks.summarize.own_words import OwnWords, PieceTables, word_runs
 from selfspan_core.tasks.summarize.tabled import id_tables, words_by_name
@@ -38,7 +39,6 @@ Words = Literal["free", "copied", "own"]
 """What bodies are made of; "free" leaves it to the model."""
 MIN_BODY, MAX_BODY = 5, 160
 NGRAM = 8
-START = 8
 
 _ENDING = re.compile(r"[.!?…]+[\"'”’)\]]*\Z")
 _CLOSING = re.compile(r"[\"'”’)\]]+")
@@ -248,7 +248,8 @@ class SummaryRules:
         is_long = self._num_said(body) >= MIN_BODY
         is_whole = is_long and (self._is_ended(body) or self._is_at_open_end(body))
         is_whole = is_whole or (not is_long and self._is_short_source(body))
-        banned = (*tables.body_banned, *self._repeated(body))
+        onward = self._onward(body)
+        banned = (*tables.body_banned, *self._repeated(body), *onward.banned)
         if self._own_words is not None:
             text = tables.tokenizer.decode(body)
             may_end, unfit = self._own_words.may_end(text), self._own_words.banned(text)
@@ -263,7 +264,10 @@ class SummaryRules:
             allowed = self._copy.allowed(is_long) - set(banned)
             if not allowed:
                 return Limits(ending, ())
+            allowed = allowed.intersection(onward.ways) or allowed
             return Limits((*sorted(allowed), *(ending if is_whole else ())), ())
+        if ways := set(onward.ways) - set(banned):
+            return Limits((*sorted(ways), *(ending if is_whole else ())), ())
         if is_whole:
             banned = tuple(token for token in banned if token not in ending)
         return Limits(None, banned)
@@ -297,33 +301,26 @@ class SummaryRules:
         )
 
     def _repeated(self, body: Sequence[int]) -> list[int]:
-        """Ids that would make a run of tokens come twice."""
+        """Ids that would make a run of tokens come twice in a body."""
+        if len(body) < NGRAM:
+            return []
         window = body[len(body) - NGRAM + 1 :]
-        banned = []
-        if len(body) >= NGRAM:
-            banned += [body[i + NGRAM - 1] for i in range(len(body) - NGRAM + 1) if body[i : i + NGRAM - 1] == window]
-        if len(body) < START:
-            banned += self._begun_before(body)
-        return banned
+        return [body[i + NGRAM - 1] for i in range(len(body) - NGRAM + 1) if body[i : i + NGRAM - 1] == window]
 
-    def _begun_before(self, body: Sequence[int]) -> list[int]:
-        """Ids that make a body begin as an earlier one; in a plain lane as soon as no other sentence begins so."""
+    def _onward(self, body: Sequence[int]) -> Onward:
+        """How a body goes on so that it does not begin as an earlier one."""
         at = len(body)
-        begun = [other for other in self._bodies if len(other) >= START and other[:at] == body]
-        if at == START - 1:
-            return [other[at] for other in begun]
-        return [] if self._annotated else [other[at] for other in begun if not self._has_another(other, at + 1)]
-
-    def _has_another(self, ids: Sequence[int], num: int) -> bool:
-        """Whether a sentence of the article begins with the first `num` of these ids, and not with START of them."""
-        starts = (self._article[at : at + START] for at in self._starts)
-        return any(start[:num] == tuple(ids[:num]) and start != tuple(ids[:START]) for start in starts)
+        if not self._annotated:
+            return self._beginnings.onward(body, self._bodies)
+        if at != START - 1:
+            return Onward((), ())
+        return Onward(tuple(other[at] for other in self._bodies if len(other) >= START and other[:at] == body), ())
 
     @functools.cached_property
-    def _starts(self) -> tuple[int, ...]:
-        """Where sentences of the article begin, about: behind what ends one, and line breaks."""
-        marks = self._tables.ends.union(self._tables.closes, self._tables.body_banned)
-        return (0, *(at for at, token in enumerate(self._article[:-1], start=1) if token in marks))
+    def _beginnings(self) -> Beginnings:
+        tables = self._tables
+        marks = tables.ends.union(tables.closes, tables.body_banned)
+        return Beginnings(self._article, marks, tables.body_banned)
 
     def _fresh_names(self, taken: list[int]) -> list[int]:
         """Names for the steps: those behind the last segment's, as in training."""

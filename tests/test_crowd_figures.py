@@ -1,0 +1,49 @@
+"""What a crowd's figures are held to: alike in `make load` and in the benchmark of the app."""
+
+import contextlib
+import json
+
+import pytest
+
+from tests.support import load
+from training import bench_app
+from training.bench import visitors
+
+FINE = {
+    "requests": 4,
+    "answered": 4,
+    "unheard": 0,
+    "errors": [],
+    "fairness": {"long_alone_s": 2.0, "short_waited_s": 1.5, "short_whole_s": 1.6},
+    "memory_mb": {"before": {"resident": 100.0}, "after": {"resident": 101.0}},
+}
+LEAVING = {"left": 2, "stayed": 4, "answered": 4}
+WRONG = {
+    "a long run kept a short one waiting for 2.50 s, and takes 2.00 s itself": {
+        "fairness": FINE["fairness"] | {"short_waited_s": 2.5}
+    },
+    "1 requests were not answered: ['full']": {"answered": 3, "errors": ["full"]},
+    "2 waited without a word": {"unheard": 2},
+}
+
+
+@pytest.mark.parametrize(("said", "change"), WRONG.items(), ids=["unfair", "unanswered", "unheard"])
+def test_both_say_what_is_wrong(said, change):
+    """Would catch a benchmark that passes where `make load` fails: a long run that keeps short ones waiting."""
+    assert load.wrong({"crowds": {"1": FINE | change}, "leaving": LEAVING}) == [said]
+    assert bench_app.wrong({"16": FINE, "64": FINE | change}) == [f"crowd at load 64: {said}"]
+    assert not load.wrong({"crowds": {"1": FINE}, "leaving": LEAVING}) and not bench_app.wrong({"1": FINE})
+
+
+def test_the_benchmark_fails_after_it_has_written(tmp_path, monkeypatch):
+    """Would catch an unfair crowd that ends with status 0, and figures that are lost for it."""
+    unfair = FINE | next(iter(WRONG.values()))
+    monkeypatch.setattr(bench_app, "running_app", lambda _: contextlib.nullcontext(("http://nowhere", 1)))
+    monkeypatch.setattr(bench_app, "measure", lambda *_: {})
+    for name in ("first_request", "loads", "together"):
+        monkeypatch.setattr(visitors, name, lambda *_: {})
+    monkeypatch.setattr(visitors, "crowd", lambda *_: unfair)
+    out = tmp_path / "app.json"
+    with pytest.raises(SystemExit, match="kept a short one waiting"):
+        bench_app.main(["--out", str(out), "--load", "1"])
+    assert json.loads(out.read_text())["crowds"]["1"]["fairness"] == unfair["fairness"]
