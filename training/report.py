@@ -36,6 +36,7 @@ from training.reports.paged import paged
 from training.reports.problems import problems, problems_brief
 from training.reports.products import products
 from training.reports.queries import queries
+from training.reports.stream import stream
 from training.reports.summary import summaries, summaries_brief
 from training.reports.visitors import visitors
 from training.reports.vllm import vllm
@@ -65,6 +66,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "paged": paged,
     "products": products,
     "queries": queries,
+    "stream": stream,
     "visitors": visitors,
     "vllm": vllm,
 }
