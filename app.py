@@ -24,7 +24,7 @@ from selfspan_core.serve.gate import Gate
 from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.runs import PageRuns, offered_load
-from selfspan_core.serve.starting import port_of_environment, reach_itself, refuse, wait_for_interrupt
+from selfspan_core.serve.starting import port_of_environment, reach_itself, refuse, settle, wait_for_interrupt
 from selfspan_core.serve.stores import engines_named
 from selfspan_core.serve.tools import tools
 from selfspan_core.serve.whole_blocks import WholeBlocks
@@ -167,8 +167,14 @@ def serve(session: LazySession | ZeroGpuSession, device: SharedDevice, demo: gr.
     reach_itself()
     with session.held():
         launch(demo, server_name="0.0.0.0", server_port=port, prevent_thread_lock=True)
-    threading.Thread(target=device.warm, daemon=True).start()
+    threading.Thread(target=warm, args=(device,), daemon=True).start()
     wait_for_interrupt()
+
+
+def warm(device: SharedDevice) -> None:
+    """Load the models, and leave them, with what they import, out of searches for garbage."""
+    device.warm()
+    settle()
 
 
 def model_of_environment() -> ModelSpec | None:

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from selfspan_core.serve import page_files
 from selfspan_core.tasks.registry import get_task
 from tests.support.app_tools import BAD_INPUTS, EXPRESSION, SHORT, count, right_lines
 from tests.support.browser import SIGNS
@@ -43,6 +44,40 @@ class TestTabs:
         first.wait("stopped")
         time.sleep(0.5)
         assert [event for event, _ in session.events] == ["started", "closed"]
+
+    def test_a_waiting_run_that_is_taken_back_leaves_what_was_there(self, serve, open_tab):
+        """Would catch "Stopped." over the results of a run before, which came to its end, and a recording that a run
+        cuts off for good which never began.
+        """
+        session = FakeSession(dense=2000, sparse=2000, can_load=True)  # no shorter run passes
+        url = serve(session, recorded=page_files.recorded())
+        first, second = open_tab(url), open_tab(url)
+
+        def take_back(state: str) -> None:
+            with session.held(tokens=5):
+                first.run(EXPRESSION)
+                first.wait("running")
+                second.run("1+2")
+                second.wait("waiting")
+                second.page.click("#stop")
+                second.wait(state)
+                first.page.click("#stop")
+                first.wait("stopped")
+            assert first.text(".ss-status") == "Stopped."
+            assert second.text(".ss-status").startswith("The waiting run was taken back. ")
+            assert second.page.get_attribute("#stop", "aria-disabled") == "true"
+
+        take_back("played")
+        assert "Recorded" in second.text(".ss-title") and second.page.is_visible(".ss-replay")
+        second.run(SHORT)
+        second.wait("done")
+        headline, title = second.text(".ss-status"), second.text(".ss-title")
+        flags = second.page.locator(".ss-flag").all_text_contents()
+        assert "taken back" not in headline
+        take_back("done")
+        assert second.text(".ss-status").endswith(f" taken back. {headline}") and second.text(".ss-title") == title
+        assert second.lines("dense") == second.lines("sparse") == right_lines(SHORT)
+        assert second.page.locator(".ss-flag").all_text_contents() == flags
 
     def test_run_again_while_waiting_replaces_the_waiting_run(self, serve, open_tab):
         """A run that was given up would still take its turn, or its late ticks would mix with the new one's."""

@@ -37,6 +37,7 @@ from training.reports.problems import problems, problems_brief
 from training.reports.products import products
 from training.reports.quantization import findings_quantization
 from training.reports.queries import queries
+from training.reports.stream import stream
 from training.reports.summary import summaries, summaries_brief
 from training.reports.visitors import visitors
 from training.reports.vllm import vllm, vllm_brief
@@ -69,6 +70,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "paged": paged,
     "products": products,
     "queries": queries,
+    "stream": stream,
     "visitors": visitors,
     "vllm": vllm,
     "vllm_brief": vllm_brief,

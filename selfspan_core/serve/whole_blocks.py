@@ -1,10 +1,15 @@
-"""Gradio blocks whose streams send every value whole, and whose API may grow arguments with defaults."""
+"""Gradio blocks whose streams send every value whole and stand still for no search for garbage, and whose API may grow
+arguments with defaults.
+"""
 
+import gc
 import logging
 from inspect import Parameter, signature
 from typing import Any
 
 import gradio as gr
+
+from selfspan_core.serve.starting import settle
 
 log = logging.getLogger("selfspan")
 FORGED = "The page's own functions take the page's own values."
@@ -17,6 +22,17 @@ class WholeBlocks(gr.Blocks):
     applies the edits ends up with other values than were yielded, or with an IndexError. What this app streams are
     news, which edits do not make smaller.
     """
+
+    def launch(self, *args: Any, **options: Any) -> Any:
+        """See gradio; what is there when the server stands is then left out of searches for garbage."""
+        served = super().launch(*args, **options)
+        settle()
+        return served
+
+    def close(self, verbose: bool = True) -> None:
+        """See gradio; what the server held can be found as garbage again."""
+        super().close(verbose)
+        gc.unfreeze()
 
     def handle_streaming_diffs(
         self,

@@ -40,6 +40,12 @@ class Player {
     this.isOver = true;
   }
 
+  // The run that the visitor asked for was taken back: the recorded one, which it had cut off, is there in full.
+  again() {
+    this.isOver = false;
+    this.rest();
+  }
+
   begin() {
     this.number += 1;
     this.tell({ start: this.start });

@@ -156,6 +156,19 @@ function halt(state, text) {
   root.scrollIntoView({ block: "nearest" });
 }
 
+// Stopped before it began: what its tab shows of a run before stays as it was, and so does what was found out.
+function takeBack() {
+  if (player?.isOver && player.recorded.start.task === live.task && live.account?.recorded) player.again();
+  const { account, stale } = live;
+  if (account && !account.end) {
+    account.halted ||= "stopped"; // a run that the one that waited was to replace
+    if (live === shown) showHalt(account.halted);
+  }
+  const isWhole = account?.end && !stale;
+  const state = !isWhole ? "stopped" : account.recorded ? "played" : "done";
+  setState(live, state, `The waiting run was taken back.${isWhole ? ` ${account.end.headline.text}` : ""}`);
+}
+
 // An article that is too long: the part of it that fits goes into the box, from where it can be run.
 beginning.addEventListener("click", () => {
   const one = asks.of(shown.task);
@@ -196,7 +209,7 @@ function handle(payload, draw) {
   offer(live, "");
   if (kind === "stopped") {
     stopped = run;
-    return halt("stopped", "Stopped.");
+    return live.has(run) ? halt("stopped", "Stopped.") : takeBack();
   }
   if (kind === "starting") return setState(live, "starting", payload.message);
   if (kind === "failed") {
