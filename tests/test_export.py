@@ -87,6 +87,18 @@ def test_a_server_on_cuda_plans_steps_ahead(tiny, tmp_path, monkeypatch):
     assert command("--max-num-seqs=8") == ["--async-scheduling", "--worker-cls", SPAN_WORKER]
 
 
+def test_a_server_on_a_cpu_leaves_memory(monkeypatch):
+    """A vLLM that takes nearly all memory of a laptop, or ends at its start; what somebody said that is overruled."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    assert cli_engines.environment_of([]) == cli_engines.ENVIRONMENT | cli_engines.CPU_CACHE
+    assert cli_engines.environment_of(["--gpu-memory-utilization=0.2"]) == cli_engines.ENVIRONMENT
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    assert cli_engines.environment_of([]) == cli_engines.ENVIRONMENT
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert cli_engines.environment_of([]) == cli_engines.ENVIRONMENT
+
+
 def test_the_command_line_exports_and_shows_how_vllm_is_started(tiny, tmp_path, capsys, monkeypatch):
     """An option that never arrives at vLLM; a command that cannot be pasted into a shell; a model without markers."""
     base, adapter = tiny

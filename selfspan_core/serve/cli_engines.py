@@ -18,6 +18,9 @@ from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS, SPAN_WORKER
 ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """What vLLM is started with: its other runner knows no logits processors of this kind."""
 
+CPU_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
+"""GiB of keys and values on a CPU, where vLLM would take nearly all memory, and end where that is not free."""
+
 TIMES = "--enable-per-request-metrics"
 """vLLM's option for the times of a request, by its own clock, behind the answer."""
 
@@ -54,9 +57,8 @@ def vllm_command(model: str, options: list[str]) -> list[str]:
     """
     folder = Path(model).expanduser()
     if not (folder / "config.json").is_file():
-        raise ModelError(
-            f"there is no exported model in {model!r}: `selfspan export --out {shlex.quote(model)}` makes it"
-        )
+        export = f"`selfspan export --task NAME --out {shlex.quote(model)}`"
+        raise ModelError(f"there is no exported model in {model!r}: {export} makes it")
     config = read_object(folder / "config.json")
     read_from_config(config.get(CONFIG_KEY), model)
     if find_spec("vllm") is None:
@@ -82,6 +84,16 @@ def _of_device(options: list[str]) -> list[str]:
     return rows if "--no-async-scheduling" in given else ["--async-scheduling", "--worker-cls", SPAN_WORKER, *rows]
 
 
+def environment_of(options: list[str]) -> dict[str, str]:
+    """What vLLM is started with beside the command; what the environment or the options say already is left alone."""
+    import torch
+
+    given = {option.split("=")[0] for option in options}
+    says_memory = not given.isdisjoint({"--gpu-memory-utilization", "--kv-cache-memory-bytes"})
+    names_memory = torch.cuda.is_available() or says_memory or not CPU_CACHE.keys().isdisjoint(os.environ)
+    return ENVIRONMENT if names_memory else ENVIRONMENT | CPU_CACHE
+
+
 def _for_clients(record: ExportRecord | None, folder: str, options: list[str]) -> list[str]:
     """Options for who takes the server as an engine: a name that says what is served, and times of each request."""
     given = {option.split("=")[0] for option in options}
@@ -95,11 +107,11 @@ def serve(arguments: argparse.Namespace) -> int:
     """Print the command and become it; with `--print`, print it only.
 
     Raises:
-        ModelError: see `vllm_command`.
+        ModelError, ModelUnavailable: see `vllm_command`.
     """
     options = arguments.options[1:] if arguments.options[:1] == ["--"] else arguments.options
-    command = vllm_command(arguments.model, options)
-    print(" ".join([*(f"{name}={value}" for name, value in ENVIRONMENT.items()), shlex.join(command)]), flush=True)
+    command, environment = vllm_command(arguments.model, options), environment_of(options)
+    print(" ".join([*(f"{name}={value}" for name, value in environment.items()), shlex.join(command)]), flush=True)
     if not arguments.print:
-        os.execvpe(command[0], command, {**os.environ, **ENVIRONMENT})
+        os.execvpe(command[0], command, {**os.environ, **environment})
     return 0

@@ -42,7 +42,7 @@ REFUSED = {
     "--decode-context-parallel-size": {
         "parallel_config": SimpleNamespace(**ROOMY | {"decode_context_parallel_size": 2})
     },
-    "--kv-cache-dtype": {"cache_config": SimpleNamespace(cache_dtype="fp8_e4m3")},
+    "--kv-cache-dtype": {"cache_config": SimpleNamespace(cache_dtype="int8_per_token_head")},
     "--enable-prompt-embeds": {"model_config": SimpleNamespace(enable_prompt_embeds=True)},
     "--kv-transfer-config": {"kv_transfer_config": object()},
 }

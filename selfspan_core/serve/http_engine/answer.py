@@ -1,16 +1,17 @@
 """A streamed completion of vLLM: its messages as they arrive, each with its time. No torch here.
 
-A thread of its own reads the connection, so that a message's time is when it arrived, whatever the reader of its ids
-did meanwhile.
+A thread of its own asks and reads, so that a message's time is when it arrived, whatever the reader of its ids did
+meanwhile, and so that whoever waits can leave at any moment, before the server has said a word, too.
 """
 
 import contextlib
 import json
+import os
 import queue
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ LOOK_S = 0.25
 MOST_LINE_BYTES = 1 << 22
 """The first message repeats the prompt's ids."""
 DATA, DONE = b"data:", b"[DONE]"
+Trace = Callable[[str, Mapping[str, Any]], None]
+"""Is told what httpx does with a connection: its extension `trace`."""
 _OVER, _TOO_LONG = "ended the connection", "sent more than such an answer can be"
 
 
@@ -69,19 +72,22 @@ class Answer:
     """Iterates over the parts of a streamed completion; `close` ends the connection, and with it the request.
 
     Args:
-        response: open, its body not read.
-        begun: when it was asked for, by `time.perf_counter`.
+        ask: sends the request, over a connection of its own that it traces, and returns the response, its body not
+            read; raises ServerError.
         most_tokens, most_bytes: more are not taken.
         silence_s: the longest wait for a message.
 
     Raises:
-        ServerError: while iterating, where the stream breaks, breaks off, or is not what vLLM sends.
+        ServerError: while iterating, where the server refuses, or the stream breaks, breaks off, or is not what vLLM
+            sends.
     """
 
     def __init__(
-        self, response: httpx.Response, begun: float, most_tokens: int, most_bytes: int, silence_s: float
+        self, ask: Callable[[Trace], httpx.Response], most_tokens: int, most_bytes: int, silence_s: float
     ) -> None:
-        self._response, self._begun = response, begun
+        self._ask, self._begun = ask, time.perf_counter()
+        self._ending, self._is_closed = threading.Lock(), False
+        self._own: socket.socket | None = None  # the connection's, by a number that nobody else gives back
         self._most_tokens, self._most_bytes, self._silence_s = most_tokens, most_bytes, silence_s
         self._num_tokens, self._is_bounded = 0, True
         self._arrived: queue.SimpleQueue[tuple[float, bytes | Exception | str]] = queue.SimpleQueue()
@@ -96,14 +102,23 @@ class Answer:
 
     def close(self) -> None:
         """End the connection: vLLM stops decoding a request whose connection is gone. Twice is harmless."""
-        if self._thread.is_alive():
-            # Closing alone does not wake a thread that waits for the next byte.
-            stream = self._response.extensions.get("network_stream")
-            connection = None if stream is None else stream.get_extra_info("socket")
-            if connection is not None:
+        with self._ending:
+            self._is_closed = True
+            if self._own is not None:
+                # Closing alone does not wake a thread that waits for the next byte.
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                    self._own.shutdown(socket.SHUT_RDWR)
         self._thread.join(self._silence_s)
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Keep the connection as soon as there is one; of an answer that was closed meanwhile there is none."""
+        if event == "connection.connect_tcp.complete":
+            connection = info["return_value"].get_extra_info("socket")
+            with self._ending:
+                if self._is_closed:
+                    raise ServerError(self._after("was not waited for"))
+                # A number of its own: httpx closes its one when the answer ends, and another connection may get it.
+                self._own = socket.socket(fileno=os.dup(connection.fileno()))
 
     def __iter__(self) -> Iterator[Part]:
         since = time.perf_counter()
@@ -117,6 +132,8 @@ class Answer:
                 continue
             if isinstance(said, str):
                 raise ServerError(self._after(said))
+            if isinstance(said, ServerError):
+                raise said
             if isinstance(said, Exception):
                 raise ServerError(self._after(f"lost the connection ({type(said).__name__})")) from said
             if said == DONE:
@@ -145,19 +162,22 @@ class Answer:
     def _read(self) -> None:
         """In the thread: lines with their times, then how it ended."""
         try:
-            for line in self._lines():
-                if line.startswith(DATA):  # the others are comments that keep a connection alive, and empty
-                    self._arrived.put((time.perf_counter() - self._begun, line.removeprefix(DATA).strip()))
+            with contextlib.closing(self._ask(self._trace)) as response:
+                for line in self._lines(response):
+                    if line.startswith(DATA):  # the others are comments that keep a connection alive, and empty
+                        self._arrived.put((time.perf_counter() - self._begun, line.removeprefix(DATA).strip()))
             self._arrived.put((0.0, _OVER if self._is_bounded else _TOO_LONG))
         except Exception as error:
             self._arrived.put((0.0, error))
         finally:
-            with contextlib.suppress(Exception):
-                self._response.close()
+            with self._ending:
+                if self._own is not None:
+                    self._own.close()
+                self._own = None
 
-    def _lines(self) -> Iterator[bytes]:
+    def _lines(self, response: httpx.Response) -> Iterator[bytes]:
         rest, num_bytes = b"", 0
-        for piece in self._response.iter_bytes():
+        for piece in response.iter_bytes():
             num_bytes += len(piece)
             *lines, rest = (rest + piece).split(b"\n")
             if num_bytes > self._most_bytes or len(rest) > MOST_LINE_BYTES:

@@ -4,14 +4,13 @@ Nothing that comes back is trusted: sizes and times are bounded, and text is onl
 """
 
 import json
-import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from selfspan_core.errors import ServerError, brief
-from selfspan_core.serve.http_engine.answer import MOST_WORDS, Answer, refusal, words
+from selfspan_core.serve.http_engine.answer import MOST_WORDS, Answer, Trace, refusal, words
 
 CONNECT_S = 5.0
 MOST_SILENCE_S = 120.0
@@ -40,7 +39,7 @@ def checked_address(address: str) -> str:
 
 
 class VllmServer:
-    """One server. Connections are opened when they are needed; several threads may ask.
+    """One server. Each request has a connection of its own; several threads may ask.
 
     Args:
         address: of the server, `http://host:port`.
@@ -57,8 +56,11 @@ class VllmServer:
         self._client = httpx.Client(
             base_url=self.address,
             timeout=httpx.Timeout(silence_s, connect=min(CONNECT_S, silence_s)),
-            headers={"accept-encoding": "identity"},
+            # A connection that is used again could be ended by who leaves the answer before. (The pool's own limit of
+            # connections that are kept does not do: a request of another thread may take one first.)
+            headers={"accept-encoding": "identity", "connection": "close"},
             trust_env=False,
+            limits=httpx.Limits(max_connections=None),
         )
 
     def ask(self, method: str, path: str, body: Json | None = None) -> tuple[int, Json]:
@@ -92,21 +94,26 @@ class VllmServer:
             body: of the request; see `vllm_plugin.client.Asked.to_stream_json`.
             most_tokens: that it asks for; more are not taken.
 
-        Raises:
-            ServerError: the server cannot be reached, or refuses; the message has its reason.
+        Returns:
+            At once. While it is iterated it raises ServerError where the server cannot be reached, or refuses; the
+            message has its reason.
         """
-        begun = time.perf_counter()
-        try:
-            response = self._client.send(self._client.build_request("POST", "/v1/completions", json=body), stream=True)
-        except httpx.HTTPError as error:
-            # Without the address: by then it was asked before, and any visitor of a page may read this.
-            why = words(error) or type(error).__name__
-            raise ServerError(f"the vLLM server does not answer ({why}): run again once it does") from error
-        if response.status_code != 200:
-            raise ServerError(self._refused(response))
+
+        def ask(trace: Trace) -> httpx.Response:
+            request = self._client.build_request("POST", "/v1/completions", json=body, extensions={"trace": trace})
+            try:
+                response = self._client.send(request, stream=True)
+            except httpx.HTTPError as error:
+                # Without the address: by then it was asked before, and any visitor of a page may read this.
+                why = words(error) or type(error).__name__
+                raise ServerError(f"the vLLM server does not answer ({why}): run again once it does") from error
+            if response.status_code != 200:
+                raise ServerError(self._refused(response))
+            return response
+
         # A message of one token has some 300 bytes; the first one repeats the prompt.
         most_bytes = 4096 * (most_tokens + 16) + 16 * len(body["prompt"])
-        return Answer(response, begun, most_tokens, min(most_bytes, 1 << 30), self._silence_s)
+        return Answer(ask, most_tokens, min(most_bytes, 1 << 30), self._silence_s)
 
     def _refused(self, response: httpx.Response) -> str:
         """Why the server did not begin an answer, in words."""

@@ -25,6 +25,9 @@ SPAN_REQUESTS = "selfspan_core.serve.vllm_plugin.span_requests:SpanRequests"
 SPAN_WORKER = "selfspan_core.serve.vllm_plugin.worker.SpanWorker"
 """For vLLM's option `--worker-cls`, on CUDA: with it asynchronous scheduling works."""
 
+CACHE_TYPES = ("auto", "float16", "bfloat16", "float32")
+"""Of vLLM's option `--kv-cache-dtype`: numbers as they are. It grows ever more others."""
+
 LATE_IDS = f"asynchronous scheduling: add --no-async-scheduling or, on CUDA, --worker-cls {SPAN_WORKER}"
 """Why ids that the host hears of a step late are refused, and what to do."""
 
@@ -82,9 +85,12 @@ def _setting_problem(config: "VllmConfig", is_cuda: bool) -> str | None:
         (bool(config.use_v2_model_runner), "vLLM's model runner V2: set VLLM_USE_V2_MODEL_RUNNER=0"),
         (parallel.pipeline_parallel_size > 1, "pipeline parallelism: leave out --pipeline-parallel-size"),
         (parallel.decode_context_parallel_size > 1, "context parallelism: leave out --decode-context-parallel-size"),
-        (config.cache_config.cache_dtype.startswith("fp8"), "a quantized cache: leave out --kv-cache-dtype"),
+        (config.cache_config.cache_dtype not in CACHE_TYPES, "a quantized cache: leave out --kv-cache-dtype"),
         (bool(config.model_config.enable_prompt_embeds), "prompts without ids: leave out --enable-prompt-embeds"),
-        (config.kv_transfer_config is not None, "keys and values of others: leave out --kv-transfer-config"),
+        (
+            config.kv_transfer_config is not None,
+            "keys and values of others: leave out --kv-transfer-config and --kv-offloading-size",
+        ),
     )
     return next((words for is_so, words in problems if is_so), None)
 
