@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from selfspan_core.errors import ModelError
-from selfspan_core.models import int8_matrix, loading
+from selfspan_core.models import coded_matrix, loading
 from selfspan_core.models.adapters import merge_adapter
 from selfspan_core.models.int8_matrix import Int8Matrix
 from selfspan_core.models.loading import AS_STORED, load_base, resize_for_tokenizer
@@ -105,7 +105,7 @@ def test_blocks_of_8_bits(monkeypatch):
     weight = torch.randn(50, 32).bfloat16() * torch.randn(50, 1).bfloat16()
     whole_weight, parts_weight = weight.clone(), weight.clone()
     whole = Int8Matrix.of(whole_weight, None)
-    monkeypatch.setattr(int8_matrix, "ROWS_AT_A_TIME", 8)
+    monkeypatch.setattr(coded_matrix, "ROWS_AT_A_TIME", 8)
     parts = Int8Matrix.of(parts_weight, None)
     assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.scales, parts.scales)
     assert torch.equal(whole_weight, parts_weight)

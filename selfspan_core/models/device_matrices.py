@@ -13,50 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from cuda_kernels.int8_linear import Int8Linear
-from selfspan_core.models.int8_matrix import ROWS_AT_A_TIME, round_rows
-from selfspan_core.models.weights import Matrix, bytes_of
+from selfspan_core.models.coded_matrix import CodedMatrix, round_rows
+from selfspan_core.models.weights import Matrix
 
-LARGEST = 448.0
-"""Of e4m3."""
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 """(x, codes, scales, bias) -> `[B, num_out]`; see `Int8Linear`."""
 
 
 @dataclass(frozen=True)
-class DeviceMatrix:
-    """A matrix of 8 bits (`weights.Matrix`); how it multiplies is its kinds' business.
-
-    Attributes:
-        codes: `[num_out, depth]`, int8 or e4m3.
-        scales: float32 `[num_out]`.
-        values: `[num_out, depth]`, codes times scales, rounded to the type of activations.
-        bias: `[num_out]`, or None.
-    """
-
-    codes: torch.Tensor
-    scales: torch.Tensor
-    values: torch.Tensor
-    bias: torch.Tensor | None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """See Matrix."""
-        num_out, depth = self.codes.shape
-        return num_out, depth
-
-    @property
-    def num_bytes(self) -> int:
-        """See Matrix."""
-        return sum(map(bytes_of, (self.codes, self.scales, *(() if self.bias is None else (self.bias,)))))
-
-    @property
-    def floats(self) -> torch.Tensor | None:
-        """None: a kernel for floats must not take the values in place of the codes. See Matrix."""
-        return None
-
-
-@dataclass(frozen=True)
-class Int8DeviceMatrix(DeviceMatrix):
+class Int8DeviceMatrix(CodedMatrix):
     """Codes of int8.
 
     Attributes:
@@ -73,12 +38,12 @@ class Int8DeviceMatrix(DeviceMatrix):
 
 
 @dataclass(frozen=True)
-class Fp8DeviceMatrix(DeviceMatrix):
+class Fp8DeviceMatrix(CodedMatrix):
     """Codes of e4m3; inputs are rounded to that, too, row by row."""
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """See Matrix."""
-        scales = (x.abs().amax(-1, keepdim=True).float() / LARGEST).clamp(min=1e-12)
+        scales = (x.abs().amax(-1, keepdim=True).float() / torch.finfo(torch.float8_e4m3fn).max).clamp(min=1e-12)
         codes = (x / scales).to(torch.float8_e4m3fn)
         product: Any = torch._scaled_mm
         return product(codes, self.codes.t(), scales, self.scales[None], bias=self.bias, out_dtype=x.dtype)
@@ -113,10 +78,5 @@ class Fp8DeviceStore:
         """See Store."""
         codes = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
         scales = torch.empty(len(weight), device=weight.device)
-        blocks = (tensor.split(ROWS_AT_A_TIME) for tensor in (weight, codes, scales))
-        for values, own_codes, own_scales in zip(*blocks, strict=True):
-            wide = values.float()
-            own_scales.copy_((wide.abs().amax(1) / LARGEST).clamp(min=1e-12))
-            own_codes.copy_(wide / own_scales[:, None])
-            values.copy_(own_codes.float() * own_scales[:, None])
+        round_rows(weight, codes, scales)
         return Fp8DeviceMatrix(codes, scales, weight, bias)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from selfspan_core.models.coded_matrix import CodedMatrix, round_rows
 from selfspan_core.models.huge_pages import HugePages
 
 MOST_ROWS = 3
@@ -24,25 +25,15 @@ floats and floats as they are: 1 row 13, 18 and 25; 4 rows 16, 15 and 28; 8 rows
 PACKED_FOR = 16
 """Rows that the layout of the floats is chosen for."""
 
-ROWS_AT_A_TIME = 1024
-
 
 @dataclass(frozen=True)
-class Int8Matrix:
-    """A matrix of a decode step with one scale per row (`selfspan_core.models.weights.Matrix`).
+class Int8Matrix(CodedMatrix):
+    """A matrix of a decode step with one scale per row, in the type of activations.
 
     Attributes:
-        codes: int8 `[num_out, depth]`.
-        scales: `[num_out]`, in the type of activations.
-        values: `[num_out, depth]`, codes times scales, rounded to that type.
-        bias: `[num_out]`, or None.
         is_packed: whether the values are in oneDNN's layout.
     """
 
-    codes: torch.Tensor
-    scales: torch.Tensor
-    values: torch.Tensor
-    bias: torch.Tensor | None
     is_packed: bool = False
 
     @classmethod
@@ -59,23 +50,6 @@ class Int8Matrix:
         round_rows(weight, codes, scales)
         return cls(codes, scales, weight, bias)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """See Matrix."""
-        num_out, depth = self.codes.shape
-        return num_out, depth
-
-    @property
-    def num_bytes(self) -> int:
-        """See Matrix."""
-        parts = (self.codes, self.scales, *(() if self.bias is None else (self.bias,)))
-        return sum(part.numel() * part.element_size() for part in parts)
-
-    @property
-    def floats(self) -> torch.Tensor | None:
-        """None: a kernel for floats must not take the values in place of the codes. See Matrix."""
-        return None
-
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         """See Matrix."""
         if x.ndim != 2 or len(x) > MOST_ROWS:
@@ -86,18 +60,6 @@ class Int8Matrix:
         product: Any = torch.ops.aten._weight_int8pack_mm
         out = product(x.contiguous(), self.codes, self.scales)
         return out if self.bias is None else out + self.bias
-
-
-def round_rows(weight: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> None:
-    """Write the nearest codes of a weight `[num_out, depth]`, their rows' scales, and their values into the weight."""
-    # Block by block: an output layer in float32 takes more memory than a small model's steps.
-    blocks = (tensor.split(ROWS_AT_A_TIME) for tensor in (weight, codes, scales))
-    for values, own_codes, own_scales in zip(*blocks, strict=True):
-        wide = values.float()
-        own_scales.copy_((wide.abs().amax(1) / 127).clamp(min=1e-12))
-        by = own_scales.float()[:, None]
-        own_codes.copy_(wide.div_(by).round_().clamp_(-128, 127))
-        values.copy_(torch.mul(own_codes, by, out=wide))
 
 
 class Int8Store:
