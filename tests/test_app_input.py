@@ -18,11 +18,12 @@ class TestTabs:
         session = FakeSession(dense=150, sparse=200)
         url = serve(session)
         first, second = open_tab(url), open_tab(url)
-        first.run(EXPRESSION)
-        first.wait("running")
-        second.run(SHORT)
-        second.wait("waiting")
-        second.page.wait_for_function("document.querySelector('.ss-status').textContent.startsWith('Waiting')")
+        with session.held(40):
+            first.run(EXPRESSION)
+            first.wait("running")
+            second.run(SHORT)
+            second.wait("waiting")
+            second.page.wait_for_function("document.querySelector('.ss-status').textContent.startsWith('Waiting')")
         first.wait("done")
         second.wait("done")
         assert first.lines("dense") == right_lines(EXPRESSION)
@@ -32,6 +33,7 @@ class TestTabs:
     def test_a_waiting_tab_can_be_stopped(self, serve, open_tab):
         """Stop that only knows running generators would leave the run in the queue."""
         session = FakeSession(dense=60, sparse=60)
+        session.hold_at = 40
         url = serve(session)
         first, second = open_tab(url), open_tab(url)
         first.run(EXPRESSION)
@@ -84,11 +86,13 @@ class TestTabs:
         session = FakeSession(dense=150, sparse=150)
         url = serve(session)
         first, second = open_tab(url), open_tab(url)
-        first.run(EXPRESSION)
-        first.wait("running")
-        second.run("11*12")
-        second.wait("waiting")
-        second.run(SHORT)
+        with session.held(40):
+            first.run(EXPRESSION)
+            first.wait("running")
+            second.run("11*12")
+            second.wait("waiting")
+            second.run(SHORT)
+            second.page.wait_for_function("document.querySelector('.ss-status').textContent.startsWith('Waiting')")
         second.wait("done")
         assert second.lines("dense") == second.lines("sparse") == right_lines(SHORT)
         assert [event for event, _ in session.events].count("started") == 2

@@ -93,14 +93,15 @@ class TestTasks:
         """Tokens lost while nobody looked, drawn into the other tab, or a Stop that does not reach the run."""
         session = FakeSession(dense=150, sparse=220)
         tab = open_tab(serve(session, TASKS))
-        begin_and_leave(tab, tokens=20)
-        written = len(session.ticks)
-        while len(session.ticks) < written + 8:
-            tab.page.wait_for_timeout(50)
-        assert tab.state == "idle" and tab.page.locator(".ss-step").count() == 0
-        assert tab.page.get_attribute("#stop-article", "aria-disabled") == "false"
-        tab.turn("Arithmetic")
-        assert tab.tokens("dense") > 60 and tab.state == "running"
+        with session.held(90):
+            begin_and_leave(tab, tokens=20)
+            written = len(session.ticks)
+            while len(session.ticks) < written + 8:
+                tab.page.wait_for_timeout(50)
+            assert tab.state == "idle" and tab.page.locator(".ss-step").count() == 0
+            assert tab.page.get_attribute("#stop-article", "aria-disabled") == "false"
+            tab.turn("Arithmetic")
+            assert tab.tokens("dense") > 60 and tab.state == "running"
         tab.wait("done")
         assert tab.lines("dense") == tab.lines("sparse") == right_lines(EXPRESSION)
 
