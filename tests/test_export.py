@@ -87,6 +87,36 @@ def test_a_server_on_cuda_plans_steps_ahead(tiny, tmp_path, monkeypatch):
     assert command("--max-num-seqs=8") == ["--async-scheduling", "--worker-cls", SPAN_WORKER]
 
 
+def test_an_export_that_is_interrupted_leaves_nothing(tiny, tmp_path, monkeypatch):
+    """A folder without its weights' second half, or without markers, that `serve` takes for a whole one."""
+    folder = tmp_path / "exported"
+
+    def interrupt(*_args, **_options):
+        assert not (folder / "config.json").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("selfspan_core.models.export.said_in_config", interrupt)  # weights and tokenizer are there
+        with pytest.raises(KeyboardInterrupt):
+            export_merged(*tiny, folder)
+    assert list(folder.iterdir()) == []
+    assert (export_merged(*tiny, folder) / "config.json").is_file()
+    assert not [file for file in folder.iterdir() if file.is_dir()]
+
+
+def test_options_of_a_server_are_known_however_they_are_written(tmp_path):
+    """An option that was given with `_`, or in a file, and is overruled by a second one."""
+    own = tmp_path / "own.yaml"
+    own.write_text("port: 1\nmax_num_seqs: 8\n")
+    given = {"--disable-log-stats", "--served-model-name", "--config", "--port", "--max-num-seqs"}
+    for options in (["--config", str(own)], [f"--config={own}"]):
+        assert cli_engines.named_options(["--disable_log_stats", "--served-model_name=a_b", *options]) == given
+    own.write_text("- a\n")
+    for file in (own, tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ModelError, match=r"vLLM's options in .*(no `name: value` lines|No such file|directory)"):
+            cli_engines.named_options(["--config", str(file)])
+
+
 def test_a_server_on_a_cpu_leaves_memory(monkeypatch):
     """A vLLM that takes nearly all memory of a laptop, or ends at its start; what somebody said that is overruled."""
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)

@@ -219,6 +219,7 @@ def test_what_a_server_cannot_do_is_refused(fake, address, tokenizer):
     session = Session(ServedStore(engines_at(address)))
     refused = {
         "drafts is auto or off here, not 4": {"drafts": 4},
+        "temperature is at most 2 here": {"temperature": 3.0},
         "SELFSPAN_PLAIN_ENGINE or --plain-engine": {"adapter": "plain"},
         "serves selfspan-17m, and not 'smollm2-135m'": {"model": "smollm2-135m"},
     }

@@ -17,7 +17,7 @@ from selfspan_core.engine.rules import Rules
 from selfspan_core.models.learned import Learned
 from selfspan_core.models.registry import ModelSpec
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.params import ADAPTERS, Drafts
+from selfspan_core.params import ADAPTERS, MAX_TEMPERATURE, Drafts
 from selfspan_core.spans.render import Rendered
 
 Attention = Literal["dense", "sparse"]
@@ -47,6 +47,7 @@ class Terms:
             beforehand, for the same reason.
         keeps_rules: a task's rules can be kept while decoding.
         has_drafts: tokens can be proposed and verified several at a time.
+        most_temperature: of sampling.
     """
 
     clock: Clock = "host"
@@ -54,6 +55,7 @@ class Terms:
     in_turn: bool = False
     keeps_rules: bool = True
     has_drafts: bool = True
+    most_temperature: float = MAX_TEMPERATURE
 
 
 class LaneModel(Protocol):

@@ -6,6 +6,7 @@ what was merged (`export_record`), so that whoever asks a server of it knows wha
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -15,6 +16,7 @@ from selfspan_core.models.export_record import ExportRecord
 from selfspan_core.models.marker_ids import CONFIG_KEY, said_in_config
 from selfspan_core.models.model import SpanModel
 
+CONFIG = "config.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -46,16 +48,25 @@ def export_merged(
     if folder.is_dir() and any(folder.iterdir()):
         raise ModelError(f"the folder {str(folder)!r} is not empty; name one that is to be made")
     model = SpanModel.load(base, adapter, dtype=DTYPES[dtype])
-    tokenizer = model.tokenizer
-    assert tokenizer is not None  # `load` makes one
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        model.hf.save_pretrained(folder)
-        tokenizer.hf.save_pretrained(folder)
-        config = folder / "config.json"
-        content = json.loads(config.read_text(encoding="utf-8")) | {CONFIG_KEY: said_in_config(tokenizer.markers)}
-        content |= {} if record is None else {RECORD_KEY: record.to_config()}
-        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        # config.json, without which nothing is served, comes last: an export that is interrupted leaves none.
+        with TemporaryDirectory(prefix=".unfinished-", dir=folder) as inside:
+            _write(model, record, Path(inside))
+            for file in sorted(Path(inside).iterdir(), key=lambda file: file.name == CONFIG):
+                file.replace(folder / file.name)
     except OSError as error:
         raise ModelError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
     return folder
+
+
+def _write(model: SpanModel, record: ExportRecord | None, folder: Path) -> None:
+    """All files of a folder. Raises OSError."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # `load` makes one
+    model.hf.save_pretrained(folder)
+    tokenizer.hf.save_pretrained(folder)
+    config = folder / CONFIG
+    content = json.loads(config.read_text(encoding="utf-8")) | {CONFIG_KEY: said_in_config(tokenizer.markers)}
+    content |= {} if record is None else {RECORD_KEY: record.to_config()}
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,11 +1,14 @@
 """The commands `export` and `serve`: a merged model for other engines, and vLLM started on one. No torch at import."""
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+import yaml
 
 from selfspan_core.errors import ModelError, ModelUnavailable
 from selfspan_core.models.export_record import ExportRecord, of_config
@@ -71,6 +74,30 @@ def vllm_command(model: str, options: list[str]) -> list[str]:
     return [*start, *_for_clients(of_config(config, model), str(folder), options), *options]
 
 
+def named_options(options: list[str]) -> set[str]:
+    """The options that are given, as vLLM spells them: it takes `_` for `-`, and more of them from a file.
+
+    Args:
+        options: as they were typed; of `--config FILE` the file's keys count too.
+
+    Raises:
+        ModelError: that file cannot be read.
+    """
+    given = {"--" + option[2:].split("=")[0].replace("_", "-") for option in options if option.startswith("--")}
+    files = [option.partition("=")[2] for option in options if option.startswith("--config=")]
+    files += [after for option, after in itertools.pairwise(options) if option == "--config"]
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ModelError(f"cannot read vLLM's options in {file!r}: {reason}") from error
+        if not isinstance(content, dict):
+            raise ModelError(f"vLLM's options in {file!r} are no `name: value` lines")
+        given |= {f"--{name}".replace("_", "-") for name in content}
+    return given
+
+
 def _of_device(options: list[str]) -> list[str]:
     """Options that only CUDA has or lacks: ids followed on the device, so that the host plans a step ahead."""
     import torch
@@ -79,7 +106,7 @@ def _of_device(options: list[str]) -> list[str]:
         return ["--no-async-scheduling"]
     from cuda_kernels.checks import MAX_BATCH
 
-    given = {option.split("=")[0] for option in options}
+    given = named_options(options)
     rows = [] if "--max-num-seqs" in given else ["--max-num-seqs", str(MAX_BATCH)]
     return rows if "--no-async-scheduling" in given else ["--async-scheduling", "--worker-cls", SPAN_WORKER, *rows]
 
@@ -88,7 +115,7 @@ def environment_of(options: list[str]) -> dict[str, str]:
     """What vLLM is started with beside the command; what the environment or the options say already is left alone."""
     import torch
 
-    given = {option.split("=")[0] for option in options}
+    given = named_options(options)
     says_memory = not given.isdisjoint({"--gpu-memory-utilization", "--kv-cache-memory-bytes"})
     names_memory = torch.cuda.is_available() or says_memory or not CPU_CACHE.keys().isdisjoint(os.environ)
     return ENVIRONMENT if names_memory else ENVIRONMENT | CPU_CACHE
@@ -96,7 +123,7 @@ def environment_of(options: list[str]) -> dict[str, str]:
 
 def _for_clients(record: ExportRecord | None, folder: str, options: list[str]) -> list[str]:
     """Options for who takes the server as an engine: a name that says what is served, and times of each request."""
-    given = {option.split("=")[0] for option in options}
+    given = named_options(options)
     name = None if record is None else record.served_name
     names = ["--served-model-name", folder, name] if name and "--served-model-name" not in given else []
     are_counted = given.isdisjoint({"--disable-log-stats", TIMES})

@@ -12,6 +12,8 @@ from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.serve.http_engine.engine import IMPL, ServedEngine
 from selfspan_core.serve.http_engine.served import Engines, Served
 
+MOST_TEMPERATURE = 2.0
+"""vLLM refuses more."""
 NUM_PROBED = 64
 """Ordinary ids whose text is compared, besides all markers."""
 
@@ -49,6 +51,7 @@ class ServedStore:
             in_turn=True,
             keeps_rules=False,
             has_drafts=False,
+            most_temperature=MOST_TEMPERATURE,
         )
 
     @property
