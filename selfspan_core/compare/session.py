@@ -132,8 +132,8 @@ class Session:
             where = self._models.device_name
             raise SettingError(f"drafts is auto or off here, not {request.drafts}: {where} has none.", "drafts")
         if request.sampling.temperature > terms.most_temperature:
-            where, most = self._models.device_name, terms.most_temperature
-            raise SettingError(f"temperature is at most {most:g} here: {where} takes no more.", "temperature")
+            bound = f"at most {terms.most_temperature:g} here: {self._models.device_name} takes no more"
+            raise SettingError(f"temperature is {bound}.", "temperature")
         if request.load > 1 and task.rules_text:
             raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
         problem, cleaned = read_pasted(task, request.text, request.clean)
