@@ -254,6 +254,21 @@ def test_a_run_that_nobody_wants_does_not_begin():
     assert device._times.expected(LONG) is None
 
 
+def test_a_run_that_is_taken_back_leaves_the_line(monkeypatch):
+    """A visitor's taken-back runs that count as waiting, for others' waits and for the runs of one visitor."""
+    monkeypatch.setattr("selfspan_core.serve.device.TELL_EVERY_S", 0.05)
+    device = SharedDevice(Steps())
+    device._join(lambda: iter(()))  # it never asks for its turn, so that nobody's comes
+    wanted = threading.Event()
+    wanted.set()
+    taken_back = [device.compare(LONG, "me", wanted.is_set) for _ in range(MAX_OF_VISITOR)]
+    assert [next(ticks)["kind"] for ticks in taken_back] == ["waiting"] * MAX_OF_VISITOR
+    wanted.clear()
+    assert [list(ticks) for ticks in taken_back] == [[]] * MAX_OF_VISITOR
+    until(lambda: len(device._line) == 1)
+    assert next(device.compare(LONG, "me"))["ahead"] == 1
+
+
 def test_a_run_has_its_time_and_no_more(caplog):
     """One run that has the device for good; a server whose models are missing and which does not say so."""
     device = SharedDevice(Steps(seconds=0.02), most_run_s=0.1)

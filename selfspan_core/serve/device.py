@@ -176,7 +176,7 @@ class SharedDevice:
             self._has_work.notify()
 
     def _waited(self, run: _Run) -> Iterator[dict]:
-        """Says why it takes so long until the first tick, which it returns."""
+        """Says why it takes so long until the first tick, which it returns; None where nobody waits for it any more."""
         since = told = time.monotonic()
         self._ask(run)
         while True:
@@ -191,6 +191,9 @@ class SharedDevice:
                 if told - since > self._patience_s and not run.place.is_open:
                     raise Busy("Too many runs are before yours. Try again in a few minutes.")
                 news = self._told(run, told - since)
+            # Asked once for each word, as before each tick. Others wait no longer for a run that is taken back.
+            if not run.is_wanted():
+                return None
             yield news
 
     def _patient_s(self, run: _Run) -> float:
