@@ -4,8 +4,8 @@ PORT ?= 7860
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Workers of the tests, with one thread each.
-JOBS ?= 2
+# Workers of the tests, with one thread each: for two cores, since the one with the browsers mostly waits.
+JOBS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 # Spans, tasks, parameters, sampling's rules, readers and the race: no browser, compiler, training or server.
@@ -18,7 +18,7 @@ QUICK := $(addprefix tests/test_,$(addsuffix .py,tracker intervals attention kv_
 
 help:
 	@echo "make app        install into $(VENV) and serve the app on http://localhost:$(PORT) (PORT=8080 for another port)"
-	@echo "make test       install what tests need and run them, long sweeps by sample (JOBS=4 for more than two workers)"
+	@echo "make test       install what tests need and run them, long sweeps by sample (JOBS=5 on four cores)"
 	@echo "make quick      spans, tasks, parameters, readers and the race: no browser, no compiler, no training"
 	@echo "make test-all   as make test, with every sweep whole"
 	@echo "make test-vllm  the plugin for vLLM, in an environment of its own (.venv-vllm, 4 GB): docs/serving.md"

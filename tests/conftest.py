@@ -12,6 +12,9 @@ from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS, Tab
 from tests.support.fake_session import FakeSession
 from tests.support.slow import SLOW
 
+BACKGROUND = 10
+"""Niceness of a worker that computes."""
+
 # Before torch is loaded, here and in processes that tests start: its threads spin for a third of a millisecond while
 # they wait for each other, not for ten, which is what other processes on the same cores need.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -33,6 +36,15 @@ def pytest_collection_modifyitems(config, items: list) -> None:
             if item.path.stem not in SERVED and not {"chromium", "serve"}.isdisjoint(item.fixturenames):
                 raise pytest.UsageError(f"{item.nodeid} needs a server: name its module in tests/support/groups.py")
         items.sort(key=lambda item: place(item.path.stem))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item) -> None:
+    """A worker that computes gives way to the one with browsers and servers, which mostly waits and then is in haste."""
+    from tests.support.groups import SERVED
+
+    if hasattr(item.config, "workerinput") and item.path.stem not in SERVED and os.nice(0) == 0:
+        os.nice(BACKGROUND)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -166,7 +166,7 @@ def run_rounds(rows, references, num_queries, is_dense, rng, injected=None):
 def test_worked_examples(annotated, hints, is_dense):
     """Would catch any proposal that is not the specification's, and any query that sees more or less than it may."""
     rng = random.Random(3)
-    for first in range(examples(6, 40)):
+    for first in range(examples(2, 40)):
         rows, references = make_rows([3 * first, 3 * first + 1, 3 * first + 2], hints, annotated)
         run_rounds(rows, references, rng.choice([4, 8, 16]), is_dense, rng)
 

@@ -101,7 +101,7 @@ def launches(draw):
 
 
 @needs_compiler
-@settings(max_examples=examples(6, 40), deadline=None)
+@settings(max_examples=examples(3, 40), deadline=None)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(list(DTYPES)),
@@ -124,7 +124,7 @@ def test_any_shape(seed, dtype, batch, warp_tiles, k_tiles, kind, launch):
 
 @needs_compiler
 @pytest.mark.parametrize("cluster_size", sampled(CLUSTER_SIZES, CLUSTER_SIZES[-1:]))
-@pytest.mark.parametrize("batch", [64, 65, 97, 128])
+@pytest.mark.parametrize("batch", sampled([64, 65, 97, 128], [65, 128]))
 def test_large_batches(batch, cluster_size):
     """Would catch a part of the batch that another block of the cluster has, of tiles with 64 to 128 rows."""
     x, weight, bias = problem(batch, torch.bfloat16, batch, 16 * 14, 64 * 5)
@@ -136,14 +136,8 @@ SLOW_WARPS = [
     for shape in [(4, 4, 5), (2, 8, 5), (2, 8, 3), (2, 9, 3), (4, 20, 3)]
     for warp in (0, 5, 7, 9, 11, 14, 20, 24, 40)
 ]
-# Every shape and every warp at least once.
-SLOW_WARPS_SAMPLE = {
-    *((4, 4, 5, warp) for warp in (0, 9)),
-    *((2, 8, 5, warp) for warp in (7, 40)),
-    *((2, 8, 3, warp) for warp in (5, 20)),
-    *((2, 9, 3, warp) for warp in (14, 24)),
-    (4, 20, 3, 11),
-}
+# Every number of stages, and warps with a tile and without.
+SLOW_WARPS_SAMPLE = {(4, 4, 5, 9), (2, 8, 5, 7), (2, 8, 3, 20), (2, 9, 3, 14)}
 
 
 @needs_compiler

@@ -76,7 +76,7 @@ def made_requests(tables, seed, num, drafts_of):
     return host, device
 
 
-@settings(max_examples=examples(8, 80), deadline=None)
+@settings(max_examples=examples(3, 80), deadline=None)
 @given(st.integers(0, 999), st.booleans(), st.sampled_from(["off", "auto", 1, 7, 15]))
 def test_the_same_ids_as_with_rules_on_the_host(weights, tables, seed, is_dense, drafts):
     """Would catch an id that is drawn under the limits of another place, row or pass, a row that begins with the state

@@ -16,6 +16,7 @@ from cuda_kernels.bench import provenance
 from selfspan_core.models.loading import load_base
 from selfspan_core.models.model import SpanModel
 from selfspan_core.tasks.registry import get_task
+from tests.support.slow import sampled
 from tests.support.training_tools import train, write_config
 from training.data.generated import evaluation_set
 from training.data.sources import generated_source, mix
@@ -57,13 +58,16 @@ def test_finetune_saves_resumes_and_serves(tmp_path, tiny_base, tokenizer, train
     assert not torch.equal(*weights), "the markers' embeddings were not trained"
 
 
+LAUNCHERS = [
+    (("accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"), 1),
+    # What accelerate's launcher runs for several GPUs; by itself it starts several processes on CPU only with MPI.
+    (("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"), 2),
+]
+
+
 @pytest.mark.parametrize(
     ("launcher", "num_processes"),
-    [
-        (("accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"), 1),
-        # What accelerate's launcher runs for several GPUs; by itself it starts several processes on CPU only with MPI.
-        (("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"), 2),
-    ],
+    sampled(LAUNCHERS, LAUNCHERS[1:]),
 )
 def test_plain_adapter_under_launchers(tmp_path, tiny_base, monkeypatch, launcher, num_processes):
     """Would catch a script that only runs bare, one that hangs or counts twice where several processes share a step,

@@ -28,7 +28,7 @@ def compiled(name: str, macros: tuple[str, ...]) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="kernels-"))
     target = folder / "kernels.so"
     # Some distributions' longjmp would refuse to leave one fiber's stack for another's.
-    flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
+    flags = ["-std=c++20", "-Og", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
     # The stand-in's folder first: <ptx.cuh> is found there.
     command = [COMPILER, *flags, f"-I{HERE}", f"-I{os.environ.get('KERNEL_SOURCES', FOLDER)}", *macros]
     if os.environ.get("WATCH_RACES") == "1":
