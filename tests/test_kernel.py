@@ -13,7 +13,6 @@ from tests.support.attention_problem import BF16, CONFIGS, assert_close, make_pr
 from tests.support.kernel_on_cpu import attend, ranges
 from tests.support.slow import examples, sampled
 
-
 SAMPLE = [KernelConfig(96, 3, True, 2), KernelConfig(128, 16, False, 2), KernelConfig(128, 1, True, 8), CONFIGS[2]]
 """Few more than `DIVISIONS` has: compiling one takes longer than running it."""
 
