@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config, items: list) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
-    """A worker that computes gives way to the one with browsers and servers: that waits mostly, and else is in haste."""
+    """A worker that computes gives way to the one with browsers and servers: that mostly waits, or is in haste."""
     from tests.support.groups import SERVED
 
     if hasattr(item.config, "workerinput") and item.path.stem not in SERVED and os.nice(0) == 0:
