@@ -1,20 +1,18 @@
-"""Which tests share a worker: those with a browser or a server, in two halves, and otherwise those of one module."""
+"""Which tests share a worker: those that need a browser or a server, and otherwise those of one module."""
 
 from pathlib import PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
-FIRST = (
+BROWSERS = (
     *("app", "app_access", "app_arrival", "app_articles", "app_code", "app_figures", "app_firefox", "app_form"),
-    *("api", "crowd", "serving", "tools", "trace_served", "visitors", "zero_gpu"),
-)
-SECOND = (
     *("app_input", "app_keep", "app_load", "app_map", "app_shipped", "app_tasks"),
     *("models_registry", "offered", "toy_task"),
 )
-SERVED = {f"test_{name}": scope for scope, names in (("first", FIRST), ("second", SECOND)) for name in names}
-"""Modules with a browser or a server, and the scope of each. Two scopes of about the same time: more browsers at once
-take longer, on two cores, than one after the other, since a page draws for as long as it waits."""
+SERVERS = ("api", "crowd", "serving", "tools", "trace_served", "visitors", "zero_gpu")
+SERVED = {f"test_{name}" for name in (*BROWSERS, *SERVERS)}
+"""Modules with a browser or a server. All are one scope: a page draws for as long as it waits, so that two browsers on
+two cores take longer, side by side, than one after the other."""
 LONG = ("test_gemm_wgmma", "test_kernel", "test_summary_training", "test_training", "test_kernel_sources")
 """Modules that would leave one worker alone at the end, if they were begun late."""
 
@@ -27,8 +25,8 @@ def place(module: str) -> int:
 
 
 class ByModule(LoadScopeScheduling):
-    """xdist's scheduler of scopes: those of `SERVED`, and each other module."""
+    """xdist's scheduler of scopes; a scope is all of `SERVED`, or any other module."""
 
     def _split_scope(self, nodeid: str) -> str:
         module = PurePosixPath(nodeid.partition("::")[0]).stem
-        return SERVED.get(module, module)
+        return "served" if module in SERVED else module
