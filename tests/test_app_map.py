@@ -192,12 +192,12 @@ class TestArrival:
         """
         tab = open_tab(playing, size=size)
         loaded = time.monotonic()
-        self.check_first_screen(tab, size)
         tab.page.wait_for_function(
             "least => Number(document.querySelector('.ss-pane[data-lane=\"sparse\"]').dataset.tokens) > least",
             arg=tab.tokens("sparse"),
         )
         assert time.monotonic() - loaded < 2 and tab.page.evaluate(PAINTED, "sparse")["bottom"] > 0.1
+        self.check_first_screen(tab, size)
         pixels = "at => { const c = document.querySelector(at + ' canvas'); return [c.width, c.clientWidth]; }"
         drawn, shown = tab.page.evaluate(pixels, field("dense"))
         assert abs(drawn - shown) <= 1

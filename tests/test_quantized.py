@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from selfspan_core.models.model import SpanModel
 from selfspan_core.paths import ADAPTERS, BASE
 from selfspan_core.tasks.registry import get_task
+from tests.support.slow import sampled
 from training.data.generated import evaluation_set
 from training.evaluation.batch_decode import decode_greedily
 from training.evaluation.drafts import decode_by_drafts, would_write
@@ -56,7 +57,10 @@ def drafts():
     return [task.render(one, tokenizer, True, with_steps=True) for one in evaluation_set(task, 3, 3, 7)]
 
 
-@pytest.mark.parametrize("kind", ["floats", "weights int8", "cache int8", "cache fp8", "weights int4, cache int8"])
+KINDS = ["floats", "weights int8", "cache int8", "cache fp8", "weights int4, cache int8"]
+
+
+@pytest.mark.parametrize("kind", sampled(KINDS, ["cache fp8", "weights int4, cache int8"]))
 def test_one_pass_and_decoding_agree(kind, drafts):
     """Would catch a cache that is rounded in one of the two ways to an answer only."""
     model = load_quantized(BASE, ADAPTER, "cpu", torch.float32, QUANTIZATIONS[kind])

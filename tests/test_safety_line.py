@@ -5,8 +5,8 @@ import pytest
 from tests.safety_line.cases import LANES, Case, Ways, cases, digest
 from tests.safety_line.record import decode, read
 
-SAMPLED_EXPRESSIONS = (0, 87)
-"""One of 4 operands and, of those of 8, the one that is soonest worked out."""
+SAMPLED_EXPRESSIONS = (0,)
+"""One of 4 operands."""
 SAMPLED_ARTICLES = (0,)
 """The shortest one, briefly."""
 
