@@ -75,7 +75,7 @@ class TestRules:
             tab.page.click(f"{part} summary")
         tab.page.wait_for_selector(".ss-runs .ss-again")
         found["sum"] = violations(tab)
-        tab.page.get_by_role("tab", name="Articles").click()
+        tab.turn("Articles")
         tab.page.wait_for_selector("#run-article")
         found["articles"] = violations(tab)
         tab.page.fill("#article textarea", get_task("summarize").examples[0])
@@ -172,7 +172,7 @@ class TestKeyboard:
         """Would catch a Stop that is announced as one that works, in a tab that was not opened yet, too."""
         tab = open_tab(quick)
         assert tab.page.get_attribute("#stop", "aria-disabled") == "true"
-        tab.page.get_by_role("tab", name="Articles").click()
+        tab.turn("Articles")
         tab.page.wait_for_selector('#stop-article[aria-disabled="true"]')
 
 

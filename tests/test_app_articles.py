@@ -11,7 +11,7 @@ ASK = "#run-article"
 
 
 def open_articles(tab):
-    tab.page.get_by_role("tab", name="Articles").click()
+    tab.turn("Articles")
     tab.page.wait_for_selector(ASK)
     return tab
 

@@ -360,7 +360,7 @@ def test_the_page_offers_the_models_of_a_task(registered, serve, open_tab):
     tab.page.wait_for_function("() => document.querySelector('#race').textContent.includes('3+4=')")
     tab.wait("done")
     assert session.model == "tiny-bytes"
-    tab.page.get_by_role("tab", name="Articles").click()
+    tab.turn("Articles")
     tab.page.wait_for_selector("#run-article")
     assert tab.page.locator("#model-article").count() == 0
 

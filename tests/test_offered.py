@@ -36,7 +36,7 @@ def articles(serve, open_tab):
 
     def start(session):
         tab = open_tab(serve(session, TASKS))
-        tab.page.get_by_role("tab", name="Articles").click()
+        tab.turn("Articles")
         tab.page.wait_for_selector("#run-article")
         return tab
 
