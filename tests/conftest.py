@@ -102,17 +102,19 @@ def stage(serve) -> Callable:
 
     Tests that stop, queue or leave runs get a server of their own from `serve`: what they leave is nobody else's then.
     """
-    played: dict = {}
+    played: dict[tuple[str, ...], tuple[Understudy, str]] = {}
 
-    def start(session) -> str:
+    def start(session, tasks: tuple[str, ...] = ("arithmetic",)) -> str:
+        understudy, url = played.get(tasks, (None, ""))
         ends = time.monotonic() + 5
-        while played and played["understudy"].session.running and time.monotonic() < ends:
+        while understudy and understudy.session.running and time.monotonic() < ends:
             time.sleep(0.01)
-        if not played or played["understudy"].session.running:  # a failed test's run is still there
-            played["understudy"] = Understudy(session)
-            played["url"] = serve(played["understudy"])
-        played["understudy"].session = session
-        return played["url"]
+        if understudy is None or understudy.session.running:  # a failed test's run is still there
+            understudy = Understudy(session)
+            url = serve(understudy, tasks)
+            played[tasks] = understudy, url
+        understudy.session = session
+        return url
 
     return start
 

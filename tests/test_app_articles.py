@@ -22,9 +22,9 @@ def summarize(tab, text=ARTICLE):
 
 
 @pytest.fixture
-def articles(serve, open_tab):
+def articles(stage, open_tab):
     """A page on its second tab, around a session with options."""
-    return lambda **options: open_articles(open_tab(serve(FakeSession(dense=2000, sparse=2000, **options), TASKS)))
+    return lambda **options: open_articles(open_tab(stage(FakeSession(dense=2000, sparse=2000, **options), TASKS)))
 
 
 COME_TO_REST = """async node => {

@@ -16,9 +16,9 @@ def session():
 
 
 @pytest.fixture
-def tab(serve, open_tab, session):
+def tab(stage, open_tab, session):
     """A tab in which programs can be run."""
-    opened = open_tab(serve(session, TASKS))
+    opened = open_tab(stage(session, TASKS))
     opened.turn("Programs")  # until its form stands: gradio may draw it twice, and what was filled in would be gone
     return opened
 

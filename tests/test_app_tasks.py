@@ -29,9 +29,9 @@ def begin_and_leave(tab, tokens: int):
 
 @pytest.mark.browser
 class TestTasks:
-    def test_each_tab_has_its_own_result(self, serve, open_tab):
+    def test_each_tab_has_its_own_result(self, stage, open_tab):
         """A sum's result above an article, steps of the one among the other's, and a result lost by looking away."""
-        tab = open_tab(serve(FakeSession(dense=2000, sparse=2000), TASKS))
+        tab = open_tab(stage(FakeSession(dense=2000, sparse=2000), TASKS))
         tab.run(SHORT)
         tab.wait("done")
         shown = {selector: tab.text(selector) for selector in (".ss-status", ".ss-line", SHARES, ".ss-source-text")}
@@ -52,9 +52,9 @@ class TestTasks:
         tab.turn("Articles")
         assert tab.text(f"{tab.pane('dense')} .ss-badge") == "3 sentences" and tab.state == "done"
 
-    def test_one_share_is_named_after_a_look_elsewhere_too(self, serve, open_tab):
+    def test_one_share_is_named_after_a_look_elsewhere_too(self, stage, open_tab):
         """Would catch shares of the lane's own text, in a tab that is come back to or in a picture of the maps."""
-        tab = open_tab(serve(FakeSession(dense=2000, sparse=2000, read_share=0.73), TASKS))
+        tab = open_tab(stage(FakeSession(dense=2000, sparse=2000, read_share=0.73), TASKS))
         tab.compare_plain()
         tab.run(SHORT)
         tab.wait("done")
@@ -66,9 +66,9 @@ class TestTasks:
         assert {selector: tab.text(selector) for selector in shown} == shown
         assert "reads 73\u202f%" in tab.saved("drawing").decode()
 
-    def test_what_says_nothing_of_the_newest_article_stays_away(self, serve, open_tab):
+    def test_what_says_nothing_of_the_newest_article_stays_away(self, stage, open_tab):
         """Would catch figures of the article before, which a refusal took away, in a tab that is come back to."""
-        tab = open_tab(serve(FakeSession(dense=2000, sparse=2000), TASKS))
+        tab = open_tab(stage(FakeSession(dense=2000, sparse=2000), TASKS))
         tab.turn("Articles")
         summarize(tab)
         tab.wait("done")
@@ -89,10 +89,10 @@ class TestTasks:
         tab.wait("done")
         assert tab.text('[data-tile="answer"]') != "–" and tab.page.is_visible(".ss-tiles")
 
-    def test_a_run_goes_on_while_another_tab_is_in_sight(self, serve, open_tab):
+    def test_a_run_goes_on_while_another_tab_is_in_sight(self, stage, open_tab):
         """Tokens lost while nobody looked, drawn into the other tab, or a Stop that does not reach the run."""
         session = FakeSession(dense=150, sparse=220)
-        tab = open_tab(serve(session, TASKS))
+        tab = open_tab(stage(session, TASKS))
         with session.held(90):
             begin_and_leave(tab, tokens=20)
             written = len(session.ticks)
