@@ -255,18 +255,30 @@ def test_a_run_that_nobody_wants_does_not_begin():
 
 
 def test_a_run_that_is_taken_back_leaves_the_line(monkeypatch):
-    """A visitor's taken-back runs that count as waiting, for others' waits and for the runs of one visitor."""
+    """A visitor's taken-back runs that count as waiting, for others' waits and for the runs of one visitor, until a tick
+    of somebody else's ends.
+    """
     monkeypatch.setattr("selfspan_core.serve.device.TELL_EVERY_S", 0.05)
-    device = SharedDevice(Steps())
-    device._join(lambda: iter(()))  # it never asks for its turn, so that nobody's comes
-    wanted = threading.Event()
+    is_free, wanted = threading.Event(), threading.Event()
+
+    class Blocked(Steps):
+        def _ticks(self, text):
+            is_free.wait(30)
+            return super()._ticks(text)
+
+    device = SharedDevice(Blocked())
+    first = run(device, LONG)
+    until(lambda: len(device._line) == 1)
     wanted.set()
     taken_back = [device.compare(LONG, "me", wanted.is_set) for _ in range(MAX_OF_VISITOR)]
     assert [next(ticks)["kind"] for ticks in taken_back] == ["waiting"] * MAX_OF_VISITOR
     wanted.clear()
     assert [list(ticks) for ticks in taken_back] == [[]] * MAX_OF_VISITOR
-    until(lambda: len(device._line) == 1)
-    assert next(device.compare(LONG, "me"))["ahead"] == 1
+    with closing(device.compare(LONG, "me")) as ticks:
+        assert next(ticks)["ahead"] == 1
+    is_free.set()
+    first.join(20)
+    until(lambda: len(device._line) == 0)
 
 
 def test_a_run_has_its_time_and_no_more(caplog):

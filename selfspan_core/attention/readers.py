@@ -32,8 +32,8 @@ class Reader(Protocol):
 
         Args:
             start: position of the first token.
-            states: the tracker's state for every token, or None for the prompt (the whole prompt at once, from position
-                0, every token seeing all tokens before it). A body must not read a segment that ends behind `start`.
+            states: the tracker's state for every token, or None for the prompt or a piece of it (every token seeing all
+                tokens before it). A body must not read a segment that ends behind `start`.
         """
 
     def attend(
@@ -71,7 +71,7 @@ class DenseReader:
     ) -> torch.Tensor:
         """See Reader."""
         self._cache.write(layer, self._start, key, value)
-        if self._is_prompt:
+        if self._is_prompt and self._start == 0:
             return causal_attention(query, key, value, scale)
         keys, values = self._cache.first(layer, self._start + query.shape[2])
         return self._attention(query, keys, values, scale)

@@ -18,6 +18,7 @@ from selfspan_core.compare.race import Race
 from selfspan_core.compare.verdict import Compared, compare_line, lane_line, ratio
 from selfspan_core.engine.device_rules import DeviceRules, KeptRules
 from selfspan_core.engine.events import Event
+from selfspan_core.engine.host_step import LONG_PROMPT
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.stores import EngineStore, LaneEngine
 from selfspan_core.errors import InputError, LaneError, ModelError, SettingError
@@ -214,9 +215,11 @@ class Session:
 
         The first forward of a new length is a little slower than the next: without this the lane that steps first pays
         for both. Median time to the first token on two quiet CPU cores, dense over sparse, short expressions: 1.015 to
-        1.031 without, 1.005 to 1.018 with.
+        1.031 without, 1.005 to 1.018 with. A long prompt, which a CPU takes seconds for, is not worth it.
         """
-        for lane in run.lanes if len(run.lanes) > 1 and not self._models.terms.in_turn else ():
+        longest = max(lane.prompt.prompt.num_tokens for lane in run.lanes)
+        is_soon_done = run.impl == CAPTURED or longest <= LONG_PROMPT
+        for lane in run.lanes if len(run.lanes) > 1 and is_soon_done and not self._models.terms.in_turn else ():
             with Race({lane.spec.id: self._events(run, lane)}) as race:
                 # With several requests, many prefills run anyway: it is enough to create the engines.
                 if run.load == 1:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from selfspan_core.engine.events import Account, Event, Failed, Prefilled
+from selfspan_core.engine.events import Account, Event, Failed, Prefilled, Waiting
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.engine.step import First, Step, Stepped
+from selfspan_core.engine.step import First, Pending, Step, Stepped
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
 
 
@@ -65,8 +65,8 @@ class DecodeLoop:
 
         Returns:
             (number of the request, event): Prefilled, then per token Token and its news, then Finished; or Failed in
-            place of what would have followed. Of a request that nobody watches Prefilled alone, or Failed. Closing the
-            iterator frees all rows.
+            place of what would have followed. Before Prefilled, Waiting for each piece of a long prompt. Of a request
+            that nobody watches Waiting and Prefilled alone, or Failed. Closing the iterator frees all rows.
 
         Raises:
             RuntimeError: another call of this method is not over yet.
@@ -111,7 +111,7 @@ class DecodeLoop:
             self._is_busy = False
             self._free_all()
 
-    def _next_outcome(self) -> First | Stepped | None:
+    def _next_outcome(self) -> First | Stepped | Pending | None:
         """Launch what is to be launched, and take what is done first; nothing if the device is lost."""
         try:
             self._launch()
@@ -180,8 +180,8 @@ class DecodeLoop:
             for active in self._active.values():
                 active.num_pending += 1
 
-    def _report(self, outcome: First | Stepped) -> Iterator[tuple[int, Event]]:
-        if isinstance(outcome, First):
+    def _report(self, outcome: First | Stepped | Pending) -> Iterator[tuple[int, Event]]:
+        if not isinstance(outcome, Stepped):
             active = self._active.get(outcome.row)
             if active is not None and active.begun == outcome.begun:
                 yield from _of(active, self._begun(active, outcome))
@@ -204,7 +204,10 @@ class DecodeLoop:
             else:
                 yield from _of(active, self._stepped(row, active, active.account, outcome))
 
-    def _begun(self, active: _Active, outcome: First) -> Iterator[Event]:
+    def _begun(self, active: _Active, outcome: First | Pending) -> Iterator[Event]:
+        if isinstance(outcome, Pending):
+            yield Waiting()
+            return
         active.num_pending -= 1
         yield Prefilled(active.num_prompt, outcome.seconds)
         if active.account is None:

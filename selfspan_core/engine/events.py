@@ -97,7 +97,7 @@ class OtherRows:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing came from a server for a moment: whoever wants to end the run can do so meanwhile."""
+    """Nothing came for a moment, of a server or a long prompt: whoever wants to end the run can do so meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,19 @@ class Stepped:
     failures: dict[int, Exception] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A piece of a row's prompt is processed, and not the last one.
+
+    Attributes:
+        row: of the step.
+        begun: what `begin` returned.
+    """
+
+    row: int
+    begun: int
+
+
 class Step(Protocol):
     """Rows of one model in one attention; rows begin and end on their own.
 
@@ -113,9 +126,9 @@ class Step(Protocol):
         """One step of all rows; its number."""
         ...
 
-    def collect(self) -> First | Stepped:
-        """The oldest of what is outstanding; waits for it. A row that is at its end, by `<eos>` or because it has all
-        the ids that it may draw, has become idle by itself."""
+    def collect(self) -> First | Stepped | Pending:
+        """The oldest of what is outstanding; waits for it, or for a piece of it, and then it stays outstanding. A row
+        that is at its end, by `<eos>` or because it has all the ids that it may draw, has become idle by itself."""
         ...
 
     def clear(self, row: int) -> None:

@@ -71,7 +71,7 @@ class Line:
 
     def join(self, visitor: str = "", expected_s: float | None = None) -> Place:
         """A place at the end. Raises Busy where the visitor has too many already."""
-        own = sum(place.visitor == visitor for place in self._places) if visitor else 0
+        own = sum(place.visitor == visitor and not place.is_over for place in self._places) if visitor else 0
         if own >= MAX_OF_VISITOR:
             raise Busy(f"You have {own} runs waiting already. Try again when one of them has ended.")
         place = Place(visitor, expected_s, self._clock(), number=next(self._numbers))
@@ -99,8 +99,8 @@ class Line:
         return self._current
 
     def ahead(self, place: Place) -> list[Place]:
-        """The runs that come before one that waits."""
-        others = (other for other in self._places if other is not place)
+        """The runs that come before one that waits; not those that are over and still at a tick."""
+        others = (other for other in self._places if other is not place and not other.is_over)
         return [other for other in others if other is self._current or self._score(other) < self._score(place)]
 
     def wait_s(self, place: Place) -> float:
