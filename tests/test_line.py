@@ -255,20 +255,20 @@ def test_a_run_that_nobody_wants_does_not_begin():
 
 
 def test_a_run_that_is_taken_back_leaves_the_line(monkeypatch):
-    """A visitor's taken-back runs that count as waiting, for others' waits and for the runs of one visitor, until a tick
-    of somebody else's ends.
-    """
+    """A visitor's taken-back runs that count as waiting, for others and for the runs of one visitor, until a tick ends."""
     monkeypatch.setattr("selfspan_core.serve.device.TELL_EVERY_S", 0.05)
     is_free, wanted = threading.Event(), threading.Event()
 
     class Blocked(Steps):
         def _ticks(self, text):
-            is_free.wait(30)
-            return super()._ticks(text)
+            for tick in super()._ticks(text):
+                yield tick
+                is_free.wait(30)
 
-    device = SharedDevice(Blocked())
+    session = Blocked()
+    device = SharedDevice(session)
     first = run(device, LONG)
-    until(lambda: len(device._line) == 1)
+    until(lambda: session.had and device._loading_since is None)
     wanted.set()
     taken_back = [device.compare(LONG, "me", wanted.is_set) for _ in range(MAX_OF_VISITOR)]
     assert [next(ticks)["kind"] for ticks in taken_back] == ["waiting"] * MAX_OF_VISITOR
