@@ -105,6 +105,16 @@ class TestArticles:
         tab.wait("done")
         assert tab.page.is_hidden(".ss-begin")
 
+    def test_what_is_typed_after_a_long_article_is_not_overwritten(self, articles):
+        """Would catch a verdict on the article before, beside another input, and a button that puts that one back."""
+        tab = articles(beginning=ARTICLE)
+        summarize(tab, ARTICLE + "\n" + ARTICLE)
+        tab.wait("failed")
+        assert tab.page.is_visible(".ss-begin")
+        tab.page.fill("#article textarea", "Another text.")
+        assert tab.page.is_hidden(".ss-begin") and tab.state == "idle"
+        assert "too long" not in tab.text(".ss-status")
+
     def test_the_beginning_of_a_book(self, articles):
         """Would catch a text that is refused before it is split being offered nothing."""
         tab = articles()

@@ -66,6 +66,21 @@ class TestBar:
         height, line, above = tab.page.eval_on_selector("#article textarea", inside)
         assert above + line <= height <= above + line + 1
 
+    def test_the_bar_keeps_the_box_s_name_and_leaves_no_hole(self, page, open_tab):
+        """Would catch a bar that shows the middle of an article, a box that is called by its placeholder for who hears
+        the page, and an empty form's height between a run and its text."""
+        tab = open_tab(page)
+        tab.turn("Articles")
+        box = tab.page.get_by_role("textbox", name="Article", exact=False).first
+        box.fill("\n".join(f"Sentence number {number} stands in this text." for number in range(40)))
+        tab.page.eval_on_selector("#article textarea", "node => { node.scrollTop = 300; }")
+        tab.page.click("#run-article")
+        tab.wait("done")
+        assert tab.page.eval_on_selector("#article textarea", "node => node.scrollTop") == 0
+        label = "node => [...node.labels].map((label) => label.innerText).join(' ')"
+        assert "Article" in tab.page.eval_on_selector("#article textarea", label)
+        assert tab.page.locator("#tasks").bounding_box()["height"] < 80
+
     def test_summarize_is_on_the_first_screen(self, page, open_tab):
         """Would catch a box so high that the button below it is found by scrolling only."""
         tab = open_tab(page, size=(1280, 720))

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from selfspan_core.compare.verdict import direction
 from selfspan_core.params import Request
 from selfspan_core.serve import page_files
 from selfspan_core.serve.feed import dumps
@@ -325,6 +326,9 @@ class TestArrival:
                 assert speed == pytest.approx(figures["tokens_per_second_per_row"], rel=0.01, abs=0.51)
                 assert tokens == pytest.approx(figures["tokens"], abs=0.51)
                 assert answer == pytest.approx(figures["seconds_to_answer"], rel=0.01)
+                ratio = lanes["plain dense"]["seconds_to_answer"] / figures["seconds_to_answer"]
+                judged = tab.page.get_attribute(f'.ss-large [data-lane="{lane}"]', "data-judged")
+                assert int(judged) == direction(ratio), "a loss in the colour of a gain"
         assert any(one in tab.text(".ss-large-note") for one in where)
         tab.page.select_option('[data-choice="shape"]', "7B")
         tab.page.select_option('[data-choice="text"]', "24 operands")

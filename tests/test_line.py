@@ -255,7 +255,7 @@ def test_a_run_that_nobody_wants_does_not_begin():
 
 
 def test_a_run_that_is_taken_back_leaves_the_line(monkeypatch):
-    """A visitor's taken-back runs that count as waiting, for others and for the runs of one visitor, until a tick ends."""
+    """A visitor's taken-back runs that count as waiting until a tick ends, for others and as runs of that visitor."""
     monkeypatch.setattr("selfspan_core.serve.device.TELL_EVERY_S", 0.05)
     is_free, wanted = threading.Event(), threading.Event()
 

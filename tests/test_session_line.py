@@ -65,7 +65,7 @@ def test_line_is_honest(dense, sparse, per_token, to_answer, speed, tail):
 @pytest.mark.parametrize(
     ("dense", "sparse", "words", "differs_at"),
     [
-        (result(), result(), "Same answer.", None),
+        (result(), result(), "Same answer, and it is right: 2907.", None),
         (result(False, "1"), result(False, "1"), "Same answer, and it is wrong: 1 instead of 2907.", None),
         (result(False, None), result(False, None), "Neither got to an answer.", None),
         (result(), result(False, None), "The self-selected lane got to no answer; the other's is right.", None),
@@ -83,7 +83,7 @@ def test_line_is_honest(dense, sparse, per_token, to_answer, speed, tail):
             "Different answers: dense is right, self-selected is wrong.",
             2,
         ),
-        (result(texts="ab"), result(texts="ac"), "Same answer.", None),
+        (result(texts="ab"), result(texts="ac"), "Same answer, and it is right: 2907.", None),
         (result(None, "One."), result(None, "One."), "Same answer.", None),
         (result(None, "One."), result(None, "Two."), "Different answers.", None),
     ],

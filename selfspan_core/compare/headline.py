@@ -6,6 +6,9 @@ from typing import Any
 from selfspan_core.compare.verdict import Compared, direction, has_right_answer, plural, read_clause
 from selfspan_core.tasks.base import View
 
+MOST_SHOWN = 40
+"""Characters of an answer in the headline."""
+
 
 def headline(compared: Compared, view: View) -> dict[str, Any]:
     """The headline of two lanes.
@@ -37,8 +40,11 @@ def answers_clause(results: Mapping[str, Mapping[str, Any]], view: View) -> str:
         rest = f"; the other's is {words[other['correct']]}" if is_judged else ""
         return f"The {missing[0]} lane got to no {view.answer}{rest}."
     if dense["answer"] == sparse["answer"]:
-        if not is_judged or sparse["correct"]:
+        if not is_judged:
             return f"Same {view.answer}."
+        if sparse["correct"]:
+            shown = f": {sparse['answer']}" if len(sparse["answer"]) <= MOST_SHOWN else ""
+            return f"Same {view.answer}, and it is right{shown}."
         return f"Same {view.answer}, and it is wrong: {sparse['answer']} instead of {sparse['expected']}."
     if not is_judged:
         return f"Different {plural(view.answer)}."

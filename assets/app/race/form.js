@@ -20,7 +20,10 @@ function collapseForms(on = true) {
   isBar = on;
   keepFocus(() => {
     const forms = [...document.querySelectorAll(ASKS)];
-    for (const ask of forms) ask.classList.toggle("ss-bar", on);
+    for (const ask of forms) {
+      ask.classList.toggle("ss-bar", on);
+      if (on) for (const box of ask.querySelectorAll("textarea")) box.scrollTop = 0; // the line that the bar shows
+    }
     // Room below for the bar. Not by `:has` of the style sheet: that is worked out again for all that a run writes.
     const page = document.querySelector(".gradio-container");
     page?.classList.toggle("ss-barred", on && forms.length > 0);

@@ -43,6 +43,7 @@ class Large {
     const rows = find(this.root, "tbody").rows;
     LARGE_LANES.forEach((lane, i) => {
       lanes[lane].forEach((value, j) => (rows[i].cells[j + 1].textContent = LARGE_FIGURES[j](value)));
+      rows[i].dataset.judged = judge(lanes[LARGE_LANES[0]].at(-1) / lanes[lane].at(-1));
     });
     const text = `Measured on ${gpu}, ${date}: random weights, text that the shipped model wrote is replayed; tokens, tokens/s and seconds are those of one request, its prompt left out.`;
     find(this.root, ".ss-large-note").textContent = shared ? `${text} ${SHARED_CACHE}` : text;

@@ -101,7 +101,7 @@ function paintPicture(context, account, maps) {
   };
   context.fillStyle = card;
   context.fillRect(0, 0, width, height);
-  write(brief((account.start.canonical ?? account.start.input).replace(/\s+/g, " "), 120), edge, 34, "700 18px", muted);
+  write(brief((account.start.canonical ?? account.start.input).replace(/\s+/g, " "), 96), edge, 34, "700 18px", muted);
   const where = account.recorded ? `recorded ${account.recorded.date} on ${account.recorded.machine}` : account.start.device;
   write("selfspan: down, the tokens as they were written; across, what attention read", edge, height - 9, "400 13px", muted);
   write(where, width - edge, height - 9, "400 13px", muted, "right");

@@ -65,7 +65,10 @@ function showState() {
 // A short wait goes unmentioned; a long one is explained.
 function wait(state, after, text) {
   setState(live, state, "Starting…");
-  patience = setTimeout(() => setState(live, state, text), after);
+  patience = setTimeout(() => {
+    setState(live, state, text);
+    if (live === shown) show();
+  }, after);
 }
 
 function begin(payload) {
@@ -179,6 +182,13 @@ beginning.addEventListener("click", () => {
   hideStale();
   setState(shown, "idle", `The beginning is in the box. Press ${one.run}.`);
   box.scrollIntoView({ block: "center" });
+});
+
+// What was said of an input's length says nothing of another, and the part of it would replace what has been typed.
+document.addEventListener("input", ({ target }) => {
+  if (!shown.offered || !target.matches?.(`${ASKS} textarea`)) return;
+  offer(shown, "");
+  if (shown.state === "failed") setState(shown, "idle", `Press ${asks.of(shown.task).run}.`);
 });
 
 function offer(view, text) {
