@@ -84,8 +84,8 @@ class TestRun:
         assert "1.47 times as fast per token" in tab.text(".ss-line")
         assert tab.text(".ss-title") == "Same adapter, mask off and on"
         read = int(0.31 * 400 * tab.tokens("sparse")), 400 * tab.tokens("sparse")
-        told = f"Read 31 % of what dense read: {read[0]:,} instead of {read[1]:,} cached tokens. Same answer, and it is right"
-        assert tab.text(".ss-status").startswith(told)
+        what = f"Read 31 % of what dense read: {read[0]:,} instead of {read[1]:,} cached tokens."
+        assert tab.text(".ss-status").startswith(f"{what} Same answer, and it is right: ")
         names = ("share", "answer", "token")
         assert [tab.text(f'[data-tile="{name}"]') for name in names] == ["31\u202f%", "1.47×", "1.47×"]
         tiles = [tab.page.locator(f'[data-tile="{name}"]').bounding_box()["x"] for name in names]
