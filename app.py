@@ -92,6 +92,7 @@ def build_app(
         for tool in tools(device, tasks):
             gr.api(tool, api_name=ONCE.get(tool.__name__, tool.__name__), **LANE)
         demo.unload(runs.forget)
+        demo.explain_api()
     # Closed to calls beside the queue: each of those would block one of gradio's threads on the lane.
     return demo.queue(max_size=32, api_open=False)
 

@@ -43,6 +43,10 @@ def plain(value):
 def test_the_endpoints(client):
     """Buttons of the page in the API's description would look like promises."""
     described = client.view_api(return_format="dict")
+    for name, endpoint in described["named_endpoints"].items():
+        for argument in endpoint["parameters"]:
+            assert argument["label"] == argument["parameter_name"], f"{name} numbers its arguments"
+            assert argument["python_type"]["description"], f"nothing is said of {name}'s {argument['label']}"
     assert list(described["named_endpoints"]) == ["/compare", "/solve", "/compare_once"]
     assert not described["unnamed_endpoints"]
     parameters = described["named_endpoints"]["/compare"]["parameters"]

@@ -8,6 +8,8 @@ from inspect import Parameter, signature
 from typing import Any
 
 import gradio as gr
+from gradio.components.api_component import Api
+from gradio.utils import get_function_description
 
 from selfspan_core.serve.starting import settle
 
@@ -33,6 +35,20 @@ class WholeBlocks(gr.Blocks):
         """See gradio; what the server held can be found as garbage again."""
         super().close(verbose)
         gc.unfreeze()
+
+    def explain_api(self) -> None:
+        """Name the arguments of all endpoints on the page of the API, and say what their functions' docstrings say.
+
+        Gradio numbers them, and says nothing.
+        """
+        for block_fn in self.fns.values():
+            if block_fn.api_visibility != "public" or block_fn.fn is None:
+                continue
+            _, said, _ = get_function_description(block_fn.fn)
+            for value, (name, text) in zip(block_fn.inputs, said.items(), strict=False):
+                if isinstance(value, Api):
+                    value.label = name
+                    value._api_info = {**value._api_info, "additional_description": text}
 
     def handle_streaming_diffs(
         self,

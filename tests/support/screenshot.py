@@ -28,7 +28,7 @@ FILM_COLOURS = 64
 FRAME_MS = 50
 SLOWER = 4
 """A film shows the run, of three seconds, as many times slower."""
-LOOK_MS = 1800
+LOOK_MS = 2800
 
 
 def example(num_operands: int) -> str:
