@@ -102,6 +102,8 @@ def test_an_export_that_is_interrupted_leaves_nothing(tiny, tmp_path, monkeypatc
     assert list(folder.iterdir()) == []
     assert (export_merged(*tiny, folder) / "config.json").is_file()
     assert not [file for file in folder.iterdir() if file.is_dir()]
+    # safetensors makes its files their user's alone: a service of another user could not read them.
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
 
 
 def test_options_of_a_server_are_known_however_they_are_written(tmp_path):

@@ -9,14 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError
 
+from cuda_kernels.bench.whole_file import move_into
 from selfspan_core.errors import ModelError
 from selfspan_core.models.export_record import KEY as RECORD_KEY
 from selfspan_core.models.export_record import ExportRecord
 from selfspan_core.models.marker_ids import CONFIG_KEY, said_in_config
 from selfspan_core.models.model import SpanModel
 
-CONFIG = "config.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -50,23 +51,22 @@ def export_merged(
     model = SpanModel.load(base, adapter, dtype=DTYPES[dtype])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # config.json, without which nothing is served, comes last: an export that is interrupted leaves none.
+        # Nothing that is interrupted is ever served: without config.json a folder is none.
         with TemporaryDirectory(prefix=".unfinished-", dir=folder) as inside:
             _write(model, record, Path(inside))
-            for file in sorted(Path(inside).iterdir(), key=lambda file: file.name == CONFIG):
-                file.replace(folder / file.name)
-    except OSError as error:
-        raise ModelError(f"cannot write {str(folder)!r}: {error.strerror or error}") from error
+            move_into(Path(inside), folder)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot write {str(folder)!r}: {getattr(error, 'strerror', None) or error}") from error
     return folder
 
 
 def _write(model: SpanModel, record: ExportRecord | None, folder: Path) -> None:
-    """All files of a folder. Raises OSError."""
+    """All files of a folder. Raises OSError or SafetensorError."""
     tokenizer = model.tokenizer
     assert tokenizer is not None  # `load` makes one
     model.hf.save_pretrained(folder)
     tokenizer.hf.save_pretrained(folder)
-    config = folder / CONFIG
+    config = folder / "config.json"
     content = json.loads(config.read_text(encoding="utf-8")) | {CONFIG_KEY: said_in_config(tokenizer.markers)}
     content |= {} if record is None else {RECORD_KEY: record.to_config()}
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
