@@ -18,6 +18,8 @@ from selfspan_core.serve.run_times import RunTimes
 
 PATIENCE_S = 900.0
 MOST_RUN_S = 300.0
+FIRST_WORD_S = 0.75
+"""Who waits hears of it within a second, the way to them included."""
 TELL_EVERY_S = 1.0
 MOST_SILENCE_S = 4.0
 log = logging.getLogger("selfspan")
@@ -105,7 +107,7 @@ class SharedDevice:
     def compare(
         self, request: Request, visitor: str = "", is_wanted: Callable[[], bool] = lambda: True
     ) -> Iterator[dict]:
-        """The session's ticks. Before them `waiting` objects, the first after a second: see docs/api.md.
+        """The session's ticks. Before them `waiting` objects, the first within a second: see docs/api.md.
 
         Closing the iterator ends the run. A visitor's runs come one after the other.
 
@@ -182,7 +184,7 @@ class SharedDevice:
         while True:
             with self._lock:
                 # The first word comes at once; in a crowd the later ones cost the server more than they tell.
-                tell_at = told + (TELL_EVERY_S if told == since else self._patient_s(run))
+                tell_at = told + (FIRST_WORD_S if told == since else self._patient_s(run))
                 while run.result is None and time.monotonic() < tell_at:
                     run.is_answered.wait(tell_at - time.monotonic())
                 if run.result is not None:

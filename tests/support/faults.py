@@ -1,4 +1,4 @@
-"""Faults of decoding, put into an engine's steps on the host: what is raised, and where."""
+"""Faults of decoding, put into an engine's steps: what is raised, and where."""
 
 import time
 from collections.abc import Iterator
@@ -19,22 +19,22 @@ ERRORS: dict[str, Exception] = {
 
 
 @contextmanager
-def failing(where: str, error: Exception, after: int = 0) -> Iterator[list[str]]:
-    """Steps raise once, at their next prefill or decode step behind `after` of these; what was raised so far."""
-    usual, raised, left = getattr(HostStep, where), [], [after]
+def failing(where: str, error: Exception, after: int = 0, kind: type = HostStep) -> Iterator[list[str]]:
+    """Steps of a kind raise once, at the next prefill or decode step after `after` of them; what was raised so far."""
+    usual, raised, left = getattr(kind, where), [], [after]
 
-    def instead(step: HostStep, *arguments):
+    def instead(step, *arguments):
         left[0] -= 1
         if left[0] < 0 and not raised:
             raised.append(str(error))
             raise error
         return usual(step, *arguments)
 
-    setattr(HostStep, where, instead)
+    setattr(kind, where, instead)
     try:
         yield raised
     finally:
-        setattr(HostStep, where, usual)
+        setattr(kind, where, usual)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
@@ -28,7 +26,8 @@ from urllib.parse import urlsplit
 import httpx
 from gradio_client import Client
 
-from cuda_kernels.bench.provenance import machine
+from cuda_kernels.bench.provenance import provenance
+from selfspan_core.engine.host_step import HostStep
 from selfspan_core.serve import visitors
 from tests.support.crowd import LONG, ended_with, kinds, leave
 from tests.support.fake_session import FakeSession
@@ -172,23 +171,23 @@ SERVING: dict[str, Callable[[str, FakeSession], str]] = {
 }
 
 
-def decoding_faults() -> Iterator[tuple[str, Callable[[str], str]]]:
-    """Faults of decoding by name."""
+def decoding_faults(kind: type = HostStep, load: int = 1) -> Iterator[tuple[str, Callable[[str], str]]]:
+    """Faults of decoding by name, raised by steps of a kind, in a run of so many requests at once."""
     for where, words, after in ((PREFILL, "in the prefill", 0), (DECODING, "in the middle of decoding", 20)):
         for name, error in ERRORS.items():
 
             def inject(url: str, where=where, error=error, after=after) -> str:
-                with failing(where, error, after) as raised:
-                    last = told(url)
+                with failing(where, error, after, kind) as raised:
+                    last = told(url, load)
                 return last if raised else "the fault was never reached"
 
             yield f"{name} {words}", inject
 
 
-def told(url: str) -> str:
-    """What a visitor of a long run gets at its end."""
+def told(url: str, load: int = 1) -> str:
+    """What a visitor of a long run, of so many requests at once, gets at its end."""
     try:
-        return Client(url, verbose=False).predict("arithmetic", LONG, api_name="/compare")["kind"]
+        return Client(url, verbose=False).predict("arithmetic", LONG, load=load, api_name="/compare")["kind"]
     except Exception as error:
         return f"the visitor is told: {error}"
 
@@ -290,10 +289,11 @@ def interrupted() -> Outcome:
 
 def table(outcomes: list[Outcome]) -> str:
     """The outcomes for the page."""
-    where = machine()
-    commit = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    facts = provenance()
+    where = facts["machine"]
+    device = where.get("gpu") or f"{where.get('cpu')}, {where.get('cores')} cores"
     head = (
-        f"{where.get('cpu')}, {where.get('cores')} cores, {datetime.now(UTC).date()}, commit {commit.stdout.strip()}."
+        f"{device}, {facts['date']}, commit {facts['commit'][:10]}{', uncommitted changes' if facts['dirty'] else ''}."
     )
     rows = [
         f"| {one.fault} | {' '.join(one.happened.split()).replace('|', '/')} | "
@@ -302,6 +302,13 @@ def table(outcomes: list[Outcome]) -> str:
     ]
     columns = "| injected | what happened | next visitor's first word, s | and answer, s |\n| --- | --- | ---: | ---: |"
     return "\n".join([head, "", columns, *rows])
+
+
+def put(found: str, begin: str, end: str) -> None:
+    """A table into the page, between two marks."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    _, _, behind = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n{found}\n{end}{behind}", encoding="utf-8")
 
 
 def main() -> None:
@@ -321,9 +328,7 @@ def main() -> None:
     if arguments.only in (None, "interrupt"):
         outcomes.append(interrupted())
     if arguments.write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-        _, _, behind = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n{table(outcomes)}\n{END}{behind}", encoding="utf-8")
+        put(table(outcomes), BEGIN, END)
     if not all(one.is_good for one in outcomes):
         sys.exit("the next visitor was not served in time")
 
