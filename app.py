@@ -153,8 +153,9 @@ def launch(demo: gr.Blocks, **options):
         "app_kwargs": {"middleware": [Middleware(Gate)]},
         "max_file_size": "1kb",
         "enable_monitoring": False,
-        # Gradio keeps what belongs to a visitor's session, of 10,000 if nobody says otherwise.
-        "state_session_capacity": 500,
+        # Gradio keeps what belongs to a visitor's session, the last answer among it, of 10,000 if nobody says
+        # otherwise. These are twice as many as can wait or run; who comes back later gets a new one.
+        "state_session_capacity": 200,
     }
     return demo.launch(**{**defaults, **options})
 

@@ -8,11 +8,17 @@ import pytest
 from tests.support import load
 from training import bench_app
 from training.bench import visitors
+from training.reports import visitors as visitors_report
 
 FINE = {
+    "clients": 50,
     "requests": 4,
     "answered": 4,
+    "right": 4,
+    "told_their_place": 3,
     "unheard": 0,
+    "median_wait_s": 1.0,
+    "longest_wait_s": 2.0,
     "errors": [],
     "fairness": {"long_alone_s": 2.0, "short_waited_s": 2.1, "short_waited_alone_s": 0.2, "short_whole_s": 2.3},
     "memory_mb": {"before": {"resident": 100.0}, "after": {"resident": 101.0}},
@@ -49,3 +55,15 @@ def test_the_benchmark_fails_after_it_has_written(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="kept a short one waiting"):
         bench_app.main(["--out", str(out), "--load", "1"])
     assert json.loads(out.read_text())["crowds"]["1"]["fairness"] == unfair["fairness"]
+
+
+def test_a_part_alone_is_measured_and_told(tmp_path, monkeypatch):
+    """Would catch a crowd that cannot be measured without all else, and a report that wants what was not measured."""
+    monkeypatch.setattr(bench_app, "running_app", lambda _: contextlib.nullcontext(("http://nowhere", 1)))
+    asked: list[int] = []
+    monkeypatch.setattr(visitors, "crowd", lambda address, pid, load, *_: asked.append(load) or FINE)
+    out = tmp_path / "app.json"
+    bench_app.main(["--out", str(out), "--parts", "crowds", "--crowd-loads", "16"])
+    results = json.loads(out.read_text())
+    assert asked == [16] and "drafts" not in results
+    assert "| 16 | 50 |" in visitors_report.machine_table(results, "app.json")

@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ START_SECONDS = 300
 MAX_PORT = 65535
 OPERANDS = (24, 48)
 SEED = 2024
+PARTS = ("first_request", "drafts", "loads", "together", "crowds")
+CROWD_LOADS_HELP = "requests of a visitor of a crowd (default: on a GPU 16 and 64, at most --load; elsewhere 1)"
 
 
 @contextlib.contextmanager
@@ -143,7 +145,9 @@ def parse_arguments(argv: Sequence[str] | None, is_gpu: bool) -> argparse.Namesp
     parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--seed", type=int, default=SEED)
     most = max(visitors.LOADS) if is_gpu else 1
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="of the measurement")
     parser.add_argument("--load", type=int, default=most, choices=visitors.LOADS, help="most requests of a visitor")
+    parser.add_argument("--crowd-loads", type=int, nargs="+", choices=visitors.LOADS, help=CROWD_LOADS_HELP)
     parser.add_argument("--crowd", type=count, default=1000, help="visits of a crowd")
     parser.add_argument("--crowd-seconds", type=count, default=300, help="no visit of a crowd begins later")
     name = "gpu" if is_gpu else "cpu"
@@ -152,6 +156,9 @@ def parse_arguments(argv: Sequence[str] | None, is_gpu: bool) -> argparse.Namesp
     if not 1 <= arguments.port <= MAX_PORT:
         parser.error(f"--port: 1 to {MAX_PORT}")
     check_out(parser, arguments.out)
+    if arguments.crowd_loads is None:
+        most = arguments.load
+        arguments.crowd_loads = [load for load in visitors.LOADS if load <= most and (load > 1 or most == 1)]
     return arguments
 
 
@@ -172,14 +179,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_whole(arguments.out, json.dumps(document, indent=1) + "\n")
         print(f"{name}: {json.dumps(found)[:900]}", flush=True)
 
+    crowds: dict[str, Any] = {}
     with running_app(arguments.port) as (address, pid):
-        seed, repeats, most = arguments.seed, arguments.repeats, arguments.load
-        add("first_request", visitors.first_request(address, seed))
-        add("drafts", measure(address, repeats, seed))
-        add("loads", visitors.loads(address, seed, repeats, most))
-        add("together", visitors.together(address, seed))
-        crowds: dict[str, Any] = {}
-        for load in (load for load in visitors.LOADS if load <= most and (load > 1 or most == 1)):
+        seed, repeats = arguments.seed, arguments.repeats
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "first_request": lambda: visitors.first_request(address, seed),
+            "drafts": lambda: measure(address, repeats, seed),
+            "loads": lambda: visitors.loads(address, seed, repeats, arguments.load),
+            "together": lambda: visitors.together(address, seed),
+        }
+        for name, part in parts.items():
+            if name in arguments.parts:
+                add(name, part())
+        for load in arguments.crowd_loads if "crowds" in arguments.parts else ():
             crowds[str(load)] = visitors.crowd(address, pid, load, arguments.crowd, arguments.crowd_seconds, seed)
             add("crowds", crowds)
     print(f"wrote {arguments.out}")

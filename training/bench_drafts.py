@@ -68,7 +68,9 @@ def cells_of(arguments: argparse.Namespace, texts: Sequence[Text], is_first: boo
 
 
 def has_auto(arguments: argparse.Namespace, text: Text, batch: int) -> bool:
-    """Whether "auto" decodes a cell, every step: minutes, were it all of them."""
+    """Whether "auto" decodes a cell, every step: a minute or two each at larger shapes."""
+    if arguments.auto != "some":
+        return arguments.auto == "all"
     return text.name in arguments.others or batch in arguments.batches[::2]
 
 
@@ -115,6 +117,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         f" (default, where they are measured: {', '.join(IMPORTANT)})"
     )
     add("--others", nargs="*", help=others)
+    add("--auto", default="some", choices=("some", "all", "none"), help="cells that auto decodes")
     add("--batches", type=count, nargs="+", default=[1, 8, 32, 64, 128], help="rows")
     add("--num", type=count, default=32, help="texts of each kind")
     add("--samples", type=count, default=20, help="steps of a text that are timed")

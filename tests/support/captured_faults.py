@@ -1,8 +1,8 @@
 """Puts faults into captured graphs while the app serves on a GPU: `python -m tests.support.captured_faults`.
 
-As `tests.support.inject_faults` does it on a CPU. Some faults are real: the device's memory is taken by somebody else,
-and at the end a kernel reads out of bounds, after which CUDA serves this process no more. With `--write` the table goes
-into docs/reliability.md.
+As `tests.support.inject_faults` does it on a CPU; who comes next asks for as many answers at once as was failing. Two
+faults are real: the device's memory is taken by somebody else, and at the end a kernel reads out of bounds, after which
+CUDA serves this process no more. With `--write` the table goes into docs/reliability.md.
 """
 
 import argparse
@@ -105,14 +105,14 @@ def _short(said: str) -> str:
 def all_outcomes() -> Iterator[Outcome]:
     """One after the other, the one that leaves no device last."""
     with in_this_process(LazySession()) as url:
-        faults: list[tuple[str, Callable[[str], str]]] = []
+        faults: list[tuple[str, int, Callable[[str], str]]] = []
         for load in LOADS:
             told(url, load)
             for name, inject in decoding_faults(BatchStep, load):
-                faults.append((f"{name}{f', {load} rows' if load > 1 else ''}", inject))
-        faults.append((f"the device's memory taken, {MANY} rows", functools.partial(no_memory, load=MANY)))
-        for name, inject in faults:
-            yield outcome(name, url, functools.partial(inject, url))
+                faults.append((f"{name}{f', {load} rows' if load > 1 else ''}", load, inject))
+        faults.append((f"the device's memory taken, {MANY} rows", MANY, functools.partial(no_memory, load=MANY)))
+        for name, load, inject in faults:
+            yield outcome(name, url, functools.partial(inject, url), load)
         yield lost_device(url)
 
 

@@ -28,6 +28,7 @@ from gradio_client import Client
 
 from cuda_kernels.bench.provenance import provenance
 from selfspan_core.engine.host_step import HostStep
+from selfspan_core.params import MAX_NEW_TOKENS
 from selfspan_core.serve import visitors
 from tests.support.crowd import LONG, ended_with, kinds, leave
 from tests.support.fake_session import FakeSession
@@ -63,10 +64,11 @@ class Outcome:
         return self.first_word_s <= MOST_NEXT_S and self.next_s < 60
 
 
-def call(url: str, text: str = LONG, session: httpx.Client | None = None) -> str:
-    """The id of a run that is asked for and not listened to."""
+def call(url: str, text: str = LONG, session: httpx.Client | None = None, load: int = 1) -> str:
+    """The id of a run, of so many requests at once, that is asked for and not listened to."""
+    asked = {"data": ["arithmetic", text, "span", MAX_NEW_TOKENS, load]}
     with contextlib.nullcontext(session) if session else httpx.Client(timeout=30) as browser:
-        sent = browser.post(f"{url}gradio_api/call/compare", json={"data": ["arithmetic", text]})
+        sent = browser.post(f"{url}gradio_api/call/compare", json=asked)
         return sent.json().get("event_id", "")
 
 
@@ -192,10 +194,10 @@ def told(url: str, load: int = 1) -> str:
         return f"the visitor is told: {error}"
 
 
-def next_answer(url: str) -> tuple[float, float]:
-    """Seconds until the next visitor hears anything, and until the answer."""
+def next_answer(url: str, load: int = 1) -> tuple[float, float]:
+    """Seconds until the next visitor, of so many requests at once, hears anything, and until the answer."""
     began = time.monotonic()
-    event = call(url, "1+1")
+    event = call(url, "1+1", load=load)
     first = float("inf")
     with httpx.Client(timeout=60) as browser, browser.stream("GET", f"{url}gradio_api/call/compare/{event}") as lines:
         for line in lines.iter_lines():
@@ -221,14 +223,14 @@ def in_this_process(session) -> Iterator[str]:
         demo.close(verbose=False)
 
 
-def outcome(fault: str, url: str, inject: Callable[[], str]) -> Outcome:
+def outcome(fault: str, url: str, inject: Callable[[], str], load: int = 1) -> Outcome:
     """Put a fault in, and time the next visitor; a fault that did not go as it should is no good outcome."""
     failed = ""
     try:
         happened = inject()
     except Exception as error:  # of any kind: the other faults are still to come
         happened = failed = f"the injection failed: {type(error).__name__}: {error}"
-    first, whole = next_answer(url)
+    first, whole = next_answer(url, load)
     whole = float("inf") if failed else whole
     found = Outcome(fault, happened, whole, first)
     print(

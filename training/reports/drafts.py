@@ -55,7 +55,7 @@ def drafts() -> str:
     parts = [f"{WHAT}.{NOTE}\n"] if measured else []
     parts += [_replays(results, path) for path, results in measured.items()]
     parts += [_lossless(results, path) for path, results in read_all("lossless").items()]
-    parts += [_app(results, path) for path, results in read_all("app").items()]
+    parts += [_app(results, path) for path, results in read_all("app").items() if "drafts" in results]
     return "\n".join(parts) or MISSING
 
 

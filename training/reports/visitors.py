@@ -22,11 +22,12 @@ CROWDS_HEADER = [
 def visitors() -> str:
     """Every machine that visitors were sent to."""
     found = {**read_all("app"), **read_all("load")}
-    parts = [_machine(results, path) for path, results in found.items() if {"crowds", "together"} & results.keys()]
+    parts = [machine_table(results, path) for path, results in found.items() if {"crowds", "together"} & results.keys()]
     return "\n".join(parts) or MISSING
 
 
-def _machine(results: dict, path: str) -> str:
+def machine_table(results: dict, path: str) -> str:
+    """What visitors of one machine met, as far as it was measured."""
     where = results["machine"].get("gpu") or f"{results['machine']['cpu']}, {results['machine']['cores']} cores"
     parts = [f"On {where}"]
     if "crowds" in results:
@@ -34,8 +35,7 @@ def _machine(results: dict, path: str) -> str:
         parts.append(table(CROWDS_HEADER, [_crowd(load, crowd) for load, crowd in results["crowds"].items()]))
     else:
         parts.append(":\n")
-    if "first_request" in results:
-        parts.append(_others(results))
+    parts.append(_others(results))
     if "leaving" in results:
         left = results["leaving"]
         parts.append(
@@ -46,24 +46,36 @@ def _machine(results: dict, path: str) -> str:
 
 
 def _others(results: dict) -> str:
-    """The first visitor, several at once, and how many requests of one visitor go together."""
-    first, together = results["first_request"], results["together"]
-    text = (
-        f"\nWho asked the moment that the port was open, while models were loaded, heard the first word after "
-        f"{first['first_word_s']:.1f} s and had the {'right' if first['is_right'] else 'WRONG'} answer after "
-        f"{first['seconds']:.0f} s. Of {together['requests']} clients at once, a third of them with articles, "
-        f"{together['answered']} were answered within {together['seconds']:.0f} s, {together['right']} of them not "
-        "wrongly.\n\n"
-    )
+    """The first visitor, several at once, and how many requests of one visitor go together, as far as measured."""
+    text = ""
+    if "first_request" in results:
+        first = results["first_request"]
+        text += (
+            f"\nWho asked the moment that the port was open, while models were loaded, heard the first word after "
+            f"{first['first_word_s']:.1f} s and had the {'right' if first['is_right'] else 'WRONG'} answer after "
+            f"{first['seconds']:.0f} s."
+        )
+    if "together" in results:
+        together = results["together"]
+        text += (
+            f"{' ' if text else chr(10)}Of {together['requests']} clients at once, a third of them with articles, "
+            f"{together['answered']} were answered within {together['seconds']:.0f} s, {together['right']} of them not "
+            "wrongly."
+        )
+    text += "\n" if text else ""
+    return text + _loads(results["loads"]) if "loads" in results else text
+
+
+def _loads(loads: dict) -> str:
     rows = [
         [
             load,
             *(f"{one['tokens_per_second'][lane]:,.0f}" for lane in ("dense", "sparse")),
             f"{one['wall_seconds']:.2f}",
         ]
-        for load, one in results["loads"].items()
+        for load, one in loads.items()
     ]
-    return text + table(LOADS_HEADER, rows)
+    return "\n" + table(LOADS_HEADER, rows)
 
 
 def _crowd(load: str, crowd: dict) -> list[str]:
