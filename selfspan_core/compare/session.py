@@ -18,7 +18,6 @@ from selfspan_core.compare.race import Race
 from selfspan_core.compare.verdict import Compared, compare_line, lane_line, ratio
 from selfspan_core.engine.device_rules import DeviceRules, KeptRules
 from selfspan_core.engine.events import Event
-from selfspan_core.engine.host_step import LONG_PROMPT
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.stores import EngineStore, LaneEngine
 from selfspan_core.errors import InputError, LaneError, ModelError, SettingError
@@ -31,6 +30,7 @@ from selfspan_core.tasks.base import Cleaned, Problem, Task, not_learned, read_p
 from selfspan_core.tasks.registry import get_task
 
 TICK_SECONDS = 1 / 15
+WARMED_TOKENS = 512
 
 
 def tokenizer_of(engine: LaneEngine) -> SpanTokenizer:
@@ -218,7 +218,7 @@ class Session:
         1.031 without, 1.005 to 1.018 with. A long prompt, which a CPU takes seconds for, is not worth it.
         """
         longest = max(lane.prompt.prompt.num_tokens for lane in run.lanes)
-        is_soon_done = run.impl == CAPTURED or longest <= LONG_PROMPT
+        is_soon_done = run.impl == CAPTURED or longest <= WARMED_TOKENS
         for lane in run.lanes if len(run.lanes) > 1 and is_soon_done and not self._models.terms.in_turn else ():
             with Race({lane.spec.id: self._events(run, lane)}) as race:
                 # With several requests, many prefills run anyway: it is enough to create the engines.

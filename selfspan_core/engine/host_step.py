@@ -33,10 +33,11 @@ from selfspan_core.params import MAX_DRAFTS
 from selfspan_core.spans.protocol import Markers
 from selfspan_core.spans.tracker import State, Tracker
 
-PIECE_TOKENS = 256
-LONG_PROMPT = 512
-"""On a CPU a prompt of more tokens goes through the decoder in pieces, so that a run can be stopped in between: one of
-6,000 tokens takes a model of 135 million parameters and two cores 20 seconds."""
+PIECE_PRODUCTS = 35 * 10**9
+LEAST_PIECE = 64
+"""Weights times tokens, and tokens at least, of a piece of a prompt. On a CPU a prompt of more than two of them goes
+through the decoder piece by piece, so that a run can be stopped in between: 6,000 tokens take a model of 135 million
+parameters and two cores 20 seconds, a piece of 256 at most one."""
 _T = TypeVar("_T")
 
 
@@ -87,6 +88,7 @@ class HostStep:
         self._impl, self._costs, self._weights, self._ops = impl, kept.costs, weights, kept.ops
         self._decoder = Decoder(weights, batch * (1 + MAX_DRAFTS), kept.ops)
         self._attention = RowsAttention(weights, capacity)
+        self._piece_tokens = piece_tokens(weights)
         self._rows: dict[int, _Row] = {}
         self._outstanding: deque[First | Stepped | _Prompt] = deque()
         self._num_numbered = 0
@@ -121,8 +123,8 @@ class HostStep:
         """The next piece of a prompt; behind the last one its first id."""
         timer = self._timer()
         num = len(prompt.ids) - prompt.num_done
-        if self.model.device.type == "cpu" and len(prompt.ids) > LONG_PROMPT:
-            num = min(num, PIECE_TOKENS)
+        if self.model.device.type == "cpu" and len(prompt.ids) > 2 * self._piece_tokens:
+            num = min(num, self._piece_tokens)
         logits = self._prefill(prompt.ids[prompt.num_done :][:num], prompt.num_done, prompt.reader)
         prompt.num_done += num
         if prompt.num_done < len(prompt.ids):
@@ -214,6 +216,12 @@ class HostStep:
             torch.cuda.synchronize(self.model.device)
         timer.stop()
         return timer.seconds()
+
+
+def piece_tokens(weights: DecodeWeights) -> int:
+    """Tokens of a piece of a long prompt."""
+    num_weights = sum(num_out * depth for num_out, depth in (matrix.shape for matrix in weights.matrices))
+    return max(PIECE_PRODUCTS // num_weights // LEAST_PIECE, 1) * LEAST_PIECE
 
 
 @dataclass(eq=False)
