@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from selfspan_core.serve.cli_options import build_parser
-from selfspan_core.serve.stores import ENGINE_VARIABLE
+from selfspan_core.serve.stores import ENGINE_VARIABLE, PLAIN_ENGINE_VARIABLE
 from selfspan_core.serve.vllm_plugin.support import VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +21,11 @@ def dockerfile() -> list[tuple[str, str]]:
     text = (SERVING / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = (line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#"))
     return [(instruction, rest) for instruction, rest in lines]
+
+
+def said_by_default(argument: str) -> str:
+    """The value of a build's argument where nobody names one."""
+    return next(rest for name, rest in dockerfile() if name == "ARG" and rest.startswith(argument)).split("=")[1]
 
 
 def started(words: list[str]):
@@ -49,17 +54,39 @@ def test_the_image_starts_what_it_exported():
     assert version in VERSIONS
     asked = started(json.loads(said["ENTRYPOINT"]) + json.loads(said["CMD"]))
     export = next(rest for name, rest in instructions if name == "RUN" and rest.startswith("selfspan export"))
-    wrote = started(shlex.split(export.replace("${TASK}", "arithmetic")))
+    wrote = started(
+        shlex.split(export.replace("${TASK}", "arithmetic").replace("${ADAPTER}", said_by_default("ADAPTER")))
+    )
     assert asked.model == wrote.out and wrote.adapter == "span"
 
 
-@pytest.mark.parametrize("service", ["vllm", "app"])
+def composed() -> dict:
+    return yaml.safe_load((SERVING / "compose.yaml").read_text(encoding="utf-8"))["services"]
+
+
+@pytest.mark.parametrize("service", ["vllm", "vllm-plain", "app"])
 def test_compose_builds_from_files_that_are_there(service):
     """Would catch a context that a moved file left, an engine at an address that nobody serves, and an open port."""
-    services = yaml.safe_load((SERVING / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    services = composed()
     build = services[service]["build"]
     build = {"context": build} if isinstance(build, str) else build
     context = (SERVING / build["context"]).resolve()
     assert context == ROOT and (context / build.get("dockerfile", "Dockerfile")).is_file()
-    assert services["app"]["environment"][ENGINE_VARIABLE] == "http://vllm:8000"
-    assert "ports" not in services["vllm"] and services["app"]["ports"] == ["127.0.0.1:7860:7860"]
+    assert services["app"]["ports"] == ["127.0.0.1:7860:7860"]
+    if service != "app":
+        assert "ports" not in services[service] and services["app"]["depends_on"][service]
+        started(json.loads(dict(dockerfile())["ENTRYPOINT"]) + services[service]["command"])
+
+
+def test_each_engine_of_the_app_serves_the_adapter_that_it_is_asked_for():
+    """Would catch a plain pane that is served by the span adapter, and two servers that both want the whole GPU."""
+    services = composed()
+    for variable, service, adapter in (
+        (ENGINE_VARIABLE, "vllm", "span"),
+        (PLAIN_ENGINE_VARIABLE, "vllm-plain", "plain"),
+    ):
+        assert services["app"]["environment"][variable] == f"http://{service}:8000"
+        arguments = services[service]["build"].get("args", {})
+        assert arguments.get("ADAPTER", said_by_default("ADAPTER")) == adapter
+        command = services[service]["command"]
+        assert float(command[command.index("--gpu-memory-utilization") + 1]) < 0.5
