@@ -22,6 +22,7 @@ PHASES = ("between", "header", "body", "broken", "done", "idle")
 MALFORMED, HEADER_CLOSED = 8, 16
 """Flags in a report."""
 THREADS = 32
+LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,16 @@ class Grammar:
     @property
     def track_words(self) -> int:
         """Length of a row's state in words of 32 bits (struct Track in tracker.cu)."""
-        return 10 + 3 * (self.max_reads + 1)
+        return 14 + 3 * (self.max_reads + 1)
+
+    @property
+    def max_index(self) -> int:
+        """Most intervals of an index (MAX_INDEX in tracker.cuh)."""
+        return 2 * len(self.anchors) + 1
+
+    def max_spans(self, with_index: bool) -> int:
+        """Most intervals that a query sees where headers see an index, or where none does."""
+        return self.max_index + 1 if with_index else self.max_intervals
 
     def kinds(self) -> torch.Tensor:
         """The kind of every id, int16 `[vocab_size]`: an anchor's index, -1 for text, or a marker's number."""
@@ -84,11 +94,25 @@ class Grammar:
         """
         track = torch.zeros(self.track_words, dtype=torch.int32)
         track[0], track[2], track[3] = num_prompt - 1, int(annotated), scaffold_end
+        track[4] = LARGEST  # no step has begun
         table = torch.zeros(len(self.anchors), 2, dtype=torch.int32)
         index = {token: i for i, token in enumerate(self.anchors)}
         for token, interval in segments.items():
             table[index[token]] = torch.tensor(interval, dtype=torch.int32)
         return track, table
+
+    def see_index(self, track: torch.Tensor, index: Sequence[tuple[int, int]], head_tokens: int) -> torch.Tensor:
+        """A row whose headers see an index: its state, from `start`, is changed; the index, int32 `[max_index, 2]`.
+
+        Args:
+            track: of the row.
+            index: what headers see of the prompt.
+            head_tokens: of each segment behind its name, 1 or more.
+        """
+        track[-4:] = torch.tensor([head_tokens, len(index), len(index), -1], dtype=torch.int32)
+        table = torch.zeros(self.max_index, 2, dtype=torch.int32)
+        table[: len(index)] = torch.tensor(index, dtype=torch.int32).view(-1, 2)
+        return table
 
 
 class SpanTracker:
@@ -98,12 +122,15 @@ class SpanTracker:
         grammar: the protocol's numbers.
         batch: rows.
         device: a CUDA device.
+        with_index: whether rows may have headers that see an index.
 
     Raises:
         CudaUnavailable: no CUDA device, or CuPy is missing.
     """
 
-    def __init__(self, grammar: Grammar, batch: int, device: torch.device | str = "cuda") -> None:
+    def __init__(
+        self, grammar: Grammar, batch: int, device: torch.device | str = "cuda", with_index: bool = False
+    ) -> None:
         self.grammar, self.batch, self.device = grammar, batch, cuda_device(device)
         self._track, self._advance = (
             load("tracker.cu", name, grammar.macros(), self.device.index)
@@ -113,6 +140,8 @@ class SpanTracker:
         self.kinds = grammar.kinds().to(self.device)
         self.tracks = torch.zeros(batch, grammar.track_words, dtype=torch.int32, device=self.device)
         self.segments = torch.zeros(batch, len(grammar.anchors), 2, dtype=torch.int32, device=self.device)
+        index_shape = (batch, grammar.max_index, 2)
+        self.indexes = torch.zeros(index_shape, dtype=torch.int32, device=self.device) if with_index else None
         self.clear(range(batch))
 
     def clear(self, rows: Sequence[int]) -> None:
@@ -120,8 +149,16 @@ class SpanTracker:
         for row in rows:
             self.tracks[row, 1].fill_(IDLE)
 
-    def set(self, row: int, track: torch.Tensor, segments: torch.Tensor) -> None:
-        """Begin a sequence in one row, with the state made by `Grammar.start`."""
+    def set(self, row: int, track: torch.Tensor, segments: torch.Tensor, index: torch.Tensor | None = None) -> None:
+        """Begin a sequence in one row, with the state made by `Grammar.start`, and by `see_index` if it has one.
+
+        Raises:
+            ValueError: an index, and this tracker was made without.
+        """
+        if index is not None:
+            if self.indexes is None:
+                raise ValueError("index: this tracker was made without")
+            self.indexes[row].copy_(index, non_blocking=True)
         self.tracks[row].copy_(track, non_blocking=True)
         self.segments[row].copy_(segments, non_blocking=True)
 
@@ -138,7 +175,7 @@ class SpanTracker:
 
         Args:
             ids: int64 `[batch]`.
-            intervals: int32 `[batch, max_spans, 2]`, max_spans at least `grammar.max_intervals`; is written.
+            intervals: int32 `[batch, max_spans, 2]`, max_spans at least `grammar.max_spans(with_index)`; is written.
             counts: int32 `[batch]`; is written; 0 for rows without a sequence.
             positions: int32 `[batch]`; is written: the id's position, or -1 in rows without a sequence.
             reports: int32 `[batch]`; is written: phase in the lower three bits, and flags.
@@ -151,13 +188,13 @@ class SpanTracker:
         check_tensor("ids", ids, batch, torch.int64, self.device, contiguous=True)
         spans = tuple(intervals.shape[1:2]) if isinstance(intervals, torch.Tensor) and intervals.dim() == 3 else (0,)
         check_tensor("intervals", intervals, (*batch, *spans, 2), torch.int32, self.device, contiguous=True)
-        if spans[0] < self.grammar.max_intervals:
-            raise ValueError(f"intervals has room for {spans[0]} a row, and {self.grammar.max_intervals} are needed")
+        if spans[0] < (needed := self.grammar.max_spans(self.indexes is not None)):
+            raise ValueError(f"intervals has room for {spans[0]} a row, and {needed} are needed")
         check_tensor("counts", counts, batch, torch.int32, self.device, contiguous=True)
         check_tensor("positions", positions, batch, torch.int32, self.device, contiguous=True)
         check_tensor("reports", reports, batch, torch.int32, self.device, contiguous=True)
         arguments = (
-            *pointers(ids, self.kinds, self.tracks, self.segments),
+            *pointers(ids, self.kinds, self.tracks, self.segments, self.indexes),
             *int32s(self.batch, is_dense),
             pointer(intervals),
             np.int32(spans[0]),

@@ -1,6 +1,7 @@
 """The tracker on the device: the same words as the tracker in Python, whatever the ids."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,11 @@ def start(layout, annotated=True):
     return GRAMMAR.start(layout.num_tokens, layout.scaffold_end, layout.segments, annotated)
 
 
+def start_with_index(layout):
+    track, segments = start(layout)
+    return track, segments, GRAMMAR.see_index(track, layout.index, layout.head_tokens)
+
+
 def expected_report(state):
     """What the tracker in Python says of an id, as the device reports it."""
     flags = MALFORMED * state.malformed | HEADER_CLOSED * state.header_closed
@@ -45,7 +51,9 @@ def expected_report(state):
 
 def assert_same(layout, ids, annotated=True):
     tracker = Tracker(MARKERS, layout, annotated)
-    intervals, counts, reports = stream(GRAMMAR, start(layout, annotated), ids)
+    has_index = layout.head_tokens is not None and annotated
+    track, segments, index = start_with_index(layout) if has_index else (*start(layout, annotated), None)
+    intervals, counts, reports = stream(GRAMMAR, (track, segments), ids, index)
     for number, token in enumerate(ids):
         report, visible = expected_report(tracker.push(token))
         assert reports[number] == report, (number, ids[: number + 1])
@@ -60,6 +68,8 @@ def test_same_as_python_near_the_grammar(annotated, ids):
     """Would catch any difference in how a step breaks: what is flagged, what is citable, what is seen."""
     if ids:
         assert_same(PROMPT, ids, annotated)
+        for head_tokens in (1, 3):
+            assert_same(replace(PROMPT, head_tokens=head_tokens), ids, annotated)
 
 
 def adversarial(rng, length):
@@ -91,7 +101,7 @@ def test_same_as_python_on_a_million_ids(seed):
         known = rng.sample(MARKERS.anchors, rng.choice([0, 2, 5, len(MARKERS.anchors) - 1]))
         edges = sorted(rng.sample(range(1, 400), 2 * len(known)))
         segments = {name: (edges[2 * i], edges[2 * i + 1]) for i, name in enumerate(known)}
-        layout = PromptLayout(400, rng.choice([0, 1, 5, 300]), segments)
+        layout = PromptLayout(400, rng.choice([0, 1, 5, 300]), segments, rng.choice([None, 1, 2, 50]))
         ids = adversarial(rng, rng.choice([30, 300, 3000]))
         assert_same(layout, ids, rng.random() < 0.8)
         total += len(ids)
@@ -118,6 +128,30 @@ def test_rows_do_not_know_of_each_other():
             assert (reports[row], positions[row]) == (report, state.position)
             assert intervals[row, : counts[row]].tolist() == [list(interval) for interval in visible]
             assert (intervals[row, counts[row] :] == -7).all()
+
+
+@needs_compiler
+def test_rows_with_an_index_beside_rows_without():
+    """Would catch an index that is read from another row, one that is written to where there is none, and a dense lane
+    whose headers see an index."""
+    layouts = [
+        replace(render(worked_example(seed), MARKERS).prompt, head_tokens=2 if seed % 2 else None) for seed in range(4)
+    ]
+    answers = [render(worked_example(seed), MARKERS).ids[layout.num_tokens :] for seed, layout in enumerate(layouts)]
+    for is_dense in (False, True):
+        tracks, segments = (torch.stack(parts).contiguous() for parts in zip(*map(start, layouts), strict=True))
+        indexes = torch.full((4, GRAMMAR.max_index, 2), -7, dtype=torch.int32)
+        for row in (1, 3):
+            tracks[row], segments[row], indexes[row] = start_with_index(layouts[row])
+        trackers, max_spans = [Tracker(MARKERS, layout) for layout in layouts], GRAMMAR.max_spans(True)
+        for step in range(min(map(len, answers))):
+            ids = torch.tensor([answer[step] for answer in answers])
+            intervals, counts, _, _ = push(GRAMMAR, tracks, segments, ids, max_spans, is_dense, indexes)
+            for row, tracker in enumerate(trackers):
+                state = tracker.push(answers[row][step])
+                visible = ((0, state.position + 1),) if is_dense else state.visible
+                assert intervals[row, : counts[row]].tolist() == [list(interval) for interval in visible]
+        assert (indexes[[0, 2]] == -7).all()
 
 
 @needs_compiler
@@ -195,6 +229,28 @@ def test_gpu_same_as_python():
     with pytest.raises(ValueError, match="intervals has room for 3 a row, and 10 are needed"):
         ids = torch.zeros(40, dtype=torch.int64, device="cuda")
         tracker.push(ids, intervals[:, :3].contiguous(), counts, positions, reports)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_gpu_index_same_as_python():
+    """Would catch an index that the launcher does not hand over, or hands over to a row of another."""
+    tracker, layout = SpanTracker(GRAMMAR, 40, with_index=True), replace(PROMPT, head_tokens=2)
+    rng = random.Random(8)
+    streams = [adversarial(rng, 300)[:300] for _ in range(40)]
+    for row in range(40):
+        tracker.set(row, *start_with_index(layout))
+    in_python = [Tracker(MARKERS, layout) for _ in streams]
+    intervals = torch.zeros(40, GRAMMAR.max_spans(True), 2, dtype=torch.int32, device="cuda")
+    counts, positions, reports = torch.zeros(3, 40, dtype=torch.int32, device="cuda")
+    for step in range(300):
+        tracker.push(torch.tensor([ids[step] for ids in streams], device="cuda"), intervals, counts, positions, reports)
+        seen, num = intervals.tolist(), counts.tolist()
+        for row, other in enumerate(in_python):
+            visible = other.push(streams[row][step]).visible
+            assert seen[row][: num[row]] == [list(interval) for interval in visible]
+    with pytest.raises(ValueError, match="index: this tracker was made without"):
+        SpanTracker(GRAMMAR, 2).set(0, *start_with_index(layout))
 
 
 @pytest.mark.gpu

@@ -10,14 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfspan_core.engine.batch_engine import BatchEngine
+from selfspan_core.engine.batch_pool import BatchEngines
+from selfspan_core.engine.batch_shape import BatchShape
 from selfspan_core.engine.engine import Engine
+from selfspan_core.engine.events import Failed
+from selfspan_core.engine.hints import DraftHints
 from selfspan_core.errors import ImplUnavailable
 from selfspan_core.models.learned import Learned, common, learned_of, record_of
 from selfspan_core.models.model import SpanModel
 from selfspan_core.spans.render import render
 from selfspan_core.spans.tracker import Phase, Tracker
 from selfspan_core.tasks.registry import get_task
-from tests.support.asking import generate
+from tests.support.asking import asked, generate
+from tests.support.batch_tools import CAPACITY, alone, by_request
 from tests.support.engine_tools import TOLERANCE, logits, tiny_hf
 from tests.support.slow import examples
 from tests.support.span_examples import MARKERS, PROMPT, STREAMS, worked_example
@@ -173,10 +179,45 @@ def test_drafts_change_nothing(engine, seed):
     assert [event.id for event in drafted if hasattr(event, "id")] == plain
 
 
-def test_captured_steps_refuse_it(engine):
-    """Would catch headers that read everything without a word."""
-    with pytest.raises(ImplUnavailable, match="headers that see an index"):
-        list(generate(engine, render(example(1), MARKERS), "sparse", "captured", max_new_tokens=3))
+def in_batch(weights, requests, batch, attention, **options):
+    shape = BatchShape(batch, CAPACITY, attention == "dense", **options)
+    return by_request(BatchEngine(weights, MARKERS, shape).generate(requests))
+
+
+@pytest.mark.parametrize("attention", ["sparse", "dense"])
+def test_rows_of_a_batch_as_if_each_were_alone(engine, attention):
+    """Would catch a batch whose headers read everything, or another row's index, and a row that keeps the index of the
+    request before; and a dense lane that reads less than everything."""
+    rendered = [render(example(seed, 1 + seed % 2), MARKERS) for seed in range(5)]
+    requests = [asked(one, forced_tokens=one.ids[one.prompt.num_tokens :]) for one in rendered]
+    found = in_batch(engine.model.weights, requests, 2, attention, with_index=attention == "sparse")
+    for number, request in enumerate(requests):
+        assert found[number] == alone(engine.model.weights, request, attention)
+
+
+def test_a_batch_without_refuses_it(engine):
+    """Would catch headers that read everything without a word, and drafts whose table has no room for an index."""
+    request = asked(render(example(1), MARKERS), max_new_tokens=3)
+    (failed,) = BatchEngine(engine.model.weights, MARKERS, BatchShape(1, CAPACITY, False)).generate([request])
+    assert isinstance(failed[1], Failed) and "headers that see an index" in str(failed[1].error)
+    with pytest.raises(ValueError, match="not with drafts"):
+        BatchShape(1, CAPACITY, False, with_index=True, drafts="auto")
+    assert engine.drafter(request, DraftHints(), "auto", "sparse", "captured") is None
+    assert engine.drafter(request, DraftHints(), "auto", "dense", "captured") is not None
+    with pytest.raises(ImplUnavailable, match="choose off or auto"):
+        engine.drafter(request, DraftHints(), 4, "sparse", "captured")
+
+
+def test_engines_with_an_index_are_kept_beside_those_without(engine):
+    """Would catch an engine that is made anew for every other request, and one without an index for a request that has
+    one."""
+    engines = BatchEngines(engine.model.weights, MARKERS)
+    indexed = asked(render(example(1), MARKERS), max_new_tokens=3)
+    full = asked(render(worked_example(1), MARKERS), max_new_tokens=3)
+    kept = [engines.get("sparse", 1, CAPACITY, one) for one in (indexed, full)]
+    assert kept[0] is not kept[1]
+    assert [engines.get("sparse", 1, CAPACITY, one) for one in (indexed, full)] == kept
+    assert engines.get("dense", 1, CAPACITY, indexed) is engines.get("dense", 1, CAPACITY, full)
 
 
 def test_what_adapters_learned_reaches_the_prompt(tmp_path):

@@ -75,7 +75,7 @@ struct DraftedRow {
     const int* text;  // prompt and answer
     int length;       // of the text, the first query included
 
-    DEVICE Row tracker() const { return {shared.track, shared.segments}; }
+    DEVICE Row tracker() const { return {shared.track, shared.segments, nullptr}; }
     DEVICE bool has(int name) const { return shared.segments[name].y > 0; }
 
     // ---- what is certain

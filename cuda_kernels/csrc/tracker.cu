@@ -3,18 +3,20 @@
 // Macros: see tracker.cuh.
 #include <tracker.cuh>
 
-// One id per row. ids: int64 [batch]; kinds: int16 [vocab]; tracks: [batch]; segments: int32 [batch, NUM_ANCHORS, 2].
-// intervals: int32 [batch, max_spans, 2] with max_spans at least MAX_INTERVALS, and counts: int32 [batch], as the plan
-// kernel takes them. positions: int32 [batch], of the id, or -1 in rows without a sequence. reports: int32 [batch],
-// phase and flags. is_dense: everything is visible, whatever the headers name.
-extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int batch,
-                                          int is_dense, int2* intervals, int max_spans, int* counts, int* positions,
-                                          int* reports) {
+// One id per row. ids: int64 [batch]; kinds: int16 [vocab]; tracks: [batch]; segments: int32 [batch, NUM_ANCHORS, 2];
+// indexes: int32 [batch, MAX_INDEX, 2], or null where no header sees an index. intervals: int32 [batch, max_spans, 2],
+// with max_spans at least MAX_INTERVALS, or MAX_INDEX + 1 with indexes, and counts: int32 [batch], as the plan kernel
+// takes them. positions: int32 [batch], of the id, or -1 in rows without a sequence. reports: int32 [batch], phase and
+// flags. is_dense: everything is visible, whatever the headers name.
+extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Track* tracks, int2* segments,
+                                          int2* indexes, int batch, int is_dense, int2* intervals, int max_spans,
+                                          int* counts, int* positions, int* reports) {
     launch_dependents();
     wait_for_prior_grids();
     int number = blockIdx.x * blockDim.x + threadIdx.x;
     if (number >= batch) return;
-    Row row = {tracks[number], segments + (i64)number * NUM_ANCHORS};
+    int2* index = indexes ? indexes + (i64)number * MAX_INDEX : nullptr;
+    Row row = {tracks[number], segments + (i64)number * NUM_ANCHORS, index};
     if (row.track.phase == PHASE_IDLE) {
         counts[number] = 0;
         positions[number] = -1;
@@ -22,8 +24,7 @@ extern "C" __global__ void selfspan_track(const i64* ids, const short* kinds, Tr
         return;
     }
     int report = row.push(kinds[ids[number]]);
-    bool is_body = (report & 7) == PHASE_BODY;
-    counts[number] = row.visible(intervals + (i64)number * max_spans, is_dense || !is_body);
+    counts[number] = row.visible(intervals + (i64)number * max_spans, report & 7, is_dense);
     positions[number] = row.track.position;
     reports[number] = report;
 }
@@ -47,10 +48,10 @@ extern "C" __global__ void selfspan_follow(const int* ids, const int* places, co
         counts[number] = lengths[number] > 0;
         return;
     }
-    Row row = {tracks[slot], segments + (i64)slot * NUM_ANCHORS};
+    Row row = {tracks[slot], segments + (i64)slot * NUM_ANCHORS, nullptr};
     int token = ids[places[number]];
     int report = row.push(0 <= token && token < vocab_size ? kinds[token] : KIND_TEXT);
-    counts[number] = row.visible(intervals, (report & 7) != PHASE_BODY);
+    counts[number] = row.visible(intervals, report & 7, false);
 }
 
 // Records the id drawn for every row; rows at their end become idle: after the end of the sequence, or where the next

@@ -18,6 +18,9 @@ constexpr int FLAG_MALFORMED = 8, FLAG_HEADER_CLOSED = 16;
 
 // Scaffold, the segments that are read, and the step itself.
 constexpr int MAX_INTERVALS = MAX_READS + 2;
+// What headers see where they see an index: of the prompt a piece for each name that it gives and one more, of every
+// step its name and the beginning of what can be cited. No name is given twice.
+constexpr int MAX_INDEX = 2 * NUM_ANCHORS + 1;
 
 // Half-open. Not int2, whose alignment would leave gaps in a row's state.
 struct Interval {
@@ -37,13 +40,20 @@ struct Track {
     int named[MAX_READS + 1];
     int num_context;
     Interval context[MAX_READS + 1];  // what the open body sees outside of its own step
+    // Of headers that see an index, in which segments have so many tokens behind their name; 0: they see everything.
+    int head_tokens;
+    int num_index;         // intervals of the index
+    int num_header_index;  // of those that headers see beside the last step, which they see whole
+    int header_start;      // where the last step begins, or -1 before there is one
 };
-static_assert(sizeof(Track) == 4 * (10 + 3 * (MAX_READS + 1)), "Grammar.track_words in tracker.py says the same");
+static_assert(sizeof(Track) == 4 * (14 + 3 * (MAX_READS + 1)), "Grammar.track_words in tracker.py says the same");
 
-// A row's state, and the segment of every anchor, [NUM_ANCHORS]; an end of 0 means that the anchor has none.
+// A row's state, and the segment of every anchor, [NUM_ANCHORS]; an end of 0 means that the anchor has none. index:
+// [MAX_INDEX], or null where no row has head_tokens.
 struct Row {
     Track& track;
     int2* segments;
+    int2* index;
 
     DEVICE bool has(int anchor) const { return segments[anchor].y > 0; }
 
@@ -105,7 +115,7 @@ struct Row {
         track.body_start = track.position + 1;
         track.result_start = -1;
         track.phase = PHASE_BODY;
-        // <|go|> is the header's last token: it still sees everything.
+        // <|go|> is the header's last token: it still sees what the header sees.
         return PHASE_HEADER | FLAG_HEADER_CLOSED;
     }
 
@@ -146,7 +156,16 @@ struct Row {
         int start = has_result ? track.result_start : track.body_start;
         if (track.position - start <= has_result) return PHASE_BETWEEN | FLAG_MALFORMED;
         segments[track.name] = make_int2(start, track.position);
+        if (track.head_tokens > 0) take_into_index(start, start + has_result + track.head_tokens);
         return PHASE_BETWEEN;
+    }
+
+    // A step is over: the next header sees it whole, those behind it its name and its citable part's beginning.
+    DEVICE void take_into_index(int start, int head_end) {
+        track.num_header_index = track.num_index;
+        track.header_start = track.step_start;
+        index[track.num_index++] = make_int2(track.body_start - 2, track.body_start - 1);
+        index[track.num_index++] = make_int2(start, min(head_end, track.position));
     }
 
     DEVICE int in_broken(int kind) {
@@ -158,15 +177,19 @@ struct Row {
         return kind == KIND_REF ? in_between(kind) : PHASE_BROKEN;
     }
 
-    // Writes the intervals that the query of the id just pushed sees, itself included; returns their number.
-    DEVICE int visible(int2* intervals, bool sees_all) const {
+    // Writes the intervals that the query of the id just pushed sees, itself included; returns their number. phase:
+    // that `push` has reported of it. is_dense: it sees everything.
+    DEVICE int visible(int2* intervals, int phase, bool is_dense) const {
         int end = track.position + 1, count = 0, own_start = 0;
-        if (!sees_all) {
+        if (!is_dense && phase == PHASE_BODY) {
             own_start = track.step_start;
             for (; count < track.num_context; count++)
                 intervals[count] = make_int2(track.context[count].start, track.context[count].end);
-            if (count > 0 && intervals[count - 1].y == own_start) own_start = intervals[--count].x;
+        } else if (!is_dense && track.head_tokens > 0 && (phase == PHASE_HEADER || phase == PHASE_BETWEEN)) {
+            own_start = track.header_start >= 0 ? track.header_start : min(track.step_start, track.position);
+            for (; count < track.num_header_index; count++) intervals[count] = index[count];
         }
+        if (count > 0 && intervals[count - 1].y == own_start) own_start = intervals[--count].x;
         intervals[count] = make_int2(own_start, end);
         return count + 1;
     }

@@ -19,9 +19,6 @@ from selfspan_core.engine.hints import DraftHints
 from selfspan_core.spans.protocol import Markers, PromptLayout
 from selfspan_core.spans.tracker import MAX_BODY_TOKENS, MAX_READS
 
-MAX_SPANS = MAX_READS + 2
-"""Most intervals that a query sees: scaffold, what is read, and its own step."""
-
 
 class Parts(Protocol):
     """Of one batch of rows; shapes as in `cuda_kernels.tracker`, `attention` and `layers`."""
@@ -34,6 +31,11 @@ class Parts(Protocol):
     @property
     def buffers(self) -> DraftBuffers | None:
         """What rounds with drafts read and write, if there are any."""
+        ...
+
+    @property
+    def max_spans(self) -> int:
+        """Most intervals that a query sees where one id is taken in per step."""
         ...
 
     def begin(self, row: int, layout: PromptLayout, annotated: bool) -> None:

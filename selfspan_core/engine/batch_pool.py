@@ -29,7 +29,7 @@ class BatchEngines:
     """The batch engines of one model, kept between runs: making one takes longer than many an answer.
 
     Of each attention it keeps one of a single row and one of several, for each place of rules (the host, the step,
-    nowhere), with drafts and without, no more: each has a cache of its own.
+    nowhere), with drafts and without, and one for headers that see an index, no more: each has a cache of its own.
 
     Args:
         weights: the model's.
@@ -54,15 +54,17 @@ class BatchEngines:
         """
         drafts = _drafts_of(request)
         with_rules, with_device_rules = request.host_rules is not None, request.device_rules is not None
-        rules = "host" if with_rules else "device" if with_device_rules else "none"
-        key = (attention, batch > 1, rules, drafts != "off")
+        with_index = attention == "sparse" and request.sees_index
+        kind = "host" if with_rules else "device" if with_device_rules else "index" if with_index else "none"
+        key = (attention, batch > 1, kind, drafts != "off")
         kept = self._engines.get(key)
         # A device that failed once may serve again: a lost engine is not asked a second time.
         is_another = kept is not None and (kept.batch, kept.drafts) != (batch, drafts)
         if kept is None or kept.is_lost or is_another or kept.capacity < num_positions:
             self._engines.pop(key, None)  # before the new one takes its memory
             capacity = row_capacity(num_positions, self._weights.model.max_context)
-            shape = BatchShape(batch, capacity, attention == "dense", with_rules, drafts, with_device_rules)
+            is_dense = attention == "dense"
+            shape = BatchShape(batch, capacity, is_dense, with_rules, drafts, with_device_rules, with_index)
             engine = self._made(shape)
             if engine is None and self._drop_others(key):
                 engine = self._made(shape)

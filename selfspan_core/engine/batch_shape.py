@@ -5,8 +5,9 @@ from typing import Literal
 
 from selfspan_core.params import MAX_DRAFTS, Drafts
 
-RoundsKind = Literal["single", "drafts", "rules"]
-"""One id per step; drafts; drafts and rules that are kept without the host."""
+RoundsKind = Literal["single", "index", "drafts", "rules"]
+"""One id per step; the same with headers that may see an index; drafts; drafts and rules that are kept without the
+host."""
 SIZES = (1, 4, 8, 16)
 """Queries per row of the steps that "auto" chooses from."""
 MAX_TOKENS, MIN_LARGEST_SIZE = 512, 4
@@ -26,9 +27,10 @@ class BatchShape:
         drafts: whether steps verify drafts: "off"; "auto": as many as pay, by measured times; or so many in every step,
             1 to MAX_DRAFTS.
         with_device_rules: whether requests may have rules that a step keeps by itself.
+        with_index: whether headers may see an index; of steps without drafts, and without rules of their own.
 
     Raises:
-        ValueError: a number of drafts that no step verifies.
+        ValueError: a number of drafts that no step verifies, or an index beside drafts.
     """
 
     batch: int
@@ -37,11 +39,14 @@ class BatchShape:
     with_rules: bool = False
     drafts: Drafts = "off"
     with_device_rules: bool = False
+    with_index: bool = False
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.drafts, int) and not isinstance(self.drafts, bool)
         if self.drafts not in ("off", "auto") and not (is_number and 1 <= int(self.drafts) <= MAX_DRAFTS):
             raise ValueError(f"drafts is off, auto or 1 to {MAX_DRAFTS}, not {self.drafts!r}")
+        if self.with_index and (self.drafts != "off" or self.with_device_rules):
+            raise ValueError("headers that see an index: not with drafts or rules in the step")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -57,4 +62,11 @@ class BatchShape:
         """What rows may have beside an id per step."""
         if self.with_device_rules:
             return "rules"
+        if self.with_index:
+            return "index"
         return "single" if self.sizes == (1,) else "drafts"
+
+    @property
+    def is_drafted(self) -> bool:
+        """Whether steps verify drafts."""
+        return self.rounds in ("drafts", "rules")

@@ -93,7 +93,8 @@ class BatchStep:
         self._decoder = Decoder(weights, batch * max(sizes), self._parts.ops)
         self._attend = self._parts.attend if attend is None else attend
         self._rotary = weights.rotary(capacity)
-        is_drafted, self._keeps_rules = shape.rounds != "single", shape.rounds == "rules"
+        is_drafted, self._keeps_rules = shape.is_drafted, shape.rounds == "rules"
+        self._sees_indexes = shape.is_dense or shape.with_index
         self._state = BatchState(batch, capacity, device, max(sizes) + 1 if is_drafted else 1)
         self._rounds: Rounds = (DraftRounds if is_drafted else SingleRounds)(self._parts, self._state)
         self._sizes = PassSizes(sizes)
@@ -179,6 +180,8 @@ class BatchStep:
             raise ValueError("rules: this batch was made without")
         if request.device_rules is not None and not self._keeps_rules:
             raise ValueError("rules: this batch was made without any that it keeps by itself")
+        if request.sees_index and not self._sees_indexes:
+            raise ValueError("headers that see an index: this batch was made without")
         if request.drafter is not None and self._sizes.sizes == (1,):
             raise ValueError("drafter: this batch was made without drafts")
 

@@ -12,7 +12,7 @@ from cuda_kernels.layers import DecodeOps
 from cuda_kernels.rules import RuleBuffers, RuleKeeper
 from cuda_kernels.tracker import SpanTracker
 from selfspan_core.attention.kv_cache import KVCache
-from selfspan_core.engine.batch_parts import MAX_SPANS, fixed_words, grammar_of
+from selfspan_core.engine.batch_parts import fixed_words, grammar_of
 from selfspan_core.engine.batch_shape import RoundsKind
 from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.device_rules import DeviceRules
@@ -31,7 +31,8 @@ class CudaParts:
         cache: of the rows.
         is_dense: every query reads everything, whatever is declared.
         sizes: queries of a row in a step, of every kind of step.
-        rounds: "single": rows take in one id per step; "drafts": they may have drafts; "rules": rules, too.
+        rounds: "single": rows take in one id per step; "index": their headers may see an index; "drafts": they may have
+            drafts; "rules": rules, too.
 
     Raises:
         ImplUnavailable: the kernels cannot serve this model or device; the message says why.
@@ -47,18 +48,20 @@ class CudaParts:
         rounds: RoundsKind = "single",
     ) -> None:
         model, batch = weights.model, cache.keys[0].shape[0]
-        is_drafted, self._drafter, self._keeper = rounds != "single", None, None
+        is_drafted, self._drafter, self._keeper = rounds in ("drafts", "rules"), None, None
         try:
             self.ops = DecodeOps(model.dtype, model.device, [batch * size for size in sizes], weights.shapes)
-            self._tracker = SpanTracker(grammar_of(markers, model.vocab_size), batch, model.device)
-            grammar, text_length = self._tracker.grammar, cache.capacity + 1
+            grammar = grammar_of(markers, model.vocab_size)
+            self._tracker = SpanTracker(grammar, batch, model.device, rounds == "index")
+            self.max_spans = grammar.max_spans(rounds == "index")
+            text_length = cache.capacity + 1
             rules = RuleBuffers(grammar, batch, text_length, MAX_QUERIES, model.device) if rounds == "rules" else None
             if is_drafted:
                 self._drafter = SpanDrafter(self._tracker, text_length, rules)
             if rules is not None:
                 self._keeper = RuleKeeper(rules, self._tracker.kinds, model.dtype)
             self._attentions = {
-                size: self._attention_of(weights, batch, size, TABLE_SPANS if is_drafted else MAX_SPANS)
+                size: self._attention_of(weights, batch, size, TABLE_SPANS if is_drafted else self.max_spans)
                 for size in sizes
             }
         except (ValueError, CudaUnavailable) as error:
@@ -85,8 +88,11 @@ class CudaParts:
 
     def begin(self, row: int, layout: PromptLayout, annotated: bool) -> None:
         """See Parts."""
-        start = self._tracker.grammar.start(layout.num_tokens, layout.scaffold_end, layout.segments, annotated)
-        self._tracker.set(row, *start)
+        grammar, index = self._tracker.grammar, None
+        track, segments = grammar.start(layout.num_tokens, layout.scaffold_end, layout.segments, annotated)
+        if layout.head_tokens is not None and annotated and not self._is_dense:
+            index = grammar.see_index(track, layout.index, layout.head_tokens)
+        self._tracker.set(row, track, segments, index)
 
     def clear(self, row: int) -> None:
         """See Parts."""

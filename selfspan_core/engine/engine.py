@@ -82,6 +82,11 @@ class Engine:
             drafts: "off"; "auto": as many as pay; a number: at most so many, whether they pay or not.
             attention, impl: as for `generate`.
         """
+        if impl == CAPTURED and attention == "sparse" and request.sees_index:
+            # The table of a drafted step has no room for an index yet.
+            if drafts in ("off", "auto"):
+                return None
+            raise ImplUnavailable("drafts: captured steps verify none where headers see an index; choose off or auto")
         if impl == CAPTURED and drafts != "off" and request.host_rules is None:
             return DeviceDrafts(hints, None if drafts == "auto" else drafts)
         # A captured step's size is chosen for all rows: there every draft is worth verifying.
@@ -153,8 +158,6 @@ class Engine:
     def _check(self, attention: str, impl: str, request: PromptRequest) -> None:
         if attention not in ("dense", "sparse"):
             raise ValueError(f"attention is 'dense' or 'sparse', not {attention!r}")
-        if impl == CAPTURED and request.prompt.prompt.head_tokens is not None:
-            raise ImplUnavailable("headers that see an index cannot be captured yet: choose another implementation")
         if attention == "sparse" or impl == CAPTURED:
             require_impl(impl, self.model.device)
 

@@ -62,6 +62,11 @@ class PromptRequest:
         return None if isinstance(self.drafter, DeviceDrafts) else self.drafter
 
     @property
+    def sees_index(self) -> bool:
+        """Whether its headers see an index; see `PromptLayout.head_tokens`."""
+        return self.annotated and self.prompt.prompt.head_tokens is not None
+
+    @property
     def prompt_ids(self) -> list[int]:
         """The prompt's ids."""
         return self.prompt.ids[: self.prompt.prompt.num_tokens]

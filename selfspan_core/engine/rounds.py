@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from selfspan_core.engine.batch_parts import MAX_SPANS, Parts
+from selfspan_core.engine.batch_parts import Parts
 from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.params import MAX_DRAFTS
 from selfspan_core.spans.protocol import PromptLayout
@@ -95,7 +95,8 @@ class SingleRounds:
     def __init__(self, parts: Parts, state: BatchState) -> None:
         self._parts, self._state = parts, state
         self.positions, self.counts = (torch.zeros_like(state.limits) for _ in range(2))
-        self.intervals = torch.zeros(len(state.limits), MAX_SPANS, 2, dtype=torch.int32, device=state.limits.device)
+        shape = (len(state.limits), parts.max_spans, 2)
+        self.intervals = torch.zeros(shape, dtype=torch.int32, device=state.limits.device)
         self._ring = state.ring[:, :, 0]
 
     def begin(self, row: int, ids: Sequence[int], layout: PromptLayout, drafts: DeviceDrafts | None) -> None:

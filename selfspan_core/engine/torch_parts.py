@@ -38,7 +38,8 @@ class TorchParts:
     ) -> None:
         self.ops = TorchOps()
         model, batch = weights.model, cache.keys[0].shape[0]
-        self._grammar, is_drafted = grammar_of(markers, model.vocab_size), rounds != "single"
+        self._grammar, is_drafted = grammar_of(markers, model.vocab_size), rounds in ("drafts", "rules")
+        self.max_spans = self._grammar.max_spans(rounds == "index")
         self.buffers = DraftBuffers(self._grammar, batch, cache.capacity + 1, model.device) if is_drafted else None
         self._rules: dict[int, TabledRules] = {}
         self._limits: dict[int, list[Limits]] = {}

@@ -8,10 +8,11 @@ extern "C" int num_track_words() {
 }
 
 // One id for every row, through the kernel itself.
-extern "C" void run_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int batch, int is_dense,
-                          int2* intervals, int max_spans, int* counts, int* positions, int* reports) {
+extern "C" void run_track(const i64* ids, const short* kinds, Track* tracks, int2* segments, int2* indexes, int batch,
+                          int is_dense, int2* intervals, int max_spans, int* counts, int* positions, int* reports) {
     Machine::get().run({0, 1}, 32, 0, [=] {
-        selfspan_track(ids, kinds, tracks, segments, batch, is_dense, intervals, max_spans, counts, positions, reports);
+        selfspan_track(ids, kinds, tracks, segments, indexes, batch, is_dense, intervals, max_spans, counts, positions,
+                       reports);
     });
 }
 
@@ -33,12 +34,12 @@ extern "C" void run_advance(i64* ids, const short* kinds, Track* tracks, const i
     });
 }
 
-// A whole stream for one row; intervals [num_ids, MAX_INTERVALS], counts and reports [num_ids].
-extern "C" void run_stream(const short* kinds, int num_ids, Track* track, int2* segments, int2* intervals, int* counts,
-                           int* reports) {
-    Row row = {*track, segments};
+// A whole stream for one row; intervals [num_ids, max_spans], counts and reports [num_ids].
+extern "C" void run_stream(const short* kinds, int num_ids, Track* track, int2* segments, int2* index, int2* intervals,
+                           int max_spans, int* counts, int* reports) {
+    Row row = {*track, segments, index};
     for (int i = 0; i < num_ids; i++) {
         reports[i] = row.push(kinds[i]);
-        counts[i] = row.visible(intervals + i * MAX_INTERVALS, (reports[i] & 7) != PHASE_BODY);
+        counts[i] = row.visible(intervals + i * max_spans, reports[i] & 7, false);
     }
 }

@@ -20,12 +20,13 @@ def library(grammar: Grammar) -> ctypes.CDLL:
 
 
 def stream(
-    grammar: Grammar, start: tuple[torch.Tensor, torch.Tensor], ids: Sequence[int]
+    grammar: Grammar, start: tuple[torch.Tensor, torch.Tensor], ids: Sequence[int], index: torch.Tensor | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Push ids in one row: intervals `[N, max_intervals, 2]`, counts and reports `[N]`."""
+    """Push ids in one row: intervals `[N, max_spans, 2]`, counts and reports `[N]`."""
     track, segments = (x.clone() for x in start)
+    max_spans, index = grammar.max_spans(index is not None), None if index is None else index.clone()
     kinds = grammar.kinds()[torch.tensor(ids, dtype=torch.int64)].contiguous()
-    intervals = np.full((len(ids), grammar.max_intervals, 2), -7, dtype=np.int32)
+    intervals = np.full((len(ids), max_spans, 2), -7, dtype=np.int32)
     counts, reports = np.full(len(ids), -7, dtype=np.int32), np.full(len(ids), -7, dtype=np.int32)
     as_pointer = lambda array: array.ctypes.data_as(ctypes.c_void_p)  # noqa: E731
     library(grammar).run_stream(
@@ -33,7 +34,9 @@ def stream(
         len(ids),
         pointer(track),
         pointer(segments),
+        pointer(index),
         as_pointer(intervals),
+        max_spans,
         as_pointer(counts),
         as_pointer(reports),
     )
@@ -41,7 +44,13 @@ def stream(
 
 
 def push(
-    grammar: Grammar, tracks: torch.Tensor, segments: torch.Tensor, ids: torch.Tensor, max_spans: int, is_dense: bool
+    grammar: Grammar,
+    tracks: torch.Tensor,
+    segments: torch.Tensor,
+    ids: torch.Tensor,
+    max_spans: int,
+    is_dense: bool,
+    indexes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One id per row through the kernel: intervals `[B, max_spans, 2]`, counts, positions, reports; state changes."""
     batch, kinds = len(ids), grammar.kinds()
@@ -52,6 +61,7 @@ def push(
         pointer(kinds),
         pointer(tracks),
         pointer(segments),
+        pointer(indexes),
         batch,
         int(is_dense),
         pointer(intervals),
