@@ -22,7 +22,8 @@ PHASES = ("between", "header", "body", "broken", "done", "idle")
 MALFORMED, HEADER_CLOSED = 8, 16
 """Flags in a report."""
 THREADS = 32
-LARGEST = 2**31 - 1
+NO_STEP = 2**31 - 1
+"""Where the last step begins before there is one: behind every position."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Grammar:
         """
         track = torch.zeros(self.track_words, dtype=torch.int32)
         track[0], track[2], track[3] = num_prompt - 1, int(annotated), scaffold_end
-        track[4] = LARGEST  # no step has begun
+        track[4] = NO_STEP
         table = torch.zeros(len(self.anchors), 2, dtype=torch.int32)
         index = {token: i for i, token in enumerate(self.anchors)}
         for token, interval in segments.items():

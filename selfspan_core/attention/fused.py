@@ -38,6 +38,7 @@ def causal_attention(query: torch.Tensor, keys: torch.Tensor, values: torch.Tens
 
 
 MANY_QUERIES = 64
+"""As a piece of a prompt has, and no pass with drafts: a CPU attends to so many in other floats."""
 
 
 class LastQueries:
@@ -81,6 +82,7 @@ class LastQueries:
         return attended.reshape(query.shape)
 
     def _by_heads(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+        """Many queries, heads left apart; arguments and result as of a call."""
         dtype, is_grouped = query.dtype, query.shape[1] != keys.shape[1]
         query, keys, values = _as_fast_floats(query, keys, values)
         if self._mask is None:

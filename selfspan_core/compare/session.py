@@ -31,6 +31,7 @@ from selfspan_core.tasks.registry import get_task
 
 TICK_SECONDS = 1 / 15
 WARMED_TOKENS = 512
+"""Longest prompt that is processed once before its run on a CPU."""
 
 
 def tokenizer_of(engine: LaneEngine) -> SpanTokenizer:

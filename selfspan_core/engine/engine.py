@@ -74,13 +74,17 @@ class Engine:
     ) -> Drafter | DeviceDrafts | None:
         """What drafts one run of `generate`, or of `generate_among`: there all rows, unless they have rules.
 
-        Captured steps draft by themselves; but where the host keeps a request's rules, it drafts, too.
+        Captured steps draft by themselves; but where the host keeps a request's rules, it drafts, too. Where headers
+        see an index they verify none.
 
         Args:
             request: what is asked, rules included, in the form that `rules` gives them.
             hints: of the task.
             drafts: "off"; "auto": as many as pay; a number: at most so many, whether they pay or not.
             attention, impl: as for `generate`.
+
+        Raises:
+            ImplUnavailable: a number of drafts, of which captured steps verify none.
         """
         if impl == CAPTURED and attention == "sparse" and request.sees_index:
             # The table of a drafted step has no room for an index yet.

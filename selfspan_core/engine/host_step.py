@@ -219,7 +219,7 @@ class HostStep:
 
 
 def piece_tokens(weights: DecodeWeights) -> int:
-    """Tokens of a piece of a long prompt."""
+    """Tokens of a piece of a long prompt, a multiple of LEAST_PIECE: as many as take any model about as long."""
     num_weights = sum(num_out * depth for num_out, depth in (matrix.shape for matrix in weights.matrices))
     return max(PIECE_PRODUCTS // num_weights // LEAST_PIECE, 1) * LEAST_PIECE
 

@@ -181,7 +181,9 @@ def decoding_faults(kind: type = HostStep, load: int = 1) -> Iterator[tuple[str,
             def inject(url: str, where=where, error=error, after=after) -> str:
                 with failing(where, error, after, kind) as raised:
                     last = told(url, load)
-                return last if raised else "the fault was never reached"
+                if not raised:
+                    raise RuntimeError("the fault was never reached")
+                return last
 
             yield f"{name} {words}", inject
 
@@ -306,11 +308,20 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join([head, "", columns, *rows])
 
 
-def put(found: str, begin: str, end: str) -> None:
-    """A table into the page, between two marks."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
-    _, _, behind = rest.partition(end)
-    PAGE.write_text(f"{before}{begin}\n{found}\n{end}{behind}", encoding="utf-8")
+def conclude(outcomes: list[Outcome], marks: tuple[str, str] | None) -> None:
+    """Exit with 1 where the next visitor was not served; before that, the table into the page between two marks.
+
+    Args:
+        outcomes: of all faults.
+        marks: before and behind the table's place; None: it is not written.
+    """
+    if marks is not None:
+        begin, end = marks
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+        _, _, behind = rest.partition(end)
+        PAGE.write_text(f"{before}{begin}\n{table(outcomes)}\n{end}{behind}", encoding="utf-8")
+    if not all(one.is_good for one in outcomes):
+        sys.exit("the next visitor was not served in time")
 
 
 def main() -> None:
@@ -329,10 +340,7 @@ def main() -> None:
         outcomes += decoding_outcomes()
     if arguments.only in (None, "interrupt"):
         outcomes.append(interrupted())
-    if arguments.write:
-        put(table(outcomes), BEGIN, END)
-    if not all(one.is_good for one in outcomes):
-        sys.exit("the next visitor was not served in time")
+    conclude(outcomes, (BEGIN, END) if arguments.write else None)
 
 
 if __name__ == "__main__":

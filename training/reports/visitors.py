@@ -47,23 +47,22 @@ def machine_table(results: dict, path: str) -> str:
 
 def _others(results: dict) -> str:
     """The first visitor, several at once, and how many requests of one visitor go together, as far as measured."""
-    text = ""
+    said = []
     if "first_request" in results:
         first = results["first_request"]
-        text += (
-            f"\nWho asked the moment that the port was open, while models were loaded, heard the first word after "
+        said.append(
+            f"Who asked the moment that the port was open, while models were loaded, heard the first word after "
             f"{first['first_word_s']:.1f} s and had the {'right' if first['is_right'] else 'WRONG'} answer after "
             f"{first['seconds']:.0f} s."
         )
     if "together" in results:
         together = results["together"]
-        text += (
-            f"{' ' if text else chr(10)}Of {together['requests']} clients at once, a third of them with articles, "
-            f"{together['answered']} were answered within {together['seconds']:.0f} s, {together['right']} of them not "
-            "wrongly."
+        said.append(
+            f"Of {together['requests']} clients at once, a third of them with articles, {together['answered']} were "
+            f"answered within {together['seconds']:.0f} s, {together['right']} of them not wrongly."
         )
-    text += "\n" if text else ""
-    return text + _loads(results["loads"]) if "loads" in results else text
+    text = f"\n{' '.join(said)}\n" if said else ""
+    return text + (_loads(results["loads"]) if "loads" in results else "")
 
 
 def _loads(loads: dict) -> str:
