@@ -1,6 +1,7 @@
 """The benchmark of spans in vLLM, as far as it runs without it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,3 +118,10 @@ def test_a_run_of_faults_is_told(monkeypatch):
     told = vllm.vllm()
     assert "| answered | 990 |\n| refused | 10 |" in told and "held 200 MB" in told and "201 MB after the last" in told
     assert told.count("From ") == 1
+
+
+def test_operands_of_a_batch_are_those_asked_for_else_what_fits():
+    """A large model's cache would be asked to hold the longest expressions, whatever the command says."""
+    asked, default = SimpleNamespace(operands=24), SimpleNamespace(operands=None)
+    assert [bench_vllm.operands_of(batch, asked) for batch in (8, 128)] == [24, 24]
+    assert [bench_vllm.operands_of(batch, default) for batch in (8, 64, 128)] == [64, 64, 48]

@@ -157,15 +157,19 @@ def reads(recordings: Sequence[Recording], markers: Markers, is_dense: bool) -> 
     return sum(sum(one.num_visible(markers, is_dense)[:shortest]) for one in recordings) / shortest
 
 
+def operands_of(batch: int, arguments: argparse.Namespace) -> int:
+    """Of the expressions that so many requests solve: the longest whose cache fits at the 7B shape, if none is said."""
+    return arguments.operands or (64 if batch < 128 else 48)
+
+
 def measure(arguments: argparse.Namespace, results: Results, device: torch.device) -> None:
     """All cells of all shapes."""
     markers = weights_of("arithmetic-span", torch.device("cpu")).model.tokenizer.markers
-    cells = [
-        Cell(expressions(operands, arguments.num, arguments.seed, device), batch)
-        for operands, batches in ((64, [b for b in arguments.batches if b < 128]), (48, [128]))
-        for batch in batches
-        if batch in arguments.batches
-    ]
+    texts = {
+        operands: expressions(operands, arguments.num, arguments.seed, device)
+        for operands in sorted({operands_of(batch, arguments) for batch in arguments.batches})
+    }
+    cells = [Cell(texts[operands_of(batch, arguments)], batch) for batch in arguments.batches]
     longest = 64 + max(len(one.prompt) + len(one.ids) for cell in cells for one in (*cell.text.span, *cell.text.plain))
     for shape in arguments.shapes:
         folder, found = write_model(shape, markers, longest), [{} for _ in cells]
@@ -211,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["7B", "Llama-3-8B"], choices=list(SHAPES), help="of models")
     parser.add_argument("--batches", type=count, nargs="+", default=[32, 64, 128], help="requests at once")
+    parser.add_argument("--operands", type=count, help="of the expressions (default: 64; from 128 requests on, 48)")
     parser.add_argument("--num", type=count, default=32, help="texts")
     parser.add_argument("--gpus", type=count, default=1, help="tensor parallelism")
     parser.add_argument("--page-size", type=count, default=16, help="tokens of a page of vLLM's cache")
