@@ -94,7 +94,7 @@ def build_app(
         demo.unload(runs.forget)
         demo.explain_api()
     # Closed to calls beside the queue: each of those would block one of gradio's threads on the lane.
-    return demo.queue(max_size=32, api_open=False)
+    return demo.queue(max_size=64, api_open=False)
 
 
 def pitch(tasks: Sequence[str]) -> str:
@@ -154,7 +154,7 @@ def launch(demo: gr.Blocks, **options):
         "max_file_size": "1kb",
         "enable_monitoring": False,
         # Gradio keeps what belongs to a visitor's session, the last answer among it, of 10,000 if nobody says
-        # otherwise. These are twice as many as can wait or run; who comes back later gets a new one.
+        # otherwise. These are more than can wait or run at a time; who comes back later gets a new one.
         "state_session_capacity": 200,
     }
     return demo.launch(**{**defaults, **options})

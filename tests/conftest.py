@@ -41,9 +41,11 @@ def pytest_collection_modifyitems(config, items: list) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item) -> None:
     """A worker that computes gives way to the one with browsers and servers: that mostly waits, or is in haste."""
+    if not hasattr(item.config, "workerinput"):
+        return  # no workers, and perhaps no xdist
     from tests.support.groups import SERVED
 
-    if hasattr(item.config, "workerinput") and item.path.stem not in SERVED and os.nice(0) == 0:
+    if item.path.stem not in SERVED and os.nice(0) == 0:
         os.nice(BACKGROUND)
 
 

@@ -1,12 +1,13 @@
 """The entry point `vllm.general_plugins`: called in every process of vLLM, whatever it serves.
 
-It only says which classes attend, on CPUs and on CUDA. They do what vLLM's own does until a vLLM is started with
-`--logits-processors` and `support.SPAN_REQUESTS`.
+It says which classes attend, on CPUs and on CUDA. They do what vLLM's own does until a vLLM is started with
+`--logits-processors` and `support.SPAN_REQUESTS`. In versions where one request with a wrong id ends the server for
+all, it also says which class reads tokenizers.
 """
 
 import logging
 
-from selfspan_core.serve.vllm_plugin.support import BACKENDS, version_problem
+from selfspan_core.serve.vllm_plugin.support import BACKENDS, CHECKED_TOKENIZER, counts_one_too_many, version_problem
 
 
 def register() -> None:
@@ -24,3 +25,8 @@ def register() -> None:
         return
     for name, path in BACKENDS.items():
         register_backend(AttentionBackendEnum[name], path)
+    if counts_one_too_many(vllm.__version__):
+        from vllm.tokenizers import TokenizerRegistry
+
+        # Not by `register`, which warns of every class that is replaced.
+        TokenizerRegistry.tokenizers["hf"] = CHECKED_TOKENIZER

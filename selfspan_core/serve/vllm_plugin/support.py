@@ -19,6 +19,10 @@ BACKENDS = {
     "FLASH_ATTN": "selfspan_core.serve.vllm_plugin.cuda_backend.SelfSelectedCUDABackend",
 }
 """By vLLM's names of attention backends: the classes that take their places, on CPUs and on CUDA."""
+ONE_ID_TOO_MANY = SpecifierSet("<0.32")
+"""Versions of vLLM that take an id for a model's which is one too large: see CHECKED_TOKENIZER."""
+CHECKED_TOKENIZER = ("selfspan_core.serve.vllm_plugin.tokenizer", "CheckedTokenizer")
+"""Module and class that take the place of vLLM's own tokenizer there."""
 SPAN_REQUESTS = "selfspan_core.serve.vllm_plugin.span_requests:SpanRequests"
 """For vLLM's option `--logits-processors`: it switches self-selected attention on."""
 
@@ -39,6 +43,11 @@ def version_problem(version: str) -> str | None:
     except InvalidVersion:
         is_supported = False
     return None if is_supported else f"vLLM {version} is not supported; versions {VERSIONS} are"
+
+
+def counts_one_too_many(version: str) -> bool:
+    """Whether a supported version of vLLM lets a request through with an id that no model has."""
+    return ONE_ID_TOO_MANY.contains(Version(version), prereleases=True)
 
 
 def is_switched_on(config: "VllmConfig") -> bool:
