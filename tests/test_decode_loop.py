@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from selfspan_core.engine import sampling
 from selfspan_core.engine.batch_engine import BatchEngine
 from selfspan_core.engine.batch_shape import BatchShape
-from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.events import Failed, Finished, Token
-from selfspan_core.engine.host_step import MAX_DRAFTS, HostStep
+from selfspan_core.engine.host_step import MAX_DRAFTS
 from selfspan_core.engine.rules import Limits
 from selfspan_core.errors import EngineLost
 from selfspan_core.models.model import SpanModel
 from tests.support.asking import asked
-from tests.support.batch_tools import CAPACITY, Alternating, by_request, example, shorn
+from tests.support.batch_tools import CAPACITY, Alternating, Proposes, answer, by_request, example, host, shorn
 from tests.support.engine_tools import TOLERANCE, tiny_hf
 from tests.support.slow import examples
 from tests.support.span_examples import FIRST_TEXT, MARKERS, VOCAB
@@ -33,34 +32,8 @@ def model():
     return SpanModel(tiny_hf())
 
 
-class Proposes:
-    """A drafter by a function of the ids so far."""
-
-    def __init__(self, propose) -> None:
-        self._propose = propose
-        self.num_asked = 0
-
-    def propose(self, state, most):
-        self.num_asked += 1
-        assert list(state.ids)[state.num_prompt :] and most >= 1
-        assert state.state.position == len(state.ids) - 1
-        return self._propose(list(state.ids), most)
-
-
-def host(model, batch, attention, impl="gather"):
-    return DecodeLoop(HostStep(model.weights, MARKERS, batch, CAPACITY, attention == "dense", impl))
-
-
 def device(model, batch, attention, with_rules=False):
     return BatchEngine(model.weights, MARKERS, BatchShape(batch, CAPACITY, attention == "dense", with_rules))
-
-
-def answer(loop, request):
-    """Ids and logits of one request."""
-    events = [event for _, event in loop.generate([request])]
-    assert not any(isinstance(event, Failed) for event in events), events
-    tokens = [event for event in events if isinstance(event, Token)]
-    return [token.id for token in tokens], [token.logits for token in tokens], events
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -1,10 +1,13 @@
 """The session: engine events become ticks, results and one honest line. Scripted lanes first, then tiny real models."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from selfspan_core.engine.stores import Terms
 from selfspan_core.errors import LaneError
+from selfspan_core.params import Request
 from tests.support.asking import compare
 from tests.support.scripted import FakeClock, right_output
 from tests.support.session_tools import (
@@ -260,3 +263,21 @@ def test_failing_lane_is_named():
     with pytest.raises(LaneError, match="sparse lane failed: no room"):
         list(compare(session, "arithmetic", TEXT))
     assert store.engines["span"].num_closed == 1
+
+
+@pytest.mark.parametrize(("impl", "asked", "drafts"), [("captured", "auto", "off"), ("gather", "auto", "auto")])
+def test_no_lane_drafts_where_one_cannot(impl, asked, drafts):
+    """Would catch a dense lane with drafts beside a self-selected one without, and a start that says they are on."""
+    session, _ = scripted_session()
+    session._models = SimpleNamespace(impl=impl, terms=Terms(), device_name="script")
+
+    def lane(attention, head_tokens):
+        layout = SimpleNamespace(head_tokens=head_tokens)
+        spec = SimpleNamespace(annotated=True, attention=attention)
+        return SimpleNamespace(spec=spec, prompt=SimpleNamespace(prompt=layout))
+
+    request = Request("arithmetic", "1+2", drafts=asked)
+    assert session._drafts(request, [lane("dense", 2), lane("sparse", 2)]) == drafts
+    assert session._drafts(request, [lane("dense", 2), lane("sparse", None)]) == "auto"
+    told = session._left_out(TASK, request, drafts)
+    assert told == ("script decodes without drafts." if drafts == "off" else "")

@@ -24,7 +24,7 @@ from selfspan_core.errors import InputError, LaneError, ModelError, SettingError
 from selfspan_core.models.learned import Learned, common
 from selfspan_core.models.registry import models_that_learned
 from selfspan_core.models.tokenizer import SpanTokenizer
-from selfspan_core.params import MAX_NEW_TOKENS, Request, whole_number
+from selfspan_core.params import MAX_NEW_TOKENS, Drafts, Request, whole_number
 from selfspan_core.spans.render import Rendered
 from selfspan_core.tasks.base import Cleaned, Problem, Task, not_learned, read_pasted
 from selfspan_core.tasks.registry import get_task
@@ -62,7 +62,8 @@ class PreparedRun:
     """A checked request with everything that its run needs; see Session.prepare.
 
     `most_tokens` is the most tokens that a lane may write; `cleaned` is the text that was parsed; `notice` says why
-    another model than the usual one answers, and what of the request or the task does not hold where it runs.
+    another model than the usual one answers, and what of the request or the task does not hold where it runs; `drafts`
+    are those of both lanes.
     """
 
     request: Request
@@ -73,6 +74,7 @@ class PreparedRun:
     most_tokens: int
     cleaned: Cleaned
     notice: str = ""
+    drafts: Drafts = "off"
 
     @property
     def load(self) -> int:
@@ -160,15 +162,26 @@ class Session:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
         # A hub model's whole context would be gigabytes of keys and values; no answer is that long.
         most = min(task.max_tokens, MAX_NEW_TOKENS) if most is None else most
-        notice = " ".join(filter(None, (chosen.notice, self._left_out(task, request))))
-        return PreparedRun(request, task, problem, tuple(lanes), self._models.impl, most, cleaned, notice)
+        drafts = self._drafts(request, lanes)
+        notice = " ".join(filter(None, (chosen.notice, self._left_out(task, request, drafts))))
+        return PreparedRun(request, task, problem, tuple(lanes), self._models.impl, most, cleaned, notice, drafts)
 
-    def _left_out(self, task: Task, request: Request) -> str:
+    def _drafts(self, request: Request, lanes: Sequence[PreparedLane]) -> Drafts:
+        """Those of all lanes: where one has none by itself, the others have none either, or they could not be compared.
+
+        Captured steps verify none where headers see an index.
+        """
+        has_index = any(
+            lane.spec.annotated and lane.spec.attention == "sparse" and lane.prompt.prompt.head_tokens is not None
+            for lane in lanes
+        )
+        is_without = has_index and self._models.impl == CAPTURED and request.drafts == "auto"
+        return "off" if is_without or not self._models.terms.has_drafts else request.drafts
+
+    def _left_out(self, task: Task, request: Request, drafts: Drafts) -> str:
         """What of a request and its task does not hold where it runs, in a sentence; empty where all does."""
-        terms = self._models.terms
-        rules = ["the task's rules"] if task.rules_text and not terms.keeps_rules else []
-        drafts = ["drafts"] if request.drafts == "auto" and not terms.has_drafts else []
-        named = " and without ".join(rules + drafts)
+        rules = ["the task's rules"] if task.rules_text and not self._models.terms.keeps_rules else []
+        named = " and without ".join(rules + (["drafts"] if drafts == "off" != request.drafts else []))
         return f"{self._models.device_name} decodes without {named}." if named else ""
 
     def _learned(self, task: Task, request: Request, specs: Sequence[LaneSpec], notice: str) -> Learned:
@@ -234,7 +247,7 @@ class Session:
             rules = run.task.rules(lane.prompt, lane.tokenizer, lane.spec.annotated)
         request = PromptRequest(lane.prompt, lane.spec.annotated, sampling, rules)
         hints = run.task.draft_hints(lane.tokenizer)
-        drafter = lane.engine.drafter(request, hints, run.request.drafts, lane.spec.attention, run.impl)
+        drafter = lane.engine.drafter(request, hints, run.drafts, lane.spec.attention, run.impl)
         request = replace(request, drafter=drafter)
         if run.load > 1:
             return lane.engine.generate_among(request, self._others(run, lane), run.load, lane.spec.attention)
@@ -264,7 +277,7 @@ class Session:
             "expected": run.problem.expected if run.task.has_right_answer else None,
             "device": self._models.device_with(run.impl, specs[0].model),
             "clock": terms.clock,
-            "drafts": run.request.drafts if terms.has_drafts else "off",
+            "drafts": run.drafts,
             "bytes_per_token": run.lanes[0].engine.model.bytes_per_token,
             **({"in_turn": True} if terms.in_turn and len(specs) > 1 else {}),
             **({"rules": run.task.rules_text} if run.task.rules_text and terms.keeps_rules else {}),

@@ -26,7 +26,7 @@ from selfspan_core.engine.decoder import Decoder, StepOps
 from selfspan_core.engine.device_drafts import DeviceDrafts
 from selfspan_core.engine.drafts import DraftState, PassCosts, verifiable
 from selfspan_core.engine.request import PromptRequest
-from selfspan_core.engine.rules import rules_speak
+from selfspan_core.engine.rules import num_allowed, rules_speak
 from selfspan_core.engine.step import Clock, First, Pending, Stepped, Timer
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.params import MAX_DRAFTS
@@ -280,8 +280,13 @@ class _Row:
         if drafter is None or state is None or most < 1:
             return ()
         drafts = drafter.propose(DraftState(self.ids, self._num_prompt, self._tracker, state), most)[:most]
-        self._drafts, self._draft_states = verifiable(drafts, self._tracker, state, self._vocab_size)
-        return self._drafts
+        drafts, states = verifiable(drafts, self._tracker, state, self._vocab_size)
+        rules = self._request.host_rules
+        if rules is not None and self._request.forced_tokens is None:
+            num = num_allowed(rules, drafts)
+            drafts, states = drafts[:num], states[:num]
+        self._drafts, self._draft_states = drafts, states
+        return drafts
 
     def plan(self) -> tuple[Reader, int, int]:
         """Prepare the reader for the last id and its drafts; the reader, the first position, and how many tokens."""

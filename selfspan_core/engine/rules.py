@@ -47,3 +47,19 @@ def rules_speak() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RulesError(f"the rules failed: {error}") from error
+
+
+def num_allowed(rules: Rules, drafts: Sequence[int]) -> int:
+    """How many drafts, from the first on, the rules do not forbid where they stand; the rules are as before.
+
+    What they raise behind a draft ends the drafts there: it comes up again, and ends the row, if that draft is right.
+    """
+    ahead = rules.fork()
+    for place, draft in enumerate(drafts):
+        try:
+            if not ahead.limits().allow(draft):
+                return place
+            ahead.push(draft)
+        except Exception:
+            return place
+    return len(drafts)

@@ -4,8 +4,10 @@ import copy
 
 import torch
 
+from selfspan_core.engine.decode_loop import DecodeLoop
 from selfspan_core.engine.engine import Engine
-from selfspan_core.engine.events import Finished, Token
+from selfspan_core.engine.events import Failed, Finished, Token
+from selfspan_core.engine.host_step import HostStep
 from selfspan_core.engine.rules import Limits
 from selfspan_core.models.model import SpanModel
 from selfspan_core.models.weights import DecodeWeights
@@ -47,6 +49,32 @@ def by_request(pairs):
     for number, event in pairs:
         events.setdefault(number, []).append(shorn(event))
     return events
+
+
+class Proposes:
+    """A drafter by a function of the ids so far."""
+
+    def __init__(self, propose) -> None:
+        self._propose = propose
+        self.num_asked = 0
+
+    def propose(self, state, most):
+        self.num_asked += 1
+        assert list(state.ids)[state.num_prompt :] and most >= 1
+        assert state.state.position == len(state.ids) - 1
+        return self._propose(list(state.ids), most)
+
+
+def host(model, batch, attention, impl="gather"):
+    return DecodeLoop(HostStep(model.weights, MARKERS, batch, CAPACITY, attention == "dense", impl))
+
+
+def answer(loop, request):
+    """Ids and logits of one request."""
+    events = [event for _, event in loop.generate([request])]
+    assert not any(isinstance(event, Failed) for event in events), events
+    tokens = [event for event in events if isinstance(event, Token)]
+    return [token.id for token in tokens], [token.logits for token in tokens], events
 
 
 def on_cuda(**changes):
