@@ -173,6 +173,7 @@ def test_nothing_else_knows_the_task():
         "header_cost.py",
         "visitors.py",
         "quantization.py",
+        "variants.py",  # of anchors
     }
     assert {path.name for path in named} <= {*measurements, "pretrain.py"}, named
     for module in (evaluate, report, problem_evaluate, summary_evaluate):
