@@ -6,7 +6,7 @@ from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.paths import BASE
 from selfspan_core.spans.tracker import Tracker
 from training import header_cost
-from training.reports import findings, quantization
+from training.reports import anchors, findings, quantization
 
 ORIGIN = {"machine": {"gpu": "some GPU"}, "commit": "abc", "dirty": False, "command": "python -m x"}
 
@@ -127,3 +127,27 @@ def test_answers_with_fewer_bits(monkeypatch):
     assert "| floats, self-selected | 100.0 % (84–100) | 100.0 % (84–100) | 2 |" in quantization.findings_quantization()
     assert quantization.wilson(0, 10)[0] == 0 and 0.2 < quantization.wilson(0, 10)[1] < 0.3
     assert quantization.wilson(50, 100) == pytest.approx((0.404, 0.596), abs=0.001)
+
+
+def test_anchors_are_told_by_variant(monkeypatch):
+    """Would catch seeds that are told as variants, and a share of malformed steps in the place of right answers."""
+    figures = {"malformed_percent_of_steps": 0.25, "kv_read_percent": 31.0, "mean_tokens": 200.0}
+    cells = [
+        {
+            "variant": variant,
+            "training_seed": seed,
+            "training": {"tokens": 2e6},
+            "figures": {"8": figures | {"exact_percent": right}},
+        }
+        for variant, seed, right in (("usual", 1, 90.0), ("digits", 1, 60.0), ("usual", 2, 94.0))
+    ]
+    results = {**ORIGIN, "task": "arithmetic", "cells": cells}
+    monkeypatch.setattr(anchors, "read_all", lambda name: {"a.json": results} if name == "anchors" else {})
+    told = anchors.findings_anchors()
+    assert "| usual | 2 | 92.0 (90.0 to 94.0) | 0.25 (0.25 to 0.25) | 31.0 | 200 |" in told
+    assert "| digits | 1 | 60.0 | 0.25 | 31.0 | 200 |" in told and "8: exact, %" in told and "2 M tokens" in told
+    for one in cells:
+        del one["figures"]["8"]["exact_percent"]
+    assert "ROUGE-L" in anchors.findings_anchors() and "| usual | 2 | – |" in anchors.findings_anchors()
+    monkeypatch.setattr(anchors, "read_all", lambda name: {})
+    assert anchors.findings_anchors() == anchors.MISSING

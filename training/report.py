@@ -16,6 +16,7 @@ from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.models.registry import PREFERRED
 from selfspan_core.tasks.base import EvaluationKind
 from selfspan_core.tasks.registry import TASKS
+from training.reports.anchors import findings_anchors
 from training.reports.answers import answers, answers_brief
 from training.reports.base_model import base
 from training.reports.cpu import cpu
@@ -57,6 +58,7 @@ COMMON_BLOCKS: dict[str, Callable[[], str]] = {
     "drafts_brief": drafts_brief,
     "engine": engine,
     "engine_brief": engine_brief,
+    "findings_anchors": findings_anchors,
     "findings_break_even": findings_break_even,
     "findings_clustered": findings_clustered,
     "findings_models": findings_models,
