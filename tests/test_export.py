@@ -87,6 +87,15 @@ def test_a_server_on_cuda_plans_steps_ahead(tiny, tmp_path, monkeypatch):
     assert command("--max-num-seqs=8") == ["--async-scheduling", "--worker-cls", SPAN_WORKER]
 
 
+@pytest.mark.parametrize("option", ["--skip-tokenizer-init", "--skip_tokenizer_init"])
+def test_a_server_that_checks_no_ids_is_not_started(tiny, tmp_path, monkeypatch, option):
+    """One request with an id that the model has not, which ends the server for everybody."""
+    monkeypatch.setattr(cli_engines, "find_spec", lambda name: name)
+    folder = str(export_merged(*tiny, tmp_path / "exported"))
+    with pytest.raises(ModelError, match="ends the server for all"):
+        cli_engines.vllm_command(folder, ["--port", "1", option])
+
+
 def test_an_export_that_is_interrupted_leaves_nothing(tiny, tmp_path, monkeypatch):
     """A folder without its weights' second half, or without markers, that `serve` takes for a whole one."""
     folder = tmp_path / "exported"

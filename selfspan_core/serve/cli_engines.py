@@ -24,6 +24,8 @@ ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 CPU_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 """GiB of keys and values on a CPU, where vLLM would take nearly all memory, and end where that is not free."""
 
+NO_CHECKS = "--skip-tokenizer-init"
+"""An option of vLLM, for whoever asks it in the same process."""
 TIMES = "--enable-per-request-metrics"
 """vLLM's option for the times of a request, by its own clock, behind the answer."""
 
@@ -56,8 +58,12 @@ def vllm_command(model: str, options: list[str]) -> list[str]:
 
     Raises:
         ModelUnavailable: vLLM is not installed.
-        ModelError: the folder was not exported.
+        ModelError: the folder was not exported, or an option is one that no server should have.
     """
+    if NO_CHECKS in named_options(options):
+        raise ModelError(
+            f"{NO_CHECKS}: without a tokenizer vLLM checks no ids, and one id too large ends the server for all"
+        )
     folder = Path(model).expanduser()
     if not (folder / "config.json").is_file():
         export = f"`selfspan export --task NAME --out {shlex.quote(model)}`"

@@ -135,6 +135,7 @@ class Clients:
         self.wrong: list[str] = []
         self.told: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._num_wrong_ids = 0
 
     def one(self, number: int) -> None:
         """The request of this number, of a kind that follows from it."""
@@ -184,7 +185,11 @@ class Clients:
         return self.refused("segment that ends before it begins", body | {"vllm_xargs": xargs})
 
     def no_id(self, body: dict[str, Any]) -> str:
-        return self.refused("id that the model has not", body | {"prompt": [*body["prompt"], self._markers_end]})
+        """The first one behind the last, one far beyond, and one below all."""
+        with self._lock:
+            self._num_wrong_ids += 1
+            wrong = (self._markers_end, 10**6, -1)[self._num_wrong_ids % 3]
+        return self.refused("id that the model has not", body | {"prompt": [*body["prompt"], wrong]})
 
 
 def good_questions(model: SpanModel, seed: int, least_gap: float) -> list[tuple[Asked, list[int]]]:

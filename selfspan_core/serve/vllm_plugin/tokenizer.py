@@ -21,7 +21,7 @@ class CheckedTokenizer:
 
 def with_true_last_id(tokenizer: Any) -> Any:
     """A tokenizer whose `max_token_id` is an id: itself, of another class where it was not."""
-    last = max(*tokenizer.get_vocab().values(), tokenizer.vocab_size - 1)
+    last = max([*tokenizer.get_vocab().values(), tokenizer.vocab_size - 1])
     if tokenizer.max_token_id <= last:
         return tokenizer
     made_by = tokenizer.__class__
