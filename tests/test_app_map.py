@@ -331,16 +331,16 @@ class TestArrival:
                 assert int(judged) == direction(ratio), "a loss in the colour of a gain"
         assert any(one in tab.text(".ss-large-note") for one in where)
         tab.page.select_option('[data-choice="shape"]', "7B")
-        tab.page.select_option('[data-choice="text"]', "24 operands")
-        tab.page.select_option('[data-choice="batch"]', "64")
+        tab.page.select_option('[data-choice="text"]', "6000-token articles")
+        tab.page.select_option('[data-choice="batch"]', "128")
         tab.page.focus('[data-choice="shape"]')
         tab.page.keyboard.type("13")
         enabled = '[data-choice="{}"] option:enabled'
         chosen = {name: tab.page.input_value(f'[data-choice="{name}"]') for name in ("shape", "text", "batch")}
-        assert chosen == {"shape": "13B", "text": "64 operands", "batch": "32"}
+        assert chosen == {"shape": "13B", "text": "6000-token articles", "batch": "64"}, "128 do not fit"
         texts = {text for shape, text, _ in measured if shape == "13B"}
         assert set(tab.page.locator(enabled.format("text")).all_text_contents()) == texts
-        batches = sorted(batch for shape, text, batch in measured if (shape, text) == ("13B", "64 operands"))
+        batches = sorted(batch for shape, text, batch in measured if (shape, text) == ("13B", chosen["text"]))
         assert tab.page.locator(enabled.format("batch")).all_text_contents() == [str(batch) for batch in batches]
         assert "65B" not in tab.text('[data-choice="shape"]')
 

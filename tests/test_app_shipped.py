@@ -34,6 +34,8 @@ class TestShippedModel:
     def test_8_operands_stream_and_highlights_follow(self, shipped, open_tab):
         """The whole chain: weights, engine, session, page."""
         tab = open_tab(shipped)
+        tab.open_options()
+        tab.page.set_checked("#drafts input", False)  # a run with drafts is over before much is seen of it
         tab.run(self.example(8))
         tab.wait("running", timeout=120_000)
         readings = set()

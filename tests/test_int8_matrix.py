@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfspan_core.engine import model_store
@@ -21,6 +21,7 @@ from tests.support.tiny_models import save_tiny
 SIZES = st.tuples(st.integers(1, 70), st.integers(1, 20).map(lambda n: 16 * n), st.integers(1, 20))
 
 
+@settings(deadline=None)
 @given(SIZES, st.booleans(), st.integers(0, 2**31))
 def test_products(sizes, has_bias, seed):
     """Would catch scales of another row, a lost bias, and a pass of many rows that computes with other weights."""
