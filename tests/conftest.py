@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 
 from tests.support import required
@@ -18,6 +19,9 @@ BACKGROUND = 10
 # Before torch is loaded, here and in processes that tests start: its threads spin for a third of a millisecond while
 # they wait for each other, not for ten, which is what other processes on the same cores need.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Speed is not tested, and a machine that others use makes any example slow once in a while.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)
