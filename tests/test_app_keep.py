@@ -114,6 +114,7 @@ class TestAddress:
         assert other.page.input_value("#expression textarea") == "79 × 36 + 63"
         assert other.page.is_checked('#compare input[value="plain"]')
         tab.page.evaluate("window.copied = null")
+        tab.page.bring_to_front()  # a page behind another is drawn once a second: gradio's first values come late
         tab.turn("Articles")
         tab.page.fill("#article textarea", "word " * 900)
         tab.page.click(".ss-link")

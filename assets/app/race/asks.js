@@ -97,8 +97,9 @@ class Asks {
     await this.settle(text, () => this.box(one)?.value, (value) => this.write(this.box(one), value));
     const changed = [];
     for (const [name, value] of Object.entries({ compare, model })) {
+      if (value === null || (name === "model" && one.models.length < 2)) continue; // one model: nothing to choose
       const choice = () => this.choices(name, one).find((input) => input.value === value);
-      if (!choice()) continue;
+      if (!(await until(choice))) continue; // gradio may draw them after the box
       const before = this.chosen(name, one);
       await this.settle(value, () => this.chosen(name, one), () => choice().click());
       if (before !== value && choice()?.checked) changed.push(this.worded(name, choice()));
