@@ -2,11 +2,12 @@
 
 import pytest
 
+from cuda_kernels.bench.pictures import PictureError, save_picture
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.paths import BASE
 from selfspan_core.spans.tracker import Tracker
-from training import header_cost
-from training.reports import anchors, findings, quantization
+from training import header_cost, picture_anchors
+from training.reports import anchors, findings, quantization, shares
 
 ORIGIN = {"machine": {"gpu": "some GPU"}, "commit": "abc", "dirty": False, "command": "python -m x"}
 
@@ -125,8 +126,8 @@ def test_answers_with_fewer_bits(monkeypatch):
     }
     monkeypatch.setattr(quantization, "read", lambda path: results)
     assert "| floats, self-selected | 100.0 % (84–100) | 100.0 % (84–100) | 2 |" in quantization.findings_quantization()
-    assert quantization.wilson(0, 10)[0] == 0 and 0.2 < quantization.wilson(0, 10)[1] < 0.3
-    assert quantization.wilson(50, 100) == pytest.approx((0.404, 0.596), abs=0.001)
+    assert shares.wilson(0, 10)[0] == 0 and 0.2 < shares.wilson(0, 10)[1] < 0.3
+    assert shares.wilson(50, 100) == pytest.approx((0.404, 0.596), abs=0.001)
 
 
 def test_anchors_are_told_by_variant(monkeypatch):
@@ -137,17 +138,37 @@ def test_anchors_are_told_by_variant(monkeypatch):
             "variant": variant,
             "training_seed": seed,
             "training": {"tokens": 2e6},
-            "figures": {"8": figures | {"exact_percent": right}},
+            "figures": {"8": figures | {"exact_percent": right, "right": int(right), "n": 100}},
         }
         for variant, seed, right in (("usual", 1, 90.0), ("digits", 1, 60.0), ("usual", 2, 94.0))
     ]
-    results = {**ORIGIN, "task": "arithmetic", "cells": cells}
-    monkeypatch.setattr(anchors, "read_all", lambda name: {"a.json": results} if name == "anchors" else {})
+    files = {
+        f"{at}.json": {**ORIGIN, "task": "arithmetic", "cells": part}
+        for at, part in (("a", cells[:2]), ("b", cells[2:]))
+    }
+    monkeypatch.setattr(anchors, "read_all", lambda name: files if name == "anchors" else {})
     told = anchors.findings_anchors()
-    assert "| usual | 2 | 92.0 (90.0 to 94.0) | 0.25 (0.25 to 0.25) | 31.0 | 200 |" in told
-    assert "| digits | 1 | 60.0 | 0.25 | 31.0 | 200 |" in told and "8: exact, %" in told and "2 M tokens" in told
+    assert "| usual | 2 | 92.0 % (87–95), 90.0 to 94.0 | 0.25 (0.25 to 0.25) | 31.0 | 200 |" in told
+    assert "| digits | 1 | 60.0 % (50–69) | 0.25 | 31.0 | 200 |" in told
+    assert "8 operands: exact" in told and "2 M tokens" in told and "a.json" in told and "b.json" in told
     for one in cells:
-        del one["figures"]["8"]["exact_percent"]
+        for name in ("exact_percent", "right", "n"):
+            del one["figures"]["8"][name]
     assert "ROUGE-L" in anchors.findings_anchors() and "| usual | 2 | – |" in anchors.findings_anchors()
     monkeypatch.setattr(anchors, "read_all", lambda name: {})
     assert anchors.findings_anchors() == anchors.MISSING
+
+
+def test_a_picture_of_anchors(tmp_path):
+    """Would catch seeds of the second file that are left out, and scores that are not known drawn as 0."""
+    cells = [
+        {"variant": "usual", "figures": {"8": {"kv_read_percent": 31.0, "exact_percent": right}}}
+        for right in (90.0, 94.0)
+    ]
+    files = [{"task": "arithmetic", "cells": [one]} for one in cells]
+    assert picture_anchors.places_of(*files) == {"8": {"usual": [(31.0, 90.0), (31.0, 94.0)]}}
+    save_picture(picture_anchors.draw(*files), tmp_path / "picture.png", {})
+    unscored = {"variant": "usual", "figures": {"dev_cnndm": {"kv_read_percent": 31.0, "rouge_l": None}}}
+    for wrong in ({}, {"cells": []}, {"cells": [unscored]}):
+        with pytest.raises(PictureError):
+            picture_anchors.places_of(wrong)

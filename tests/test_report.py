@@ -24,6 +24,7 @@ FOLDERS_OF_GUIDES = (".", "selfspan_core", "tests", "tests/support")
 """What paths in guides to the code begin at."""
 RESULTS = ROOT / "assets/results"
 DRAWN_BY = {
+    "anchors": "training.picture_anchors",
     "drafts": "training.picture_drafts",
     "engine": "training.picture_engine",
     "kernel": "cuda_kernels.picture",

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,41 +78,51 @@ def check_target(out: Path) -> None:
         raise PictureError(f"{out}: there is no folder {out.parent}")
 
 
-def draw_file(results: Path, out: Path, draw: "Callable[[object], Figure]") -> None:
-    """Draw a results file.
+def draw_files(results: Sequence[Path], out: Path, draw: "Callable[..., Figure]") -> None:
+    """Draw results files as one picture.
 
     Args:
-        results: JSON; it is read once, so that the digest is that of what is drawn.
+        results: JSON; each is read once, so that its digest is that of what is drawn.
         out: the picture.
-        draw: makes a figure of the file's content; raises PictureError where it is another benchmark's.
+        draw: makes a figure of the files' contents, an argument each; raises PictureError where they are another
+            benchmark's.
 
     Raises:
         PictureError: there is no such file, it is not JSON, or `draw` refuses it.
         OSError: the picture cannot be written.
     """
-    try:
-        content = results.read_bytes()
-        parsed = json.loads(content)
-    except OSError as error:
-        raise PictureError(error.strerror) from error
-    except ValueError as error:
-        raise PictureError(f"no JSON: {error}") from error
-    save_picture(draw(parsed), out, {results.name: content})
+    contents: dict[str, bytes] = {}
+    parsed = []
+    for path in results:
+        try:
+            contents[path.name] = path.read_bytes()
+            parsed.append(json.loads(contents[path.name]))
+        except OSError as error:
+            raise PictureError(error.strerror) from error
+        except ValueError as error:
+            raise PictureError(f"no JSON: {error}") from error
+    save_picture(draw(*parsed), out, contents)
 
 
-def command_line(description: str, draw: "Callable[[object], Figure]") -> None:
-    """Parse RESULTS.json and --out, and draw the results. An error is one line and exit status 1."""
+def command_line(description: str, draw: "Callable[..., Figure]", *, takes_several: bool = False) -> None:
+    """Parse RESULTS.json and --out, and draw the results. An error is one line and exit status 1.
+
+    Args:
+        description: what is told of the command.
+        draw: as `draw_files` has it.
+        takes_several: whether one picture can show several results files.
+    """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, nargs="+" if takes_several else 1)
     parser.add_argument("--out", type=Path, help="default: beside the results, as .png")
     arguments = parser.parse_args()
-    out = arguments.out or arguments.results.with_suffix(".png")
+    out = arguments.out or arguments.results[0].with_suffix(".png")
     try:
         check_target(out)
     except PictureError as error:
         sys.exit(f"error: {error}")
     try:
-        draw_file(arguments.results, out, draw)
+        draw_files(arguments.results, out, draw)
     except (PictureError, OSError) as error:
-        sys.exit(f"error: {arguments.results}: {error}")
+        sys.exit(f"error: {', '.join(map(str, arguments.results))}: {error}")
     print(f"wrote {out}")

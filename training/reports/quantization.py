@@ -1,8 +1,7 @@
 """Answers with fewer bits, as Markdown: the block of docs/findings.md."""
 
-import math
-
 from training.reports.markdown import read, source, table
+from training.reports.shares import percent_with_interval
 
 PATH = "assets/results/quantization.json"
 LANES = {"plain-dense": "plain, dense", "span-dense": "span, mask off", "span-sparse": "self-selected"}
@@ -28,16 +27,4 @@ def findings_quantization() -> str:
 
 
 def _share(cell: dict | None) -> str:
-    """Right answers in percent, with Wilson's interval."""
-    if cell is None:
-        return "–"
-    low, high = wilson(cell["right"], cell["n"])
-    return f"{100 * cell['right'] / cell['n']:.1f} % ({100 * low:.0f}–{100 * high:.0f})"
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share, of which `right` of `n` were seen (E. B. Wilson, 1927)."""
-    share, weight = right / n, z * z / n
-    middle = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return "–" if cell is None else percent_with_interval(cell["right"], cell["n"])
