@@ -11,9 +11,9 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -25,6 +25,7 @@ from selfspan_core.engine.events import Failed, Token
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.models.export import export_merged
 from selfspan_core.models.model import SpanModel
+from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.models.weights import DecodeWeights
 from selfspan_core.params import SamplingParams as OwnParams
 from selfspan_core.paths import ADAPTERS
@@ -47,6 +48,18 @@ def inputs(task: str, count: int, seed: int, tokenizer) -> list[str]:
         return [random_problem(rng, OPERANDS[number % len(OPERANDS)]).text for number in range(count)]
     each = -(-count // len(ARTICLE_TOKENS))
     return [one.text for size in ARTICLE_TOKENS for one in articles(size, each, seed, tokenizer)][:count]
+
+
+class Measure(Protocol):
+    """The project's own engine, whose greedy answers are the measure."""
+
+    tokenizer: SpanTokenizer
+
+    def answers(self, asked: Sequence[Asked], most: int) -> list[list[int]]:
+        """Greedy ids, of requests of one lane."""
+
+    def gap(self, one: Asked, ids: Sequence[int], place: int, other: int) -> float:
+        """How much likelier the own id is than vLLM's, where answers part."""
 
 
 class Own:
@@ -82,7 +95,7 @@ class Own:
         return float(logits[ids[place]] - logits[other])
 
 
-def compare(own: Own, requests: Sequence[Asked], theirs: Sequence[Sequence[int]], most: int) -> dict:
+def compare(own: Measure, requests: Sequence[Asked], theirs: Sequence[Sequence[int]], most: int) -> dict:
     """How many answers are equal, and the gaps where others part."""
     gaps, others = [], []
     for number, (one, mine, ids) in enumerate(zip(requests, own.answers(requests, most), theirs, strict=True)):
@@ -123,10 +136,10 @@ def main() -> None:
 
 
 def of_task(task: str, count: int, arguments: argparse.Namespace) -> dict:
-    """Both lanes of one task, and both together."""
+    """One task, in a vLLM of its own."""
     import vllm
 
-    folder, most, found = Path(tempfile.mkdtemp()) / task, MOST[task], {}
+    folder, most = Path(tempfile.mkdtemp()) / task, MOST[task]
     export_merged("selfspan-17m", ADAPTERS / f"{task}-span", folder, "bfloat16")
     own = Own(folder, arguments.rows, 2048)
     llm = vllm.LLM(
@@ -146,21 +159,40 @@ def of_task(task: str, count: int, arguments: argparse.Namespace) -> dict:
         outputs = llm.generate([one.prompt for one in requests], each, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
+    found = lanes_of(task, count, arguments.alone, own, answers)
+    llm.llm_engine.engine_core.shutdown()
+    return found
+
+
+def lanes_of(
+    task: str, count: int, alone: int, own: Measure, theirs: Callable[[Sequence[Asked]], list[list[int]]]
+) -> dict:
+    """Both lanes of one task, and both together.
+
+    Args:
+        task: its name.
+        count: of texts.
+        alone: how many of them are also asked one at a time.
+        own: the measure.
+        theirs: greedy ids out of vLLM, of requests that are asked at once.
+    """
+    found: dict[str, Any] = {}
     texts = inputs(task, count, 2024, own.tokenizer)
     lanes = {lane: [asked(task, text, own.tokenizer, lane) for text in texts] for lane in ("dense", "sparse")}
     for lane, requests in lanes.items():
         started = time.perf_counter()
-        found[lane] = compare(own, requests, answers(requests), most) | {"s": round(time.perf_counter() - started, 1)}
+        found[lane] = compare(own, requests, theirs(requests), MOST[task]) | {
+            "s": round(time.perf_counter() - started, 1)
+        }
         print(task, lane, "many at once", found[lane], flush=True)
-        few = requests[: arguments.alone]
-        found[f"{lane}, alone"] = compare(own, few, [answers([one])[0] for one in few], most)
+        few = requests[:alone]
+        found[f"{lane}, alone"] = compare(own, few, [theirs([one])[0] for one in few], MOST[task])
         print(task, lane, "alone", found[f"{lane}, alone"], flush=True)
     mixed = [one for pair in zip(*lanes.values(), strict=True) for one in pair]
-    theirs = answers(mixed)
+    both = theirs(mixed)
     for number, (lane, requests) in enumerate(lanes.items()):
-        found[f"{lane}, among both"] = compare(own, requests, theirs[number::2], most)
+        found[f"{lane}, among both"] = compare(own, requests, both[number::2], MOST[task])
         print(task, lane, "among both", found[f"{lane}, among both"], flush=True)
-    llm.llm_engine.engine_core.shutdown()
     return found
 
 
