@@ -93,7 +93,10 @@ def test_answers_beside_the_own_engine_s_are_told(monkeypatch):
     files = {"vllm": {"f.json": head}, "vllm_answers": {"f.json": {**head, "summarize": {"sparse": one}, "rows": 64}}}
     files["vllm_answers"]["f.json"]["graphs"] = True
     monkeypatch.setattr(vllm, "read_all", lambda name: files.get(name, {}))
-    assert "| summarize, sparse | 60 | 56 | 0.125, 0.25 | 1 | 23 % |" in vllm.vllm()
+    told = vllm.vllm()
+    assert "| summarize, sparse | 60 | 56 | 0.125, 0.25 | 1 | 23 % |" in told and "in bfloat16 out of" in told
+    files["vllm_answers"]["f.json"]["dtype"] = "float32"
+    assert "in float32 out of" in vllm.vllm()
 
 
 def test_a_run_of_faults_is_told(monkeypatch):

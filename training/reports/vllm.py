@@ -68,8 +68,9 @@ def _answers(results: dict, path: str) -> str:
             figures = [f"{one['answers']}", f"{one['equal']}", gaps or "–", f"{len(one['others'])}"]
             rows.append([f"{task}, {lane}", *figures, f"{100 * one['read']:.0f} %"])
     note = (
-        f"Greedy answers of the shipped small model in bfloat16 out of vLLM {results['versions']['vllm']}, "
-        f"{'graphs on' if results['graphs'] else 'without graphs'}, {results['rows']} rows, beside the own engine's; "
+        f"Greedy answers of the shipped small model in {results.get('dtype', 'bfloat16')} out of vLLM "
+        f"{results['versions']['vllm']}, {'graphs on' if results['graphs'] else 'without graphs'}, {results['rows']} "
+        "rows, beside the own engine's; "
         "the gap is that of the two likeliest ids' logits where two answers part:\n\n"
     )
     header = ["task, lane", "answers", "the own engine's ids", "gaps at near ties", "others", "KV read"]
