@@ -22,7 +22,7 @@ DRAFTS_INFO = (
 )
 LOAD_LABEL = "Load: requests at once"
 LOAD_INFO = "In each lane: yours, and random others of its size."
-NO_LOAD_INFO = "More than one needs a CUDA GPU and its captured steps, which are not in use here."
+NO_LOAD_INFO = "More than one needs captured steps of this app on a CUDA GPU, which are not in use here."
 AS_IS_LABEL = "Use the text as pasted"
 AS_IS_INFO = "Otherwise broken lines are joined, and marks of other formats, menus and notices are taken out."
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": []}
