@@ -277,8 +277,15 @@ def test_bad_for_the_model(monkeypatch, capsys, solved):
     assert call(monkeypatch, "--json", stdin=b"1+2\n1+2+3+4+5\n6*7+8*9\n") == 2
     captured = capsys.readouterr()
     assert captured.out == "" and [line.split(":")[1] for line in captured.err.splitlines()] == [" line 2", " line 3"]
-    assert call(monkeypatch, "--max-new-tokens", "21", stdin=b"1+2") == 2
-    assert "from 1 to 20, not 21" in capsys.readouterr().err
+    assert call(monkeypatch, "--max-new-tokens", "4097", stdin=b"1+2") == 2
+    assert "from 1 to 4,096, not 4097" in capsys.readouterr().err
+
+
+def test_options_of_vllm_go_behind_dashes(capsys):
+    """Would catch whoever is told what is wrong, and not what would be right."""
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--model", "x", "--port", "8000"])
+    assert "--port: vLLM's own options go behind --" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["run", "--nonsense"], ["run", "--seed", "x"], ["walk"]])

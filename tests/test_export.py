@@ -82,17 +82,30 @@ def test_a_server_on_cuda_plans_steps_ahead(tiny, tmp_path, monkeypatch):
 
     assert command() == ["--no-async-scheduling"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert command() == ["--async-scheduling", "--worker-cls", SPAN_WORKER, "--max-num-seqs", "256"]
-    assert command("--no-async-scheduling") == ["--max-num-seqs", "256"]
-    assert command("--max-num-seqs=8") == ["--async-scheduling", "--worker-cls", SPAN_WORKER]
+    ahead, backend = ["--async-scheduling", "--worker-cls", SPAN_WORKER], ["--attention-backend", "FLASH_ATTN"]
+    assert command() == [*ahead, "--max-num-seqs", "256", *backend]
+    assert command("--no-async-scheduling") == ["--max-num-seqs", "256", *backend]
+    assert command("--max-num-seqs=8") == command("--max-num-s", "8") == [*ahead, *backend]
+    assert command("--max-num-seqs=8", "--attention-backend=FLASHINFER") == ahead  # which the plugin refuses
 
 
-@pytest.mark.parametrize("option", ["--skip-tokenizer-init", "--skip_tokenizer_init"])
-def test_a_server_that_checks_no_ids_is_not_started(tiny, tmp_path, monkeypatch, option):
-    """One request with an id that the model has not, which ends the server for everybody."""
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--skip-tokenizer-init", "ends the server for all"),
+        ("--skip_tokenizer_init", "ends the server for all"),
+        ("--skip-tokenizer-ini", "ends the server for all"),
+        ("--logits-processors=mine:One", "a server reads everything"),
+        ("--model=other", "named before --"),
+    ],
+)
+def test_a_server_without_its_checks_is_not_started(tiny, tmp_path, monkeypatch, option, reason):
+    """One request with an id that the model has not, which ends the server for everybody; a plugin switched off by a
+    second list of processors; a folder that nobody looked at; and all of it by half an option's name.
+    """
     monkeypatch.setattr(cli_engines, "find_spec", lambda name: name)
     folder = str(export_merged(*tiny, tmp_path / "exported"))
-    with pytest.raises(ModelError, match="ends the server for all"):
+    with pytest.raises(ModelError, match=reason):
         cli_engines.vllm_command(folder, ["--port", "1", option])
 
 

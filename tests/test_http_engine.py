@@ -114,6 +114,25 @@ def test_a_session_runs_one_lane_after_the_other(fake, address):
     assert 0 < end["read_share"] < 1
 
 
+def test_a_server_on_a_cpu_is_sent_no_seed(fake, address):
+    """Would catch seeds of visitors that end vLLM on a CPU for everybody, and runs that cannot be repeated unsaid."""
+    fake.takes_seeds = False
+    store = ServedStore(engines_at(address))
+    ticks = list(compare(Session(store), "arithmetic", TEXT, temperature=0.5, seed=7))
+    assert len(fake.asked) == 2 and not any("seed" in body for body in fake.asked)
+    assert ticks[0]["notice"].endswith(" and without a seed, so that each run draws other tokens.")
+    greedy = list(compare(Session(store), "arithmetic", TEXT, seed=7))
+    assert "seed" not in greedy[0]["notice"]
+
+
+def test_most_tokens_are_as_many_as_the_server_has_room_for(fake, address):
+    """Would catch a server with a short context that refuses whatever the page asks with its usual limit."""
+    store = ServedStore(engines_at(address))
+    ticks = list(compare(Session(store), "arithmetic", TEXT, max_new_tokens=4096))
+    assert ticks[-1]["lanes"]["sparse"]["correct"]
+    assert {body["max_tokens"] for body in fake.asked} == {fake.max_context - len(fake.asked[0]["prompt"])}
+
+
 def test_load_is_several_requests_at_once(fake, address):
     """A load that is one request; tokens of others that are not counted, or go on when the lane is done."""
     right = right_output(fake.tokenizer, TASK.parse(TEXT))

@@ -163,7 +163,7 @@ def test_a_step_reads_exactly_what_its_queries_see(stream, seed, page_size):
     slots = (plan.pages * page_size + plan.offsets).tolist()
     found = {int(q): slots[plan.bounds[i] : plan.bounds[i + 1]] for i, q in enumerate(plan.queries)}
     assert found == expected and plan.dense_rows == dense_rows
-    assert (rows.num_queries, rows.num_read) == (len(expected), sum(map(len, expected.values())))
+    assert rows.num_read == sum(map(len, expected.values()))
 
 
 @given(STREAMS, st.integers(0, 10**6), st.integers(0, 3))

@@ -140,8 +140,8 @@ class Session:
             raise SettingError(f"temperature is {bound}.", "temperature")
         if request.load > 1 and task.rules_text:
             raise InputError(f"The task {task.name} answers one request at a time: load is 1, not {request.load}.")
+        chosen = self._models.choose(task.name, request.model)  # before the text: a server answers one task
         problem, cleaned = read_pasted(task, request.text, request.clean)
-        chosen = self._models.choose(task.name, request.model)
         specs = lane_specs(request.attention, request.adapter, chosen.spec.name)
         learned = self._learned(task, request, specs, chosen.notice)
         engines = [self._models.engine(task.name, spec.adapter, spec.model) for spec in specs]
@@ -156,7 +156,7 @@ class Session:
             lanes.append(PreparedLane(spec, engine, prompt, kept))
         most = request.sampling.max_new_tokens
         if most is not None:
-            whole_number("max_new_tokens", most, 1, context)
+            most = min(whole_number("max_new_tokens", most, 1, max(context, MAX_NEW_TOKENS)), context)
         longest = max(lane.prompt.prompt.num_tokens for lane in lanes)
         if longest >= context:
             raise InputError(f"The input takes {longest:,} tokens; the model's context holds {context:,}.")
@@ -181,7 +181,9 @@ class Session:
     def _left_out(self, task: Task, request: Request, drafts: Drafts) -> str:
         """What of a request and its task does not hold where it runs, in a sentence; empty where all does."""
         rules = ["the task's rules"] if task.rules_text and not self._models.terms.keeps_rules else []
-        named = " and without ".join(rules + (["drafts"] if drafts == "off" != request.drafts else []))
+        drawn = request.sampling.temperature > 0 and not self._models.terms.takes_seeds
+        seed = ["a seed, so that each run draws other tokens"] if drawn else []
+        named = " and without ".join(rules + (["drafts"] if drafts == "off" != request.drafts else []) + seed)
         return f"{self._models.device_name} decodes without {named}." if named else ""
 
     def _learned(self, task: Task, request: Request, specs: Sequence[LaneSpec], notice: str) -> Learned:

@@ -47,6 +47,7 @@ class Terms:
             beforehand, for the same reason.
         keeps_rules: a task's rules can be kept while decoding.
         has_drafts: tokens can be proposed and verified several at a time.
+        takes_seeds: the same seed draws the same tokens again.
         most_temperature: of sampling.
     """
 
@@ -55,6 +56,7 @@ class Terms:
     in_turn: bool = False
     keeps_rules: bool = True
     has_drafts: bool = True
+    takes_seeds: bool = True
     most_temperature: float = MAX_TEMPERATURE
 
 

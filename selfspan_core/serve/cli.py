@@ -39,7 +39,11 @@ MAX_LINES = 10_000
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (argparse itself exits on a bad option, with 2)."""
     try:
-        arguments = build_parser().parse_args(argv)
+        parser = build_parser()
+        arguments, unknown = parser.parse_known_args(argv)
+        if unknown:
+            hint = ": vLLM's own options go behind --" if arguments.command == "serve" else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character gets it escaped, not a crash
                 stream.reconfigure(errors="backslashreplace")

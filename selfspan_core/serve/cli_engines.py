@@ -16,7 +16,7 @@ from selfspan_core.models.json_file import read_object
 from selfspan_core.models.learned import learned_of
 from selfspan_core.models.marker_ids import CONFIG_KEY, read_from_config
 from selfspan_core.models.registry import MODELS, resolve_model
-from selfspan_core.serve.vllm_plugin.support import SPAN_REQUESTS, SPAN_WORKER
+from selfspan_core.serve.vllm_plugin.support import BACKEND_ON_CUDA, SPAN_REQUESTS, SPAN_WORKER
 
 ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 """What vLLM is started with: its other runner knows no logits processors of this kind."""
@@ -24,10 +24,21 @@ ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 CPU_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 """GiB of keys and values on a CPU, where vLLM would take nearly all memory, and end where that is not free."""
 
-NO_CHECKS = "--skip-tokenizer-init"
-"""An option of vLLM, for whoever asks it in the same process."""
+NO_CHECKS, PROCESSORS, MODEL = "--skip-tokenizer-init", "--logits-processors", "--model"
+REFUSED = {
+    NO_CHECKS: "without a tokenizer vLLM checks no ids, and one id too large ends the server for all",
+    PROCESSORS: "vLLM keeps the last list of them, and without this project's a server reads everything: run the "
+    "command that --print shows, with yours added to its list",
+    MODEL: "the folder is named before --, and checked",
+}
+"""Options of vLLM that no server is started with, and why."""
 TIMES = "--enable-per-request-metrics"
 """vLLM's option for the times of a request, by its own clock, behind the answer."""
+LOOKED_FOR = (
+    *(*REFUSED, TIMES, "--served-model-name", "--disable-log-stats", "--max-num-seqs", "--attention-backend"),
+    *("--no-async-scheduling", "--gpu-memory-utilization", "--kv-cache-memory-bytes"),
+)
+"""Options of vLLM that are known here, also by their beginnings, which vLLM takes for the whole."""
 
 
 def export(arguments: argparse.Namespace) -> str:
@@ -60,10 +71,10 @@ def vllm_command(model: str, options: list[str]) -> list[str]:
         ModelUnavailable: vLLM is not installed.
         ModelError: the folder was not exported, or an option is one that no server should have.
     """
-    if NO_CHECKS in named_options(options):
-        raise ModelError(
-            f"{NO_CHECKS}: without a tokenizer vLLM checks no ids, and one id too large ends the server for all"
-        )
+    given = named_options(options)
+    for option, reason in REFUSED.items():
+        if option in given:
+            raise ModelError(f"{option} behind --: {reason}")
     folder = Path(model).expanduser()
     if not (folder / "config.json").is_file():
         export = f"`selfspan export --task NAME --out {shlex.quote(model)}`"
@@ -72,11 +83,11 @@ def vllm_command(model: str, options: list[str]) -> list[str]:
     read_from_config(config.get(CONFIG_KEY), model)
     if find_spec("vllm") is None:
         raise ModelUnavailable(
-            "vLLM is not installed here: pip install 'selfspan[vllm]', or see docs/serving.md for CPUs"
+            "vLLM is not installed here: pip install '.[vllm,gpu]' in a checkout, or see docs/serving.md for CPUs"
         )
     # Not the command `vllm serve`: that of the package for CPUs looks for a package called vllm, and ends.
-    start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    start += ["--logits-processors", SPAN_REQUESTS, *_of_device(options)]
+    start = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", MODEL, str(folder)]
+    start += [PROCESSORS, SPAN_REQUESTS, *_of_device(options)]
     return [*start, *_for_clients(of_config(config, model), str(folder), options), *options]
 
 
@@ -101,7 +112,7 @@ def named_options(options: list[str]) -> set[str]:
         if not isinstance(content, dict):
             raise ModelError(f"vLLM's options in {file!r} are no `name: value` lines")
         given |= {f"--{name}".replace("_", "-") for name in content}
-    return given
+    return given | {whole for whole in LOOKED_FOR for option in given if len(option) > 2 and whole.startswith(option)}
 
 
 def _of_device(options: list[str]) -> list[str]:
@@ -114,6 +125,7 @@ def _of_device(options: list[str]) -> list[str]:
 
     given = named_options(options)
     rows = [] if "--max-num-seqs" in given else ["--max-num-seqs", str(MAX_BATCH)]
+    rows += [] if "--attention-backend" in given else ["--attention-backend", BACKEND_ON_CUDA]
     return rows if "--no-async-scheduling" in given else ["--async-scheduling", "--worker-cls", SPAN_WORKER, *rows]
 
 

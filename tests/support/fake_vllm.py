@@ -21,6 +21,7 @@ class FakeVllm:
         ids: body of a request -> the ids of its answer, `<eos>` included.
         names: of the model.
         has_plugin, has_times: as vLLM was started.
+        takes_seeds: as on a GPU.
         pieces: ids of each message.
         fault: None, or what goes wrong: "broken" in the middle, "garbage", "error" as vLLM reports one, "endless",
             "silent", "abort", "prompt" of somebody else, "behind" the end, "lost" ids, an end "at the limit",
@@ -37,6 +38,7 @@ class FakeVllm:
     names: tuple[str, ...] = ("/models/arithmetic", NAME)
     has_plugin: bool = True
     has_times: bool = True
+    takes_seeds: bool = True
     pieces: int = 1
     fault: str | None = None
     after: int = 5
@@ -66,6 +68,8 @@ class FakeVllm:
             status, why = 404, "The model `x` does not exist."
         elif self.has_plugin and given["attention"] not in ("dense", "sparse"):
             why = f"selfspan: the attention is dense or sparse, not {given['attention']!r}."
+        elif "seed" in body and not self.takes_seeds:
+            why = "selfspan: leave out the seed: on a CPU vLLM ends for everybody."
         elif self.fault == "400" and "segments" in given:
             why = "selfspan: a segment's start is below its end,\nunlike \x1b[31m[7, 6, 3]."
         return (status, {"error": {"message": why, "type": "BadRequestError", "code": status}}) if why else None

@@ -16,6 +16,7 @@ from vllm.v1.sample.logits_processor import build_logitsprocs
 from selfspan_core.errors import ImplUnavailable
 from selfspan_core.serve.vllm_plugin import support
 from selfspan_core.serve.vllm_plugin.plugin import register
+from selfspan_core.serve.vllm_plugin.span_requests import SpanRequests
 
 ROOMY = {"pipeline_parallel_size": 1, "decode_context_parallel_size": 1, "worker_cls": "auto"}
 
@@ -32,6 +33,13 @@ def config(**changes) -> SimpleNamespace:
         "kv_transfer_config": None,
     }
     return SimpleNamespace(**plain | changes)
+
+
+def test_a_seed_is_refused_on_a_cpu():
+    """A visitor's seed that ends the worker, and the server, where a prompt comes in pieces."""
+    SpanRequests.validate_params(vllm.SamplingParams(temperature=0.5))
+    with pytest.raises(ValueError, match="selfspan: leave out the seed"):
+        SpanRequests.validate_params(vllm.SamplingParams(temperature=0.5, seed=1))
 
 
 REFUSED = {

@@ -81,10 +81,11 @@ def test_a_served_answer_is_the_own_engines(beside, attention):
 
 
 def test_stop_and_load(beside):
-    """A request that the server goes on with when its run is over; drawn ids that differ with the same seed."""
+    """A request that the server goes on with when its run is over; a seed that ends a server on a CPU for everybody."""
     address, _, tokenizer = beside
-    served = ServedStore(engines_at(address)).engine("arithmetic", "span")
-    prompt = prompt_of(TEXTS[1], tokenizer)
+    store = ServedStore(engines_at(address))
+    served, prompt = store.engine("arithmetic", "span"), prompt_of(TEXTS[1], tokenizer)
+    assert not store.terms.takes_seeds
     long = SamplingParams(max_new_tokens=1500, temperature=2.0, seed=1)
     events = served.generate_among(PromptRequest(prompt, sampling=long), itertools.repeat(prompt), 3, "sparse")
     drawn = [event.id for event in itertools.islice(events, 20) if isinstance(event, Token)]
@@ -93,10 +94,12 @@ def test_stop_and_load(beside):
     while _num_running(address) and time.monotonic() < until:
         time.sleep(0.1)
     assert _num_running(address) == 0
-    again = served.generate(PromptRequest(prompt, sampling=long), "sparse")
-    repeated = [event.id for event in itertools.islice(again, len(drawn) + 1) if isinstance(event, Token)]
-    again.close()
-    assert repeated[:5] == drawn[:5]
+    assert drawn
+    # Pieces of many prompts in a step, for which a seed would be wrong; and the server is there afterwards.
+    loaded = served.generate_among(PromptRequest(prompt, sampling=long), itertools.repeat(prompt), 16, "sparse")
+    assert any(isinstance(event, Token) for event in itertools.islice(loaded, 200))
+    loaded.close()
+    assert httpx.get(f"{address}/health", trust_env=False).status_code == 200
 
 
 def _num_running(address):

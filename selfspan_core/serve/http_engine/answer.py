@@ -30,6 +30,10 @@ Trace = Callable[[str, Mapping[str, Any]], None]
 _OVER, _TOO_LONG = "ended the connection", "sent more than such an answer can be"
 
 
+SEE_ABOVE, SEE_LOG = "See stack trace (above) for the root cause.", "Its log has the cause."
+"""What vLLM tells a client whose answer was lost with the process that computes, and what the client can do."""
+
+
 def words(text: Any) -> str:
     """What a server said, as one line of a message."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: 4 * MOST_WORDS]).split())
@@ -39,7 +43,8 @@ def words(text: Any) -> str:
 def refusal(said: Any) -> str:
     """The reason in vLLM's object of an error; empty where there is none."""
     error = said.get("error") if isinstance(said, dict) else None
-    return words(error["message"]) if isinstance(error, dict) and isinstance(error.get("message"), str) else ""
+    message = error.get("message") if isinstance(error, dict) else None
+    return words(message.replace(SEE_ABOVE, SEE_LOG)) if isinstance(message, str) else ""
 
 
 @dataclass(frozen=True, slots=True)

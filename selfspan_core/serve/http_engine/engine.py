@@ -115,9 +115,11 @@ class ServedEngine:
     def _ask(self, request: PromptRequest, attention: Attention) -> Ask:
         """What begins a request."""
         room = self._room(request)
-        asked, run = Asked(request.prompt, attention), uuid.uuid4().hex
-        body = asked.to_stream_json(self._served.name, request.sampling, room, self.markers.eos, run)
-        return lambda: self._served.server.answer(body, room)
+        served, asked, run = self._served, Asked(request.prompt, attention), uuid.uuid4().hex
+        body = asked.to_stream_json(
+            served.name, request.sampling, room, self.markers.eos, run, with_seed=served.takes_seeds
+        )
+        return lambda: served.server.answer(body, room)
 
     def _room(self, request: PromptRequest) -> int:
         """Most tokens to write."""
@@ -172,11 +174,11 @@ class ServedEngine:
             raise ServerError("the vLLM server answers another prompt than the one that was sent")
         if part.ids and account.is_at_end:
             raise ServerError("the vLLM server went on behind the end of the answer")
+        if self.markers.eos in part.ids[:-1]:
+            raise ServerError("the vLLM server went on behind the end of the answer")
         wrong = next((token for token in part.ids if token >= self.model.tokenizer.vocab_size), None)
-        if wrong is not None or self.markers.eos in part.ids[:-1]:
-            raise ServerError(
-                f"the vLLM server wrote an id that its model does not have, or went on behind the end: {wrong}"
-            )
+        if wrong is not None:
+            raise ServerError(f"the vLLM server wrote an id that its model does not have: {wrong}")
 
     def _end(self, account: Account, finish: str | None, last: Part | None) -> Iterator[Event]:
         """The events behind the last token; a server that ended the answer for any other reason failed."""

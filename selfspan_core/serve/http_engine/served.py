@@ -34,6 +34,7 @@ class Served:
         name: what requests call the model.
         max_context: most tokens of prompt and answer together.
         has_times: answers come with times by the server's own clock.
+        takes_seeds: requests may have a seed: on a CPU the plugin refuses it.
         record: the task and adapter that were merged.
         spec: where the same tokenizer is here: the registered base, or the exported folder.
     """
@@ -43,6 +44,7 @@ class Served:
     name: str
     max_context: int
     has_times: bool
+    takes_seeds: bool
     record: ExportRecord
     spec: ModelSpec
 
@@ -69,7 +71,8 @@ def served_by(address: str, model: ModelSpec | None = None) -> Served:
     name = names[0] if record is None else record.served_name or names[0]
     _require_plugin(server, name)
     known, spec = _known(record, name, server.address, model)
-    return Served(server, words(version)[:40], name, max_context, _has_times(server, name), known, spec)
+    has_times, takes_seeds = _has_times(server, name), _takes_seeds(server, name)
+    return Served(server, words(version)[:40], name, max_context, has_times, takes_seeds, known, spec)
 
 
 def _models(server: VllmServer) -> tuple[list[str], int]:
@@ -110,6 +113,18 @@ def _has_times(server: VllmServer, name: str) -> bool:
     with closing(server.answer(body | {"cache_salt": uuid.uuid4().hex}, 1)) as answer:
         parts: list[Part] = list(answer)
     return any(part.times for part in parts)
+
+
+def _takes_seeds(server: VllmServer, name: str) -> bool:
+    """Whether a request may have a seed."""
+    status, said = server.ask(
+        "POST", "/v1/completions", {"model": name, "prompt": [ANY_ID], "max_tokens": 1, "seed": 1}
+    )
+    if status == 400 and KEY in refusal(said):
+        return False
+    if status == 200:
+        return True
+    raise ServerError(f"{server.address} does not complete text ({status}): {refusal(said) or 'it gave no reason'}")
 
 
 def _known(

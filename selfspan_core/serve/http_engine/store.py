@@ -51,6 +51,7 @@ class ServedStore:
             in_turn=True,
             keeps_rules=False,
             has_drafts=False,
+            takes_seeds=all(one.takes_seeds for one in self._servers.values()),
             most_temperature=MOST_TEMPERATURE,
         )
 

@@ -64,7 +64,7 @@ class Asked:
         } | ({"cache_salt": salt} if salt else {})
 
     def to_stream_json(
-        self, model: str, sampling: SamplingParams, most_tokens: int, eos: int, run: str
+        self, model: str, sampling: SamplingParams, most_tokens: int, eos: int, run: str, with_seed: bool = True
     ) -> dict[str, Any]:
         """The body of a request whose ids are streamed, as the project's own engine would draw them.
 
@@ -77,9 +77,11 @@ class Asked:
             eos: id of the tokenizer's end of sequence.
             run: names the run: none finds the pages of another in vLLM's prefix cache, so that the time to the first
                 token is that of a whole prompt in every lane.
+            with_seed: whether the server takes a seed; without one other ids are drawn every time.
         """
         body = self.to_json(model, most_tokens, sampling.temperature)
-        drawn = {"top_p": sampling.top_p, "seed": sampling.seed} if sampling.temperature > 0 else {"top_p": 1.0}
+        drawn: dict[str, Any] = {"top_p": sampling.top_p if sampling.temperature > 0 else 1.0}
+        drawn |= {"seed": sampling.seed} if sampling.temperature > 0 and with_seed else {}
         fixed = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
         ends = {"ignore_eos": True, "stop_token_ids": [eos]}  # a server may know other ends, which are text here
         streamed = {"stream": True, "stream_options": {"include_usage": True}}

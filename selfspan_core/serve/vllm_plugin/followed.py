@@ -82,11 +82,10 @@ class SpanRows:
         followed: row of the batch -> its request; rows that are not in it read everything.
         next_ids: int32 on the device: the ids of the step that is planned, one for each of its queries; None where the
             host has heard of all ids by then.
-        num_queries: queries so far that read less than everything, as far as the host planned them.
-        num_read: tokens that they read, in one layer.
+        num_read: tokens so far that queries read which read less than everything, in one layer, as far as the host
+            planned them.
     """
 
     followed: dict[int, Followed] = field(default_factory=dict)
     next_ids: "torch.Tensor | None" = None
-    num_queries: int = 0
     num_read: int = 0

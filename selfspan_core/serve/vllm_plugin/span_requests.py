@@ -13,7 +13,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from selfspan_core.serve.vllm_plugin.followed import Followed, SpanRows
 from selfspan_core.serve.vllm_plugin.settings import SpanSettings
-from selfspan_core.serve.vllm_plugin.support import markers_of, require_supported
+from selfspan_core.serve.vllm_plugin.support import markers_of, require_no_seed, require_supported
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -43,6 +43,7 @@ class SpanRequests(LogitsProcessor):
     def validate_params(cls, sampling_params: "SamplingParams") -> None:
         """Refuse a request before it is queued: SettingError, a ValueError, of which vLLM's server makes a 400."""
         SpanSettings.read(sampling_params.extra_args)
+        require_no_seed(sampling_params.seed)
 
     def update_state(self, batch_update: "BatchUpdate | None") -> None:
         """Take over what changed in the batch, and follow the ids that came."""

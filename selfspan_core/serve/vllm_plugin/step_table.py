@@ -43,7 +43,6 @@ def selected_queries(rows: SpanRows, query_starts: Sequence[int], seq_lens: Sequ
             visible = followed.visible(seq_lens[row] - end + place)
             if visible is not None:
                 found.append(SelectedQuery(place, row, visible))
-    rows.num_queries += len(found)
     rows.num_read += sum(end - start for one in found for start, end in one.visible)
     return found
 

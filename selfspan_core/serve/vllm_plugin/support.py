@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from selfspan_core.errors import ImplUnavailable
+from selfspan_core.errors import ImplUnavailable, SettingError
 from selfspan_core.models.marker_ids import CONFIG_KEY, read_from_config
 from selfspan_core.spans.protocol import Markers
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 VERSIONS = SpecifierSet(">=0.26,<0.33")
 """Of vLLM; tests run with the last one."""
+BACKEND_ON_CUDA = "FLASH_ATTN"
 BACKENDS = {
     "CPU_ATTN": "selfspan_core.serve.vllm_plugin.cpu_backend.SelfSelectedCPUBackend",
-    "FLASH_ATTN": "selfspan_core.serve.vllm_plugin.cuda_backend.SelfSelectedCUDABackend",
+    BACKEND_ON_CUDA: "selfspan_core.serve.vllm_plugin.cuda_backend.SelfSelectedCUDABackend",
 }
 """By vLLM's names of attention backends: the classes that take their places, on CPUs and on CUDA."""
 ONE_ID_TOO_MANY = SpecifierSet("<0.32")
@@ -31,6 +32,9 @@ SPAN_WORKER = "selfspan_core.serve.vllm_plugin.worker.SpanWorker"
 
 CACHE_TYPES = ("auto", "float16", "bfloat16", "float32")
 """Of vLLM's option `--kv-cache-dtype`: numbers as they are. It grows ever more others."""
+
+NO_SEED = "selfspan: leave out the seed: on a CPU vLLM ends for everybody over one where a prompt comes in pieces"
+"""What whoever gives one is told there."""
 
 LATE_IDS = f"asynchronous scheduling: add --no-async-scheduling or, on CUDA, --worker-cls {SPAN_WORKER}"
 """Why ids that the host hears of a step late are refused, and what to do."""
@@ -48,6 +52,18 @@ def version_problem(version: str) -> str | None:
 def counts_one_too_many(version: str) -> bool:
     """Whether a supported version of vLLM lets a request through with an id that no model has."""
     return ONE_ID_TOO_MANY.contains(Version(version), prereleases=True)
+
+
+def require_no_seed(seed: int | None) -> None:
+    """Refuse a seed on CPUs: vLLM's generators there end the worker where a prompt comes in pieces.
+
+    Raises:
+        SettingError: there is a seed, and this is a CPU.
+    """
+    from vllm.platforms import current_platform
+
+    if seed is not None and current_platform.is_cpu():
+        raise SettingError(NO_SEED)
 
 
 def is_switched_on(config: "VllmConfig") -> bool:
@@ -73,7 +89,7 @@ def require_supported(config: "VllmConfig") -> None:
         raise ImplUnavailable(
             f"self-selected attention in vLLM runs on CPUs and on CUDA, not on {current_platform.device_name!r}"
         )
-    name = "CPU_ATTN" if current_platform.is_cpu() else "FLASH_ATTN"
+    name = "CPU_ATTN" if current_platform.is_cpu() else BACKEND_ON_CUDA
     if AttentionBackendEnum[name].get_path() != BACKENDS[name]:
         raise ImplUnavailable(
             "vLLM did not load the plugin selfspan: VLLM_PLUGINS leaves it out, or another follows it"
@@ -111,7 +127,9 @@ def _cuda_problem(config: "VllmConfig") -> str | None:
     from cuda_kernels.device import DTYPES
 
     model, num_rows = config.model_config, config.scheduler_config.max_num_seqs
+    backend = getattr(config.attention_config.backend, "name", BACKEND_ON_CUDA)
     problems = (
+        (backend != BACKEND_ON_CUDA, f"{backend}: add --attention-backend {BACKEND_ON_CUDA}"),
         (num_rows > MAX_BATCH, f"{num_rows} rows: add --max-num-seqs {MAX_BATCH}"),
         (model.dtype not in DTYPES, f"{model.dtype} on CUDA: add --dtype bfloat16"),
         (model.get_head_size() not in HEAD_DIMS, f"a head_dim of {model.get_head_size()} on CUDA"),
