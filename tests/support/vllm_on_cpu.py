@@ -69,7 +69,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ.update(ENVIRONMENT)
+    import vllm
+
     found: dict[str, Any] = provenance() | {"rows": arguments.rows, "graphs": False, "dtype": "float32"}
+    found["versions"]["vllm"] = vllm.__version__  # the package for CPUs has another name
     for task, num_texts in (("arithmetic", arguments.expressions), ("summarize", arguments.articles)):
         found[task] = of_task(task, num_texts, arguments)
         if arguments.out:

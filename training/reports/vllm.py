@@ -67,11 +67,11 @@ def _answers(results: dict, path: str) -> str:
             gaps = ", ".join(f"{gap:g}" for gap in sorted(map(abs, one["gaps"])))
             figures = [f"{one['answers']}", f"{one['equal']}", gaps or "–", f"{len(one['others'])}"]
             rows.append([f"{task}, {lane}", *figures, f"{100 * one['read']:.0f} %"])
+    version, dtype = results["versions"].get("vllm", "for CPUs"), results.get("dtype", "bfloat16")
+    graphs = "graphs on" if results["graphs"] else "without graphs"
     note = (
-        f"Greedy answers of the shipped small model in {results.get('dtype', 'bfloat16')} out of vLLM "
-        f"{results['versions']['vllm']}, {'graphs on' if results['graphs'] else 'without graphs'}, {results['rows']} "
-        "rows, beside the own engine's; "
-        "the gap is that of the two likeliest ids' logits where two answers part:\n\n"
+        f"Greedy answers of the shipped small model in {dtype} out of vLLM {version}, {graphs}, {results['rows']} rows "
+        "beside the own engine's; the gap is that of the two likeliest ids' logits where two answers part:\n\n"
     )
     header = ["task, lane", "answers", "the own engine's ids", "gaps at near ties", "others", "KV read"]
     return note + table(header, rows) + source(results, path)
