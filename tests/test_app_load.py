@@ -26,7 +26,7 @@ class TestSimultaneousRequests:
         time.sleep(1)  # for the answer of the server, which must not enable it
         tab.open_options()
         assert tab.page.is_disabled(self.SLIDER)
-        assert "needs a CUDA GPU" in tab.page.inner_text("#load")
+        assert "on a CUDA GPU, which" in tab.page.inner_text("#load")
         tab.run(SHORT)
         tab.wait("done")
         assert not any(tab.page.is_visible(f"{tab.pane(lane)} .ss-total") for lane in ("dense", "sparse"))

@@ -90,9 +90,10 @@ def test_the_forms_of_the_chosen_model(two, articles):
     tab.page.click("#article textarea")  # the form is a bar since the run
     tab.page.locator("#model-article").get_by_label(DEFAULT_MODEL).check()
     form.wait_for(state="hidden")
+    counted = "document.querySelector('.ss-history summary').textContent"  # a run may be over before anybody looks
+    before = tab.page.evaluate(counted)
     tab.page.click("#run-article")
-    tab.wait("running")
-    tab.wait("done")
+    tab.page.wait_for_function(f"before => {counted} !== before", arg=before)
     assert session.asked == {"length": "medium"} and session.model == DEFAULT_MODEL
     tab.page.click("#article textarea")
     tab.page.locator("#model-article").get_by_label("both").check()

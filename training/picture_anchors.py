@@ -41,7 +41,7 @@ def draw(*results: dict) -> "Figure":
     from matplotlib.figure import Figure
 
     places = places_of(*results)
-    is_exact = results[0]["task"] == "arithmetic"
+    is_exact = EXACT in next(iter(results[0]["cells"][0]["figures"].values()))
     figure = Figure(figsize=(4.6 * len(places), 3.6), dpi=130)
     axes = figure.subplots(1, len(places), squeeze=False)
     for panel, (key, variants) in zip(axes[0], places.items(), strict=True):
