@@ -23,7 +23,7 @@ pytest_plugins = ["tests.support.http_fixtures"]
 FAULTS = {
     "broken": "ended the connection after 5 tokens",
     "garbage": "no message of a completion after 5 tokens",
-    "error": r"gave up \(EngineCore encountered an issue. See stack trace.\) after 5 tokens",
+    "error": r"gave up \(EngineCore encountered an issue. Its log has the cause.\) after 5 tokens",
     "endless": "sent more than such an answer can be after 5 tokens",
     "abort": "after 5 tokens, and not at its end|ended the connection",
     "prompt": "another prompt",

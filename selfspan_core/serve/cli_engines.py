@@ -116,7 +116,9 @@ def named_options(options: list[str]) -> set[str]:
 
 
 def _of_device(options: list[str]) -> list[str]:
-    """Options that only CUDA has or lacks: ids followed on the device, so that the host plans a step ahead."""
+    """Options that only CUDA has or lacks: the backend whose place ours takes, as many rows as it has room for, and ids
+    followed on the device, so that the host plans a step ahead.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -125,8 +127,9 @@ def _of_device(options: list[str]) -> list[str]:
 
     given = named_options(options)
     rows = [] if "--max-num-seqs" in given else ["--max-num-seqs", str(MAX_BATCH)]
-    rows += [] if "--attention-backend" in given else ["--attention-backend", BACKEND_ON_CUDA]
-    return rows if "--no-async-scheduling" in given else ["--async-scheduling", "--worker-cls", SPAN_WORKER, *rows]
+    backend = [] if "--attention-backend" in given else ["--attention-backend", BACKEND_ON_CUDA]
+    ahead = [] if "--no-async-scheduling" in given else ["--async-scheduling", "--worker-cls", SPAN_WORKER]
+    return [*ahead, *rows, *backend]
 
 
 def environment_of(options: list[str]) -> dict[str, str]:

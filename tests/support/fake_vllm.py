@@ -101,7 +101,12 @@ class FakeVllm:
         if fault == "garbage":
             yield b'data: {"choices": [{"token_ids": "<script>"}]}\n\n'
         elif fault == "error":
-            yield {"error": {"message": "EngineCore encountered an issue.\nSee stack trace.", "code": 500}}
+            yield {
+                "error": {
+                    "message": "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+                    "code": 500,
+                }
+            }
         elif fault == "endless":
             while True:
                 yield b"data: " + b" " * 60_000

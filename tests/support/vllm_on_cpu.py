@@ -4,20 +4,16 @@ As `tests.support.vllm_on_gpu`, in float32 and without graphs; a gap of 0 at fou
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cuda_kernels.bench.provenance import provenance
-from cuda_kernels.bench.whole_file import write_whole
 from selfspan_core.serve.vllm_plugin.client import Asked
-from tests.support.vllm_on_gpu import MOST, lanes_of
+from tests.support.vllm_on_gpu import MOST, lanes_of, options, write_all
 from tests.support.vllm_tools import ENVIRONMENT, PAGE_SIZE, Beside
-from training.bench.results import count
 
 MAX_CONTEXT = 2048
 
@@ -61,22 +57,15 @@ def of_task(task: str, num_texts: int, arguments: argparse.Namespace) -> dict:
 
 def main() -> None:
     """Compare; print; write `--out`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--expressions", type=count, default=200)
-    parser.add_argument("--articles", type=count, default=60)
-    parser.add_argument("--alone", type=count, default=16, help="of them, also one at a time")
-    parser.add_argument("--rows", type=count, default=64)
-    parser.add_argument("--out", type=Path)
+    parser = options()
+    parser.description = __doc__.splitlines()[0]
     arguments = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     import vllm
 
-    found: dict[str, Any] = provenance() | {"rows": arguments.rows, "graphs": False, "dtype": "float32"}
+    found = provenance() | {"rows": arguments.rows, "graphs": False, "dtype": "float32"}
     found["versions"]["vllm"] = vllm.__version__  # the package for CPUs has another name
-    for task, num_texts in (("arithmetic", arguments.expressions), ("summarize", arguments.articles)):
-        found[task] = of_task(task, num_texts, arguments)
-        if arguments.out:
-            write_whole(arguments.out, json.dumps(found, indent=1) + "\n")
+    write_all(found, arguments, of_task)
 
 
 if __name__ == "__main__":

@@ -110,29 +110,41 @@ def compare(own: Measure, requests: Sequence[Asked], theirs: Sequence[Sequence[i
     return {"answers": len(requests), "equal": equal, "gaps": sorted(gaps), "others": others, "read": round(read, 3)}
 
 
-def main() -> None:
-    """Compare; print; write `--out`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options() -> argparse.ArgumentParser:
+    """How much is compared, on whatever device."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--expressions", type=int, default=200)
     parser.add_argument("--articles", type=int, default=60)
     parser.add_argument("--alone", type=int, default=16, help="of them, also one at a time")
     parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--eager", action="store_true", help="without graphs")
-    parser.add_argument("--scheduling", default="async", choices=("async", "sync"))
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    os.environ.update(ENVIRONMENT)
-    register()
-    found: dict[str, Any] = provenance() | {
-        "rows": arguments.rows,
-        "graphs": not arguments.eager,
-        "scheduling": arguments.scheduling,
-    }
+    return parser
+
+
+def write_all(
+    found: dict[str, Any],
+    arguments: argparse.Namespace,
+    of_task: Callable[[str, int, argparse.Namespace], dict],
+) -> None:
+    """Compare both tasks, as many texts as `options` say; add the figures to `found`, and write that to `--out`."""
     for task, count in (("arithmetic", arguments.expressions), ("summarize", arguments.articles)):
         if count:
             found[task] = of_task(task, count, arguments)
             if arguments.out:
                 write_whole(arguments.out, json.dumps(found, indent=1) + "\n")
+
+
+def main() -> None:
+    """Compare; print; write `--out`."""
+    parser = options()
+    parser.description = __doc__.splitlines()[0]
+    parser.add_argument("--eager", action="store_true", help="without graphs")
+    parser.add_argument("--scheduling", default="async", choices=("async", "sync"))
+    arguments = parser.parse_args()
+    os.environ.update(ENVIRONMENT)
+    register()
+    own = {"rows": arguments.rows, "graphs": not arguments.eager, "scheduling": arguments.scheduling}
+    write_all(provenance() | own, arguments, of_task)
 
 
 def of_task(task: str, count: int, arguments: argparse.Namespace) -> dict:

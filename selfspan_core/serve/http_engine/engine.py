@@ -172,9 +172,7 @@ class ServedEngine:
         """Raise ServerError on ids that cannot be of this request."""
         if part.prompt is not None and list(part.prompt) != prompt_ids:
             raise ServerError("the vLLM server answers another prompt than the one that was sent")
-        if part.ids and account.is_at_end:
-            raise ServerError("the vLLM server went on behind the end of the answer")
-        if self.markers.eos in part.ids[:-1]:
+        if (part.ids and account.is_at_end) or self.markers.eos in part.ids[:-1]:
             raise ServerError("the vLLM server went on behind the end of the answer")
         wrong = next((token for token in part.ids if token >= self.model.tokenizer.vocab_size), None)
         if wrong is not None:

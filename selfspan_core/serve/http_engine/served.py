@@ -71,7 +71,7 @@ def served_by(address: str, model: ModelSpec | None = None) -> Served:
     name = names[0] if record is None else record.served_name or names[0]
     _require_plugin(server, name)
     known, spec = _known(record, name, server.address, model)
-    has_times, takes_seeds = _has_times(server, name), _takes_seeds(server, name)
+    has_times, takes_seeds = _has_times(server, name), not _refuses(server, name, seed=1)
     return Served(server, words(version)[:40], name, max_context, has_times, takes_seeds, known, spec)
 
 
@@ -91,14 +91,20 @@ def _models(server: VllmServer) -> tuple[list[str], int]:
 
 def _require_plugin(server: VllmServer, name: str) -> None:
     """Ask for what the plugin refuses: a vLLM without it would answer, and read everything in either lane."""
-    body = {"model": name, "prompt": [ANY_ID], "max_tokens": 1, "vllm_xargs": {KEY: json.dumps({"attention": "none"})}}
-    status, said = server.ask("POST", "/v1/completions", body)
-    if status == 400 and KEY in refusal(said):
-        return
-    if status == 200:
+    if not _refuses(server, name, vllm_xargs={KEY: json.dumps({"attention": "none"})}):
         raise ServerError(
             f"the vLLM at {server.address} runs without the plugin: {START}, in an environment with selfspan"
         )
+
+
+def _refuses(server: VllmServer, name: str, **asked: Any) -> bool:
+    """Whether the plugin refuses a request with these settings; raises ServerError where anything else is wrong."""
+    body = {"model": name, "prompt": [ANY_ID], "max_tokens": 1, **asked}
+    status, said = server.ask("POST", "/v1/completions", body)
+    if status == 400 and KEY in refusal(said):
+        return True
+    if status == 200:
+        return False
     raise ServerError(f"{server.address} does not complete text ({status}): {refusal(said) or 'it gave no reason'}")
 
 
@@ -113,18 +119,6 @@ def _has_times(server: VllmServer, name: str) -> bool:
     with closing(server.answer(body | {"cache_salt": uuid.uuid4().hex}, 1)) as answer:
         parts: list[Part] = list(answer)
     return any(part.times for part in parts)
-
-
-def _takes_seeds(server: VllmServer, name: str) -> bool:
-    """Whether a request may have a seed."""
-    status, said = server.ask(
-        "POST", "/v1/completions", {"model": name, "prompt": [ANY_ID], "max_tokens": 1, "seed": 1}
-    )
-    if status == 400 and KEY in refusal(said):
-        return False
-    if status == 200:
-        return True
-    raise ServerError(f"{server.address} does not complete text ({status}): {refusal(said) or 'it gave no reason'}")
 
 
 def _known(
