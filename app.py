@@ -23,6 +23,7 @@ from selfspan_core.serve.feed import Feed
 from selfspan_core.serve.gate import Gate
 from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
+from selfspan_core.serve.leftovers import Leftovers
 from selfspan_core.serve.runs import PageRuns, offered_load
 from selfspan_core.serve.starting import port_of_environment, reach_itself, refuse, settle, wait_for_interrupt
 from selfspan_core.serve.stores import engines_named
@@ -150,7 +151,7 @@ def launch(demo: gr.Blocks, **options):
         "mcp_server": True,
         # Nothing is ever uploaded, nothing but the page's own files is served, and nobody's statistics are anybody's
         # business.
-        "app_kwargs": {"middleware": [Middleware(Gate)]},
+        "app_kwargs": {"middleware": [Middleware(Gate), Middleware(Leftovers)]},
         "max_file_size": "1kb",
         "enable_monitoring": False,
         # Gradio keeps what belongs to a visitor's session, the last answer among it, of 10,000 if nobody says

@@ -25,6 +25,15 @@ class WholeBlocks(gr.Blocks):
     news, which edits do not make smaller.
     """
 
+    def queue(self, *args: Any, **options: Any) -> Any:
+        """See gradio; statistics of calls, whose page is closed, are not kept.
+
+        After every call gradio makes a table of the last 10,000 and reckons them anew, in memory that grows with them.
+        """
+        queued = super().queue(*args, **options)
+        self._queue.ANALYTICS_MAX_EVENTS = 0
+        return queued
+
     def launch(self, *args: Any, **options: Any) -> Any:
         """See gradio; what is there when the server stands is then left out of searches for garbage."""
         served = super().launch(*args, **options)
