@@ -33,6 +33,17 @@ def test_values_are_those_of_the_codes(kind):
     assert matrix.num_bytes == 40 * 256 + 40 * 4
 
 
+@pytest.mark.parametrize("kind", STORES)
+def test_scales_are_floats_of_any_model(kind):
+    """Would catch scales of 16 bits, which the kernel refuses, where a model is made in bfloat16."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert STORES[kind](torch.randn(8, 256), None, False).scales.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_the_kernel_takes_what_it_serves():
     """Would catch a depth or a number of rows that reaches a kernel which cannot compute it."""
     asked = []

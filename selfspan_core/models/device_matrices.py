@@ -64,7 +64,7 @@ class Int8DeviceStore:
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, is_shared: bool) -> Matrix:
         """See Store."""
         codes = torch.empty_like(weight, dtype=torch.int8)
-        scales = torch.empty(len(weight), device=weight.device)
+        scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
         round_rows(weight, codes, scales)
         return Int8DeviceMatrix(codes, scales, weight, bias, self._product)
 
@@ -77,6 +77,6 @@ class Fp8DeviceStore:
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, is_shared: bool) -> Matrix:
         """See Store."""
         codes = torch.empty_like(weight, dtype=torch.float8_e4m3fn)
-        scales = torch.empty(len(weight), device=weight.device)
+        scales = torch.empty(len(weight), dtype=torch.float32, device=weight.device)
         round_rows(weight, codes, scales)
         return Fp8DeviceMatrix(codes, scales, weight, bias)
