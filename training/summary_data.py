@@ -28,6 +28,9 @@ adds words, a name or a number to it; kinds without such sentences are left out.
 One document in 200 is held out, by the hash that `training.text_data` uses. Documents that share a passage with a file
 named dev_* or test_* are left out; those files become `evaluation`: prompts alone, for `training.evaluate`. With them
 stand the longest of the held-out news, by which it is seen whether long articles are read to their end.
+
+`ranked` summaries can be chosen with what a language model expects of sentences: `training.summary_cases` writes
+what it learns from, `training.foretell` teaches it on a GPU, and the data is made again with that as `--foretold`.
 """
 
 import argparse
@@ -46,6 +49,7 @@ from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.tasks.summarize.form import FORMS
 from training.data.summary_files import rows_of, source_files
+from training.data.summary_foretold import Foretold
 from training.data.summary_format import (
     EVALUATION,
     EVALUATION_SETS,
@@ -77,7 +81,15 @@ __all__ = [
 ]
 
 
-def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: str, workers: int) -> dict:
+def run(
+    text: Path | None,
+    pairs: Path | None,
+    tokenizer: str,
+    out: Path,
+    form: str,
+    workers: int,
+    foretold: Path | None = None,
+) -> dict:
     """Make the files and print how many documents and summaries of each kind there are.
 
     Args:
@@ -86,12 +98,14 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
         out: folder for the packed files.
         form: one of FORMS.
         workers: processes.
+        foretold: what `training.foretell` wrote of the same texts; the ranker learns how far that can be trusted.
 
     Returns:
         The meta data, as META holds them.
 
     Raises:
         FileNotFoundError: there is nothing to train on.
+        ValueError: `foretold` is no such file.
     """
     # Here, not above: it imports a sentence splitter and a stemmer, which readers of the packed files do not need.
     from training.data.summary_files import passages_of
@@ -99,6 +113,7 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
     from training.data.summary_workers import documents_of, evaluation_prompts
 
     started = time.perf_counter()
+    expected = None if foretold is None else Foretold.load(foretold)
     files, kept_out = source_files(text, pairs, form)
     loaded = SpanTokenizer.load(place_of_base(tokenizer))
     dtype = np.dtype(np.uint16 if loaded.vocab_size <= 1 << 16 else np.uint32)
@@ -108,7 +123,7 @@ def run(text: Path | None, pairs: Path | None, tokenizer: str, out: Path, form: 
     packed, counts = {split: Packed() for split in SPLITS}, Counter()
     passages, ranker, learned = passages_of(kept_out), None, None
     if form == "shorten":
-        ranker, learned = ranker_of(files, passages, loaded.codec, workers)
+        ranker, learned = ranker_of(files, passages, loaded.codec, workers, expected)
         print(f"ranker: {learned}" if ranker else f"no ranker of sentences, of too few articles: {learned}", flush=True)
     for source, batch in documents_of(files, passages, loaded.codec, form, workers, ranker):
         for documents, counted in batch:
@@ -147,10 +162,11 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the packed files")
     parser.add_argument("--form", choices=FORMS, default="shorten")
+    parser.add_argument("--foretold", type=Path, help="what training.foretell wrote of the same texts")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
     try:
-        run(args.text, args.pairs, args.tokenizer, args.out, args.form, args.workers)
+        run(args.text, args.pairs, args.tokenizer, args.out, args.form, args.workers, args.foretold)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
 

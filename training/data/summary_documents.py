@@ -8,6 +8,8 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from selfspan_core.models.tokenizer import TextCodec
 from selfspan_core.tasks.summarize.cleaning.pipeline import cleaned
 from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS, MAX_SEGMENTS
@@ -74,7 +76,7 @@ class DocumentMaker:
         targets = [Target(kind, steps)] if steps else []
         if steps and kind in CHOSEN_FROM and self._form == "shorten":
             targets += self._choices(str(row["id"]), sentences, references)
-            targets += self._ranked(sentences)
+            targets += self._ranked(str(row["id"]), sentences)
         return self._document(row, sentences, targets)
 
     def _choices(self, key: str, sentences: Sequence[str], references: Sequence[str]) -> Iterator[Target]:
@@ -179,17 +181,19 @@ class DocumentMaker:
             num_first = list(NUM_OPENINGS)[int(share_of(key, "openings") * len(NUM_OPENINGS))]
             targets.append(Target("openings", self._opening(sentences, first, num_first, allowed_places(sentences))))
         targets += [Target("gaps", gaps)] if gaps else []
-        return self._document(row, sentences, [*targets, *self._ranked(sentences)])
+        return self._document(row, sentences, [*targets, *self._ranked(key, sentences)])
 
-    def _ranked(self, sentences: Sequence[str]) -> Iterator[Target]:
+    def _ranked(self, key: str, sentences: Sequence[str]) -> Iterator[Target]:
         """The sentences that the ranker expects the highest score of, few for a brief summary and some more."""
-        candidates = None
-        if self._ranker is not None:
-            candidates = Candidates.of(sentences, allowed_places(sentences), self._ranker.words)
-        if candidates is None:
+        candidates, ranker = None, self._ranker
+        if ranker is not None:
+            candidates = Candidates.of(sentences, allowed_places(sentences), ranker.words, ranker.foretold, key)
+        if ranker is None or candidates is None:
             return
+        if ranker.foretold is not None:
+            self.counts[f"foretold: {'nothing' if np.isnan(candidates.features[:, -1]).all() else 'articles'}"] += 1
         for size in NUM_RANKED:
-            chosen = self._ranker.choose(candidates, size)
+            chosen = ranker.choose(candidates, size)
             if len(chosen) == size:
                 yield Target("ranked", tuple(((candidates.places[at],), candidates.texts[at]) for at in chosen))
 

@@ -21,6 +21,7 @@ EXAMPLES_SET = "examples"
 LONG_SET = "heldout_long"
 """Long news articles that no training sees, without summaries; for models whose context holds them."""
 NO_READ = 2**16 - 1
+NO_HITS = 2**8 - 1
 MAX_LONG_TOKENS = 7_500
 """Of a long document with its sentences' names: what a context of 8,192 holds beside instruction and summary."""
 
@@ -95,9 +96,27 @@ class Packed:
         return arrays | {"ids": np.array(self.ids, dtype=np.str_)}
 
 
-def write(path: Path, arrays: dict[str, np.ndarray]) -> int:
-    """Write arrays, compressed; returns the file's size in bytes."""
+def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    """The content of a file that `numpy.load` reads."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_whole(path, lzma.compress(buffer.getvalue(), preset=6))
+    return buffer.getvalue()
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> int:
+    """Write arrays, compressed; returns the file's size in bytes."""
+    write_whole(path, lzma.compress(to_bytes(arrays), preset=6))
     return path.stat().st_size
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that `write` wrote.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        with np.load(io.BytesIO(lzma.decompress(path.read_bytes())), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (lzma.LZMAError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} holds no packed arrays: {error}") from None

@@ -14,6 +14,7 @@ from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS, MAX_SEGMENTS
 from training.data.summary_documents import DocumentMaker, allowed_places
 from training.data.summary_features import TitleWords, WordCounts
 from training.data.summary_files import jobs_of, kind_of, shares_passages
+from training.data.summary_foretold import Foretold
 from training.data.summary_ranking import Candidates, Highlighted, Ranker, cross_validated
 from training.text_data import HELDOUT_SHARE, split_of
 
@@ -30,6 +31,7 @@ class _Worker:
 
     maker: DocumentMaker | None = None
     words: TitleWords | None = None
+    foretold: Foretold | None = None
 
 
 _worker = _Worker()
@@ -45,7 +47,11 @@ class RankerReport:
 
 
 def ranker_of(
-    files: Sequence[tuple[str, Path]], passages: frozenset[int], codec: TextCodec, workers: int
+    files: Sequence[tuple[str, Path]],
+    passages: frozenset[int],
+    codec: TextCodec,
+    workers: int,
+    foretold: Foretold | None = None,
 ) -> tuple[Ranker | None, RankerReport]:
     """The ranker that some training files give, and how good it is; None if there are too few articles.
 
@@ -54,6 +60,7 @@ def ranker_of(
         passages: word runs of the dev and test articles; articles that share one are left out.
         codec: of the tokenizer, whose lengths decide where a long article ends.
         workers: processes.
+        foretold: what a language model expects of sentences, which is one more feature; None: there is no such.
     """
     titled = [(name, file) for name, file in files if kind_of(name) == "titles"]
     highlighted = [(name, file) for name, file in files if kind_of(name) == "highlights"]
@@ -65,27 +72,35 @@ def ranker_of(
         return None, RankerReport(counts.num_articles, 0)
     words = counts.title_words()
     print(f"words of {counts.num_articles:,} articles with titles counted", flush=True)
-    with _pool(workers, codec, passages, words) as pool:
+    with _pool(workers, codec, passages, words, foretold) as pool:
         made = pool.imap(_highlighted, jobs_of(highlighted, JOB_ROWS))
         articles = [article for some in made for article in some]
         if len(articles) < MIN_HIGHLIGHTED:
             return None, RankerReport(counts.num_articles, len(articles))
         scores = cross_validated(articles, words, NUM_CHOSEN, pool)
     report = RankerReport(counts.num_articles, len(articles), scores)
-    return Ranker(articles, words), report
+    return Ranker(articles, words, foretold=foretold), report
 
 
-def _pool(workers: int, codec: TextCodec, passages: frozenset[int], words: TitleWords | None):
-    arguments = (codec.to_json(), passages, words)
+def _pool(
+    workers: int,
+    codec: TextCodec,
+    passages: frozenset[int],
+    words: TitleWords | None,
+    foretold: Foretold | None = None,
+):
+    arguments = (codec.to_json(), passages, words, foretold)
     # A fresh interpreter each: forking a process that has threads may hang.
     return multiprocessing.get_context("spawn").Pool(max(1, workers), _start_worker, arguments)
 
 
-def _start_worker(codec_json: str, passages: frozenset[int], words: TitleWords | None) -> None:
+def _start_worker(
+    codec_json: str, passages: frozenset[int], words: TitleWords | None, foretold: Foretold | None
+) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threadpool_limits(1)  # one per process
     _worker.maker = DocumentMaker(TextCodec(codec_json), "shorten", passages)
-    _worker.words = words
+    _worker.words, _worker.foretold = words, foretold
 
 
 def _count(job: tuple[str, list[dict]]) -> WordCounts:
@@ -104,7 +119,8 @@ def _highlighted(job: tuple[str, list[dict]]) -> list[Highlighted]:
         if split_of(row, HELDOUT_SHARE) != "train" or shares_passages(body, _worker.maker.passages):
             continue
         sentences = _worker.maker.beginning(_worker.maker.sentences(body), MAX_LEARNED_TOKENS)[:MAX_SEGMENTS]
-        candidates = Candidates.of(sentences, allowed_places(sentences), _worker.words)
+        allowed = allowed_places(sentences)
+        candidates = Candidates.of(sentences, allowed, _worker.words, _worker.foretold, str(row["id"]))
         if candidates is not None:
             made.append(Highlighted.of(candidates, str(row["summary"])))
     return made

@@ -18,6 +18,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from training.data.summary_features import TitleWords, features_of
+from training.data.summary_foretold import Foretold
 from training.data.summary_shorten import shorten_fully
 from training.data.summary_words import stems
 
@@ -40,7 +41,7 @@ class Candidates:
     Attributes:
         places: of the sentences in the article, ascending.
         texts: the sentences, without what they can do without.
-        features: float64 [places, features].
+        features: float64 [places, features]; the last one is foretold, where anything is.
     """
 
     places: tuple[int, ...]
@@ -48,13 +49,32 @@ class Candidates:
     features: np.ndarray
 
     @classmethod
-    def of(cls, sentences: Sequence[str], allowed: Sequence[bool], words: TitleWords) -> "Candidates | None":
-        """The candidates of an article; None if fewer than two of its sentences are allowed."""
+    def of(
+        cls,
+        sentences: Sequence[str],
+        allowed: Sequence[bool],
+        words: TitleWords,
+        foretold: Foretold | None = None,
+        key: str = "",
+    ) -> "Candidates | None":
+        """The candidates of an article; None if fewer than two of its sentences are allowed.
+
+        Args:
+            sentences: of the article.
+            allowed: which of them a summary may be made of.
+            words: with which features are counted.
+            foretold: what a language model expects of sentences; None: there is no such feature.
+            key: the article's id there.
+        """
         places = tuple(place for place, is_allowed in enumerate(allowed) if is_allowed)[:MAX_PLACES]
         if len(places) < 2:
             return None
         texts = tuple(shorten_fully(sentences[place]) for place in places)
-        return cls(places, texts, features_of(sentences, places, texts, words))
+        features = features_of(sentences, places, texts, words)
+        if foretold is not None:
+            expected = foretold.of(key, len(sentences), places)
+            features = np.concatenate([features, expected[:, None]], axis=1)
+        return cls(places, texts, features)
 
 
 @dataclass(frozen=True)
@@ -88,12 +108,15 @@ class Ranker:
         articles: with highlights, to learn from.
         words: with which their features were counted.
         seed: of the trees.
+        foretold: what a language model expects of sentences, if features hold that.
     """
 
-    def __init__(self, articles: Sequence[Highlighted], words: TitleWords, seed: int = 0) -> None:
+    def __init__(
+        self, articles: Sequence[Highlighted], words: TitleWords, seed: int = 0, foretold: Foretold | None = None
+    ) -> None:
         from sklearn.ensemble import HistGradientBoostingRegressor  # a second to import, for whoever ranks
 
-        self.words = words
+        self.words, self.foretold = words, foretold
         table = np.concatenate([article.candidates.features for article in articles])
         hits = np.array([hit for article in articles for hit in article.hits], float)
         # The trees are small: threads would mostly wait for one another.

@@ -3,10 +3,8 @@
 Reads ids: no sentence splitter and no text is needed where a model is trained.
 """
 
-import io
 import itertools
 import json
-import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.render import Example, Rendered
 from selfspan_core.tasks.summarize.form import CUE, MAX_SEGMENTS, MAX_STEPS, STEP_SEPARATOR, Form, Length
 from selfspan_core.tasks.summarize.task import example_of, render_example, scaffold_of
-from training.data.summary_format import MAX_LONG_TOKENS
+from training.data.summary_format import MAX_LONG_TOKENS, read
 from training.summary_data import EVALUATION, KINDS, META, NO_READ
 from training.text_data import SPLITS
 
@@ -67,8 +65,8 @@ class PackedSummaries:
                 f"the summaries in {folder} have {meta['vocab_size']} ids, the tokenizer has {tokenizer.vocab_size}"
             )
         self.form: Form = meta["form"]
-        data = np.load(io.BytesIO(lzma.decompress((folder / f"{split}.npz.xz").read_bytes())))
-        self._arrays = {name: data[name] for name in data.files}
+        data = read(folder / f"{split}.npz.xz")
+        self._arrays = {name: data[name] for name in data}
         self.ids: list[str] = self._arrays["ids"].tolist()
         starts = lambda name: np.concatenate([[0], np.cumsum(self._arrays[name], dtype=np.int64)])  # noqa: E731
         self._token_starts = starts("segment_lengths")
