@@ -2,22 +2,23 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from gradio_client import Client
 
 import app
-from selfspan_core.serve.leftovers import CALL
-from tests.support.crowd import kinds, kinds_of, leave
+from selfspan_core.serve import call_queue
+from tests.support.crowd import ended_with, kinds, kinds_of, leave
 from tests.support.fake_session import FakeSession
 
 
 class Served:
     """A running app and what gradio holds of sessions in it."""
 
-    def __init__(self) -> None:
-        self.demo = app.build_app(FakeSession(dense=2000, sparse=3000), ("arithmetic",))
+    def __init__(self, dense: float = 2000, sparse: float = 3000) -> None:
+        self.demo = app.build_app(FakeSession(dense=dense, sparse=sparse), ("arithmetic",))
         _, self.url, _ = app.launch(self.demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
 
     def held(self) -> tuple[int, int, int]:
@@ -97,7 +98,92 @@ def test_another_call_of_a_session_goes_on(served):
     assert kinds_of(served.url, events[0]).count("end") == 4  # gradio says a run's last object once more at its end
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/call/compare/ab1", "/gradio_api/call/v2/compare/ab1/"])
-def test_a_call_is_known_by_its_path(path):
-    """The second version's streams leave what the first one's do not."""
-    assert CALL.fullmatch(path)["call"] == "ab1"
+LONG = "1+2*3-(4+5)*6+7*8"
+
+
+def ask(served: Served, text: str | None, **more: object) -> httpx.Response:
+    call = f"{served.url.rstrip('/')}/gradio_api/call/compare"
+    return httpx.post(call, json={"data": ["arithmetic", text], **more}, timeout=60)
+
+
+@pytest.mark.parametrize("session", ["", "x" * 65, "x" * 10**6, "../x", "a b", 7, ["x"], {}])
+def test_no_name_stops_the_server(served, session):
+    """A session without a name: a message to it fails, with it the loop that begins calls, for everybody and for good;
+    and names of megabytes, of which the server keeps two thousand."""
+    for _ in range(8):
+        refused = ask(served, "1+1", session_hash=session)
+        assert refused.status_code == 400 and "session_hash has to be" in refused.text
+    assert kinds(served.url, "1+1")[-1] == "end"
+
+
+def test_a_waiting_call_without_messages_stops_nothing(served):
+    """A queue that is gone while its call waits: what is to be said to it fails, for all calls."""
+    held = [ask(served, LONG).json()["event_id"] for _ in range(3)]
+    for event in held:
+        served.demo._queue.pending_messages_per_session.pop(event, None)
+    assert kinds(served.url, "1+1")[-1] == "end"
+
+
+def test_calls_that_nobody_reads_take_nothing_from_others(monkeypatch):
+    """Gradio keeps 2,000 queues and drops the oldest, though its call is waiting or being read."""
+    monkeypatch.setattr(call_queue, "MOST_UNREAD", 20)
+    served = Served(dense=20, sparse=25)
+    slow = ask(served, LONG).json()["event_id"]
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(ended_with, served.url, slow)
+        for number in range(60):
+            ask(served, None, session_hash=f"unread-{number}")
+        assert len(served.demo._queue.pending_messages_per_session) >= 20
+        assert served.demo._queue.session_of(slow) == slow  # it has gone on through all of them
+        assert reading.result() == "end"
+    assert kinds(served.url, "1+1")[-1] == "end"
+    assert becomes(lambda: len(served.demo._queue.pending_messages_per_session) <= 21)
+    served.demo.close(verbose=False)
+
+
+@pytest.mark.parametrize("more", [{}, {"session_hash": "named"}])
+def test_who_reads_late_is_told(served, more):
+    """Other streams' ends, a redirection of the same one, and any other call clear up what a caller comes for later."""
+    call = f"{served.url.rstrip('/')}/gradio_api/call/compare"
+    event = ask(served, "2+3", **more).json()["event_id"]
+    assert becomes(lambda: not served.demo._queue.event_ids_to_events)
+    assert kinds(served.url, "1+1")[-1] == "end"
+    assert httpx.get(f"{call}/{event}/", timeout=60).status_code == 307
+    assert ended_with(served.url, event) == "end"
+
+
+def test_nobody_drops_a_page_s_values(served):
+    """A stream that is asked for under the name of a page's session, which is no call."""
+    client = Client(served.url, verbose=False)
+    client.predict("arithmetic", "1+1", api_name="/compare")
+    assert served.held()[0] == 1
+    httpx.get(f"{served.url.rstrip('/')}/gradio_api/call/compare/{client.session_hash}", timeout=60)
+    assert served.held()[0] == 1
+
+
+def test_cancels_leave_nothing(served):
+    """Whose call ends between two of gradio's own looks at it is never forgotten; another function's number breaks the
+    run and leaves its request for good."""
+    cancel = f"{served.url.rstrip('/')}/gradio_api/cancel"
+    number = next(one._id for one in served.demo.fns.values() if one.api_name == "compare")
+    for at in range(6):
+        named = {"session_hash": f"one-{at}"}
+        event = ask(served, LONG, **named).json()["event_id"]
+        for wrong in ({"fn_index": 0}, {"session_hash": "other"}):
+            forged = {**named, "fn_index": number, "event_id": event, **wrong}
+            assert httpx.post(cancel, json=forged, timeout=60).status_code == 400
+        time.sleep(0.02 * at)
+        own = {**named, "fn_index": number, "event_id": event}
+        assert httpx.post(cancel, json=own, timeout=60).json() == {"success": True}
+        kinds_of(served.url, event)
+    assert kinds(served.url, "1+1")[-1] == "end"
+    assert becomes(lambda: not served.demo._queue.event_ids_to_events and served.held()[1:] == (0, 0)), served.held()
+
+
+def test_two_readers_of_a_call_disturb_no_other(served):
+    """Who reads a call twice: the first stream's end takes the second one's queue, in the middle of its reading."""
+    event = ask(served, LONG).json()["event_id"]
+    with ThreadPoolExecutor(2) as pool:
+        read = list(pool.map(lambda _: kinds_of(served.url, event), range(2)))  # the one is told that there is nothing
+    assert sum("end" in one for one in read) >= 1
+    assert kinds(served.url, "1+1")[-1] == "end"

@@ -5,10 +5,13 @@ is closed here, before gradio reads a request.
 """
 
 import asyncio
+import json
 import logging
+import re
 import traceback
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +29,11 @@ CLOSED = (
 """Beginnings of paths that the page, the API and MCP clients never ask for."""
 API = "/gradio_api/"
 BY_NAME = "/gradio_api/call/v2/"
+CANCEL = "/gradio_api/cancel"
+MOST_NAME = 64
+NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_NAME}}}")
+"""What a caller may call a session; gradio's own pages and clients use ten characters, or the 36 of a UUID."""
+LARGE_BYTES = 100_000
 NOTHING = "There is no such endpoint, function or run here."
 FAILED = "The server failed at this request. Send it again; if it fails again, tell whoever runs the server."
 CHECKING = ("get_fn", "construct_args")
@@ -63,6 +71,10 @@ class Gate:
             except _TooLarge:
                 most = f"{self._max_body_bytes / 10**6:g} MB"
                 await _refused(413, f"The request is larger than {most}.")(scope, receive, send)
+                return
+            why = await _wrong_with(path, body, scope)
+            if why:
+                await _refused(400, why)(scope, receive, send)
                 return
             receive = _replayed(body, receive)
         await self._answered(path, scope, receive, send)
@@ -108,8 +120,34 @@ class Gate:
                 await answer(scope, receive, send)
 
 
+async def _wrong_with(path: str, messages: list[Message], scope: Scope) -> str:
+    """What is wrong with what a request says beside its values; empty: nothing, or gradio says it.
+
+    A session without a name, or with any name of megabytes, has a queue that gradio does not find, or keeps.
+    """
+    body = b"".join(message.get("body", b"") for message in messages)
+    try:
+        # As gradio's own routes read it. A large one takes a tenth of a second.
+        said = json.loads(body) if len(body) < LARGE_BYTES else await asyncio.to_thread(json.loads, body)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(said, dict):
+        return ""
+    for name in ("session_hash", "event_id"):
+        value = said.get(name)
+        if value is not None and not (isinstance(value, str) and NAME.fullmatch(value)):
+            return f"{name} has to be 1 to {MOST_NAME} letters, digits, - or _."
+    if path.rstrip("/") == CANCEL and "app" in scope:
+        call = scope["app"].get_blocks()._queue.event_ids_to_events.get(said.get("event_id"))
+        if call is not None and (call.session_hash, call.fn._id) != (said.get("session_hash"), said.get("fn_index")):
+            return NOTHING
+    return ""
+
+
 def _is_callers(path: str, error: Exception) -> bool:
     """Whether gradio failed at what the request names: an endpoint, a function or an argument that is none."""
+    if isinstance(error.__cause__, HTTPException):  # a stream that had begun when its call turned out to be none
+        return True
     if isinstance(error, KeyError) and path.startswith(BY_NAME):
         return error.args == (f"/{path.removeprefix(BY_NAME).rstrip('/')}",)
     return _frames(error)[-1].name in CHECKING

@@ -11,6 +11,7 @@ import gradio as gr
 from gradio.components.api_component import Api
 from gradio.utils import get_function_description
 
+from selfspan_core.serve.call_queue import CallQueue
 from selfspan_core.serve.starting import settle
 
 log = logging.getLogger("selfspan")
@@ -26,12 +27,9 @@ class WholeBlocks(gr.Blocks):
     """
 
     def queue(self, *args: Any, **options: Any) -> Any:
-        """See gradio; statistics of calls, whose page is closed, are not kept.
-
-        After every call gradio makes a table of the last 10,000 and reckons them anew, in memory that grows with them.
-        """
+        """See gradio; with a queue that no caller can stop."""
         queued = super().queue(*args, **options)
-        self._queue.ANALYTICS_MAX_EVENTS = 0
+        self._queue = CallQueue.take_over(self._queue)
         return queued
 
     def launch(self, *args: Any, **options: Any) -> Any:
