@@ -67,3 +67,15 @@ def test_a_part_alone_is_measured_and_told(tmp_path, monkeypatch):
     results = json.loads(out.read_text())
     assert asked == [16] and "drafts" not in results
     assert "| 16 | 50 |" in visitors_report.machine_table(results, "app.json")
+
+
+def test_old_crowds_make_way_for_new_ones():
+    """Would catch figures of a day's first run beside those of its last, of the same machine and number of requests."""
+    machine = {"gpu": "G"}
+    old = {"machine": machine, "date": "2026-01-02", "together": {}, "crowds": {"16": "old", "64": "only"}}
+    new = {"machine": machine, "date": "2026-01-02", "crowds": {"16": "new"}}
+    other = {"machine": {"cpu": "C", "cores": 2}, "date": "2026-01-01", "crowds": {"16": "a CPU's"}}
+    kept = visitors_report.newest_crowds({"a": old, "b": new, "c": other})
+    assert [one["crowds"] for one in kept.values()] == [{"64": "only"}, {"16": "new"}, {"16": "a CPU's"}]
+    alone = visitors_report.newest_crowds({"a": old | {"crowds": {"16": "old"}}, "b": new})
+    assert "crowds" not in alone["a"] and "together" in alone["a"]

@@ -13,7 +13,7 @@ from tests.support.kernel_on_cpu import COMPILER
 
 INPUTS = {
     **{"arithmetic": 1000, "articles": 600, "articles as they are": 600, "programs": 600, "bytes of a file": 1000},
-    **{"trackers": 150, "rules": 20, "command line": 400, "API": 200, "tools": 200},
+    **{"trackers": 150, "rules": 20, "command line": 400, "API": 200, "requests": 200, "tools": 200},
     **{"configurations": 30, "GGUF files": 120, "models": 4},
 }
 

@@ -117,3 +117,28 @@ def test_messages_have_no_paths_of_the_server():
     """Where somebody's models lie, told to everybody; an address that loses its end."""
     said = public("cannot read '/srv/models/x/base/config.json': see https://example.org/a/b or ~/a/b.py, 7/8/9")
     assert said == "cannot read 'config.json': see https://example.org/a/b or b.py, 7/8/9"
+
+
+@pytest.mark.parametrize(
+    "body", ['{"fn_index": Infinity}', '{"data": NaN}', "[NaN]", "NaN", '{"data": [], "x": {"y": [-Infinity]}}']
+)
+def test_numbers_that_json_has_not_are_the_callers_fault(body):
+    """A refusal that quotes them cannot be written, and the caller is told that the server failed."""
+    assert asked(Gate(echo), "/gradio_api/call/compare", part(body.encode())) == (
+        400,
+        '{"detail":"Numbers have to be finite."}',
+    )
+
+
+@pytest.mark.parametrize("body", ['{"data": [NaN, Infinity]}', '{"data": ["1+1"], "session_hash": "a-b_1"}', "no JSON"])
+def test_values_are_the_endpoints_to_refuse(body):
+    """What an endpoint refuses in words of its own never reaches it."""
+    assert asked(Gate(echo), "/gradio_api/call/compare", part(body.encode())) == (200, body)
+
+
+@pytest.mark.parametrize("name", ["session_hash", "event_id"])
+@pytest.mark.parametrize("value", ['""', '"' + "x" * 65 + '"', "7", '["a"]', '"a b"'])
+def test_names_are_short_words(name, value):
+    """A session without a name stops gradio's queue for everybody; one with a name of megabytes is kept."""
+    status, why = asked(Gate(echo), "/gradio_api/queue/join", part(f'{{"data": [], "{name}": {value}}}'.encode()))
+    assert status == 400 and f"{name} has to be" in why

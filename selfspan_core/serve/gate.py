@@ -33,7 +33,6 @@ CANCEL = "/gradio_api/cancel"
 MOST_NAME = 64
 NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_NAME}}}")
 """What a caller may call a session; gradio's own pages and clients use ten characters, or the 36 of a UUID."""
-LARGE_BYTES = 100_000
 NOTHING = "There is no such endpoint, function or run here."
 FAILED = "The server failed at this request. Send it again; if it fails again, tell whoever runs the server."
 CHECKING = ("get_fn", "construct_args")
@@ -72,7 +71,7 @@ class Gate:
                 most = f"{self._max_body_bytes / 10**6:g} MB"
                 await _refused(413, f"The request is larger than {most}.")(scope, receive, send)
                 return
-            why = await _wrong_with(path, body, scope)
+            why = _wrong_with(path, body, scope)
             if why:
                 await _refused(400, why)(scope, receive, send)
                 return
@@ -120,17 +119,22 @@ class Gate:
                 await answer(scope, receive, send)
 
 
-async def _wrong_with(path: str, messages: list[Message], scope: Scope) -> str:
+def _wrong_with(path: str, messages: list[Message], scope: Scope) -> str:
     """What is wrong with what a request says beside its values; empty: nothing, or gradio says it.
 
     A session without a name, or with any name of megabytes, has a queue that gradio does not find, or keeps.
     """
     body = b"".join(message.get("body", b"") for message in messages)
     try:
-        # As gradio's own routes read it. A large one takes a tenth of a second.
-        said = json.loads(body) if len(body) < LARGE_BYTES else await asyncio.to_thread(json.loads, body)
+        said = json.loads(body)  # as gradio's routes read it
     except (ValueError, RecursionError):
         return ""
+    # What gradio refuses it quotes, and fails at numbers that JSON has not.
+    quoted = said
+    if isinstance(said, dict) and isinstance(said.get("data"), list) and not path.startswith((CANCEL, BY_NAME)):
+        quoted = {name: value for name, value in said.items() if name != "data"}
+    if not path.startswith(BY_NAME) and not _is_finite(quoted):
+        return "Numbers have to be finite."
     if not isinstance(said, dict):
         return ""
     for name in ("session_hash", "event_id"):
@@ -142,6 +146,15 @@ async def _wrong_with(path: str, messages: list[Message], scope: Scope) -> str:
         if call is not None and (call.session_hash, call.fn._id) != (said.get("session_hash"), said.get("fn_index")):
             return NOTHING
     return ""
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value of JSON has no number that JSON has not."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_callers(path: str, error: Exception) -> bool:

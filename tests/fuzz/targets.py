@@ -212,6 +212,30 @@ def endpoint(values: list[Any]) -> int:
     return 1
 
 
+@functools.cache
+def _served():
+    """The app around a session without a model, on a port of its own."""
+    import app
+
+    demo = app.build_app(NoModel(), ("arithmetic",))
+    _, address, _ = app.launch(demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
+    return demo, address.rstrip("/")
+
+
+def request(given: tuple[str, dict[str, Any]]) -> int:
+    """Any body of a request to the queue: answered or refused, and the server goes on."""
+    import httpx
+
+    route, body = given
+    demo, address = _served()
+    content = json.dumps(body).encode(errors="surrogatepass")
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{address}/gradio_api/{route}", content=content, headers=headers, timeout=30)
+    assert answer.status_code < 500 or "Queue is full" in answer.text, answer.text
+    assert not demo._queue.stopped
+    return 1
+
+
 def tool(given: tuple[int, list[Any]]) -> int:
     """Any arguments to a tool: JSON, or an error in words."""
     import gradio as gr
@@ -306,6 +330,19 @@ _YAML_VALUES = st.one_of(
 )
 _FORMS = (st.sampled_from(["short", "medium"]), st.sampled_from(["shorten", "rewrite"]), st.booleans())
 _VALUES = st.lists(ODD_VALUES, min_size=2, max_size=12)
+ROUTES = ("call/compare", "call/v2/compare", "queue/join", "cancel", "reset")
+_NAMED = ODD_VALUES | st.sampled_from(["", "a", "b", "x" * 65])
+_BODIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "data": _VALUES | ODD_VALUES | st.just(["arithmetic", "1+1"]),
+        "session_hash": _NAMED,
+        "event_id": _NAMED,
+        "fn_index": ODD_VALUES | st.integers(0, 20),
+        "trigger_id": ODD_VALUES,
+        "event_data": ODD_VALUES,
+    },
+)
 _ASKED = st.tuples(st.sampled_from(["arithmetic", "summarize"]), EXPRESSIONS | ARTICLES).map(list)
 
 TARGETS = {
@@ -320,7 +357,10 @@ TARGETS = {
         Target(
             "rules",
             "ids",
-            st.tuples(ARTICLES, *_FORMS, st.integers(0, 2**32)),
+            # Most texts alone are no article; behind one they are read.
+            st.tuples(
+                ARTICLES | ARTICLES.map(lambda text: f"{EXAMPLES[-1]}\n\n{text}"), *_FORMS, st.integers(0, 2**32)
+            ),
             follow_rules,
             tuple((EXAMPLES[-1], "short", form, True, 0) for form in ("rewrite", "shorten")),
         ),
@@ -337,6 +377,13 @@ TARGETS = {
             _VALUES | st.tuples(_ASKED, st.lists(ODD_VALUES, max_size=10)).map(lambda made: made[0] + made[1]),
             endpoint,
             (["arithmetic", "1+1"],),
+        ),
+        Target(
+            "requests",
+            "interface",
+            st.tuples(st.sampled_from(ROUTES), _BODIES),
+            request,
+            tuple((route, {"data": ["arithmetic", "1+1"], "session_hash": ""}) for route in ROUTES),
         ),
         Target("tools", "interface", st.tuples(st.integers(0, 9), _VALUES), tool, ((0, ["1+1"]),)),
         Target(

@@ -21,15 +21,39 @@ CROWDS_HEADER = [
 
 def visitors() -> str:
     """Every machine that visitors were sent to."""
-    found = {**read_all("app"), **read_all("load")}
+    found = newest_crowds({**read_all("app"), **read_all("load")})
     parts = [machine_table(results, path) for path, results in found.items() if {"crowds", "together"} & results.keys()]
     return "\n".join(parts) or MISSING
 
 
+def newest_crowds(found: dict[str, dict]) -> dict[str, dict]:
+    """Results by path, without crowds of which there are newer ones of as many requests from such a machine.
+
+    Of one day those of a run that had crowds alone are the newer ones.
+    """
+    age = lambda results: (results["date"], "together" not in results)  # noqa: E731
+    newest: dict[tuple[str, str], tuple[str, bool]] = {}
+    for results in found.values():
+        for load in results.get("crowds", {}):
+            key = place_of(results), load
+            newest[key] = max(newest.get(key, age(results)), age(results))
+    kept = {}
+    for path, results in found.items():
+        crowds = results.get("crowds", {}).items()
+        crowds = {load: crowd for load, crowd in crowds if newest[place_of(results), load] == age(results)}
+        others = {name: value for name, value in results.items() if name != "crowds"}
+        kept[path] = others | ({"crowds": crowds} if crowds else {})
+    return kept
+
+
+def place_of(results: dict) -> str:
+    """The machine that visitors were sent to, in words."""
+    return results["machine"].get("gpu") or f"{results['machine']['cpu']}, {results['machine']['cores']} cores"
+
+
 def machine_table(results: dict, path: str) -> str:
     """What visitors of one machine met, as far as it was measured."""
-    where = results["machine"].get("gpu") or f"{results['machine']['cpu']}, {results['machine']['cores']} cores"
-    parts = [f"On {where}"]
+    parts = [f"On {place_of(results)}"]
     if "crowds" in results:
         parts.append(", clients that ask one thing after the other, most of them short:\n\n")
         parts.append(table(CROWDS_HEADER, [_crowd(load, crowd) for load, crowd in results["crowds"].items()]))
