@@ -6,6 +6,8 @@ These lie between what runs need and give back, so a crowd of short visits made 
 Of 2,001 queues the oldest was dropped, whoever was reading it; and a call whose queue was gone ended the server.
 """
 
+import asyncio
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +53,19 @@ class CallQueue(Queue):
             return
 
     async def process_events(self, events: list[Event], *arguments: Any, **options: Any) -> None:
-        """See gradio; calls are forgotten however they end."""
+        """See gradio; calls are forgotten however they end, and a run that is cancelled in a tick ends with it.
+
+        Such a run is held by nothing but the frames of the error, in a circle: it would have its place on the device
+        until Python next looks for garbage, which may take minutes.
+        """
         try:
             await super().process_events(events, *arguments, **options)
+        except asyncio.CancelledError as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__context__
+            raise
         finally:
             for event in events:
                 self.event_ids_to_events.pop(event._id, None)
