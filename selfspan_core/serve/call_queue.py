@@ -110,13 +110,6 @@ class CallQueue(Queue):
         self.pending_event_ids_session.pop(session, None)
         self.pending_messages_per_session.pop(session, None)
 
-    def forget_heard(self) -> None:
-        """Drop those of all idle sessions that have nothing more to say."""
-        for session in self.idle():
-            messages = self.pending_messages_per_session.get(session)
-            if messages is None or messages.empty():
-                self.forget(session)
-
 
 class _Messages(LRUCache):
     """Queues of messages by session: of idle ones the newest MOST_UNREAD, all others however many there are."""

@@ -3,7 +3,7 @@
 import re
 from urllib.parse import parse_qs
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from selfspan_core.serve.call_queue import CallQueue
 
@@ -30,25 +30,15 @@ class Leftovers:
             await self._app(scope, receive, send)
             return
         queue: CallQueue = scope["app"].get_blocks()._queue
-        is_left = False
-
-        async def received() -> Message:
-            nonlocal is_left
-            message = await receive()
-            is_left = is_left or message["type"] == "http.disconnect"
-            return message
-
         try:
             with queue.read(session):
-                await self._app(scope, received, send)
+                await self._app(scope, receive, send)
         finally:
-            is_alone = session not in queue.streams
-            is_own = session == call  # a session of this call alone
-            if queue.is_told(session) or (is_alone and (is_own or (is_left and session in queue.idle()))):
+            # A page may open its stream once more when all has been said: the session of a caller who named it stays
+            # until there are many newer ones. That of one call alone nobody can ask for again.
+            if session == call and (session not in queue.streams or queue.is_told(session)):
                 queue.forget(session)
-                if is_own:
-                    _forget_values(scope, session)
-            queue.forget_heard()
+                _forget_values(scope, session)
 
 
 def _asked_for(scope: Scope) -> tuple[str, str | None]:
