@@ -144,7 +144,9 @@ def test_nobody_drops_a_page_s_values(served):
     client = Client(served.url, verbose=False)
     client.predict("arithmetic", "1+1", api_name="/compare")
     assert served.held()[0] == 1
-    httpx.get(f"{served.url.rstrip('/')}/gradio_api/call/compare/{client.session_hash}", timeout=60)
+    with httpx.stream("GET", f"{served.url.rstrip('/')}/gradio_api/call/compare/{client.session_hash}", timeout=60):
+        pass
+    time.sleep(0.2)
     assert served.held()[0] == 1
 
 
