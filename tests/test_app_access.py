@@ -211,7 +211,7 @@ class TestOutcome:
             return [borderTopWidth, borderTopStyle, isSystems];
         }"""
         for button in ("#run", "#stop", "#surprise"):
-            assert tab.page.eval_on_selector(button, border) == ["1px", "solid", True], button
+            assert tab.page.locator(button).evaluate(border) == ["1px", "solid", True], button
         tab.run(SHORT)
         tab.wait("done")
 
