@@ -18,14 +18,14 @@ from training.data.summary_features import WordCounts
 from training.data.summary_foretold import Foretold
 from training.data.summary_format import NO_HITS, read
 from training.data.summary_ranking import Candidates
-from training.foretelling import Fit, Read, Scale, SentenceModel
+from training.foretelling import Fit, ReadArticle, Scale, SentenceModel
 
 pytest_plugins = ["tests.support.training_fixtures"]
 
 
-def article_of(key: str, lengths: list[int], hits: list[float], most_tokens: int = 100) -> Read:
+def article_of(key: str, lengths: list[int], hits: list[float], most_tokens: int = 100) -> ReadArticle:
     tokens = np.arange(1, sum(lengths) + 1)
-    return Read.of(key, tokens, np.array(lengths), np.array(hits, float), most_tokens)
+    return ReadArticle.of(key, tokens, np.array(lengths), np.array(hits, float), most_tokens)
 
 
 def test_cases_hold_the_hits_of_what_may_be_said():
@@ -113,10 +113,10 @@ def test_a_model_learns_what_can_be_seen(tiny_base):
     rng = np.random.default_rng(3)
     model = foretell.load(str(tiny_base), "cpu")
 
-    def one(number: int) -> Read:
+    def one(number: int) -> ReadArticle:
         tokens = rng.integers(300, 400, 24)
         tokens[rng.permutation(6)[:3] * 4] = 77  # a sentence that begins so has five hits more
-        return Read.of(f"a{number}", tokens, np.full(6, 4), 5.0 * (tokens[::4] == 77) + 1, 100)
+        return ReadArticle.of(f"a{number}", tokens, np.full(6, 4), 5.0 * (tokens[::4] == 77) + 1, 100)
 
     articles = [one(number) for number in range(48)]
     scale = Scale.of(articles)

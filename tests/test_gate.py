@@ -126,7 +126,7 @@ def test_numbers_that_json_has_not_are_the_callers_fault(body):
     """A refusal that quotes them cannot be written, and the caller is told that the server failed."""
     assert asked(Gate(echo), "/gradio_api/call/compare", part(body.encode())) == (
         400,
-        '{"detail":"Numbers have to be finite."}',
+        '{"detail":"Numbers have to be finite, and nothing nested a thousand times."}',
     )
 
 

@@ -113,7 +113,7 @@ def test_a_waiting_call_without_messages_stops_nothing(served):
 
 def test_calls_that_nobody_reads_take_nothing_from_others(monkeypatch):
     """Gradio keeps 2,000 queues and drops the oldest, though its call is waiting or being read."""
-    monkeypatch.setattr(call_queue, "MOST_UNREAD", 20)
+    monkeypatch.setattr(call_queue, "MOST_IDLE", 20)
     served = Served(dense=20, sparse=25)
     slow = ask(served, LONG).json()["event_id"]
     with ThreadPoolExecutor(1) as pool:

@@ -22,7 +22,7 @@ from selfspan_core.models.places import place_of_base
 from training.bench.results import count
 from training.data.summary_foretold import Foretold
 from training.data.summary_format import KINDS, NO_HITS, read
-from training.foretelling import Fit, Read, Scale, SentenceModel, foretell, learn
+from training.foretelling import Fit, ReadArticle, Scale, SentenceModel, foretell, learn
 from training.text_data import SPLITS
 
 HIGHLIGHTS = KINDS.index("highlights")
@@ -30,7 +30,7 @@ MOST_TOKENS = 1_600
 """Of an article, from its beginning; its sentences behind have no scores of their own."""
 
 
-def articles_of(arrays: dict[str, np.ndarray], most_tokens: int) -> list[Read]:
+def articles_of(arrays: dict[str, np.ndarray], most_tokens: int) -> list[ReadArticle]:
     """The documents of a packed file."""
     lengths = np.split(arrays["segment_lengths"].astype(np.int64), np.cumsum(arrays["document_segments"])[:-1])
     hits = arrays.get("hits", np.full(len(arrays["segment_lengths"]), NO_HITS)).astype(np.float32)
@@ -38,12 +38,12 @@ def articles_of(arrays: dict[str, np.ndarray], most_tokens: int) -> list[Read]:
     made, token, segment = [], 0, 0
     for key, one in zip(arrays["ids"].tolist(), lengths, strict=True):
         tokens = arrays["tokens"][token : token + int(one.sum())]
-        made.append(Read.of(key, tokens, one, hits[segment : segment + len(one)], most_tokens))
+        made.append(ReadArticle.of(key, tokens, one, hits[segment : segment + len(one)], most_tokens))
         token, segment = token + int(one.sum()), segment + len(one)
     return made
 
 
-def correlation(found: dict[str, np.ndarray], articles: Sequence[Read]) -> float:
+def correlation(found: dict[str, np.ndarray], articles: Sequence[ReadArticle]) -> float:
     """Of foretold and true hits, over all sentences of some articles."""
     pairs = np.concatenate([np.stack([found[one.id], one.hits]) for one in articles], axis=1)
     return float(np.corrcoef(pairs[:, ~np.isnan(pairs[1])])[0, 1])
@@ -61,14 +61,14 @@ class Folds:
     """
 
     def __init__(
-        self, model: SentenceModel, articles: Sequence[Read], others: Sequence[Read], num: int, seed: int
+        self, model: SentenceModel, articles: Sequence[ReadArticle], others: Sequence[ReadArticle], num: int, seed: int
     ) -> None:
         self._model, self._others, self._num, self._seed = model, others, num, seed
         self._articles = list(articles)
         random.Random(seed).shuffle(self._articles)
         self._scale = Scale.of(self._articles)
 
-    def foretell(self, unlabelled: Sequence[Read], first: Fit, then: Fit) -> dict[str, np.ndarray]:
+    def foretell(self, unlabelled: Sequence[ReadArticle], first: Fit, then: Fit) -> dict[str, np.ndarray]:
         """Expected hits of all articles with highlights, and of those without.
 
         Args:

@@ -24,7 +24,7 @@ WARM_UP_SHARE, LEAST_RATE = 0.06, 0.02
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadArticle:
     """An article to read.
 
     Attributes:
@@ -40,7 +40,7 @@ class Read:
     hits: np.ndarray
 
     @classmethod
-    def of(cls, key: str, tokens: np.ndarray, lengths: np.ndarray, hits: np.ndarray, most_tokens: int) -> "Read":
+    def of(cls, key: str, tokens: np.ndarray, lengths: np.ndarray, hits: np.ndarray, most_tokens: int) -> "ReadArticle":
         """An article of sentences of so many tokens, read up to its first `most_tokens`."""
         ends = np.minimum(np.cumsum(lengths), most_tokens).astype(np.int64)
         one = cls(key, tokens[:most_tokens].astype(np.int64), ends, hits.astype(np.float32))
@@ -76,7 +76,7 @@ class SentenceModel(nn.Module):
             for _ in range(num_heads)
         )
 
-    def forward(self, articles: Sequence[Read], head: int) -> list[torch.Tensor]:
+    def forward(self, articles: Sequence[ReadArticle], head: int) -> list[torch.Tensor]:
         """Scores [sentences] of each article, as one kind of summary has them."""
         device = next(self.body.parameters()).device
         longest = 2 * max(len(article.tokens) for article in articles)
@@ -101,7 +101,7 @@ class Scale:
     deviation: float
 
     @classmethod
-    def of(cls, articles: Sequence[Read]) -> "Scale":
+    def of(cls, articles: Sequence[ReadArticle]) -> "Scale":
         """That of the known hits of some articles."""
         hits = np.concatenate([article.hits for article in articles])
         return cls(float(np.nanmean(hits)), float(np.nanstd(hits)) + 1e-6)
@@ -124,7 +124,7 @@ class Fit:
     batch: int = 8
 
 
-def batches(articles: Sequence[Read], size: int, rng: random.Random) -> list[list[Read]]:
+def batches(articles: Sequence[ReadArticle], size: int, rng: random.Random) -> list[list[ReadArticle]]:
     """Articles of about one length together, in an order drawn."""
     ordered = sorted(articles, key=lambda article: len(article.tokens) + 300 * rng.random())
     made = [ordered[at : at + size] for at in range(0, len(ordered), size)]
@@ -132,7 +132,9 @@ def batches(articles: Sequence[Read], size: int, rng: random.Random) -> list[lis
     return made
 
 
-def learn(model: SentenceModel, work: Sequence[tuple[int, Sequence[Read]]], scale: Scale, fit: Fit, seed: int) -> float:
+def learn(
+    model: SentenceModel, work: Sequence[tuple[int, Sequence[ReadArticle]]], scale: Scale, fit: Fit, seed: int
+) -> float:
     """Teach a model the hits of articles.
 
     Args:
@@ -178,7 +180,7 @@ def learn(model: SentenceModel, work: Sequence[tuple[int, Sequence[Read]]], scal
 
 
 def _step(
-    model: SentenceModel, head: int, batch: Sequence[Read], scale: Scale, optimizer: torch.optim.Optimizer
+    model: SentenceModel, head: int, batch: Sequence[ReadArticle], scale: Scale, optimizer: torch.optim.Optimizer
 ) -> torch.Tensor:
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -194,7 +196,9 @@ def _step(
 
 
 @torch.inference_mode()
-def foretell(model: SentenceModel, articles: Sequence[Read], scale: Scale, head: int = 0) -> dict[str, np.ndarray]:
+def foretell(
+    model: SentenceModel, articles: Sequence[ReadArticle], scale: Scale, head: int = 0
+) -> dict[str, np.ndarray]:
     """Expected hits by article, float32 [sentences]; not a number of those that are not read."""
     device = next(model.parameters()).device
     model.eval()

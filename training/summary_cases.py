@@ -8,7 +8,6 @@ Held-out documents and those that share a passage with a file named dev_* or tes
 """
 
 import argparse
-import multiprocessing
 import os
 import sys
 import time
@@ -17,22 +16,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from selfspan_core.models.places import place_of_base
 from selfspan_core.models.tokenizer import SpanTokenizer, TextCodec
-from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS, MAX_SEGMENTS
-from training.data.summary_documents import DocumentMaker, allowed_places
-from training.data.summary_files import jobs_of, kind_of, passages_of, shares_passages, source_files
+from training.data.summary_documents import allowed_places
+from training.data.summary_files import jobs_of, kind_of, passages_of, source_files
 from training.data.summary_format import KINDS, NO_HITS, Document, Packed, write
+from training.data.summary_ranker import JOB_ROWS, pool_of, worker
 from training.data.summary_ranking import common_length
 from training.data.summary_shorten import shorten_fully
 from training.data.summary_words import stems
-from training.text_data import HELDOUT_SHARE, split_of
 
 LEARNED_FROM = ("highlights", "roundups", "briefs")
 MIN_SENTENCES = 2
-JOB_ROWS = 50
 MOST_HITS = NO_HITS - 1
 
 
@@ -90,31 +86,17 @@ def cases_of(
         workers: processes.
     """
     learned = [(name, file) for name, file in files if kind_of(name) in LEARNED_FROM]
-    # A fresh interpreter each: forking a process that has threads may hang.
-    with multiprocessing.get_context("spawn").Pool(max(1, workers), _start_worker, (codec.to_json(), passages)) as pool:
+    with pool_of(workers, codec, passages) as pool:
         for made in pool.imap(_cases, jobs_of(learned, JOB_ROWS)):
             yield from made
-
-
-_maker: DocumentMaker | None = None  # of a worker process, set when the process starts; unused in the main process
-
-
-def _start_worker(codec_json: str, passages: frozenset[int]) -> None:
-    global _maker
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threadpool_limits(1)  # one per process
-    _maker = DocumentMaker(TextCodec(codec_json), "shorten", passages)
 
 
 def _cases(job: tuple[str, list[dict]]) -> list[Case]:
     source, rows = job
     made = []
     for row in rows:
-        body = str(row["article"])
-        if split_of(row, HELDOUT_SHARE) != "train" or shares_passages(body, _maker.passages):
-            continue
-        sentences = _maker.beginning(_maker.sentences(body), MAX_LEARNED_TOKENS)[:MAX_SEGMENTS]
-        if len(sentences) >= MIN_SENTENCES:
+        sentences = worker.maker.learned(row)
+        if sentences is not None and len(sentences) >= MIN_SENTENCES:
             made.append(Case.of(str(row["id"]), kind_of(source), sentences, str(row["summary"])))
     return made
 

@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from gradio.queueing import Event, Queue
-from gradio.utils import LRUCache
 
-MOST_UNREAD = 200
-"""Sessions whose calls are over and whose messages nobody has read yet: the newest are kept."""
+MOST_IDLE = 200
+"""Sessions whose calls are over, their messages read or not, and that nobody reads: the newest are kept."""
 
 
 class CallQueue(Queue):
@@ -35,7 +34,7 @@ class CallQueue(Queue):
         made = cls.__new__(cls)
         vars(made).update(vars(queue))
         made.streams = Counter()
-        made.pending_messages_per_session = _Messages(made)
+        made.pending_messages_per_session = _Messages(made)  # type: ignore[assignment]
         # After every call gradio reckons statistics of all of them anew; the page that shows them is closed.
         made.ANALYTICS_MAX_EVENTS = 0
         return made
@@ -111,15 +110,15 @@ class CallQueue(Queue):
         self.pending_messages_per_session.pop(session, None)
 
 
-class _Messages(LRUCache):
-    """Queues of messages by session: of idle ones the newest MOST_UNREAD, all others however many there are."""
+class _Messages(dict):
+    """Queues of messages by session: of idle ones the newest MOST_IDLE, all others however many there are."""
 
     def __init__(self, queue: CallQueue) -> None:
-        super().__init__(2**31)
+        super().__init__()
         self._queue = queue
 
     def __setitem__(self, session: str, messages: Any) -> None:
         if session not in self:
-            for idle in self._queue.idle()[:-MOST_UNREAD]:
+            for idle in self._queue.idle()[:-MOST_IDLE]:
                 self._queue.forget(idle)
         super().__setitem__(session, messages)

@@ -134,7 +134,7 @@ def _wrong_with(path: str, messages: list[Message], scope: Scope) -> str:
     if isinstance(said, dict) and isinstance(said.get("data"), list) and not path.startswith((CANCEL, BY_NAME)):
         quoted = {name: value for name, value in said.items() if name != "data"}
     if not path.startswith(BY_NAME) and not _is_finite(quoted):
-        return "Numbers have to be finite."
+        return "Numbers have to be finite, and nothing nested a thousand times."
     if not isinstance(said, dict):
         return ""
     for name in ("session_hash", "event_id"):

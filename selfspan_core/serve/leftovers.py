@@ -1,4 +1,4 @@
-"""What gradio still holds of calls whose answers have been heard is dropped when their streams end. No torch here."""
+"""What gradio still holds of calls without a named session is dropped when their streams end. No torch here."""
 
 import re
 from urllib.parse import parse_qs
@@ -14,7 +14,7 @@ DATA = "/gradio_api/queue/data"
 
 
 class Leftovers:
-    """ASGI middleware that drops what is left of calls whenever the stream of one is over, read to its end or not.
+    """ASGI middleware that drops what is left of a call when its stream is over, read to its end or not.
 
     Args:
         app: whose streams are watched; within gradio's own, which each request's scope names.

@@ -30,7 +30,7 @@ from cuda_kernels.bench.provenance import provenance
 from selfspan_core.engine.host_step import HostStep
 from selfspan_core.params import MAX_NEW_TOKENS
 from selfspan_core.serve import visitors
-from selfspan_core.serve.call_queue import MOST_UNREAD
+from selfspan_core.serve.call_queue import MOST_IDLE
 from tests.support.crowd import LONG, ended_with, kinds, leave
 from tests.support.fake_session import FakeSession
 from tests.support.faults import DECODING, ERRORS, PREFILL, clock_set, failing
@@ -41,7 +41,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults -->", "<!-- /faults -->"
 UNHEARD_S, ALLOWED_S = 1.0, visitors.UNHEARD_S
 MOST_NEXT_S = 1.0
-NUM_UNREAD = 2 * MOST_UNREAD
+NUM_UNREAD = 2 * MOST_IDLE
 
 
 @dataclass

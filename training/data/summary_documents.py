@@ -21,7 +21,7 @@ from training.data.summary_ranking import Candidates, Ranker
 from training.data.summary_shorten import shorten
 from training.data.summary_tokens import is_pronoun_led
 from training.data.summary_words import content, is_finite
-from training.text_data import share_of
+from training.text_data import HELDOUT_SHARE, share_of, split_of
 
 CHOSEN_FROM = ("highlights", "roundups", "extracts")
 NUM_CHOICES = {2: 8, 3: 4}
@@ -78,6 +78,13 @@ class DocumentMaker:
             targets += self._choices(str(row["id"]), sentences, references)
             targets += self._ranked(str(row["id"]), sentences)
         return self._document(row, sentences, targets)
+
+    def learned(self, row: dict) -> list[str] | None:
+        """The sentences of an article with a summary to learn from; None if it is held out or shares a passage."""
+        body = str(row["article"])
+        if split_of(row, HELDOUT_SHARE) != "train" or shares_passages(body, self.passages):
+            return None
+        return self.beginning(self.sentences(body), MAX_LEARNED_TOKENS)[:MAX_SEGMENTS]
 
     def _choices(self, key: str, sentences: Sequence[str], references: Sequence[str]) -> Iterator[Target]:
         """Two or three steps that stand for the whole of a summary, some of them from the article's beginning."""

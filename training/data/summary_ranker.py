@@ -10,13 +10,11 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from selfspan_core.models.tokenizer import TextCodec
-from selfspan_core.tasks.summarize.form import MAX_LEARNED_TOKENS, MAX_SEGMENTS
 from training.data.summary_documents import DocumentMaker, allowed_places
 from training.data.summary_features import TitleWords, WordCounts
 from training.data.summary_files import jobs_of, kind_of, shares_passages
 from training.data.summary_foretold import Foretold
 from training.data.summary_ranking import Candidates, Highlighted, Ranker, cross_validated
-from training.text_data import HELDOUT_SHARE, split_of
 
 MIN_HIGHLIGHTED, MIN_TITLED = 200, 1_000
 """Articles with highlights and with titles below which there is no ranker."""
@@ -34,7 +32,7 @@ class _Worker:
     foretold: Foretold | None = None
 
 
-_worker = _Worker()
+worker = _Worker()
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,14 @@ def ranker_of(
     titled = [(name, file) for name, file in files if kind_of(name) == "titles"]
     highlighted = [(name, file) for name, file in files if kind_of(name) == "highlights"]
     counts = WordCounts()
-    with _pool(workers, codec, passages, None) as pool:
+    with pool_of(workers, codec, passages) as pool:
         for more in pool.imap_unordered(_count, itertools.islice(jobs_of(titled), MAX_TITLED_JOBS)):
             counts.add(more)
     if counts.num_articles < MIN_TITLED:
         return None, RankerReport(counts.num_articles, 0)
     words = counts.title_words()
     print(f"words of {counts.num_articles:,} articles with titles counted", flush=True)
-    with _pool(workers, codec, passages, words, foretold) as pool:
+    with pool_of(workers, codec, passages, words, foretold) as pool:
         made = pool.imap(_highlighted, jobs_of(highlighted, JOB_ROWS))
         articles = [article for some in made for article in some]
         if len(articles) < MIN_HIGHLIGHTED:
@@ -82,13 +80,14 @@ def ranker_of(
     return Ranker(articles, words, foretold=foretold), report
 
 
-def _pool(
+def pool_of(
     workers: int,
     codec: TextCodec,
     passages: frozenset[int],
-    words: TitleWords | None,
+    words: TitleWords | None = None,
     foretold: Foretold | None = None,
 ):
+    """Processes whose `worker` has a maker of documents, and what features are counted with."""
     arguments = (codec.to_json(), passages, words, foretold)
     # A fresh interpreter each: forking a process that has threads may hang.
     return multiprocessing.get_context("spawn").Pool(max(1, workers), _start_worker, arguments)
@@ -99,15 +98,15 @@ def _start_worker(
 ) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threadpool_limits(1)  # one per process
-    _worker.maker = DocumentMaker(TextCodec(codec_json), "shorten", passages)
-    _worker.words, _worker.foretold = words, foretold
+    worker.maker = DocumentMaker(TextCodec(codec_json), "shorten", passages)
+    worker.words, worker.foretold = words, foretold
 
 
 def _count(job: tuple[str, list[dict]]) -> WordCounts:
     counts = WordCounts()
     for row in job[1]:
         text = str(row.get("text") or "")
-        if not shares_passages(text, _worker.maker.passages):
+        if not shares_passages(text, worker.maker.passages):
             counts.count(str(row.get("title") or ""), text)
     return counts
 
@@ -115,12 +114,11 @@ def _count(job: tuple[str, list[dict]]) -> WordCounts:
 def _highlighted(job: tuple[str, list[dict]]) -> list[Highlighted]:
     made = []
     for row in job[1]:
-        body = str(row["article"])
-        if split_of(row, HELDOUT_SHARE) != "train" or shares_passages(body, _worker.maker.passages):
+        sentences = worker.maker.learned(row)
+        if sentences is None:
             continue
-        sentences = _worker.maker.beginning(_worker.maker.sentences(body), MAX_LEARNED_TOKENS)[:MAX_SEGMENTS]
         allowed = allowed_places(sentences)
-        candidates = Candidates.of(sentences, allowed, _worker.words, _worker.foretold, str(row["id"]))
+        candidates = Candidates.of(sentences, allowed, worker.words, worker.foretold, str(row["id"]))
         if candidates is not None:
             made.append(Highlighted.of(candidates, str(row["summary"])))
     return made
