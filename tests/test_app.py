@@ -327,7 +327,7 @@ class TestRun:
                 tab.wait("running")
             tab.wait("done")
             look = "node => [node.dataset.judged, getComputedStyle(node).color]"
-            seen[name] = tab.page.eval_on_selector('[data-tile="answer"]', look)
+            seen[name] = tab.page.locator('[data-tile="answer"]').first.evaluate(look)
         assert [judged for judged, _ in seen.values()] == ["1", "0", "-1"]
         teal, grey, amber = (tuple(map(int, re.findall(r"\d+", colour)[:3])) for _, colour in seen.values())
         assert teal[1] > 2 * teal[0] and max(grey) - min(grey) < 40 and amber[0] > 2 * amber[2]

@@ -226,4 +226,4 @@ class TestOutcome:
         tab.page.wait_for_selector('.ss-literal[data-name="a0"].peeked')
         time.sleep(0.5)  # colours change a little late
         assert colours('.ss-literal[data-name="a0"]') != plain
-        assert tab.page.eval_on_selector('.ss-literal[data-name="a0"]', RATIO)[0] >= 4.5
+        assert tab.page.locator('.ss-literal[data-name="a0"]').first.evaluate(RATIO)[0] >= 4.5

@@ -25,15 +25,15 @@ class TestRates:
         with session.held(tokens=12):
             tab.run(EXPRESSION)
             wait_for_tokens(tab, 12)
-            text, judged, grey = tab.page.eval_on_selector(TOKEN, LOOK)
+            text, judged, grey = tab.page.locator(TOKEN).first.evaluate(LOOK)
             assert (text, judged) == ("–", "")
         session.hold_at = 60
         wait_for_tokens(tab, 60)
-        text, judged, teal = tab.page.eval_on_selector(TOKEN, LOOK)
+        text, judged, teal = tab.page.locator(TOKEN).first.evaluate(LOOK)
         assert (text, judged) == ("2.25×", "1") and teal != grey
         tab.page.click("#stop")
         tab.wait("stopped")
-        assert tab.page.eval_on_selector(TOKEN, LOOK) == ["–", "", grey]
+        assert tab.page.locator(TOKEN).first.evaluate(LOOK) == ["–", "", grey]
         session.hold_at = None
 
     def test_a_short_run_is_compared_at_its_end(self, stage, open_tab):
@@ -61,13 +61,13 @@ class TestVerdict:
             tab.wait("done")
             colour = "(node, name) => getComputedStyle(node)[name]"
             found = [
-                tab.page.eval_on_selector('[data-tile="share"]', colour, "color"),
-                tab.page.eval_on_selector('.ss-map[data-lane="sparse"] .ss-map-share', colour, "color"),
-                tab.page.eval_on_selector(f"{tab.pane('sparse')} .ss-kv-fill", colour, "backgroundColor"),
+                tab.page.locator('[data-tile="share"]').first.evaluate(colour, "color"),
+                tab.page.locator('.ss-map[data-lane="sparse"] .ss-map-share').first.evaluate(colour, "color"),
+                tab.page.locator(f"{tab.pane('sparse')} .ss-kv-fill").first.evaluate(colour, "backgroundColor"),
             ]
             assert len(set(found)) == 1, (share, found)
             colours[share] = found[0]
-            dense = tab.page.eval_on_selector(f"{tab.pane('dense')} .ss-kv-fill", colour, "backgroundColor")
+            dense = tab.page.locator(f"{tab.pane('dense')} .ss-kv-fill").first.evaluate(colour, "backgroundColor")
             assert dense == "rgb(71, 85, 105)"
             assert tab.text('.ss-map[data-lane="sparse"] .ss-map-share') == f"reads {100 * share:.0f}\u202f%"
         assert len(set(colours.values())) == 3

@@ -63,7 +63,7 @@ class TestBar:
             const { lineHeight, paddingTop } = getComputedStyle(node);
             return [node.clientHeight, parseFloat(lineHeight), parseFloat(paddingTop)];
         }"""
-        height, line, above = tab.page.eval_on_selector("#article textarea", inside)
+        height, line, above = tab.page.locator("#article textarea").first.evaluate(inside)
         assert above + line <= height <= above + line + 1
 
     def test_the_bar_keeps_the_box_s_name_and_leaves_no_hole(self, page, open_tab):
@@ -73,12 +73,12 @@ class TestBar:
         tab.turn("Articles")
         box = tab.page.get_by_role("textbox", name="Article", exact=False).first
         box.fill("\n".join(f"Sentence number {number} stands in this text." for number in range(40)))
-        tab.page.eval_on_selector("#article textarea", "node => { node.scrollTop = 300; }")
+        tab.page.locator("#article textarea").first.evaluate("node => { node.scrollTop = 300; }")
         tab.page.click("#run-article")
         tab.wait("done")
-        assert tab.page.eval_on_selector("#article textarea", "node => node.scrollTop") == 0
+        assert tab.page.locator("#article textarea").first.evaluate("node => node.scrollTop") == 0
         label = "node => [...node.labels].map((label) => label.innerText).join(' ')"
-        assert "Article" in tab.page.eval_on_selector("#article textarea", label)
+        assert "Article" in tab.page.locator("#article textarea").first.evaluate(label)
         assert tab.page.locator("#tasks").bounding_box()["height"] < 80
 
     def test_summarize_is_on_the_first_screen(self, page, open_tab):
