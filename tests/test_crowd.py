@@ -7,7 +7,7 @@ import pytest
 
 from selfspan_core.tasks.arithmetic.task import random_problem
 from selfspan_core.tasks.registry import get_task
-from tests.support.crowd import LONG, Visit, all_at_once, kinds
+from tests.support.crowd import LONG, Stay, all_at_once, kinds
 from tests.support.fake_session import FakeSession
 
 
@@ -15,7 +15,7 @@ def right(text: str) -> str:
     return get_task("arithmetic").parse(text).expected
 
 
-def check(texts: list[str], visits: list[Visit]) -> None:
+def check(texts: list[str], visits: list[Stay]) -> None:
     """Nobody got an error, a wrong answer, or a wait of seconds without a word."""
     assert [visit.error for visit in visits] == [""] * len(visits)
     assert [visit.answer for visit in visits] == [right(text) for text in texts]

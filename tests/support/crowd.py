@@ -14,7 +14,7 @@ LONG = "79*36+63-(45-12)*8+(-(7*8))+96/12*(31+14)-88+5*(6-2*9)"
 
 
 @dataclass
-class Visit:
+class Stay:
     """What one visitor saw.
 
     Attributes:
@@ -33,11 +33,11 @@ class Visit:
     seconds: float = 0.0
 
 
-def stay(url: str, text: str, task: str = "arithmetic") -> Visit:
+def stay(url: str, text: str, task: str = "arithmetic") -> Stay:
     """A visitor who sees their run to the end."""
     # Longer than the client's own five seconds: a server that loads its models on busy cores takes so long.
     client = Client(url, verbose=False, httpx_kwargs={"timeout": 60})
-    visit, began = Visit(), time.monotonic()
+    visit, began = Stay(), time.monotonic()
     try:
         for tick in client.submit(task, text, api_name="/compare"):
             if tick["kind"] == "waiting":
@@ -84,7 +84,7 @@ def ended_with(url: str, event: str) -> str:
     return (kinds_of(url, event) or [""])[-1]
 
 
-def all_at_once(url: str, staying: list[str], leaving: list[str], leave_after_s: float = 1.0) -> list[Visit]:
+def all_at_once(url: str, staying: list[str], leaving: list[str], leave_after_s: float = 1.0) -> list[Stay]:
     """The visits of those who stay, in order."""
     with ThreadPoolExecutor(len(staying) + len(leaving)) as pool:
         visits = [pool.submit(stay, url, text) for text in staying]
