@@ -24,8 +24,18 @@ from selfspan_core.serve.gate import Gate
 from selfspan_core.serve.large_models import large_models
 from selfspan_core.serve.lazy_session import LazySession, shipped_tasks
 from selfspan_core.serve.leftovers import Leftovers
+from selfspan_core.serve.outer_calls import OuterCalls
+from selfspan_core.serve.own_address import OwnAddress
 from selfspan_core.serve.runs import PageRuns, offered_load
-from selfspan_core.serve.starting import port_of_environment, reach_itself, refuse, settle, wait_for_interrupt
+from selfspan_core.serve.starting import (
+    impl_of_environment,
+    port_of_environment,
+    reach_itself,
+    refuse,
+    seconds_of_environment,
+    settle,
+    wait_for_interrupt,
+)
 from selfspan_core.serve.stores import engines_named
 from selfspan_core.serve.tools import tools
 from selfspan_core.serve.whole_blocks import WholeBlocks
@@ -151,7 +161,7 @@ def launch(demo: gr.Blocks, **options):
         "mcp_server": True,
         # Nothing is ever uploaded, nothing but the page's own files is served, and nobody's statistics are anybody's
         # business.
-        "app_kwargs": {"middleware": [Middleware(Gate), Middleware(Leftovers)]},
+        "app_kwargs": {"middleware": [Middleware(one) for one in (Gate, OwnAddress, OuterCalls, Leftovers)]},
         "max_file_size": "1kb",
         "enable_monitoring": False,
         # Gradio keeps what belongs to a visitor's session, the last answer among it, of 10,000 if nobody says
@@ -192,7 +202,7 @@ def model_of_environment() -> ModelSpec | None:
         named = os.environ.get("SELFSPAN_MODEL")
         return resolve_model(named) if named else None
     except ModelError as error:
-        raise SystemExit(f"SELFSPAN_MODEL: {error}") from None
+        refuse(f"SELFSPAN_MODEL: {error}")
 
 
 def engines_of_environment(model: ModelSpec | None) -> "Engines | None":
@@ -209,7 +219,7 @@ def engines_of_environment(model: ModelSpec | None) -> "Engines | None":
 
 def session_here(model: ModelSpec | None, engines: "Engines | None" = None) -> LazySession | ZeroGpuSession:
     """The session of this machine, whose lanes run as SELFSPAN_IMPL says, or as usual there; or on servers."""
-    impl = os.environ.get("SELFSPAN_IMPL")
+    impl = impl_of_environment()
     if engines is not None and impl:
         refuse("SELFSPAN_IMPL is of models that are loaded here, and a server decodes (SELFSPAN_ENGINE): unset one.")
     if engines is not None or not is_zero_gpu():
@@ -219,25 +229,13 @@ def session_here(model: ModelSpec | None, engines: "Engines | None" = None) -> L
     return ZeroGpuSession(LazySession(impl or IMPL, model), spaces.GPU)
 
 
-def seconds_of_environment() -> float:
-    """Seconds of the device that a run may have: SELFSPAN_RUN_SECONDS. Raises SystemExit where that is no number."""
-    given = os.environ.get("SELFSPAN_RUN_SECONDS", str(MOST_RUN_S))
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise SystemExit(f"SELFSPAN_RUN_SECONDS is a number of seconds above 0, not {given[:40]!r}")
-    return seconds
-
-
 own_model = model_of_environment()
 engines = engines_of_environment(own_model)
 session = session_here(own_model, engines)
 tasks = shipped_tasks(own_model)
 if engines is not None:
     own_model, tasks = engines.span.spec, (engines.span.record.task,)
-device = SharedDevice(session, most_run_s=seconds_of_environment())
+device = SharedDevice(session, most_run_s=seconds_of_environment(MOST_RUN_S))
 demo = build_app(session, tasks, own_model, device, page_files.recorded())
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from selfspan_core.attention import backends as impls
-from selfspan_core.attention.backends import IMPLS
+from selfspan_core.attention.impls import IMPLS
 from selfspan_core.compare.race import Race
 from selfspan_core.engine import batch_pool as captured
 from selfspan_core.engine.batch_engine import BatchEngine

@@ -74,7 +74,7 @@ def test_a_storm_of_runs_and_stops_leaves_nothing():
     runs, tab = PageRuns(device), SimpleNamespace(session_hash="tab")
     threads = []
     for number in range(20):
-        runs._newest["tab"] = number
+        runs._newest.check("tab", number)
         job = {"run": number, "request": Request("arithmetic", "79*36+63-(45-12)*8")}
         threads.append(threading.Thread(target=lambda job=job: list(runs.stream(job, tab))))
         threads[-1].start()

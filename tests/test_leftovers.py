@@ -18,7 +18,8 @@ class Served:
     """A running app and what gradio holds of sessions in it."""
 
     def __init__(self, dense: float = 2000, sparse: float = 3000) -> None:
-        self.demo = app.build_app(FakeSession(dense=dense, sparse=sparse), ("arithmetic",))
+        self.session = FakeSession(dense=dense, sparse=sparse)
+        self.demo = app.build_app(self.session, ("arithmetic",))
         _, self.url, _ = app.launch(self.demo, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
 
     def held(self) -> tuple[int, int, int]:
@@ -26,6 +27,11 @@ class Served:
         queue = self.demo._queue
         values = self.demo.app.state_holder.session_data
         return len(values), len(queue.pending_messages_per_session), len(queue.pending_event_ids_session)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call waits or runs."""
+        return not self.demo._queue.event_ids_to_events
 
     def settles_at(self, held: tuple[int, int, int]) -> bool:
         """The streams' ends reach the server a moment after the caller."""
@@ -42,6 +48,14 @@ def becomes(true: Callable[[], bool], seconds: float = 5) -> bool:
 @pytest.fixture
 def served() -> Iterator[Served]:
     one = Served()
+    yield one
+    one.demo.close(verbose=False)
+
+
+@pytest.fixture
+def slow() -> Iterator[Served]:
+    """One whose runs take a second or two."""
+    one = Served(dense=60, sparse=80)
     yield one
     one.demo.close(verbose=False)
 
@@ -176,3 +190,122 @@ def test_two_readers_of_a_call_disturb_no_other(served):
         read = list(pool.map(lambda _: kinds_of(served.url, event), range(2)))  # the one is told that there is nothing
     assert sum("end" in one for one in read) >= 1
     assert kinds(served.url, "1+1")[-1] == "end"
+
+
+def test_who_closed_a_tab_takes_nothing_from_others(served, monkeypatch):
+    """A set of calls that stays of each run that was left, and counts as newer than all sessions with messages: after
+    300 of them every page stood still."""
+    monkeypatch.setattr(call_queue, "MOST_IDLE", 4)
+    for number in range(9):
+        leave(served.url, LONG, after_s=0.01, session_hash=f"left-{number}")
+    assert becomes(lambda: served.is_idle)
+    event = ask(served, "2+3", session_hash="stays").json()["event_id"]
+    assert becomes(lambda: served.is_idle)
+    for number in range(2):
+        ask(served, "1/0", session_hash=f"other-{number}")
+    assert ended_with(served.url, event) == "end"
+    queue = served.demo._queue
+    assert set(queue.pending_event_ids_session) <= set(queue.pending_messages_per_session)
+
+
+def test_who_called_last_is_kept(served, monkeypatch):
+    """A tab that was opened before others, and whose newest call is dropped for it."""
+    monkeypatch.setattr(call_queue, "MOST_IDLE", 4)
+    ended_with(served.url, ask(served, "1+1", session_hash="old").json()["event_id"])
+    for number in range(3):
+        ask(served, "1/0", session_hash=f"before-{number}")
+    event = ask(served, "2+3", session_hash="old").json()["event_id"]
+    assert becomes(lambda: served.is_idle)
+    for number in range(3):
+        ask(served, "1/0", session_hash=f"behind-{number}")
+    assert ended_with(served.url, event) == "end"
+
+
+def test_a_session_that_reads_nothing_gets_no_more_calls(served, monkeypatch):
+    """Thousands of calls of one session: of sessions the oldest is dropped, and this one is the newest."""
+    monkeypatch.setattr(call_queue, "MOST_UNTOLD", 3)
+    events = [ask(served, "1/0", session_hash="one").json()["event_id"] for _ in range(3)]
+    refused = ask(served, "1+1", session_hash="one")
+    assert refused.status_code == 503 and "whose ends nobody has read" in refused.json()["detail"]
+    assert kinds(served.url, "1+1")[-1] == "end"
+    kinds_of(served.url, events[0])  # the stream of a session has the ends of all its calls
+    assert ended_with(served.url, ask(served, "1+1", session_hash="one").json()["event_id"]) == "end"
+
+
+def test_messages_that_nobody_reads_are_bounded(served, monkeypatch):
+    """A thousand sessions with the messages of long runs each."""
+    monkeypatch.setattr(call_queue, "MOST_UNREAD", 20)
+    for number in range(12):
+        ask(served, LONG, session_hash=f"unread-{number}")
+        assert becomes(lambda: served.is_idle)
+    ask(served, "1+1", session_hash="newest")
+    queues = served.demo._queue.pending_messages_per_session
+    assert list(queues)[-1] == "newest" and len(queues) <= 4
+
+
+def test_a_second_stream_goes_on(slow):
+    """A page whose connection broke opens another, and the end of the first, noticed late, takes its run with it."""
+    event = ask(slow, LONG, session_hash="page").json()["event_id"]
+    stream = f"{slow.url.rstrip('/')}/gradio_api/queue/data?session_hash=page"
+    with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=60) as client:
+        with client.stream("GET", stream) as first:
+            lines = first.iter_lines()  # held: its end is the stream's
+            next(lines)
+            second = pool.submit(ended_with, slow.url, event)
+            assert becomes(lambda: slow.demo._queue.streams["page"] == 2)
+        assert becomes(lambda: slow.demo._queue.streams["page"] == 1)
+        assert second.result() == "end"
+
+
+def test_cancels_at_once_are_one(slow):
+    """The second of two cancels fails at what the first has taken out, and the call stays to be begun anew."""
+    cancel = f"{slow.url.rstrip('/')}/gradio_api/cancel"
+    number = next(one._id for one in slow.demo.fns.values() if one.api_name == "compare")
+    for at in range(8):
+        event = ask(slow, LONG, session_hash=f"s{at}").json()["event_id"]
+        body = {"session_hash": f"s{at}", "fn_index": number, "event_id": event}
+        time.sleep(0.03 * at)
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda one: httpx.post(cancel, json=one, timeout=60), [body] * 4))
+        assert {one.status_code for one in answers} <= {200, 400}, answers  # 400: nothing of that name any more
+    assert becomes(lambda: slow.is_idle) and not slow.demo.app.iterators and not slow.demo.app.iterators_to_reset
+
+
+def test_large_requests_that_wait_are_bounded(slow, monkeypatch):
+    """Sixty-four texts of eight megabytes, held until their turn comes."""
+    monkeypatch.setattr(call_queue, "LARGE_BYTES", 10_000)
+    monkeypatch.setattr(call_queue, "MOST_HELD_BYTES", 25_000)
+    large = LONG + " " * 15_000
+    held = ask(slow, large).json()["event_id"]
+    refused = ask(slow, large)
+    assert refused.status_code == 503 and "wait for their turn" in refused.json()["detail"]
+    assert kinds(slow.url, "1+1")[-1] == "end" and ended_with(slow.url, held) == "end"
+    assert ended_with(slow.url, ask(slow, large).json()["event_id"]) == "end"
+
+
+def test_a_tool_s_caller_who_leaves_ends_its_run():
+    """A run of minutes for an MCP client that is gone: gradio's own client reads it to its end."""
+    served = Served(dense=4, sparse=5)
+    tools = f"{served.url.rstrip('/')}/gradio_api/mcp/"
+    called = {"name": "compare", "arguments": {"task": "arithmetic", "text": LONG}}
+    accepted = {"accept": "application/json, text/event-stream"}
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called}
+    with ThreadPoolExecutor(1) as pool:
+        left = pool.submit(httpx.post, tools, json=asked, headers=accepted, timeout=httpx.Timeout(30, read=3))
+        assert becomes(lambda: served.session.running == 1, seconds=3)
+        with pytest.raises(httpx.ReadTimeout):
+            left.result()
+    assert becomes(lambda: not served.session.running and not served.demo._queue.callers)
+    assert kinds_of(served.url, ask(served, "1+1").json()["event_id"])[-1] == "end"
+    served.demo.close(verbose=False)
+
+
+def test_nobody_decides_the_address_of_others(served):
+    """The first one who asks for the API's description names a host, and everybody is shown calls to it."""
+    described = f"{served.url.rstrip('/')}/gradio_api/info"
+    elsewhere = {"host": "elsewhere.example", "x-forwarded-host": "elsewhere.example"}
+    for path in ("", "/", "?all_endpoints=true", "?page="):
+        assert httpx.get(described + path, headers=elsewhere, timeout=60).status_code in (200, 307)
+        own = httpx.get(described, timeout=60)
+        assert "elsewhere.example" not in own.text and served.url.rstrip("/") in own.text
+        assert "/compare" in own.json()["named_endpoints"]

@@ -14,17 +14,9 @@ from selfspan_core.params import Request
 from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.line import MAX_OF_VISITOR, Line
 from selfspan_core.serve.run_times import RunTimes
+from tests.support.clock import Moved
 
 SHORT, LONG = Request("arithmetic", "1+1"), Request("arithmetic", "1+1" + "+1" * 63)
-
-
-class Clock:
-    """A clock that stands still unless told otherwise."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Steps:
@@ -79,7 +71,7 @@ def until(condition, seconds: float = 10.0) -> None:
 
 def test_the_shortest_is_next_and_waiting_counts():
     """A line in the order of arrival, where a short run waits for all long ones; one where a long run never comes."""
-    clock = Clock()
+    clock = Moved()
     line = Line(clock)
     first = line.join(expected_s=5)
     assert line.due() is first
@@ -96,7 +88,7 @@ def test_the_shortest_is_next_and_waiting_counts():
 
 def test_a_long_run_gives_way_to_one_that_is_far_shorter():
     """A run of a second that waits minutes for one of minutes; runs of one size that take turns, for nobody."""
-    clock = Clock()
+    clock = Moved()
     line = Line(clock)
     line.can_give_way = True
     long = line.join(expected_s=60)
@@ -115,7 +107,7 @@ def test_a_long_run_gives_way_to_one_that_is_far_shorter():
 
 def test_a_run_that_waited_long_gives_way_too_but_not_for_ever():
     """A run that nothing may pass because it waited long before it began; one that is passed by for good."""
-    clock = Clock()
+    clock = Moved()
     line = Line(clock)
     line.can_give_way = True
     first, long = line.join(expected_s=20), line.join(expected_s=20)
@@ -137,7 +129,7 @@ def test_a_run_that_waited_long_gives_way_too_but_not_for_ever():
 
 def test_a_visitor_has_one_run_at_a_time():
     """One visitor's many runs, all before another's one."""
-    line = Line(Clock())
+    line = Line(Moved())
     mine = [line.join("me", 1) for _ in range(MAX_OF_VISITOR)]
     with pytest.raises(Busy, match="8 runs waiting"):
         line.join("me", 1)

@@ -13,6 +13,7 @@ from selfspan_core.params import Request
 from selfspan_core.serve import starting
 from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.visitors import Listener
+from tests.support.clock import Moved
 from tests.support.fake_session import FakeSession
 
 
@@ -24,6 +25,30 @@ def test_a_port_that_is_none_is_told_in_a_line(given, monkeypatch, capsys):
         starting.port_of_environment()
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and "PORT=8080" in said and len(said) < 200
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "5 s", ""])
+def test_wrong_seconds_are_told_in_a_line(monkeypatch, capsys, given):
+    """A server whose runs end at once or never; another status than wrong settings have elsewhere."""
+    monkeypatch.setenv("SELFSPAN_RUN_SECONDS", given)
+    with pytest.raises(SystemExit) as ended:
+        starting.seconds_of_environment(300.0)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and "seconds above 0" in said
+    monkeypatch.delenv("SELFSPAN_RUN_SECONDS")
+    assert starting.seconds_of_environment(300.0) == 300.0
+
+
+def test_an_implementation_of_no_name_is_told_in_a_line(monkeypatch, capsys):
+    """A server that opens its port, and of which every run says why it cannot be."""
+    monkeypatch.setenv("SELFSPAN_IMPL", "bogus")
+    with pytest.raises(SystemExit) as ended:
+        starting.impl_of_environment()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and "captured" in said and "bogus" in said
+    for given, is_named in (("gather", "gather"), ("", None)):
+        monkeypatch.setenv("SELFSPAN_IMPL", given)
+        assert starting.impl_of_environment() == is_named
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(monkeypatch, capsys):
@@ -69,18 +94,9 @@ def test_an_interrupt_ends_the_server_at_once():
             server.kill()
 
 
-class Clock:
-    """A clock that a test moves."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def heard(unread: list[int], adds: int) -> bool:
     """Whether a caller is there after so many unread messages, a second each."""
-    clock, counts = Clock(), iter(unread)
+    clock, counts = Moved(), iter(unread)
     listener = Listener(adds, lambda: next(counts), patience_s=30, clock=clock)
     said = True
     for _ in unread:

@@ -12,11 +12,8 @@ an implementation that is unavailable is an error that says why, never a silent 
 import torch
 
 from cuda_kernels.device import CudaUnavailable, cuda_device
+from selfspan_core.attention.impls import CAPTURED, ENGINE_IMPLS
 from selfspan_core.errors import ImplUnavailable
-
-IMPLS = ("reference", "gather", "cuda")
-CAPTURED = "captured"
-ENGINE_IMPLS = (*IMPLS, CAPTURED)
 
 
 def default_impl(device: torch.device) -> str:

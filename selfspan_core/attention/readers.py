@@ -15,8 +15,9 @@ import torch
 from cuda_kernels.attention import SpanAttention
 from cuda_kernels.checks import AttentionShape
 from cuda_kernels.device import CudaUnavailable
-from selfspan_core.attention.backends import IMPLS, require_impl
+from selfspan_core.attention.backends import require_impl
 from selfspan_core.attention.fused import LastQueries, causal_attention
+from selfspan_core.attention.impls import IMPLS
 from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.reference import masked_attention, visibility_mask
 from selfspan_core.errors import ImplUnavailable

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from selfspan_core.attention.backends import CAPTURED
+from selfspan_core.attention.impls import CAPTURED
 from selfspan_core.compare.headline import headline
 from selfspan_core.compare.lane_view import LaneView
 from selfspan_core.compare.lanes import TITLES, LaneSpec, lane_specs, require_load

@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from selfspan_core.attention.backends import CAPTURED, require_impl
+from selfspan_core.attention.backends import require_impl
+from selfspan_core.attention.impls import CAPTURED
 from selfspan_core.engine.batch_pool import BatchEngines, events_of_first
 from selfspan_core.engine.cpu_ops import host_ops
 from selfspan_core.engine.decode_loop import DecodeLoop

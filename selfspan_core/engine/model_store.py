@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from selfspan_core.attention.backends import CAPTURED, default_impl, require_impl
+from selfspan_core.attention.backends import default_impl, require_impl
+from selfspan_core.attention.impls import CAPTURED
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.stores import Chosen, Terms

@@ -5,15 +5,16 @@ is closed here, before gradio reads a request.
 """
 
 import asyncio
-import json
 import logging
-import re
 import traceback
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from selfspan_core.serve.bodies import BODY_BYTES, BY_NAME, CANCEL, WrongBody, read
 
 MAX_BODY_BYTES = 8 * 10**6
 """Of a request: the most characters that a text may have before it is cleaned, escaped as JSON may have them."""
@@ -28,11 +29,6 @@ CLOSED = (
 )
 """Beginnings of paths that the page, the API and MCP clients never ask for."""
 API = "/gradio_api/"
-BY_NAME = "/gradio_api/call/v2/"
-CANCEL = "/gradio_api/cancel"
-MOST_NAME = 64
-NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_NAME}}}")
-"""What a caller may call a session; gradio's own pages and clients use ten characters, or the 36 of a UUID."""
 NOTHING = "There is no such endpoint, function or run here."
 FAILED = "The server failed at this request. Send it again; if it fails again, tell whoever runs the server."
 CHECKING = ("get_fn", "construct_args")
@@ -71,10 +67,12 @@ class Gate:
                 most = f"{self._max_body_bytes / 10**6:g} MB"
                 await _refused(413, f"The request is larger than {most}.")(scope, receive, send)
                 return
-            why = _wrong_with(path, body, scope)
+            whole = b"".join(message.get("body", b"") for message in body)
+            why = _wrong_with(path, whole, scope)
             if why:
                 await _refused(400, why)(scope, receive, send)
                 return
+            scope[BODY_BYTES] = len(whole)
             receive = _replayed(body, receive)
         await self._answered(path, scope, receive, send)
 
@@ -119,42 +117,17 @@ class Gate:
                 await answer(scope, receive, send)
 
 
-def _wrong_with(path: str, messages: list[Message], scope: Scope) -> str:
-    """What is wrong with what a request says beside its values; empty: nothing, or gradio says it.
-
-    A session without a name, or with any name of megabytes, has a queue that gradio does not find, or keeps.
-    """
-    body = b"".join(message.get("body", b"") for message in messages)
+def _wrong_with(path: str, body: bytes, scope: Scope) -> str:
+    """What is wrong with what a request says beside its values; empty: nothing, or gradio says it."""
     try:
-        said = json.loads(body)  # as gradio's routes read it
-    except (ValueError, RecursionError):
+        said = read(path, body, Headers(scope=scope).get("content-type", ""))
+    except WrongBody as wrong:
+        return str(wrong)
+    if path.rstrip("/") != CANCEL or not isinstance(said, dict) or "app" not in scope:
         return ""
-    # What gradio refuses it quotes, and fails at numbers that JSON has not.
-    quoted = said
-    if isinstance(said, dict) and isinstance(said.get("data"), list) and not path.startswith((CANCEL, BY_NAME)):
-        quoted = {name: value for name, value in said.items() if name != "data"}
-    if not path.startswith(BY_NAME) and not _is_finite(quoted):
-        return "Numbers have to be finite, and nothing nested a thousand times."
-    if not isinstance(said, dict):
-        return ""
-    for name in ("session_hash", "event_id"):
-        value = said.get(name)
-        if value is not None and not (isinstance(value, str) and NAME.fullmatch(value)):
-            return f"{name} has to be 1 to {MOST_NAME} letters, digits, - or _."
-    if path.rstrip("/") == CANCEL and "app" in scope:
-        call = scope["app"].get_blocks()._queue.event_ids_to_events.get(said.get("event_id"))
-        if call is not None and (call.session_hash, call.fn._id) != (said.get("session_hash"), said.get("fn_index")):
-            return NOTHING
-    return ""
-
-
-def _is_finite(value: Any) -> bool:
-    """Whether a value of JSON has no number that JSON has not."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    call = scope["app"].get_blocks()._queue.event_ids_to_events.get(said.get("event_id"))
+    is_theirs = call is None or (call.session_hash, call.fn._id) == (said.get("session_hash"), said.get("fn_index"))
+    return "" if is_theirs else NOTHING
 
 
 def _is_callers(path: str, error: Exception) -> bool:

@@ -15,6 +15,7 @@ from selfspan_core.params import Request
 from selfspan_core.serve.device import SharedDevice
 from selfspan_core.serve.feed import Feed, dumps
 from selfspan_core.serve.lazy_session import public
+from selfspan_core.serve.newest_runs import NewestRuns
 from selfspan_core.serve.visitors import Listener
 from selfspan_core.tasks.base import read_pasted
 from selfspan_core.tasks.page import LOAD_INFO, NO_LOAD_INFO, Controls
@@ -36,8 +37,7 @@ class PageRuns:
     def __init__(self, device: SharedDevice) -> None:
         self._device = device
         self._numbers = itertools.count(1)
-        # A tab's newest run: an older one that still runs gives way within a tick.
-        self._newest: dict[str, int] = {}
+        self._newest = NewestRuns()
 
     def check(self, controls: Controls, text: str, values: tuple, tab: str) -> tuple:
         """Bad input: the reason, and nothing else changes. Good input: how it was cleaned, and a job for `stream`."""
@@ -51,7 +51,7 @@ class PageRuns:
             pass  # the run reports this error and offers the part that fits
         except InputError as error:
             return json.dumps({"run": number, "message": str(error)}), None, gr.skip(), gr.skip()
-        self._newest[tab] = number
+        self._newest.check(tab, number)
         waiting = Feed(str(number)).note("waiting", task=request.task)
         return None, cleaning, waiting, {"run": number, "request": request}
 
@@ -61,9 +61,10 @@ class PageRuns:
             return
         tab, number = request.session_hash, job["run"]
         feed, is_heard = Feed(str(number), asked_of(job["request"])), Listener()
+        self._newest.begin(tab, number)
 
         def is_wanted() -> bool:
-            return self._newest.get(tab) == number and is_heard()
+            return self._newest.is_newest(tab, number) and is_heard()
 
         try:
             with closing(self._device.compare(job["request"], tab, is_wanted)) as ticks:
@@ -77,8 +78,7 @@ class PageRuns:
             log.exception("a run failed")
             yield feed.note("failed", f"The run failed: {public(error)}")
         finally:
-            if self._newest.get(tab) == number:
-                del self._newest[tab]
+            self._newest.end(tab, number)
 
     def halt(self, request: gr.Request):
         """Stop: the tab's newest run ends within a tick, or as soon as its turn comes.
@@ -86,12 +86,12 @@ class PageRuns:
         Not gradio's `cancels`: the page knows the name of what it would cancel only when the server has answered, and
         until then a Stop would be shown and not happen.
         """
-        number = self._newest.pop(request.session_hash, None)
+        number = self._newest.forget(request.session_hash)
         return gr.skip() if number is None else Feed(str(number)).note("stopped")
 
     def forget(self, request: gr.Request) -> None:
         """A tab is closed."""
-        self._newest.pop(request.session_hash, None)
+        self._newest.forget(request.session_hash)
 
 
 def asked_of(request: Request) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 import threading
 from typing import NoReturn
 
+from selfspan_core.attention.impls import ENGINE_IMPLS
 from selfspan_core.errors import brief
 
 USUAL_PORT = 7860
@@ -36,6 +37,26 @@ def port_of_environment() -> int:
             why = "is not for ordinary users" if isinstance(error, PermissionError) else "is taken by another program"
             refuse(f"Port {port} {why}. Choose another one: PORT={USUAL_PORT + 220} python app.py, for example.")
     return port
+
+
+def impl_of_environment() -> str | None:
+    """SELFSPAN_IMPL; None where it is not set; ends the process where no implementation has that name."""
+    given = os.environ.get("SELFSPAN_IMPL") or None
+    if given is not None and given not in ENGINE_IMPLS:
+        refuse(f"SELFSPAN_IMPL is one of {', '.join(ENGINE_IMPLS)}, not {brief(given)}.")
+    return given
+
+
+def seconds_of_environment(usual: float) -> float:
+    """Seconds of the device that a run may have: SELFSPAN_RUN_SECONDS; ends the process where that is no number."""
+    given = os.environ.get("SELFSPAN_RUN_SECONDS", str(usual))
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        refuse(f"SELFSPAN_RUN_SECONDS is a number of seconds above 0, not {brief(given)}.")
+    return seconds
 
 
 def reach_itself() -> None:

@@ -7,6 +7,8 @@ from gradio.context import LocalContext
 
 UNHEARD_S = 30.0
 """Seconds that the messages of a run may lie unread before it is given up."""
+CALLER = "x-selfspan-caller"
+"""The header that names the request which gradio's own client calls for; `outer_calls` sets it."""
 
 
 def visitor() -> str:
@@ -31,6 +33,7 @@ class Listener:
         num_unread: messages that wait for the caller; None: of the call that gradio makes right now.
         patience_s: seconds; None: UNHEARD_S.
         clock: seconds.
+        is_open: whether the request is that the call is made for; None: of the call that gradio makes right now.
     """
 
     def __init__(
@@ -39,7 +42,9 @@ class Listener:
         num_unread: Callable[[], int] | None = None,
         patience_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        is_open: Callable[[], bool] | None = None,
     ) -> None:
+        self._is_open = is_open or _open_of_call()
         self._adds, self._num_unread = adds, num_unread or _unread_of_call()
         self._patience_s, self._clock = UNHEARD_S if patience_s is None else patience_s, clock
         self._since = clock()
@@ -47,6 +52,8 @@ class Listener:
 
     def __call__(self) -> bool:
         """Whether the caller is there, as far as one can know."""
+        if not self._is_open():
+            return False
         num_unread = self._num_unread()
         if num_unread == 0 or num_unread < self._before + self._adds:
             self._since = self._clock()
@@ -66,3 +73,13 @@ def _unread_of_call() -> Callable[[], int]:
         return 0 if queue is None else queue.qsize()
 
     return num_unread
+
+
+def _open_of_call() -> Callable[[], bool]:
+    """Whether the request that this call is made for is open; all calls but those for others count as their own."""
+    request, blocks = LocalContext.request.get(None), LocalContext.blocks.get(None)
+    name = None if request is None or blocks is None else request.headers.get(CALLER)
+    if not name:
+        return lambda: True
+    callers = blocks._queue.callers
+    return lambda: name in callers

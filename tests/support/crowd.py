@@ -53,11 +53,11 @@ def stay(url: str, text: str, task: str = "arithmetic") -> Stay:
     return visit
 
 
-def leave(url: str, text: str, after_s: float) -> None:
-    """A visitor whose connection ends in the middle."""
+def leave(url: str, text: str, after_s: float, **more: object) -> None:
+    """A visitor whose connection ends in the middle; `more` of the request's body, the name of a session say."""
     call = f"{url.rstrip('/')}/gradio_api/call/compare"
     with httpx.Client(timeout=60) as browser:
-        event = browser.post(call, json={"data": ["arithmetic", text]}).json()["event_id"]
+        event = browser.post(call, json={"data": ["arithmetic", text], **more}).json()["event_id"]
         ends = time.monotonic() + after_s
         with suppress(httpx.HTTPError), browser.stream("GET", f"{call}/{event}") as lines:
             for line in lines.iter_lines():

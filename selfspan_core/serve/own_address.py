@@ -1,0 +1,31 @@
+"""The description of the API, with the address by which its reader came. No torch here."""
+
+from urllib.parse import parse_qs
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+DESCRIPTION = "/gradio_api/info"
+
+
+class OwnAddress:
+    """ASGI middleware that has the API described for each who asks.
+
+    Gradio keeps the first description, with examples of calls to the address that its reader named: whoever asks first
+    after a start, by whatever name of a host, decides what everybody is shown. Of a page's description, and this app
+    has one page without a name, it keeps what no address is in.
+
+    Args:
+        app: gradio's.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; where it asks for all pages, it asks for the one that there is."""
+        path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/")
+        if scope["type"] == "http" and path == DESCRIPTION:
+            asked: bytes = scope.get("query_string", b"")
+            if "page" not in parse_qs(asked.decode("latin-1"), keep_blank_values=True):
+                scope = {**scope, "query_string": b"&".join(filter(None, (asked, b"page=")))}
+        await self._app(scope, receive, send)
