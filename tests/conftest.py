@@ -19,6 +19,10 @@ BACKGROUND = 10
 # Before torch is loaded, here and in processes that tests start: its threads spin for a third of a millisecond while
 # they wait for each other, not for ten, which is what other processes on the same cores need.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Before gradio is imported: two workers that find the same port free at once disturb each other, and gradio does not
+# get over that.
+FIRST_PORT = 20_000 + 200 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+os.environ.setdefault("GRADIO_SERVER_PORT", str(FIRST_PORT))
 # Speed is not tested, and a machine that others use makes any example slow once in a while.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")

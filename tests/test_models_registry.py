@@ -298,7 +298,7 @@ def test_the_command_line_refuses_an_unknown_model_before_it_loads_torch():
     assert b"error: there is no model folder 'nope'; known models: selfspan-17m, smollm2-135m;" in done.stderr
 
 
-def test_the_environment_names_the_apps_model(registered, monkeypatch):
+def test_the_environment_names_the_apps_model(registered, monkeypatch, capsys):
     """Would catch a setting that is read and forgotten, and a server that starts without a model."""
 
     def start(model):
@@ -311,9 +311,9 @@ def test_the_environment_names_the_apps_model(registered, monkeypatch):
     assert started["session"]._load()._models.default.source == Folder(own)
     with pytest.raises(SystemExit) as caught:
         start("nope")
-    # A text is what Python writes, as one line, before it ends with status 1.
-    assert caught.value.code.startswith("SELFSPAN_MODEL: there is no model folder 'nope'; known")
-    assert "\n" not in caught.value.code
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and said.count("\n") == 1
+    assert said.startswith("SELFSPAN_MODEL: there is no model folder 'nope'; known")
 
 
 def test_the_lazy_session_runs_the_model_that_it_was_given(registered):

@@ -63,18 +63,6 @@ def test_nothing_can_be_left_on_the_server(serve):
         assert shown.status_code == 200 and str(ROOT) not in shown.text
 
 
-@pytest.mark.parametrize("given", ["", "soon", "0", "-1", "inf", "nan"])
-def test_seconds_of_a_run_are_checked_at_the_start(monkeypatch, given):
-    """A server whose runs all end at once, or never, for a setting that was mistyped."""
-    import app
-
-    monkeypatch.setenv("SELFSPAN_RUN_SECONDS", given)
-    with pytest.raises(SystemExit, match="a number of seconds above 0"):
-        app.seconds_of_environment()
-    monkeypatch.setenv("SELFSPAN_RUN_SECONDS", "90")
-    assert app.seconds_of_environment() == 90
-
-
 def test_a_run_does_not_wait_without_end():
     """A lane that is never freed would hold every later visitor's thread with it."""
     session = FakeSession(dense=2000, sparse=2000)

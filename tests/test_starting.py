@@ -27,14 +27,16 @@ def test_a_port_that_is_none_is_told_in_a_line(given, monkeypatch, capsys):
     assert ended.value.code == 2 and said.count("\n") == 1 and "PORT=8080" in said and len(said) < 200
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "5 s", ""])
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon", ""])
 def test_wrong_seconds_are_told_in_a_line(monkeypatch, capsys, given):
-    """A server whose runs end at once or never; another status than wrong settings have elsewhere."""
+    """A server whose runs all end at once, or never, for a setting that was mistyped."""
     monkeypatch.setenv("SELFSPAN_RUN_SECONDS", given)
     with pytest.raises(SystemExit) as ended:
         starting.seconds_of_environment(300.0)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and said.count("\n") == 1 and "seconds above 0" in said
+    monkeypatch.setenv("SELFSPAN_RUN_SECONDS", "90")
+    assert starting.seconds_of_environment(300.0) == 90.0
     monkeypatch.delenv("SELFSPAN_RUN_SECONDS")
     assert starting.seconds_of_environment(300.0) == 300.0
 

@@ -151,7 +151,8 @@ class SharedDevice:
                 for _ in self.compare(request):
                     pass
         except NotReady as error:  # the message names the missing part and the command that makes it
-            log.error("%s", error)
+            # Its cause has the paths, which are for whoever runs the server.
+            log.error("%s", error.__cause__ or error)
         except Exception:
             log.exception("could not load the models")
 

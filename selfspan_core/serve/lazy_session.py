@@ -128,7 +128,7 @@ class LazySession:
             for task in self.tasks():
                 chosen = self._models.choose(task)
                 if chosen.notice:
-                    log.warning("%s", public(chosen.notice))
+                    log.warning("%s", chosen.notice)
                 for adapter in self._models.terms.adapters:
                     self._models.engine(task, adapter)
                     yield chosen.spec.name

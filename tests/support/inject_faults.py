@@ -30,10 +30,10 @@ from cuda_kernels.bench.provenance import provenance
 from selfspan_core.engine.host_step import HostStep
 from selfspan_core.params import MAX_NEW_TOKENS
 from selfspan_core.serve import visitors
-from selfspan_core.serve.call_queue import MOST_IDLE
 from tests.support.crowd import LONG, ended_with, kinds, leave
 from tests.support.fake_session import FakeSession
 from tests.support.faults import DECODING, ERRORS, PREFILL, clock_set, failing
+from tests.support.injected_calls import CALLS, ended
 from tests.support.paths import ROOT
 from tests.support.rehearse_space import serving
 
@@ -41,7 +41,6 @@ PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults -->", "<!-- /faults -->"
 UNHEARD_S, ALLOWED_S = 1.0, visitors.UNHEARD_S
 MOST_NEXT_S = 1.0
-NUM_UNREAD = 2 * MOST_IDLE
 
 
 @dataclass
@@ -88,16 +87,6 @@ def unread_socket(url: str, event: str, is_killed: bool) -> socket.socket:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.close()
     return connection
-
-
-def ended(session: FakeSession) -> str:
-    """In how many seconds no run is left. Raises an AssertionError if one is left after a minute."""
-    began = time.monotonic()
-    while session.running and time.monotonic() - began < 60:
-        time.sleep(0.01)
-    took = time.monotonic() - began
-    assert not session.running, f"{session.running} runs went on"
-    return f"no run was left after {took:.1f} s"
 
 
 def killed_clients(url: str, session: FakeSession) -> str:
@@ -164,57 +153,13 @@ def moved_clock(url: str, session: FakeSession) -> str:
     return "a day ahead and a day back in the middle of a run: both runs came to their end"
 
 
-def unread_calls(url: str, session: FakeSession) -> str:
-    """Hundreds of calls that nobody reads, beside one that is read."""
-    asked = f"{url.rstrip('/')}/gradio_api/call/compare"
-    session.rates = {"dense": 40, "sparse": 60}
-    with ThreadPoolExecutor(1) as pool:
-        run = pool.submit(kinds, url, LONG)
-        statuses = [
-            httpx.post(asked, json={"data": ["arithmetic", None]}, timeout=60).status_code for _ in range(NUM_UNREAD)
-        ]
-        last = run.result()[-1]
-    session.rates = {"dense": 300, "sparse": 480}
-    assert statuses == [200] * NUM_UNREAD and last == "end", (set(statuses), last)
-    return f"{NUM_UNREAD} calls were refused unheard; one that was read beside them came to its end"
-
-
-def nameless_sessions(url: str, session: FakeSession) -> str:
-    """Sessions that have no name, and ones whose name has a megabyte."""
-    asked = f"{url.rstrip('/')}/gradio_api/call/compare"
-    bodies = [{"data": ["arithmetic", "1+1"], "session_hash": name} for name in ("", "x" * 10**6) for _ in range(8)]
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        statuses = list(pool.map(lambda body: httpx.post(asked, json=body, timeout=60).status_code, bodies))
-    assert statuses == [400] * len(bodies), statuses
-    return f"all {len(bodies)} calls were refused"
-
-
-def cancelled(url: str, session: FakeSession) -> str:
-    """Calls cancelled by their callers, and by somebody else."""
-    url = url.rstrip("/")
-    config = httpx.get(f"{url}/config", timeout=60).json()["dependencies"]
-    number = next(one["id"] for one in config if one["api_name"] == "compare")
-    forged = []
-    for at in range(8):
-        own = {"session_hash": f"caller-{at}", "fn_index": number}
-        body = {"data": ["arithmetic", LONG], "session_hash": own["session_hash"]}
-        event = httpx.post(f"{url}/gradio_api/call/compare", json=body, timeout=60).json()["event_id"]
-        for said in ({**own, "fn_index": 0}, {**own, "session_hash": "another"}, own):
-            cancel = httpx.post(f"{url}/gradio_api/cancel", json={**said, "event_id": event}, timeout=60)
-            forged.append(cancel.status_code)
-    assert forged == [400, 400, 200] * 8, forged
-    return f"8 calls ended by their callers, 16 tries of others refused; {ended(session)}"
-
-
 SERVING: dict[str, Callable[[str, FakeSession], str]] = {
     "clients killed": killed_clients,
     "tabs closed": closed_tabs,
     "a storm of Stops": stop_storm,
     "a call that nobody listens to": unheard_call,
     "a socket that is never read": never_read,
-    "calls that nobody reads": unread_calls,
-    "sessions without a name": nameless_sessions,
-    "calls cancelled": cancelled,
+    **CALLS,
     "a full queue": full_queue,
     "the wall clock set": moved_clock,
 }
