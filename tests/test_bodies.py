@@ -7,7 +7,7 @@ import pytest
 from selfspan_core.serve.bodies import MOST_PARTS, MOST_QUOTED_BYTES, WrongBody, read
 from tests.support.clock import least_s
 
-CALL, BY_NAME, TOOLS = (f"/gradio_api/{path}" for path in ("call/compare", "call/v2/compare", "mcp/"))
+CALL, BY_NAME, TOOLS, RESET = (f"/gradio_api/{one}" for one in ("call/compare", "call/v2/compare", "mcp/", "reset"))
 JSON = "application/json"
 LONG = 7_900_000
 FILLED = b'{"data":["arithmetic","' + b"%b" + b'"]}'
@@ -74,18 +74,39 @@ def test_what_is_quoted_is_short():
     text = "x" * MOST_QUOTED_BYTES
     for said in ({"data": {"a": text}}, {"data": [], "event_data": text}, {text: 1}, [text], text):
         assert "10,000 bytes" in refused(json.dumps(said).encode())
+        assert "10,000 bytes" in refused(json.dumps(said).encode(), RESET)
+    for path in (RESET, "/gradio_api/cancel"):
+        assert "10,000 bytes" in refused(json.dumps({"data": [text]}).encode(), path)
+    for said in ({text: 1}, [text], text):
+        assert "10,000 bytes" in refused(json.dumps(said).encode(), BY_NAME)
     assert not refused(json.dumps({"data": [text]}).encode())
     assert not refused(json.dumps({"task": "arithmetic", "text": text}).encode(), BY_NAME)
     assert not refused(json.dumps({"params": {"arguments": {"text": text}}}).encode(), TOOLS)
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
+@pytest.mark.parametrize(
+    "kind", ["", "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "application/json-x"]
+)
 def test_what_gradio_would_not_read_is_not_sent_back(kind):
     """A body of another kind is quoted whole, and never read as what it says."""
     body = FILLED.replace(b"%b", b"x" * MOST_QUOTED_BYTES)
     assert "application/json" in refused(body, kind=kind)
     for usual in ("application/json; charset=utf-8", "application/problem+json", "Application/JSON"):
         assert not refused(body, kind=usual)
+
+
+@pytest.mark.parametrize("path", [CALL, BY_NAME, TOOLS, RESET])
+@pytest.mark.parametrize("levels", [51, 300, 900, 4000])
+def test_what_lies_too_deep_is_refused(path, levels):
+    """Recursion without end in one of gradio's encoders: status 500, for the server's fault."""
+    deep = b"[" * (levels - 2) + b"]" * (levels - 2)
+    assert "50 times" in refused(b'{"data":[' + deep + b"]}", path) or "1,000 values" in refused(deep, path)
+    assert not refused(b'{"data":' + b"[" * 40 + b"]" * 40 + b"}", CALL)
+
+
+def test_a_tool_s_request_is_shorter():
+    """Forty requests of eight megabytes that are held for as long as their tools' runs wait."""
+    assert "2 MB" in refused(json.dumps({"params": {"arguments": {"text": "x" * 2_000_000}}}).encode(), TOOLS)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +118,8 @@ def test_what_gradio_would_not_read_is_not_sent_back(kind):
         (BY_NAME, r'{"\ud800":1}'),
         (BY_NAME, r'{"text":{"\udfff":1}}'),
         (TOOLS, r'{"params":[{"\ud800":1}]}'),
+        (BY_NAME, r'["\ud800"]'),
+        (RESET, r'{"data":["\ud800"]}'),
     ],
 )
 def test_half_of_a_pair_is_the_callers_fault(path, body):

@@ -1,5 +1,7 @@
 """What the server holds of calls that are over: nothing of those over plain HTTP, no message of anybody's."""
 
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -253,8 +255,23 @@ def test_a_second_stream_goes_on(slow):
             next(lines)
             second = pool.submit(ended_with, slow.url, event)
             assert becomes(lambda: slow.demo._queue.streams["page"] == 2)
-        assert becomes(lambda: slow.demo._queue.streams["page"] == 1)
+        assert becomes(lambda: slow.demo._queue.streams["page"] <= 1)
         assert second.result() == "end"
+
+
+def test_two_streams_that_break_off_at_once(slow):
+    """Each takes the other for one that reads on: the run of nobody has the device for half a minute."""
+    event = ask(slow, LONG + "+1" * 30, session_hash="page").json()["event_id"]
+    stream = f"GET /gradio_api/call/compare/{event} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    at = httpx.URL(slow.url)
+    both = [socket.create_connection((at.host, at.port)) for _ in range(2)]
+    for one in both:
+        one.sendall(stream)
+    assert becomes(lambda: slow.demo._queue.streams["page"] == 2)
+    for one in both:  # reset, as by a machine that lost its power
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.close()
+    assert becomes(lambda: slow.is_idle, seconds=2) and slow.held()[1:] == (0, 0)
 
 
 def test_cancels_at_once_are_one(slow):
@@ -280,6 +297,7 @@ def test_large_requests_that_wait_are_bounded(slow, monkeypatch):
     refused = ask(slow, large)
     assert refused.status_code == 503 and "wait for their turn" in refused.json()["detail"]
     assert kinds(slow.url, "1+1")[-1] == "end" and ended_with(slow.url, held) == "end"
+    assert becomes(lambda: slow.is_idle)
     assert ended_with(slow.url, ask(slow, large).json()["event_id"]) == "end"
 
 
@@ -290,11 +308,15 @@ def test_a_tool_s_caller_who_leaves_ends_its_run():
     called = {"name": "compare", "arguments": {"task": "arithmetic", "text": LONG}}
     accepted = {"accept": "application/json, text/event-stream"}
     asked = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": called}
-    with ThreadPoolExecutor(1) as pool:
-        left = pool.submit(httpx.post, tools, json=asked, headers=accepted, timeout=httpx.Timeout(30, read=3))
-        assert becomes(lambda: served.session.running == 1, seconds=3)
-        with pytest.raises(httpx.ReadTimeout):
-            left.result()
+    for read_s in (3, 10, 30):  # the first call of a tool makes gradio's own client, on a busy machine in seconds
+        with ThreadPoolExecutor(1) as pool:
+            left = pool.submit(httpx.post, tools, json=asked, headers=accepted, timeout=httpx.Timeout(30, read=read_s))
+            was_running = becomes(lambda: served.session.running == 1, seconds=read_s)
+            with pytest.raises(httpx.ReadTimeout):
+                left.result()
+        if was_running:
+            break
+    assert was_running
     assert becomes(lambda: not served.session.running and not served.demo._queue.callers)
     assert kinds_of(served.url, ask(served, "1+1").json()["event_id"])[-1] == "end"
     served.demo.close(verbose=False)
@@ -304,7 +326,7 @@ def test_nobody_decides_the_address_of_others(served):
     """The first one who asks for the API's description names a host, and everybody is shown calls to it."""
     described = f"{served.url.rstrip('/')}/gradio_api/info"
     elsewhere = {"host": "elsewhere.example", "x-forwarded-host": "elsewhere.example"}
-    for path in ("", "/", "?all_endpoints=true", "?page="):
+    for path in ("", "/", "?all_endpoints=true", "?page=", "?page=none"):
         assert httpx.get(described + path, headers=elsewhere, timeout=60).status_code in (200, 307)
         own = httpx.get(described, timeout=60)
         assert "elsewhere.example" not in own.text and served.url.rstrip("/") in own.text

@@ -11,19 +11,28 @@ from typing import Any
 
 MOST_PARTS = 2000
 """Strings of a request, and characters that a value or a key follows. A page's have about a hundred."""
+MOST_LEVELS = 50
+"""Lists and objects within each other."""
 MOST_QUOTED_BYTES = 10_000
 """Of a request's parts that are no values for an endpoint: gradio sends them back with what it says against them."""
+MOST_TOOL_BYTES = 2 * 10**6
+"""Of a request of an MCP client, which is held until its tool's run is over."""
 MOST_NAME = 64
 NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_NAME}}}")
 """What a caller may call a session; gradio's own pages and clients use ten characters, or the 36 of a UUID."""
 BY_NAME = "/gradio_api/call/v2/"
 CANCEL = "/gradio_api/cancel"
 TOOLS = "/gradio_api/mcp"
-_JSON = re.compile(r"application/([^;\s]*\+)?json\b", re.IGNORECASE)
+_VALUED = tuple(f"/gradio_api/{one}" for one in ("call/", "queue/join", "run/", "api/"))
+"""Beginnings of paths whose requests have values for an endpoint, in a list called data."""
+_JSON = re.compile(r"application/([^;\s]*\+)?json\s*(;|$)", re.IGNORECASE)
 BODY_BYTES = "selfspan.body_bytes"
 """Of a request's scope: how long its body was."""
 _PART = re.compile(rb'"[^"]*"?|[\[{,:]')
 """Of a body whose strings have no escaped quotation marks."""
+
+
+TOO_DEEP = f"Lists and objects may lie in each other {MOST_LEVELS} times at most."
 
 
 class WrongBody(Exception):
@@ -49,13 +58,20 @@ def read(path: str, body: bytes, kind: str) -> Any:
     _require_few_parts(body)
     try:
         said = json.loads(text)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise WrongBody(TOO_DEEP) from None
+    except ValueError:
         if len(body) > MOST_QUOTED_BYTES:
             raise WrongBody("The request is no JSON.") from None
         return None
     _require_names(said)
-    _require_keys_of_unicode(said)
-    if not path.startswith((BY_NAME, TOOLS)):
+    _require_flat(said)
+    if path.startswith(TOOLS):
+        if len(body) > MOST_TOOL_BYTES:
+            raise WrongBody(f"The request of a tool is larger than {MOST_TOOL_BYTES / 10**6:g} MB.")
+    elif path.startswith(BY_NAME) and path != BY_NAME and isinstance(said, dict):
+        _require_quotable(list(said))
+    else:
         _require_quotable(_without_values(path, said))
     return said
 
@@ -77,17 +93,20 @@ def _require_few_parts(body: bytes) -> None:
         raise WrongBody(f"A request may have {MOST_PARTS // 2:,} values and keys at most.")
 
 
-def _require_keys_of_unicode(said: Any) -> None:
-    """Half of a pair of surrogates in a key, which gradio names in what it refuses, and which nobody can send."""
-    left = [said]
+def _require_flat(said: Any) -> None:
+    """Neither more levels than gradio's encoders get over, nor keys that nobody can send: gradio names them."""
+    left = [(said, 0)]
     while left:
-        value = left.pop()
+        value, level = left.pop()
+        if not isinstance(value, dict | list):
+            continue
+        if level == MOST_LEVELS:
+            raise WrongBody(TOO_DEEP)
         if isinstance(value, dict):
             if any(_is_broken(key) for key in value):
                 raise WrongBody("A name in the request has half of a pair of surrogates.")
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
+            value = list(value.values())
+        left += [(one, level + 1) for one in value]
 
 
 def _is_broken(text: str) -> bool:
@@ -100,7 +119,7 @@ def _is_broken(text: str) -> bool:
 
 def _without_values(path: str, said: Any) -> Any:
     """A request without the values that are for an endpoint, which the endpoint refuses in words of its own."""
-    if isinstance(said, dict) and isinstance(said.get("data"), list) and not path.startswith(CANCEL):
+    if isinstance(said, dict) and isinstance(said.get("data"), list) and path.startswith(_VALUED):
         return {name: value for name, value in said.items() if name != "data"}
     return said
 
@@ -110,8 +129,8 @@ def _require_quotable(said: Any) -> None:
         quoted = json.dumps(said, allow_nan=False, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise WrongBody("The request has half of a pair of surrogates.") from None
-    except (ValueError, RecursionError):
-        raise WrongBody("Numbers have to be finite, and nothing nested a thousand times.") from None
+    except ValueError:
+        raise WrongBody("Numbers have to be finite.") from None
     if len(quoted) > MOST_QUOTED_BYTES:
         raise WrongBody(f"Beside the list of values, data, a request may have {MOST_QUOTED_BYTES:,} bytes at most.")
 

@@ -11,6 +11,8 @@ import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from gradio.queueing import Event, Queue
@@ -22,7 +24,9 @@ MOST_UNREAD = 10_000
 """Sessions whose calls are over, their messages read or not, and that nobody reads, and messages of all of them: those
 that called last are kept."""
 MOST_UNTOLD = 150
-"""Calls of a session whose ends nobody has read. All calls of MCP clients are of one session: some 130 run and wait."""
+MOST_OF_ONE = 2000
+"""Calls of a session whose ends nobody has read, and messages that nobody has, while calls are taken. All calls for MCP
+clients are of one session: 40 at once."""
 MOST_HELD_BYTES = 64 * 10**6
 LARGE_BYTES = 100_000
 """Of requests whose calls wait or run: over the first, no large one is let in."""
@@ -69,16 +73,18 @@ class CallQueue(Queue):
         if num_bytes > LARGE_BYTES and held + num_bytes > MOST_HELD_BYTES:
             return False, TOO_LARGE.format(held / 10**6), "queue_full"
         num_untold = len(self.pending_event_ids_session.get(session, ()))
-        if num_untold >= MOST_UNTOLD:
+        messages = self.pending_messages_per_session.get(session)
+        if num_untold >= MOST_UNTOLD or (messages is not None and messages.qsize() > MOST_OF_ONE):
             return False, TOO_MANY_UNTOLD.format(num_untold), "queue_full"
-        if session in self.pending_messages_per_session:
+        if messages is not None:
             self.pending_messages_per_session.move_to_end(session)
         self.make_room()
         return await super().push(body, request, username)
 
     async def clean_events(self, *, session_hash: str | None = None, event_id: str | None = None) -> None:
         """See gradio, which ends a session's calls with any of its streams, though another one reads them."""
-        if session_hash is None or self.streams[session_hash] <= 1:
+        self.end_reading()
+        if session_hash is None or session_hash not in self.streams:
             await super().clean_events(session_hash=session_hash, event_id=event_id)
 
     async def process_events(self, events: list[Event], *arguments: Any, **options: Any) -> None:
@@ -114,11 +120,21 @@ class CallQueue(Queue):
     @contextmanager
     def read(self, session: str) -> Iterator[None]:
         """While a stream reads a session's messages they are kept."""
+        reader = _Reader(session)
         self.streams[session] += 1
+        token = _READER.set(reader)
         try:
             yield
         finally:
-            self.streams -= Counter([session])
+            self.end_reading()
+            _READER.reset(token)
+
+    def end_reading(self) -> None:
+        """The stream that this is called in reads no more: where two of a session end at once, one is the last."""
+        reader = _READER.get()
+        if reader is not None and reader.is_there:
+            reader.is_there = False
+            self.streams -= Counter([reader.session])
 
     def session_of(self, call: str) -> str | None:
         """The session of a call that runs or that somebody may still ask about; None where there is no such call."""
@@ -159,6 +175,18 @@ class CallQueue(Queue):
         self.pending_messages_per_session.pop(session, None)
 
 
+@dataclass
+class _Reader:
+    """A stream that reads a session's messages."""
+
+    session: str
+    is_there: bool = True
+
+
+_READER: ContextVar[_Reader | None] = ContextVar("reader", default=None)
+"""Of the request that is being answered."""
+
+
 class _Messages(OrderedDict):
     """Queues of messages by session, in the order of their last calls."""
 
@@ -168,7 +196,8 @@ class _Messages(OrderedDict):
 
     def __delitem__(self, session: str) -> None:
         """A stream that breaks off takes its session's messages with it, but not from another one that reads them."""
-        if self._queue.streams[session] <= 1 and session in self:
+        self._queue.end_reading()
+        if session not in self._queue.streams and session in self:
             super().__delitem__(session)
 
 

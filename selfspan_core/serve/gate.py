@@ -7,7 +7,6 @@ is closed here, before gradio reads a request.
 import asyncio
 import logging
 import traceback
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -20,10 +19,15 @@ MAX_BODY_BYTES = 8 * 10**6
 """Of a request: the most characters that a text may have before it is cleaned, escaped as JSON may have them."""
 BODY_S = 30.0
 """Seconds in which a request's body has to arrive."""
+MOST_COMING_BYTES = 64 * 10**6
+LARGE_BYTES = 100_000
+"""Of all bodies that arrive: over the first, no more of a large one is taken."""
 CLOSED = (
     *("/monitoring", "/svelte", "/login", "/logout"),
     *("/gradio_api/upload", "/gradio_api/process_recording", "/gradio_api/component_server", "/gradio_api/file"),
     *("/gradio_api/proxy", "/gradio_api/stream", "/gradio_api/custom_component", "/gradio_api/deep_link"),
+    # Tools are served over streamable HTTP; these are of the older way.
+    *("/gradio_api/mcp/sse", "/gradio_api/mcp/messages"),
     *("/gradio_api/dev", "/gradio_api/runs", "/gradio_api/run-history", "/gradio_api/vibe", "/gradio_api/undo-vibe"),
     "/gradio_api/profiling",
 )
@@ -47,6 +51,7 @@ class Gate:
     def __init__(self, app: ASGIApp, max_body_bytes: int = MAX_BODY_BYTES, body_s: float = BODY_S) -> None:
         self._app = app
         self._max_body_bytes, self._body_s = max_body_bytes, body_s
+        self._num_coming = 0  # bytes of bodies that have begun to arrive and not ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or pass it on."""
@@ -67,25 +72,38 @@ class Gate:
                 most = f"{self._max_body_bytes / 10**6:g} MB"
                 await _refused(413, f"The request is larger than {most}.")(scope, receive, send)
                 return
-            whole = b"".join(message.get("body", b"") for message in body)
-            why = _wrong_with(path, whole, scope)
+            except _TooMuch:
+                await _refused(503, "Too much is being sent at once. Try again in a minute.")(scope, receive, send)
+                return
+            except _Gone:
+                return
+            why = _wrong_with(path, body, scope)
             if why:
                 await _refused(400, why)(scope, receive, send)
                 return
-            scope[BODY_BYTES] = len(whole)
+            scope[BODY_BYTES] = len(body)
             receive = _replayed(body, receive)
+            del body  # which the request has now, until it is read
         await self._answered(path, scope, receive, send)
 
-    async def _body(self, receive: Receive) -> list[Message]:
-        """The messages of a request's body. Raises _TooLarge."""
-        messages, size = [], 0
-        while True:
-            messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            if size > self._max_body_bytes:
-                raise _TooLarge
-            if not messages[-1].get("more_body", False):
-                return messages
+    async def _body(self, receive: Receive) -> bytes:
+        """A request's body. Raises _TooLarge, _TooMuch, _Gone."""
+        body = bytearray()
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _Gone
+                body += message.get("body", b"")
+                self._num_coming += len(message.get("body", b""))
+                if len(body) > self._max_body_bytes:
+                    raise _TooLarge
+                if len(body) > LARGE_BYTES and self._num_coming > MOST_COMING_BYTES:
+                    raise _TooMuch
+                if not message.get("more_body", False):
+                    return bytes(body)
+        finally:
+            self._num_coming -= len(body)
 
     async def _answered(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; where gradio fails, the caller is told whether what was asked for is not there (400), or
@@ -160,15 +178,23 @@ class _TooLarge(Exception):
     """A request has more bytes than one may have."""
 
 
+class _TooMuch(Exception):
+    """All requests that arrive have more bytes than they may have."""
+
+
+class _Gone(Exception):
+    """Who sends the request is gone."""
+
+
 def _refused(status: int, why: str) -> JSONResponse:
     return JSONResponse({"detail": why}, status_code=status)
 
 
-def _replayed(messages: list[Message], receive: Receive) -> Receive:
-    """A `receive` that gives messages which came already, then those that come."""
-    waiting = iter(messages)
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body which came already, then what comes."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def replay() -> Any:
-        return next(waiting, None) or await receive()
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
 
     return replay

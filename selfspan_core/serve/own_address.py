@@ -1,6 +1,6 @@
 """The description of the API, with the address by which its reader came. No torch here."""
 
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,10 +22,10 @@ class OwnAddress:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; where it asks for all pages, it asks for the one that there is."""
-        path = scope.get("path", "").removeprefix(scope.get("root_path", "")).rstrip("/")
+        """Pass the request on; whichever page it asks for, it is the one that there is."""
+        path = scope.get("path", "").removeprefix(scope.get("root_path", "").rstrip("/")).rstrip("/")
         if scope["type"] == "http" and path == DESCRIPTION:
-            asked: bytes = scope.get("query_string", b"")
-            if "page" not in parse_qs(asked.decode("latin-1"), keep_blank_values=True):
-                scope = {**scope, "query_string": b"&".join(filter(None, (asked, b"page=")))}
+            asked = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+            others = [pair for pair in asked if pair[0] != "page"]
+            scope = {**scope, "query_string": urlencode([*others, ("page", "")]).encode()}
         await self._app(scope, receive, send)

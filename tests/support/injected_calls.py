@@ -123,10 +123,13 @@ def tools_left(url: str, session: FakeSession) -> str:
 
     def leaves(_: int) -> None:
         with suppress(httpx.ReadTimeout):
-            httpx.post(f"{url}gradio_api/mcp/", json=asked, headers=accepted, timeout=httpx.Timeout(30, read=2))
+            httpx.post(f"{url}gradio_api/mcp/", json=asked, headers=accepted, timeout=httpx.Timeout(30, read=5))
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(leaves, range(4)))
+        left = [pool.submit(leaves, number) for number in range(4)]
+        while not session.running and not all(one.done() for one in left):
+            time.sleep(0.01)
+        assert session.running, "no tool's run had begun"
     found = ended(session)
     session.rates = {"dense": 300, "sparse": 480}
     return f"4 clients left their tools' runs; {found}"
