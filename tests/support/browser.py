@@ -1,5 +1,6 @@
 """A tab of Debian's Chromium with the app in it, and what it must never do."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Tab:
 
     def __init__(self, window, url: str, size: tuple[int, int] = (1280, 1100), **media: str) -> None:
         self.complaints: list[str] = []
+        self.calls: list[str] = []
         self.page = window.new_page()
         self.page.set_viewport_size({"width": size[0], "height": size[1]})
         self.page.emulate_media(**{"color_scheme": "light", **media})
@@ -31,6 +33,8 @@ class Tab:
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
         self.page.on("request", lambda request: self._on_request(request.url, url.partition("?")[0]))
+        for moment in ("request", "requestfinished", "requestfailed"):
+            self.page.on(moment, lambda request, moment=moment: self._note(moment, request.method, request.url))
         self._arrive(lambda: self.page.goto(url))
 
     def _arrive(self, go: Callable[[], object]) -> None:
@@ -58,6 +62,12 @@ class Tab:
     def _on_console(self, message) -> None:
         if message.type == "error":
             self.complaints.append(f"console: {message.text}")
+
+    def _note(self, moment: str, method: str, asked: str) -> None:
+        """For the message of a wait that ends in vain: calls, their streams, and when."""
+        _, is_call, route = asked.partition("/gradio_api/queue/")
+        if is_call:
+            self.calls.append(f"{time.monotonic():.2f} s {moment} {method} {route.partition('?')[0]}")
 
     def _on_request(self, asked: str, own: str) -> None:
         if not asked.startswith((own, "data:", "blob:")):
@@ -105,8 +115,15 @@ class Tab:
         self.page.click("text=Plain adapter against span adapter")
 
     def wait(self, state: str, timeout: float = 60_000) -> None:
-        """Until the race is in `state`."""
-        self.page.wait_for_selector(f'.ss[data-state="{state}"]', timeout=timeout)
+        """Until the race is in `state`. Raises an AssertionError that says what the page has done instead."""
+        from playwright.sync_api import Error  # not there where vLLM is tested
+
+        try:
+            self.page.wait_for_selector(f'.ss[data-state="{state}"]', timeout=timeout)
+        except Error as error:
+            said = self.page.locator(".toast-wrap, .ss-alert").all_inner_texts()
+            seen = f"the race is {self.state}, not {state}; said: {said}; {self.complaints}; calls: {self.calls}"
+            raise AssertionError(seen) from error
 
     @property
     def state(self) -> str:
