@@ -1,9 +1,11 @@
 """The page's tab for articles, around a session that plays scripts: sources lit, bad input, an article too long."""
 
+import re
+
 import pytest
 
 from selfspan_core.tasks.registry import get_task
-from tests.support.fake_session import FakeSession
+from tests.support.fake_session import FakeSession, layout
 
 ARTICLE = get_task("summarize").examples[0]
 TASKS = ("arithmetic", "summarize")
@@ -241,6 +243,34 @@ class TestArticles:
         tab.page.click(ASK)
         tab.wait("done")
         assert labels.count() == 0
+
+    def test_a_long_prompt_says_how_far_it_is(self, stage, open_tab):
+        """Would catch a page that stands still for the minute that a laptop takes for a long article, a bar that stays
+        behind the prompt or behind Stop, and a lane that is said to read while it does not write yet."""
+        session = FakeSession(dense=2000, sparse=2000)
+        tab = open_articles(open_tab(stage(session, TASKS)))
+        size = layout(get_task("summarize").parse(ARTICLE))[0]
+        bars = tab.page.locator(".ss-prompt-bar >> visible=true")
+        for is_stopped in (False, True):
+            with session.held(0):
+                session.prompt_done = 10
+                summarize(tab)
+                for lane in ("dense", "sparse"):
+                    caption = tab.page.locator(f"{tab.pane(lane)} .ss-caption")
+                    told = tab.page.get_by_text(f"reading the prompt: 10 of {size} tokens", exact=True)
+                    told.and_(caption).wait_for()
+                assert bars.count() == 2
+                session.prompt_done = 20
+                tab.page.get_by_text(re.compile(rf"20 of {size} tokens, about \d+ s left")).and_(caption).wait_for()
+                assert bars.last.evaluate("bar => bar.value") == pytest.approx(20 / size)
+                if is_stopped:
+                    tab.page.click(".ss-stop >> visible=true")
+                    tab.wait("stopped")
+                    assert bars.count() == 0
+            session.prompt_done = None
+            if not is_stopped:
+                tab.wait("done")
+                assert bars.count() == 0
 
     def test_markup_in_an_article_is_text(self, articles):
         """Would catch an article that becomes part of the page."""

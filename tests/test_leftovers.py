@@ -130,14 +130,15 @@ def test_a_waiting_call_without_messages_stops_nothing(served):
 def test_calls_that_nobody_reads_take_nothing_from_others(monkeypatch):
     """Gradio keeps 2,000 queues and drops the oldest, though its call is waiting or being read."""
     monkeypatch.setattr(call_queue, "MOST_IDLE", 20)
-    served = Served(dense=20, sparse=25)
-    slow = ask(served, LONG).json()["event_id"]
+    served = Served()
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(ended_with, served.url, slow)
-        for number in range(60):
-            ask(served, None, session_hash=f"unread-{number}")
-        assert len(served.demo._queue.pending_messages_per_session) >= 20
-        assert served.demo._queue.session_of(slow) == slow  # it has gone on through all of them
+        with served.session.held(1):
+            slow = ask(served, LONG).json()["event_id"]
+            reading = pool.submit(ended_with, served.url, slow)
+            for number in range(60):
+                ask(served, None, session_hash=f"unread-{number}")
+            assert len(served.demo._queue.pending_messages_per_session) >= 20
+            assert served.demo._queue.session_of(slow) == slow  # it has gone on through all of them
         assert reading.result() == "end"
     assert kinds(served.url, "1+1")[-1] == "end"
     assert becomes(lambda: len(served.demo._queue.pending_messages_per_session) <= 21)
@@ -173,10 +174,11 @@ def test_cancels_leave_nothing(served):
     number = next(one._id for one in served.demo.fns.values() if one.api_name == "compare")
     for at in range(6):
         named = {"session_hash": f"one-{at}"}
-        event = ask(served, LONG, **named).json()["event_id"]
-        for wrong in ({"fn_index": 0}, {"session_hash": "other"}):
-            forged = {**named, "fn_index": number, "event_id": event, **wrong}
-            assert httpx.post(cancel, json=forged, timeout=60).status_code == 400
+        with served.session.held(1):  # a call that is over may be cancelled by anybody
+            event = ask(served, LONG, **named).json()["event_id"]
+            for wrong in ({"fn_index": 0}, {"session_hash": "other"}):
+                forged = {**named, "fn_index": number, "event_id": event, **wrong}
+                assert httpx.post(cancel, json=forged, timeout=60).status_code == 400
         time.sleep(0.02 * at)
         own = {**named, "fn_index": number, "event_id": event}
         assert httpx.post(cancel, json=own, timeout=60).json() == {"success": True}
@@ -271,7 +273,8 @@ def test_two_streams_that_break_off_at_once(slow):
     for one in both:  # reset, as by a machine that lost its power
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.close()
-    assert becomes(lambda: slow.is_idle, seconds=2) and slow.held()[1:] == (0, 0)
+    # The queue of a session that somebody named may stay for a while, as gradio notices an end in one way or another.
+    assert becomes(lambda: slow.is_idle and slow.held()[2] == 0), slow.held()
 
 
 def test_cancels_at_once_are_one(slow):
@@ -285,7 +288,7 @@ def test_cancels_at_once_are_one(slow):
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda one: httpx.post(cancel, json=one, timeout=60), [body] * 4))
         assert {one.status_code for one in answers} <= {200, 400}, answers  # 400: nothing of that name any more
-    assert becomes(lambda: slow.is_idle) and not slow.demo.app.iterators and not slow.demo.app.iterators_to_reset
+    assert becomes(lambda: slow.is_idle and not slow.demo.app.iterators and not slow.demo.app.iterators_to_reset)
 
 
 def test_large_requests_that_wait_are_bounded(slow, monkeypatch):

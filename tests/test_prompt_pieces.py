@@ -1,6 +1,7 @@
 """Long prompts on a CPU, which go through the decoder in pieces."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from selfspan_core.attention.kv_cache import KVCache
 from selfspan_core.attention.readers import DenseReader, ReferenceReader
 from selfspan_core.engine import host_step
 from selfspan_core.engine.decode_loop import DecodeLoop
-from selfspan_core.engine.events import Failed, Waiting
+from selfspan_core.engine.events import Failed, Prefilled, PromptPart
 from selfspan_core.engine.host_step import HostStep
 from selfspan_core.models.model import SpanModel
 from tests.support.asking import asked
@@ -35,22 +36,29 @@ def host(model, batch, attention):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_a_long_prompt_in_pieces(model, attention, monkeypatch):
     """Would catch a piece that does not see the ones before it, a last piece whose id is lost, a row that goes on with
-    half a prompt, and a run that cannot be stopped before its prompt is through."""
+    half a prompt, a run that cannot be stopped before its prompt is through, and a piece that is told too late, twice
+    or with another's seconds."""
     pairs = [example(seed, num_steps=2) for seed in range(3)]
     requests = [asked(prompt, forced_tokens=forced, with_logits=True) for prompt, forced in pairs]
     whole = by_request(host(model, 2, attention).generate(requests))
     monkeypatch.setattr(host_step, "piece_tokens", lambda _: 5)
-    loop, found, num_waiting = host(model, 2, attention), [], [0] * 3
+    loop, found, parts = host(model, 2, attention), [], [[], [], []]
     for number, event in loop.generate(requests):
-        if isinstance(event, Waiting):
-            num_waiting[number] += 1
-        else:
-            found.append((number, event))
+        if isinstance(event, PromptPart):
+            parts[number].append(event)
+            continue
+        if isinstance(event, Prefilled):
+            assert 0 < sum(part.seconds for part in parts[number]) == pytest.approx(event.told_s)
+            assert event.told_s < event.seconds
+            event = replace(event, told_s=0.0)
+        found.append((number, event))
     # The first piece is done when a row begins, and Prefilled comes of the last one.
-    assert num_waiting == [-(-prompt.prompt.num_tokens // 5) - 2 for prompt, _ in pairs] and min(num_waiting) > 1
-    assert by_request(found) == whole
+    sizes = [prompt.prompt.num_tokens for prompt, _ in pairs]
+    assert [[part.num_done for part in told] for told in parts] == [list(range(10, size, 5)) for size in sizes]
+    assert min(map(len, parts)) > 1 and by_request(found) == whole
     running = loop.generate(requests)
-    assert next(running) == (0, Waiting())
+    number, event = next(running)
+    assert (number, event.num_done) == (0, 10) and event.seconds > 0
     running.close()
     assert loop._step.num_outstanding == 0 and by_request(loop.generate(requests[:1])).keys() == {0}
 
@@ -70,7 +78,7 @@ def test_a_piece_that_fails_ends_its_request_alone(model, monkeypatch):
 
     monkeypatch.setattr(loop._step, "_prefill", failing)
     events = list(loop.generate(requests))
-    (failed,) = [event for number, event in events if number == 0 and not isinstance(event, Waiting)]
+    (failed,) = [event for number, event in events if number == 0 and not isinstance(event, PromptPart)]
     assert isinstance(failed, Failed) and isinstance(failed.error, MemoryError) and not loop.is_lost
     assert by_request((0, event) for number, event in events if number == 1)[0] == expected
 

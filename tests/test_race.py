@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfspan_core.compare.race import Race
-from selfspan_core.engine.events import Finished, OtherRows, Prefilled, StepEnded, Token
+from selfspan_core.engine.events import Finished, OtherRows, Prefilled, PromptPart, StepEnded, Token
 from selfspan_core.errors import LaneError
 from selfspan_core.spans.tracker import Phase, StepRecord
 
@@ -59,6 +59,14 @@ def test_prefill_counts():
     """Would catch a race that forgets prefill: the lane whose prefill took longer must start late."""
     race = Race({"a": ScriptedLane(1, 5, prefill_s=0.0035), "b": ScriptedLane(1, 5)})
     assert "".join(order(race)) == "bbbbabaaaa"
+
+
+def test_long_prompts_take_turns():
+    """Would catch one lane's prompt that is processed whole before the other's, and parts that count twice."""
+    prompt = [PromptPart(5, 0.2), PromptPart(10, 0.3), Prefilled(12, 0.6, told_s=0.5), token(1.0)]
+    race = Race({"a": iter(prompt), "b": iter(prompt)})
+    assert "".join(lane for lane, _ in race) == "abababab"
+    assert race.clocks == {lane: pytest.approx(0.601) for lane in "ab"}
 
 
 @given(st.floats(0.1, 50), st.floats(0.1, 50), st.integers(1, 60), st.integers(1, 60))

@@ -10,7 +10,17 @@ from typing import Any
 
 from selfspan_core.compare.lanes import LaneSpec
 from selfspan_core.compare.read_rows import ReadRows
-from selfspan_core.engine.events import Event, Finished, HeaderClosed, Measured, OtherRows, Prefilled, StepEnded, Token
+from selfspan_core.engine.events import (
+    Event,
+    Finished,
+    HeaderClosed,
+    Measured,
+    OtherRows,
+    Prefilled,
+    PromptPart,
+    StepEnded,
+    Token,
+)
 from selfspan_core.models.tokenizer import SpanTokenizer
 from selfspan_core.spans.intervals import Interval
 from selfspan_core.spans.protocol import Markers
@@ -126,6 +136,7 @@ class LaneView:
         self._stream = TextStream(tokenizer)
         self._position = prompt_tokens
         self._prefill_s = 0.0
+        self._num_prompt_done: int | None = None  # of a long prompt, while it is processed
         self._phase = "prefill"
         self._reading: tuple[str, ...] | str = ()
         self._newest: Token | None = None
@@ -186,8 +197,11 @@ class LaneView:
             self._header_closed(event)
         elif isinstance(event, StepEnded):
             self._step_ended(event)
+        elif isinstance(event, PromptPart):
+            self._prefill_s += event.seconds
+            self._num_prompt_done = event.num_done
         elif isinstance(event, Prefilled):
-            self._prefill_s = event.seconds
+            self._prefill_s, self._num_prompt_done = event.seconds, None
             self._phase = Phase.BETWEEN.value
         elif isinstance(event, OtherRows):
             self.num_other_tokens += event.num_tokens
@@ -343,6 +357,7 @@ class LaneView:
             "steps": [step.as_tick() for step in changed.values()] if self.spec.annotated else [],
             "done": self.finish is not None,
             "finish": self.finish,
+            **({} if self._num_prompt_done is None else {"prompt_done": self._num_prompt_done}),
             **self._draft_figures(),
             **self._load_figures(),
         }

@@ -12,7 +12,7 @@ same steps, and a lane's time would be that of both.
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from selfspan_core.engine.events import Event, OtherRows, Prefilled, Token
+from selfspan_core.engine.events import Event, OtherRows, Prefilled, PromptPart, Token
 from selfspan_core.errors import LaneError
 
 
@@ -20,7 +20,9 @@ def own_seconds(event: Event) -> float:
     """Seconds of its own work that a lane spent to produce this event."""
     if isinstance(event, Token):
         return event.step_ms / 1000
-    if isinstance(event, Prefilled | OtherRows):
+    if isinstance(event, Prefilled):
+        return event.seconds - event.told_s
+    if isinstance(event, PromptPart | OtherRows):
         return event.seconds
     return 0.0
 

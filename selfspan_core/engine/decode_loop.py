@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from selfspan_core.engine.events import Account, Event, Failed, Prefilled, Waiting
+from selfspan_core.engine.events import Account, Event, Failed, Prefilled, PromptPart
 from selfspan_core.engine.request import PromptRequest
 from selfspan_core.engine.step import First, Pending, Step, Stepped
 from selfspan_core.errors import EngineLost, ImplUnavailable, PromptError
@@ -28,6 +28,7 @@ class _Active:
     begun: int  # the beginning that counts; and steps launched before it are not the row's
     num_pending: int = 1  # beginnings and steps on their way, each of which brings one id or more
     num_tokens: int = 0
+    told_s: float = 0.0  # of its prompt, in events so far
 
 
 class DecodeLoop:
@@ -65,8 +66,8 @@ class DecodeLoop:
 
         Returns:
             (number of the request, event): Prefilled, then per token Token and its news, then Finished; or Failed in
-            place of what would have followed. Before Prefilled, Waiting for each piece of a long prompt. Of a request
-            that nobody watches Waiting and Prefilled alone, or Failed. Closing the iterator frees all rows.
+            place of what would have followed. Before Prefilled, PromptPart for pieces of a long prompt. Of a request
+            that nobody watches PromptPart and Prefilled alone, or Failed. Closing the iterator frees all rows.
 
         Raises:
             RuntimeError: another call of this method is not over yet.
@@ -206,10 +207,11 @@ class DecodeLoop:
 
     def _begun(self, active: _Active, outcome: First | Pending) -> Iterator[Event]:
         if isinstance(outcome, Pending):
-            yield Waiting()
+            seconds, active.told_s = outcome.seconds - active.told_s, outcome.seconds
+            yield PromptPart(outcome.num_done, seconds)
             return
         active.num_pending -= 1
-        yield Prefilled(active.num_prompt, outcome.seconds)
+        yield Prefilled(active.num_prompt, outcome.seconds, active.told_s)
         if active.account is None:
             self._count(outcome.row, active, [outcome.id])
             return

@@ -18,11 +18,31 @@ Clock = Literal["device", "host", "server", "arrival"]
 
 
 @dataclass(frozen=True, slots=True)
+class PromptPart:
+    """A part of a long prompt is processed, and more is to come.
+
+    Attributes:
+        num_done: tokens of the prompt so far.
+        seconds: of the work since the event before this one.
+    """
+
+    num_done: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prefilled:
-    """The prompt is processed and the first token's logits are ready. `seconds`: what that took."""
+    """The prompt is processed and the first token's logits are ready.
+
+    Attributes:
+        num_tokens: of the prompt.
+        seconds: that all of it took.
+        told_s: of these, the seconds that PromptPart events told already.
+    """
 
     num_tokens: int
     seconds: float
+    told_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +117,7 @@ class OtherRows:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing came for a moment, of a server or a long prompt: whoever wants to end the run can do so meanwhile."""
+    """Nothing came of a server for a moment: whoever wants to end the run can do so meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +166,7 @@ class Failed:
     error: Exception
 
 
-Event = Prefilled | Token | HeaderClosed | StepEnded | OtherRows | Waiting | Measured | Finished | Failed
+Event = PromptPart | Prefilled | Token | HeaderClosed | StepEnded | OtherRows | Waiting | Measured | Finished | Failed
 
 
 class Account:

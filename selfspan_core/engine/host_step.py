@@ -194,7 +194,7 @@ class HostStep:
         failures: dict[int, Exception] = {}
         first = self._attempt(oldest.row, functools.partial(self._piece, oldest), failures)
         if first is None:
-            return Pending(oldest.row, oldest.number)
+            return Pending(oldest.row, oldest.number, oldest.num_done, oldest.seconds)
         self._outstanding.popleft()
         if isinstance(first, First):
             return first

@@ -69,10 +69,14 @@ class Pending:
     Attributes:
         row: of the step.
         begun: what `begin` returned.
+        num_done: tokens of the prompt so far.
+        seconds: that the prompt has taken so far.
     """
 
     row: int
     begun: int
+    num_done: int
+    seconds: float
 
 
 class Step(Protocol):

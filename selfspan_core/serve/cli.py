@@ -19,6 +19,7 @@ from selfspan_core.models.registry import resolve_model
 from selfspan_core.params import Request, SamplingParams
 from selfspan_core.serve.cli_options import build_parser, printable
 from selfspan_core.serve.lazy_session import silence_libraries
+from selfspan_core.serve.prompt_bar import with_bar
 from selfspan_core.serve.stores import engines_named, make_store
 from selfspan_core.serve.text_files import UnknownEncoding, decoded, decoded_line
 from selfspan_core.tasks.base import read_pasted
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number, prepared in enumerate(runs):
         try:
             show = print_json if arguments.json else print_text
-            with closing(session.stream(prepared)) as ticks:
+            with closing(with_bar(session.stream(prepared))) as ticks:
                 show(ticks, is_first=number == 0)
         except LaneError as error:
             print(f"error: {place(requests[number][0])}{error}", file=sys.stderr)

@@ -19,6 +19,7 @@ class Pane {
     this.follow = find(root, ".ss-follow");
     this.copy = find(root, ".ss-copy");
     this.drafts = find(root, ".ss-drafts");
+    this.bar = find(root, ".ss-prompt-bar");
     this.following = true;
     this.streaming = false;
     this.view = LINE;
@@ -39,6 +40,8 @@ class Pane {
     this.paidFor = paidFor;
     this.dense = lane.attention === "dense";
     this.annotated = lane.adapter !== "plain";
+    this.prompt = { size: lane.prompt_tokens, done: 0, from: 0, since: null };
+    this.bar.hidden = true;
     this.root.dataset.tokens = 0;
     find(this.root, ".ss-name").textContent = lane.label.split(",")[0];
     find(this.root, ".ss-adapter").textContent = `${lane.adapter} adapter`;
@@ -83,7 +86,23 @@ class Pane {
     if (!draw) return;
     this.figure(lane);
     this.reading.attend(lane.phase, lane.reading);
+    this.readPrompt(lane.prompt_done ?? null);
     this.root.dataset.tokens = lane.tokens;
+  }
+
+  // A long prompt on a CPU: how much of it is processed, and how long the rest takes as things go; null: it is through.
+  // The time is the visitor's own, for lanes take turns.
+  readPrompt(done) {
+    this.bar.hidden = done === null;
+    if (done === null) return;
+    const { prompt } = this;
+    const now = performance.now();
+    if (prompt.since === null) Object.assign(prompt, { from: done, since: now });
+    this.bar.value = done / prompt.size;
+    const left = ((now - prompt.since) / (done - prompt.from)) * (prompt.size - done);
+    const time = Number.isFinite(left) && left > 0 ? `, about ${Math.max(1, Math.round(left / 1000))} s left` : "";
+    const [some, all] = [done, prompt.size].map((count) => count.toLocaleString("en"));
+    this.reading.say(`reading the prompt: ${some} of ${all} tokens${time}`);
   }
 
   // What is new into sight, the newest step unless somebody scrolled away. Where things lie is a layout of the page: it is
@@ -125,6 +144,7 @@ class Pane {
 
   // Nothing is being read any more.
   rest(text) {
+    this.bar.hidden = true;
     this.streaming = false;
     this.follow.hidden = true;
     this.reading.rest(text);

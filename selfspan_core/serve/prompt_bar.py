@@ -1,0 +1,37 @@
+"""A bar on the terminal while long prompts are processed: on a CPU that takes seconds to minutes, and writes nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+OF_TERMINALS = {"disable": None, "leave": False}
+
+def with_bar(ticks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The objects of a run, as they are. Meanwhile a bar with the time left, on standard error, if that is a terminal.
+
+    Args:
+        ticks: of `compare.session.Session.compare`; closed with this iterator.
+    """
+    from tqdm import tqdm
+
+    bar, sizes = None, {}
+    try:
+        for tick in ticks:
+            if tick["kind"] == "start":
+                sizes = {lane["id"]: lane["prompt_tokens"] for lane in tick["lanes"]}
+            lanes = tick["lanes"] if tick["kind"] == "tick" else {}
+            if any("prompt_done" in lane for lane in lanes.values()):
+                bar = bar or tqdm(total=sum(sizes.values()), desc="reading the prompt", unit="token", **OF_TERMINALS)
+                bar.update(sum(_num_done(lane, sizes[name]) for name, lane in lanes.items()) - bar.n)
+            elif bar is not None:
+                bar.close()
+            yield tick
+    finally:
+        if bar is not None:
+            bar.close()
+        if hasattr(ticks, "close"):
+            ticks.close()
+
+
+def _num_done(lane: dict[str, Any], num_tokens: int) -> int:
+    """Tokens of a lane's prompt that are processed, given its entry in a tick and how many they are."""
+    return lane.get("prompt_done", 0) if lane["phase"] == "prefill" else num_tokens
