@@ -262,13 +262,15 @@ class TestArticles:
                 assert bars.count() == 2
                 session.prompt_done = 20
                 tab.page.get_by_text(re.compile(rf"20 of {size} tokens, about \d+ s left")).and_(caption).wait_for()
-                assert bars.last.evaluate("bar => bar.value") == pytest.approx(20 / size)
+                assert bars.last.get_attribute("aria-valuenow") == f"{round(100 * 20 / size)}"
+                assert re.fullmatch(r"Reading the prompt: 50\u202f%, about \d+ s left\.", tab.text(".ss-status"))
                 if is_stopped:
                     tab.page.click(".ss-stop >> visible=true")
                     tab.wait("stopped")
                     assert bars.count() == 0
             session.prompt_done = None
             if not is_stopped:
+                tab.page.locator(".ss-status", has_text="Running.").wait_for()
                 tab.wait("done")
                 assert bars.count() == 0
 

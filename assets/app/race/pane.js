@@ -40,7 +40,7 @@ class Pane {
     this.paidFor = paidFor;
     this.dense = lane.attention === "dense";
     this.annotated = lane.adapter !== "plain";
-    this.prompt = { size: lane.prompt_tokens, done: 0, from: 0, since: null };
+    this.prompt = { size: lane.prompt_tokens, share: null, from: 0, since: null };
     this.bar.hidden = true;
     this.root.dataset.tokens = 0;
     find(this.root, ".ss-name").textContent = lane.label.split(",")[0];
@@ -93,16 +93,18 @@ class Pane {
   // A long prompt on a CPU: how much of it is processed, and how long the rest takes as things go; null: it is through.
   // The time is the visitor's own, for lanes take turns.
   readPrompt(done) {
-    this.bar.hidden = done === null;
+    const { prompt, bar } = this;
+    bar.hidden = done === null;
+    prompt.share = done === null ? null : done / prompt.size;
     if (done === null) return;
-    const { prompt } = this;
     const now = performance.now();
     if (prompt.since === null) Object.assign(prompt, { from: done, since: now });
-    this.bar.value = done / prompt.size;
     const left = ((now - prompt.since) / (done - prompt.from)) * (prompt.size - done);
-    const time = Number.isFinite(left) && left > 0 ? `, about ${Math.max(1, Math.round(left / 1000))} s left` : "";
+    prompt.left = Number.isFinite(left) && left > 0 ? `, about ${Math.max(1, Math.round(left / 1000))} s left` : "";
+    bar.setAttribute("aria-valuenow", Math.round(100 * prompt.share));
+    bar.firstChild.style.width = `${(100 * prompt.share).toFixed(1)}%`;
     const [some, all] = [done, prompt.size].map((count) => count.toLocaleString("en"));
-    this.reading.say(`reading the prompt: ${some} of ${all} tokens${time}`);
+    this.reading.say(`reading the prompt: ${some} of ${all} tokens${prompt.left}`);
   }
 
   // What is new into sight, the newest step unless somebody scrolled away. Where things lie is a layout of the page: it is

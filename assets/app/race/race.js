@@ -79,6 +79,7 @@ function begin(payload) {
   Object.assign(view, { offered: "", stale: "" });
   if (view === shown) lay(view.account);
   if (isRecorded) return setState(view, "playing", "A recorded run, at its own pace. Press Run to do it here.");
+  view.tenth = null;
   setState(view, "running", "Running.");
   if (view !== shown) return;
   collapseForms();
@@ -268,6 +269,17 @@ function apply(payload, draw) {
   if (!isRecorded) history.add(view.account);
 }
 
+// While prompts are processed, in the words that are read out: a tenth at a time, for the lane that is behind.
+function tellPrompt(lanes) {
+  if (live !== shown || live.state !== "running") return;
+  const prompts = Object.keys(lanes).map((lane) => panes[lane].prompt);
+  const behind = prompts.filter(({ share }) => share !== null).sort((a, b) => a.share - b.share)[0];
+  const tenth = behind ? Math.floor(10 * behind.share) : null;
+  if (tenth === live.tenth) return;
+  live.tenth = tenth;
+  setState(live, "running", behind ? `Reading the prompt: ${10 * tenth}\u202f%${behind.left}.` : "Running.");
+}
+
 function update(lanes, draw, isEnd) {
   for (const [lane, news] of Object.entries(lanes)) {
     panes[lane].finished = news.done ? news.finish : null;
@@ -276,6 +288,7 @@ function update(lanes, draw, isEnd) {
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
   if (!draw || !Object.keys(lanes).length) return;
+  tellPrompt(lanes);
   headline.update(lanes, panes.dense.paidFor);
   if (lanes.sparse?.tokens && !panes.dense.paidFor) judgeReads("sparse", judgeShare(lanes.sparse.share));
   stage.draw(isEnd);

@@ -6,6 +6,7 @@ class View {
     this.account = null; // of the run that the panes show
     this.state = "idle";
     this.text = "Ready.";
+    this.tenth = null; // of the prompt, told while it is processed
     this.offered = ""; // a part of an article that can be used instead
     this.stale = ""; // why its run says nothing of the newest input: that was "refused", or the run's is "replaced"
   }
