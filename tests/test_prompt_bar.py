@@ -50,7 +50,9 @@ def test_a_bar_for_who_looks(is_terminal, monkeypatch):
     error = Terminal() if is_terminal else io.StringIO()
     monkeypatch.setattr("sys.stderr", error)
     monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
-    monkeypatch.setattr("selfspan_core.serve.prompt_bar.OF_TERMINALS", {"disable": None, "leave": False, "mininterval": 0})
+    monkeypatch.setattr(
+        "selfspan_core.serve.prompt_bar.OF_TERMINALS", {"disable": None, "leave": False, "mininterval": 0}
+    )
     assert list(with_bar(ticks())) == list(ticks())
     shown = error.getvalue()
     assert ("64/300" in shown, "228/300" in shown, "reading the prompt" in shown) == (is_terminal,) * 3

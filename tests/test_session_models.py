@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from selfspan_core.attention import backends as impls
-from selfspan_core.compare.lane_view import LaneView, TextStream
+from selfspan_core.compare.lane_view import LaneView
 from selfspan_core.compare.session import Session
+from selfspan_core.compare.text_stream import TextStream
 from selfspan_core.engine.engine import Engine
 from selfspan_core.engine.model_store import ModelStore
 from selfspan_core.errors import ImplUnavailable

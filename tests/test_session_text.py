@@ -2,8 +2,9 @@
 
 import pytest
 
-from selfspan_core.compare.lane_view import LaneView, TextStream
+from selfspan_core.compare.lane_view import LaneView
 from selfspan_core.compare.lanes import LaneSpec, lane_specs
+from selfspan_core.compare.text_stream import TextStream
 from selfspan_core.errors import InputError
 from selfspan_core.params import Request
 from tests.support.asking import compare, prepare

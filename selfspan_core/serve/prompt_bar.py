@@ -1,9 +1,10 @@
-"""A bar on the terminal while long prompts are processed: on a CPU that takes seconds to minutes, and writes nothing."""
+"""A bar on the terminal while long prompts are processed, which on a CPU takes seconds to minutes."""
 
 from collections.abc import Iterator
 from typing import Any
 
 OF_TERMINALS = {"disable": None, "leave": False}
+
 
 def with_bar(ticks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The objects of a run, as they are. Meanwhile a bar with the time left, on standard error, if that is a terminal.
