@@ -108,7 +108,8 @@ def users(folder: Path, python: Path) -> list[Machine]:
     mine = Machine("own user", folder, python, (), {**kept, **NOWHERE, "HOME": str(home)})
     if os.getuid() != 0:
         return [mine]
-    nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    # setpriv may still start what its user may not: an interpreter in another's home, with a library found elsewhere.
+    nobody = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "env")
     elsewhere = {**kept, **NOWHERE, "HOME": "/nonexistent"}
     return [replace(mine, name="root"), Machine("user without rights", folder, python, nobody, elsewhere)]
 
