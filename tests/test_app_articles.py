@@ -1,7 +1,5 @@
 """The page's tab for articles, around a session that plays scripts: sources lit, bad input, an article too long."""
 
-import re
-
 import pytest
 
 from selfspan_core.tasks.registry import get_task
@@ -246,33 +244,35 @@ class TestArticles:
 
     def test_a_long_prompt_says_how_far_it_is(self, stage, open_tab):
         """Would catch a page that stands still for the minute that a laptop takes for a long article, a bar that stays
-        behind the prompt or behind Stop, and a lane that is said to read while it does not write yet."""
+        behind the prompt or behind Stop, and a time left that forgets the lane that has not begun."""
         session = FakeSession(dense=2000, sparse=2000)
         tab = open_articles(open_tab(stage(session, TASKS)))
         size = layout(get_task("summarize").parse(ARTICLE))[0]
         bars = tab.page.locator(".ss-prompt-bar >> visible=true")
+        status = tab.page.locator(".ss-status")
         for is_stopped in (False, True):
             with session.held(0):
-                session.prompt_done = 10
+                session.prompt_done = {"dense": 20}
                 summarize(tab)
-                for lane in ("dense", "sparse"):
-                    caption = tab.page.locator(f"{tab.pane(lane)} .ss-caption")
-                    told = tab.page.get_by_text(f"reading the prompt: 10 of {size} tokens", exact=True)
-                    told.and_(caption).wait_for()
+                left = f"about {round((2 * size - 20) / 10)} s left"
+                said = f"{left}: 20 of {size} tokens of the prompt are read"
+                tab.page.locator(f"{tab.pane('dense')} .ss-caption", has_text=said).wait_for()
+                assert status.text_content() == f"Reading the prompt: {200 // (2 * size)}0\u202f%, {left}."
+                assert bars.count() == 1 and tab.text(f"{tab.pane('sparse')} .ss-caption") == ""
+                session.prompt_done = {"dense": 20, "sparse": 30}
+                said = f"about {round((2 * size - 50) / 10)} s left: 30 of {size} tokens of the prompt are read"
+                tab.page.locator(f"{tab.pane('sparse')} .ss-caption", has_text=said).wait_for()
                 assert bars.count() == 2
-                session.prompt_done = 20
-                tab.page.get_by_text(re.compile(rf"20 of {size} tokens, about \d+ s left")).and_(caption).wait_for()
-                assert bars.last.get_attribute("aria-valuenow") == f"{round(100 * 20 / size)}"
-                assert re.fullmatch(r"Reading the prompt: 50\u202f%, about \d+ s left\.", tab.text(".ss-status"))
+                assert bars.last.get_attribute("aria-valuenow") == f"{round(100 * 30 / size)}"
                 if is_stopped:
                     tab.page.click(".ss-stop >> visible=true")
                     tab.wait("stopped")
-                    assert bars.count() == 0
-            session.prompt_done = None
-            if not is_stopped:
-                tab.page.locator(".ss-status", has_text="Running.").wait_for()
-                tab.wait("done")
+                session.prompt_done = {}
+                if not is_stopped:
+                    tab.page.locator(".ss-status", has_text="Running.").wait_for()
                 assert bars.count() == 0
+            if not is_stopped:
+                tab.wait("done")
 
     def test_markup_in_an_article_is_text(self, articles):
         """Would catch an article that becomes part of the page."""

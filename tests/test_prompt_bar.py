@@ -59,6 +59,12 @@ def test_a_bar_for_who_looks(is_terminal, monkeypatch):
     assert is_terminal or not shown
 
 
+def test_nobody_looks_and_nothing_is_there_to_write_to(monkeypatch):
+    """Would catch a run that fails because standard error is closed."""
+    monkeypatch.setattr("sys.stderr", None)
+    assert list(with_bar(ticks())) == list(ticks())
+
+
 def test_a_run_that_is_left_is_closed():
     """Would catch a bar that keeps a run's lanes, whose device others wait for."""
     closed = []

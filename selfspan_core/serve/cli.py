@@ -1,7 +1,7 @@
 """The command line: `python -m selfspan_core run`, the same runs as in the app without a browser.
 
 All checks that need no model come first, for all lines; torch is imported after that.
-Standard output holds results only; reasons go to standard error.
+Standard output holds results only; reasons go to standard error, and on a terminal the bar of a long prompt.
 """
 
 import argparse

@@ -14,7 +14,20 @@ from selfspan_core.serve.feed import dumps
 RECORDED = PAGE / "recorded.json"
 """A real run that the page plays until a visitor runs something; `serve.record` writes it."""
 SCRIPTS = (
-    *("words", "clipboard", "code", "source", "steps", "cited", "reading", "pane", "map_paint", "map", "stage"),
+    *(
+        "words",
+        "clipboard",
+        "code",
+        "source",
+        "steps",
+        "cited",
+        "reading",
+        "pane",
+        "prompts",
+        "map_paint",
+        "map",
+        "stage",
+    ),
     *("chart", "headline", "large", "player", "form", "asks", "address", "account", "view", "trace", "picture", "keep"),
     *("history", "race"),
 )

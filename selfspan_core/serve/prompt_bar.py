@@ -1,9 +1,11 @@
 """A bar on the terminal while long prompts are processed, which on a CPU takes seconds to minutes."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 OF_TERMINALS = {"disable": None, "leave": False}
+"""Settings of tqdm for a bar that is shown on a terminal only, and is gone when it is full."""
 
 
 def with_bar(ticks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -14,15 +16,18 @@ def with_bar(ticks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """
     from tqdm import tqdm
 
-    bar, sizes = None, {}
+    bar, sizes, is_open = None, {}, sys.stderr is not None
     try:
         for tick in ticks:
             if tick["kind"] == "start":
                 sizes = {lane["id"]: lane["prompt_tokens"] for lane in tick["lanes"]}
             lanes = tick["lanes"] if tick["kind"] == "tick" else {}
-            if any("prompt_done" in lane for lane in lanes.values()):
-                bar = bar or tqdm(total=sum(sizes.values()), desc="reading the prompt", unit="token", **OF_TERMINALS)
-                bar.update(sum(_num_done(lane, sizes[name]) for name, lane in lanes.items()) - bar.n)
+            if is_open and any("prompt_done" in lane for lane in lanes.values()):
+                done = sum(_num_done(lane, sizes[name]) for name, lane in lanes.items())
+                if bar is None:  # how fast it is shows from here on: what is done took its time before
+                    shown = {"desc": "reading the prompt", "unit": "token", "initial": done}
+                    bar = tqdm(total=sum(sizes.values()), **shown, **OF_TERMINALS)
+                bar.update(done - bar.n)
             elif bar is not None:
                 bar.close()
             yield tick

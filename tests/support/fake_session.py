@@ -238,7 +238,7 @@ class FakeSession:
         self.events: list[tuple[str, float]] = []
         self.ticks: list[dict] = []
         self.hold_at: int | None = None  # tokens that no lane goes beyond, until a test says otherwise
-        self.prompt_done: int | None = None  # tokens of a long prompt, while it is processed
+        self.prompt_done: dict[str, int] = {}  # tokens of long prompts, while they are processed, at ten a second
         self.sampling: tuple[float, float, int] | None = None  # of the last run
         self.model: str | None = None  # of the last run
         self.asked: dict = {}  # options of the last run
@@ -300,8 +300,8 @@ class FakeSession:
             time.sleep(TICK_SECONDS)
             for lane in lanes.values():
                 lane.advance(time.monotonic() - began, self.hold_at)
-            more = {} if self.prompt_done is None else {"prompt_done": self.prompt_done}
-            yield {"kind": "tick", "lanes": {name: lane.delta() | more for name, lane in lanes.items()}}
+            told = {name: {"prompt_done": done, "elapsed_s": done / 10} for name, done in self.prompt_done.items()}
+            yield {"kind": "tick", "lanes": {name: lane.delta() | told.get(name, {}) for name, lane in lanes.items()}}
         yield self._end(task, problem, adapter, load, {name: lane.result() for name, lane in lanes.items()})
 
     def _start(self, task: str, problem, adapter: str, load: int, lanes: dict) -> dict:

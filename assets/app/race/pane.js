@@ -40,7 +40,7 @@ class Pane {
     this.paidFor = paidFor;
     this.dense = lane.attention === "dense";
     this.annotated = lane.adapter !== "plain";
-    this.prompt = { size: lane.prompt_tokens, share: null, from: 0, since: null };
+    this.promptSize = lane.prompt_tokens;
     this.bar.hidden = true;
     this.root.dataset.tokens = 0;
     find(this.root, ".ss-name").textContent = lane.label.split(",")[0];
@@ -86,25 +86,19 @@ class Pane {
     if (!draw) return;
     this.figure(lane);
     this.reading.attend(lane.phase, lane.reading);
-    this.readPrompt(lane.prompt_done ?? null);
     this.root.dataset.tokens = lane.tokens;
   }
 
-  // A long prompt on a CPU: how much of it is processed, and how long the rest takes as things go; null: it is through.
-  // The time is the visitor's own, for lanes take turns.
-  readPrompt(done) {
-    const { prompt, bar } = this;
+  // `done`: tokens of a long prompt that are processed, null where it is through; `left`: how long all prompts still take.
+  readPrompt(done, left) {
+    const { promptSize: size, bar } = this;
     bar.hidden = done === null;
-    prompt.share = done === null ? null : done / prompt.size;
     if (done === null) return;
-    const now = performance.now();
-    if (prompt.since === null) Object.assign(prompt, { from: done, since: now });
-    const left = ((now - prompt.since) / (done - prompt.from)) * (prompt.size - done);
-    prompt.left = Number.isFinite(left) && left > 0 ? `, about ${Math.max(1, Math.round(left / 1000))} s left` : "";
-    bar.setAttribute("aria-valuenow", Math.round(100 * prompt.share));
-    bar.firstChild.style.width = `${(100 * prompt.share).toFixed(1)}%`;
-    const [some, all] = [done, prompt.size].map((count) => count.toLocaleString("en"));
-    this.reading.say(`reading the prompt: ${some} of ${all} tokens${prompt.left}`);
+    bar.setAttribute("aria-valuenow", Math.round((100 * done) / size));
+    bar.firstChild.style.width = `${((100 * done) / size).toFixed(1)}%`;
+    const [some, all] = [done, size].map((count) => count.toLocaleString("en"));
+    // The time first: what follows is cut where the pane is narrow.
+    this.reading.say(`${left}: ${some} of ${all} tokens of the prompt are read`);
   }
 
   // What is new into sight, the newest step unless somebody scrolled away. Where things lie is a layout of the page: it is

@@ -239,10 +239,11 @@ function take(number, task) {
   live = views[task];
   if (player?.recorded.start.task === task) player.stop();
   keep.say("");
-  // What another task's run had written is all that there will be of it.
-  if (before === live || !BUSY.includes(before.state)) return;
+  if (!BUSY.includes(before.state)) return;
+  // What the run before had written is all that there will be of it.
   if (before.has(last)) before.account.halted = "stopped";
-  setState(before, "stopped", "Stopped: another run began.");
+  if (before !== live) setState(before, "stopped", "Stopped: another run began.");
+  else if (before.has(last) && before === shown) showHalt("stopped");
 }
 
 // The recorded run, as the page loads: it plays, or rests where the visitor wants no motion.
@@ -269,15 +270,14 @@ function apply(payload, draw) {
   if (!isRecorded) history.add(view.account);
 }
 
-// While prompts are processed, in the words that are read out: a tenth at a time, for the lane that is behind.
-function tellPrompt(lanes) {
-  if (live !== shown || live.state !== "running") return;
-  const prompts = Object.keys(lanes).map((lane) => panes[lane].prompt);
-  const behind = prompts.filter(({ share }) => share !== null).sort((a, b) => a.share - b.share)[0];
-  const tenth = behind ? Math.floor(10 * behind.share) : null;
-  if (tenth === live.tenth) return;
+// While prompts are processed: in each pane, and a tenth at a time in the words that are read out.
+function tellPrompts(lanes) {
+  const read = readOf(lanes, { dense: panes.dense.promptSize, sparse: panes.sparse.promptSize });
+  for (const [lane, news] of Object.entries(lanes)) panes[lane].readPrompt(news.prompt_done ?? null, read?.left);
+  const tenth = read && Math.floor(10 * read.share);
+  if (live !== shown || live.state !== "running" || tenth === live.tenth) return;
   live.tenth = tenth;
-  setState(live, "running", behind ? `Reading the prompt: ${10 * tenth}\u202f%${behind.left}.` : "Running.");
+  setState(live, "running", read ? `Reading the prompt: ${10 * tenth}\u202f%, ${read.left}.` : "Running.");
 }
 
 function update(lanes, draw, isEnd) {
@@ -288,7 +288,7 @@ function update(lanes, draw, isEnd) {
     panes[lane].flag(news.done ? (ENDINGS[news.finish] ?? "finished") : "");
   }
   if (!draw || !Object.keys(lanes).length) return;
-  tellPrompt(lanes);
+  tellPrompts(lanes);
   headline.update(lanes, panes.dense.paidFor);
   if (lanes.sparse?.tokens && !panes.dense.paidFor) judgeReads("sparse", judgeShare(lanes.sparse.share));
   stage.draw(isEnd);
