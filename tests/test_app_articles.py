@@ -274,6 +274,27 @@ class TestArticles:
             if not is_stopped:
                 tab.wait("done")
 
+    def test_a_run_that_waits_leaves_no_prompt_half_read(self, stage, open_tab):
+        """Would catch a bar that stands still, and a time left that is nobody's, where a second run of the same task waits
+        behind somebody else's."""
+        session = FakeSession(dense=2000, sparse=2000)
+        url = stage(session, TASKS)
+        mine, other = open_tab(url), open_tab(url)
+        with session.held(0):
+            session.prompt_done = {"dense": 5}
+            mine.run("79*36+63")
+            mine.page.locator(".ss-prompt-bar >> visible=true").wait_for()
+            other.run("1+2")
+            other.wait("waiting")
+            mine.page.press("#expression textarea", "Enter")
+            mine.wait("waiting")
+            other.page.locator(".ss-prompt-bar >> visible=true").wait_for()
+            assert mine.page.locator(".ss-prompt-bar >> visible=true").count() == 0
+            assert mine.text(f"{mine.pane('dense')} .ss-flag") == "stopped"
+        session.prompt_done = {}
+        for tab in (other, mine):
+            tab.wait("done")
+
     def test_markup_in_an_article_is_text(self, articles):
         """Would catch an article that becomes part of the page."""
         tab = articles()
