@@ -275,8 +275,8 @@ class TestArticles:
                 tab.wait("done")
 
     def test_a_run_that_waits_leaves_no_prompt_half_read(self, stage, open_tab):
-        """Would catch a bar that stands still, and a time left that is nobody's, where a second run of the same task waits
-        behind somebody else's."""
+        """Would catch a bar that stands still, and a time left that is nobody's, where a second run of the same task
+        waits behind somebody else's."""
         session = FakeSession(dense=2000, sparse=2000)
         url = stage(session, TASKS)
         mine, other = open_tab(url), open_tab(url)
